@@ -1,0 +1,212 @@
+"""The analysis of one matrix, from its entries to everything that stands in its rows; no Ray, no files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from scanner.rmt import metrics
+from scanner.rmt.decomposition import Decomposition, LowRank, SvdMethod, decompose, decompose_low_rank
+from scanner.rmt.entries import entry_statistics
+from scanner.rmt.ks_null import KsNull
+from scanner.rmt.marchenko_pastur import FloatArray, singular_value_edges
+from scanner.rmt.sigma import SIGMA_KINDS, BulkFit, SigmaKind, fit_bulk, sigma_init, sigma_median, sigma_std
+
+#: Raised whenever the same matrix would give different rows; part of every scan's identity.
+METHOD_VERSION = 1
+
+
+class NotFiniteError(ValueError):
+    """A matrix with NaN or infinite entries: it has no singular values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis:
+    """What random matrix theory says of one m x n matrix; fields are named like the columns of the tables.
+
+    Arrays have length min(m, n) (of a product of thin factors: their width), index k = 0 being the largest singular
+    value. `u` is the left (output) side, `v` the right (input) side. p-values are NaN where a singular value is
+    numerically zero (its vectors are arbitrary) and on a side of length 1.
+    """
+
+    rows: int
+    cols: int
+    singular_values: FloatArray
+    region: NDArray[np.str_]
+    u_ks: FloatArray
+    u_p: FloatArray
+    u_p_local: FloatArray
+    u_ipr: FloatArray
+    u_peak: FloatArray
+    v_ks: FloatArray
+    v_p: FloatArray
+    v_p_local: FloatArray
+    v_ipr: FloatArray
+    v_peak: FloatArray
+    sigma: float
+    sigma_kind: SigmaKind
+    sigma_median: float
+    sigma_std: float
+    sigma_init: float
+    sigma_bulk: float
+    mp_lower: float
+    mp_upper: float
+    mp_ks: float
+    outliers_left: int
+    outliers_right: int
+    rank: int
+    spectral_norm: float
+    frobenius_norm: float
+    stable_rank: float
+    effective_rank: float
+    u_p_mean: float
+    v_p_mean: float
+    svd_method: SvdMethod
+    svd_residual: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Side:
+    ks: FloatArray
+    p: FloatArray
+    p_local: FloatArray
+    ipr: FloatArray
+    peak: FloatArray
+
+
+def _side(vectors: torch.Tensor, rank: int, null: KsNull) -> _Side:
+    statistics = entry_statistics(vectors)
+    ks = statistics.ks.cpu().numpy().astype(np.float64)
+    p = null.p_values(ks, vectors.shape[1])
+    p[rank:] = np.nan
+    return _Side(
+        ks=ks,
+        p=p,
+        p_local=metrics.local_average(p),
+        ipr=statistics.ipr.cpu().numpy().astype(np.float64),
+        peak=statistics.peak.cpu().numpy().astype(np.float64),
+    )
+
+
+def _as_matrix(array: ArrayLike | torch.Tensor, device: str | torch.device | None) -> torch.Tensor:
+    """The array as a floating (m, n) tensor on the device, checked for what has no singular values."""
+    tensor = array if isinstance(array, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(array))
+    tensor = tensor.detach()
+    if tensor.ndim != 2 or 0 in tensor.shape:
+        raise ValueError(
+            f"a matrix with at least one row and one column is needed, got an array of shape {tuple(tensor.shape)}"
+        )
+    if tensor.is_complex():
+        raise ValueError("a real matrix is needed, got complex entries")
+    if not tensor.is_floating_point():
+        tensor = tensor.to(torch.float64)
+    tensor = tensor if device is None else tensor.to(device)
+    # One sum instead of a mask: only where it is not finite does counting cost anything.
+    if not bool(torch.isfinite(tensor.sum(dtype=torch.float64))):
+        nan, inf = int(tensor.isnan().sum()), int(tensor.isinf().sum())
+        if nan or inf:
+            raise NotFiniteError(f"{nan} NaN and {inf} infinite of {tensor.numel()} entries: it has no singular values")
+    return tensor
+
+
+def _chosen_fit(kind: SigmaKind, estimates: dict[SigmaKind, float], bulk: BulkFit, rows: int, cols: int) -> BulkFit:
+    if kind == "bulk":
+        return bulk
+    sigma = estimates[kind]
+    lower, upper = singular_value_edges(sigma, rows, cols)
+    return BulkFit(sigma=sigma, lower=lower, upper=upper)
+
+
+def analyze(
+    array: ArrayLike | torch.Tensor | LowRank,
+    *,
+    sigma: SigmaKind = "median",
+    null: KsNull | str = "table",
+    device: str | torch.device | None = None,
+) -> Analysis:
+    """Compare one m x n matrix with random matrix theory: its spectrum with the MP law, its vectors with the Gaussian.
+
+    Args:
+        array: anything numpy understands as a real matrix, a torch tensor, or the factors of a product of thin matrices;
+            rows = out_features, cols = in_features.
+        sigma: the estimate that the edges come from: `median`, `std`, `init` or `bulk`; all four are in the result.
+        null: where p-values come from: `table` (shipped, 10^6 draws a length) or `mc:N` (N simulated vectors of the exact length).
+        device: where to compute; None leaves a tensor where it is.
+
+    Raises:
+        ValueError: not a real matrix, unknown `sigma` or `null`.
+        NotFiniteError: NaN or infinite entries (a ValueError; its message counts them).
+        DecompositionError: no decomposition that multiplies back to the matrix was found.
+    """
+    if sigma not in SIGMA_KINDS:
+        raise ValueError(f"unknown sigma {sigma!r}; known: {', '.join(SIGMA_KINDS)}")
+    null = KsNull.parse(null) if isinstance(null, str) else null
+    if isinstance(array, LowRank):
+        factors = LowRank(left=_as_matrix(array.left, device), right=_as_matrix(array.right, device))
+        total = float(factors.left.sum(dim=0, dtype=torch.float64) @ factors.right.sum(dim=1, dtype=torch.float64))
+        return summarize(decompose_low_rank(factors), total, sigma=sigma, null=null)
+    matrix = _as_matrix(array, device)
+    return summarize(decompose(matrix), float(matrix.sum(dtype=torch.float64)), sigma=sigma, null=null)
+
+
+def summarize(parts: Decomposition, sum_of_entries: float, *, sigma: SigmaKind, null: KsNull) -> Analysis:
+    """Everything that follows from a decomposition and the sum of the entries (which the singular values do not know)."""
+    rows, cols = parts.left.shape[1], parts.right.shape[1]
+    s = parts.singular_values.cpu().numpy()
+    # Of a product of thin factors only some triplets are there; the other singular values are zero, and count as such.
+    spectrum = np.pad(s, (0, min(rows, cols) - len(s)))
+    rank = metrics.numerical_rank(s, rows, cols)
+    bulk = fit_bulk(spectrum, rows, cols)
+    estimates: dict[SigmaKind, float] = {
+        "median": sigma_median(spectrum, rows, cols),
+        "std": sigma_std(sum_of_entries, s, rows, cols),
+        "init": sigma_init(rows),
+        "bulk": bulk.sigma,
+    }
+    fit = _chosen_fit(sigma, estimates, bulk, rows, cols)
+    region = metrics.regions(s, fit.lower, fit.upper, rank)
+    u, v = _side(parts.left, rank, null), _side(parts.right, rank, null)
+    return Analysis(
+        rows=rows,
+        cols=cols,
+        singular_values=s,
+        region=region,
+        u_ks=u.ks,
+        u_p=u.p,
+        u_p_local=u.p_local,
+        u_ipr=u.ipr,
+        u_peak=u.peak,
+        v_ks=v.ks,
+        v_p=v.p,
+        v_p_local=v.p_local,
+        v_ipr=v.ipr,
+        v_peak=v.peak,
+        sigma=fit.sigma,
+        sigma_kind=sigma,
+        sigma_median=estimates["median"],
+        sigma_std=estimates["std"],
+        sigma_init=estimates["init"],
+        sigma_bulk=estimates["bulk"],
+        mp_lower=fit.lower,
+        mp_upper=fit.upper,
+        mp_ks=metrics.mp_distance(spectrum, rows, cols, fit.sigma),
+        outliers_left=int(np.count_nonzero(region == "left")),
+        outliers_right=int(np.count_nonzero(region == "right")),
+        rank=rank,
+        spectral_norm=float(s[0]),
+        frobenius_norm=float(np.linalg.norm(s)),
+        stable_rank=metrics.stable_rank(s),
+        effective_rank=metrics.effective_rank(s),
+        u_p_mean=_mean(u.p),
+        v_p_mean=_mean(v.p),
+        svd_method=parts.method,
+        svd_residual=parts.residual,
+    )
+
+
+def _mean(p_values: FloatArray) -> float:
+    known = p_values[~np.isnan(p_values)]
+    return float(known.mean()) if known.size else float("nan")

@@ -1,0 +1,239 @@
+"""Full singular value decomposition in float64, fast enough to do for every matrix and right at its small end.
+
+Through the Gram matrix of the smaller side: A^T A = V L V^T, B = A V, s_k = |B e_k|, u_k = B e_k / s_k. The square roots
+of L would lose half the digits of a small singular value; the column norms of B do not, because an error of order eps in
+v_k enters |A v_k| only in second order. That holds while the Gram matrix tells the small directions apart: from a
+condition number of 1e6 on it does not, and errors jump to 1e-5 and more. So the block of columns of B that belong to
+small values is decomposed once more by the same means (deflation): its own largest value now sets the rounding, and
+errors stay below 1e-8 up to `GRAM_CONDITION_LIMIT`. Beyond it (rank-deficient matrices, above all) a full float64 SVD
+takes over. `benchmarks/bench_decomposition.py` measures all of this beside sqrt(L) and a float32 SVD.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import scipy.linalg
+import torch
+from scipy.linalg.blas import dsyrk
+
+SvdMethod = Literal["gram", "svd", "low_rank"]
+
+_NO_CONVERGENCE = (np.linalg.LinAlgError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
+
+#: Condition number up to which the Gram matrix serves.
+GRAM_CONDITION_LIMIT = 1e9
+#: Largest relative residual that a decomposition may show; sound ones show 1e-13 or less.
+RESIDUAL_LIMIT = 1e-9
+
+_PROBES = 2
+# Values below this share of the largest are decomposed again by themselves, where the condition number makes it worth while.
+_DEFLATION = 1e-3
+_DEFLATION_CONDITION = 1e5
+
+
+class DecompositionError(ArithmeticError):
+    """Neither way of decomposing a matrix gave one that multiplies back to it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decomposition:
+    """W = sum_k s_k u_k v_k^T, k = 0 the largest; float64 tensors on the device of W.
+
+    `singular_values` has shape (r,), r = min(m, n). The vectors are rows: `left` is (r, m), `right` is (r, n).
+    `residual` estimates the relative Frobenius error of U S V^T and of its transpose on random vectors.
+    """
+
+    singular_values: torch.Tensor
+    left: torch.Tensor
+    right: torch.Tensor
+    method: SvdMethod
+    residual: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Factors:
+    """Singular values, and the singular vectors of the smaller (near) and the larger side (far) as rows."""
+
+    s: torch.Tensor
+    near: torch.Tensor
+    far: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRank:
+    """A matrix W = left right that is kept as its factors: left (m, r), right (r, n), r much smaller than m and n."""
+
+    left: torch.Tensor
+    right: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n)."""
+        return self.left.shape[0], self.right.shape[1]
+
+
+def decompose_low_rank(matrix: LowRank) -> Decomposition:
+    """SVD of a product of thin factors, exact and cheap: QR of both, then the SVD of the r x r core.
+
+    The result has min(m, n, r) triplets: the other singular values of W are zero, and their vectors arbitrary.
+
+    Raises:
+        ValueError: NaN or infinite entries.
+    """
+    left, right = matrix.left.to(torch.float64), matrix.right.to(torch.float64)
+    if not bool(left.isfinite().all() and right.isfinite().all()):
+        raise ValueError(f"a {matrix.shape} low-rank matrix with NaN or infinite entries has no singular values")
+    q_left, r_left = torch.linalg.qr(left)
+    q_right, r_right = torch.linalg.qr(right.T)
+    u, s, vh = torch.linalg.svd(r_left @ r_right.T, full_matrices=False)
+    return Decomposition(
+        singular_values=s, left=(q_left @ u).T.contiguous(), right=vh @ q_right.T, method="low_rank", residual=0.0
+    )
+
+
+def _eigenvectors(load: Callable[[], torch.Tensor]) -> torch.Tensor | None:
+    """Eigenvectors of the smaller side's Gram matrix as rows, largest eigenvalue first; None where eigh does not converge.
+
+    The Gram matrix is negated, so that LAPACK's ascending order is ours and nothing has to be turned around. On the CPU syrk and
+    dsyevd run in place on one buffer, and the matrix itself is let go before eigh asks for its workspace.
+    """
+    matrix = load()
+    rows, cols = matrix.shape
+    try:
+        if matrix.device.type != "cpu":
+            gram = -(matrix.T @ matrix) if rows >= cols else -(matrix @ matrix.T)
+            del matrix
+            on_device: torch.Tensor = torch.linalg.eigh(gram).eigenvectors
+            return on_device.T.contiguous()
+        columns = matrix.numpy().T  # the Fortran-ordered view of the same memory
+        gram = dsyrk(-1.0, columns, trans=int(rows < cols))
+        del matrix, columns
+        vectors = scipy.linalg.eigh(gram, lower=False, overwrite_a=True, check_finite=False, driver="evd")[1]
+    except _NO_CONVERGENCE:
+        return None
+    return torch.from_numpy(vectors.T)
+
+
+def _product(vectors: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """A matrix product; on the CPU through numpy, whose BLAS is the faster one on AMD processors."""
+    if matrix.device.type == "cpu":
+        return torch.from_numpy(vectors.numpy() @ matrix.numpy())
+    return vectors @ matrix
+
+
+def _gram(load: Callable[[], torch.Tensor]) -> _Factors | None:
+    """The factors through the Gram matrix, deflated where they need it; None where a full SVD is called for."""
+    near = _eigenvectors(load)
+    if near is None:
+        return None
+    matrix = load()
+    far = _product(near, matrix.T if matrix.shape[0] >= matrix.shape[1] else matrix)
+    del matrix
+    s = torch.linalg.vector_norm(far, dim=1)
+    largest = float(s.max())
+    if not float(s.min()) * GRAM_CONDITION_LIMIT > largest:
+        return None
+    keep = int((s >= _DEFLATION * largest).sum())
+    if keep < len(s) and float(s.min()) * _DEFLATION_CONDITION < largest:
+        # Below `keep` the Gram matrix does not tell directions apart any more. Without the large ones it does: once more, for
+        # the block of small ones alone, whose own largest value now sets the rounding.
+        block = far[keep:]
+        inner = _gram(lambda: block)
+        if inner is None:
+            return None
+        near[keep:] = _product(inner.near, near[keep:])
+        s[keep:], far[keep:] = inner.s, inner.far
+        far[:keep] /= s[:keep, None]
+        if not float(s.min()) * GRAM_CONDITION_LIMIT > largest:
+            return None
+    else:
+        far /= s[:, None]
+    if bool((s.diff() > 0).any()):  # near-equal values, swapped by rounding
+        order = s.argsort(descending=True, stable=True)
+        s, near, far = s[order], near[order], far[order]
+    return _Factors(s=s, near=near, far=far)
+
+
+def _full_svd(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """s, U^T, V^T by a full float64 SVD: divide and conquer, and where that does not converge by QR iteration.
+
+    Raises:
+        DecompositionError: neither converges.
+    """
+    try:
+        if matrix.device.type != "cpu":
+            u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+            return s, u.T.contiguous(), vh
+        try:
+            un, sn, vn = scipy.linalg.svd(
+                matrix.numpy(), full_matrices=False, check_finite=False, lapack_driver="gesdd"
+            )
+        except np.linalg.LinAlgError:
+            un, sn, vn = scipy.linalg.svd(
+                matrix.numpy(), full_matrices=False, check_finite=False, lapack_driver="gesvd"
+            )
+    except _NO_CONVERGENCE as error:
+        raise DecompositionError(
+            f"the float64 SVD of a {tuple(matrix.shape)} matrix does not converge: {error}"
+        ) from error
+    return (
+        torch.from_numpy(sn),
+        torch.from_numpy(np.ascontiguousarray(un.T)),
+        torch.from_numpy(np.ascontiguousarray(vn)),
+    )
+
+
+def relative_residual(matrix: torch.Tensor, s: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> float:
+    """Relative Frobenius error of U S V^T, seen by `_PROBES` random vectors (a Freivalds check, O(mn)).
+
+    A full product would cost as much as half the decomposition. Through the Gram matrix U S = A V holds by construction, and what
+    can be wrong is V V^T = 1: the probes see that from either side.
+    """
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.standard_normal((_PROBES, matrix.shape[1]))).to(matrix.device)
+    expected = _product(x, matrix.T)
+    error = torch.linalg.vector_norm(expected - _product(_product(x, right.T) * s, left))
+    norm = float(torch.linalg.vector_norm(expected))
+    return float(error) / norm if norm > 0.0 else float(error)
+
+
+def decompose(matrix: torch.Tensor) -> Decomposition:
+    """Full SVD of an (m, n) tensor of any floating type, computed in float64 on its device.
+
+    Raises:
+        ValueError: not a matrix, empty, or with entries that are NaN or infinite.
+        DecompositionError: no decomposition with a relative residual below `RESIDUAL_LIMIT` was found.
+    """
+    if matrix.ndim != 2 or 0 in matrix.shape:
+        raise ValueError(f"a decomposition needs a non-empty matrix, got shape {tuple(matrix.shape)}")
+    # A power of two brings the entries near 1 without rounding: squares of very large or small ones must not leave float64.
+    largest = float(matrix.abs().max())
+    if not np.isfinite(largest):
+        raise ValueError(f"a {tuple(matrix.shape)} matrix with NaN or infinite entries has no singular values")
+    scale = 2.0 ** (int(np.frexp(largest)[1]) - 1) if largest > 0.0 else 1.0
+
+    def load() -> torch.Tensor:
+        """The matrix in float64: made again when it is needed, so that eigh's workspace need not lie beside it."""
+        return matrix.to(torch.float64, memory_format=torch.contiguous_format, copy=True).mul_(1.0 / scale)
+
+    method: SvdMethod = "gram"
+    gram = _gram(load)
+    entries = load()
+    residual = np.inf
+    if gram is not None:
+        tall = matrix.shape[0] >= matrix.shape[1]
+        s, left, right = (gram.s, gram.far, gram.near) if tall else (gram.s, gram.near, gram.far)
+        residual = relative_residual(entries, s, left, right)
+    if not residual <= RESIDUAL_LIMIT:
+        method = "svd"
+        s, left, right = _full_svd(entries)
+        residual = relative_residual(entries, s, left, right)
+    if not residual <= RESIDUAL_LIMIT:
+        raise DecompositionError(
+            f"a {tuple(matrix.shape)} matrix does not agree with its float64 SVD: relative residual {residual:.1e}"
+        )
+    return Decomposition(singular_values=s * scale, left=left, right=right, method=method, residual=residual)

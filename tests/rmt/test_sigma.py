@@ -1,0 +1,54 @@
+"""Estimates of sigma on matrices whose sigma is known."""
+
+import numpy as np
+import pytest
+
+from scanner.rmt.analysis import analyze
+from scanner.rmt.sigma import fit_bulk, sigma_init, sigma_median, sigma_std
+from tests.rmt.matrices import bbp_threshold, spiked
+
+
+def test_std_is_the_standard_deviation_of_the_entries() -> None:
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((40, 70)) * 0.3 + 0.1
+    s = np.linalg.svd(w, compute_uv=False)
+    assert sigma_std(float(w.sum()), s, 40, 70) == pytest.approx(w.std(), rel=1e-12)
+
+
+def test_init_depends_on_the_rows_alone() -> None:
+    assert sigma_init(768) == pytest.approx(1 / np.sqrt(768))
+
+
+@pytest.mark.parametrize("shape", [(500, 500), (1024, 256), (256, 1024)])
+def test_median_and_bulk_find_the_sigma_of_pure_noise(shape: tuple[int, int]) -> None:
+    s = np.linalg.svd(np.random.default_rng(1).standard_normal(shape) * 0.02, compute_uv=False)
+    assert sigma_median(s, *shape) == pytest.approx(0.02, rel=5e-3)
+    assert fit_bulk(s, *shape).sigma == pytest.approx(0.02, rel=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "spikes", "median_error"), [((500, 500), 20, 0.02), ((500, 500), 60, 0.065), ((1536, 384), 60, 0.05)]
+)
+def test_bulk_is_right_where_spikes_pull_the_median_up(
+    shape: tuple[int, int], spikes: int, median_error: float
+) -> None:
+    rng = np.random.default_rng(spikes)
+    thetas = bbp_threshold(*shape) * np.linspace(3.0, 12.0, spikes)
+    s = np.linalg.svd(spiked(*shape, thetas, rng), compute_uv=False)
+    assert fit_bulk(s, *shape).sigma == pytest.approx(1.0, abs=0.01)
+    assert sigma_median(s, *shape) - 1.0 == pytest.approx(median_error, abs=0.02)
+
+
+@pytest.mark.parametrize("shape", [(500, 500), (1536, 384), (384, 1536)])
+def test_every_spike_from_one_and_a_half_thresholds_on_is_found(shape: tuple[int, int]) -> None:
+    thetas = bbp_threshold(*shape) * np.linspace(1.5, 4.0, 20)
+    found = analyze(spiked(*shape, thetas, np.random.default_rng(7)), sigma="bulk")
+    # The bulk's own largest value may lie just outside its edge (Tracy-Widom), so one or two more are right, none fewer.
+    assert 20 <= found.outliers_right <= 22
+    assert found.outliers_left <= 1
+
+
+@pytest.mark.parametrize("s", [np.zeros(10), np.array([3.0] + [0.0] * 9), np.ones(10), np.array([2.0])])
+def test_a_spectrum_without_a_bulk_ends_in_some_fit(s: np.ndarray) -> None:
+    fit = fit_bulk(s, len(s), len(s) + 5)
+    assert np.isfinite([fit.sigma, fit.lower, fit.upper]).all()
