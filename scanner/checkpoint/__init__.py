@@ -1,0 +1,28 @@
+"""Checkpoints: a reference becomes a `Checkpoint`, a `Checkpoint` a list of `MatrixRef`, a `MatrixRef` a tensor."""
+
+from scanner.checkpoint.descriptors import (
+    ROLES,
+    Checkpoint,
+    Inventory,
+    MatrixRef,
+    Selection,
+    Skipped,
+    TensorEntry,
+)
+from scanner.checkpoint.inventory import list_matrices
+from scanner.checkpoint.opening import open_checkpoint
+from scanner.checkpoint.reading import read_matrices, read_matrix
+
+__all__ = [
+    "ROLES",
+    "Checkpoint",
+    "Inventory",
+    "MatrixRef",
+    "Selection",
+    "Skipped",
+    "TensorEntry",
+    "list_matrices",
+    "open_checkpoint",
+    "read_matrices",
+    "read_matrix",
+]

@@ -1,0 +1,173 @@
+"""The tensors of a checkpoint become matrices to analyse, and what is not analysed is listed with its reason."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from scanner.checkpoint.adapters import adapter_weights
+from scanner.checkpoint.descriptors import (
+    VOCABULARY_ROLES,
+    Checkpoint,
+    Inventory,
+    LogicalWeight,
+    MatrixRef,
+    Selection,
+    Skipped,
+    TensorEntry,
+)
+from scanner.checkpoint.differences import difference_inventory
+from scanner.checkpoint.files import BLOCK_BYTES, ByteRange, Files, open_files
+from scanner.checkpoint.gguf_file import classify_gguf
+from scanner.checkpoint.heads import NOT_SPLIT, head_refs, is_split, misfit
+from scanner.checkpoint.layouts import Model, Place, matrices_of, model_of, place_of
+from scanner.checkpoint.names import printable
+from scanner.checkpoint.quantized import logical_weights
+from scanner.checkpoint.roles import stacks
+from scanner.errors import CheckpointError
+
+EVERYTHING = Selection()
+
+_FIRST_BLOCK_BYTES = 64 * 2**10
+# Of stacks of experts too, whose biases are as long as a matrix is high.
+_BIAS = re.compile(r"(?:^|[._])bias\Z")
+
+
+def list_matrices(checkpoint: Checkpoint, selection: Selection = EVERYTHING) -> Inventory:
+    """List the matrices of a checkpoint that a selection wants, and every other tensor with the reason why not.
+
+    A stored tensor is accounted for once: it holds (or is decoded to) one or more of the matrices, or it is skipped.
+    Which matrices that are is decided by headers and config alone; see `scanner.checkpoint.layouts`.
+
+    Embeddings and output heads are listed only if the selection asks for them, and then once: a copy of a tied
+    weight is skipped. To find copies, tensors of equal shape are compared byte by byte, in blocks.
+
+    Raises:
+        CheckpointError: a file cannot be read while tensors are compared.
+    """
+    if checkpoint.base is not None:
+        tuned = replace(checkpoint, base=None)
+        return difference_inventory(
+            checkpoint.base, list_matrices(checkpoint.base, selection), list_matrices(tuned, selection)
+        )
+    logical = adapter_weights if checkpoint.format == "peft" else logical_weights
+    weights, parts = logical(checkpoint.tensors, checkpoint.config)
+    model = model_of(checkpoint.config, checkpoint.architecture, checkpoint.format == "gguf", weights)
+    stack_of = _gguf_stacks(weights) if model.is_gguf else stacks(weight.name for weight in weights)
+    matrices: list[MatrixRef] = []
+    skipped: list[Skipped] = list(parts)
+    for weight in weights:
+        place = place_of(weight.name, model)
+        refs: tuple[MatrixRef, ...] = ()
+        reason = _not_a_matrix(weight, place)
+        if reason is None:
+            try:
+                refs = matrices_of(weight, place, model, stack_of.get(weight.name))
+            except CheckpointError as error:
+                reason = str(error)
+            else:
+                refs, reason = _wanted(refs, place, model, selection)
+        matrices += refs
+        if reason is not None:
+            skipped.append(Skipped(tensor=weight.entry.name, reason=reason))
+    copies = _tied_copies(matrices, open_files(checkpoint.source), checkpoint.config)
+    skipped += [Skipped(tensor=copy, reason=f"tied with {printable(original)}") for copy, original in copies.items()]
+    return Inventory(matrices=tuple(ref for ref in matrices if ref.entry.name not in copies), skipped=tuple(skipped))
+
+
+def _not_a_matrix(weight: LogicalWeight, place: Place) -> str | None:
+    dimensions = len(weight.shape)
+    if dimensions != 2 and not (dimensions == 3 and place.stacked):
+        return f"{dimensions}-D: not a matrix"
+    if 0 in weight.shape:
+        return f"{' x '.join(map(str, weight.shape))}: no entries"
+    if _BIAS.search(weight.name):
+        return "biases: not a matrix"
+    return None
+
+
+def _wanted(
+    refs: tuple[MatrixRef, ...], place: Place, model: Model, selection: Selection
+) -> tuple[tuple[MatrixRef, ...], str | None]:
+    """Return those of a weight's matrices that a selection wants; if there are none, the reason."""
+    unwanted = [(ref, _unwanted(ref, selection)) for ref in refs]
+    kept = tuple(ref for ref, reason in unwanted if reason is None)
+    if not kept:
+        return (), next(reason for _, reason in unwanted)
+    if not selection.heads:
+        return kept, None
+    sizes = model.sizes(place)
+    heads = tuple(head for ref in kept for head in head_refs(ref, sizes))
+    if heads:
+        return heads, None
+    return (), misfit(kept[0], sizes) if is_split(kept[0]) else NOT_SPLIT
+
+
+def _unwanted(ref: MatrixRef, selection: Selection) -> str | None:
+    if selection.only and ref.role not in selection.only:
+        return "not selected: role"
+    if selection.layers and ref.layer not in selection.layers:
+        return "not selected: layer"
+    if ref.role in VOCABULARY_ROLES and not selection.vocabulary:
+        return f"{ref.role}: ask with --embeddings"
+    return None
+
+
+def _gguf_stacks(weights: tuple[LogicalWeight, ...]) -> dict[str, str]:
+    """Return the stack of each tensor of a GGUF file, or nothing unless there are several; as `roles.stacks`."""
+    towers = {"v": "vision", "a": "audio"}
+    found = {}
+    for weight in weights:
+        place = classify_gguf(weight.name)
+        tower = towers.get(weight.name.partition(".")[0])
+        found[weight.name] = tower or place.stack or ("decoder" if place.layer is not None else None)
+    in_blocks = {stack for stack in found.values() if stack is not None}
+    return {name: stack for name, stack in found.items() if stack is not None} if len(in_blocks) > 1 else {}
+
+
+def _tied_copies(matrices: list[MatrixRef], files: Files, config: Mapping[str, Any]) -> dict[str, str]:
+    """Return, for each embedding or output head that repeats an earlier one, the name of that earlier one."""
+    declared = config.get("tie_word_embeddings") is True
+    copies: dict[str, str] = {}
+    originals: list[MatrixRef] = []
+    candidates = [ref for ref in matrices if ref.role in VOCABULARY_ROLES]
+    # Embeddings first: it is the head that counts as the copy.
+    for ref in sorted(candidates, key=lambda ref: ref.role == "lm_head"):
+        for original in originals:
+            if _without_place(ref) != _without_place(original):
+                continue
+            by_config = declared and (ref.role, original.role) == ("lm_head", "embedding")
+            if by_config or _same_bytes(files, ref, original):
+                copies[ref.entry.name] = original.tensor
+                break
+        else:
+            originals.append(ref)
+    return copies
+
+
+def _without_place(ref: MatrixRef) -> tuple[object, ...]:
+    """Return all that two matrices must have in common if the same bytes are to mean the same numbers."""
+    stored = [replace(entry, name="", file="", start=0) for entry in _entries(ref)]
+    return ref.rows, ref.cols, ref.dtype, ref.codec, ref.settings, ref.transposed, stored
+
+
+def _entries(ref: MatrixRef) -> list[TensorEntry]:
+    return [ref.entry, *(entry for _, entry in ref.companions)]
+
+
+def _same_bytes(files: Files, one: MatrixRef, other: MatrixRef) -> bool:
+    return all(_same_content(files, *pair) for pair in zip(_entries(one), _entries(other), strict=True))
+
+
+def _same_content(files: Files, one: TensorEntry, other: TensorEntry) -> bool:
+    done, count = 0, _FIRST_BLOCK_BYTES
+    # Blocks that grow: weights that differ do so at once, and reading them may be a download.
+    while done < one.size:
+        count = min(count, one.size - done)
+        mine, theirs = files.read_ranges(
+            [ByteRange(name=entry.file, start=entry.start + done, size=count) for entry in (one, other)]
+        )
+        if mine.tobytes() != theirs.tobytes():
+            return False
+        done, count = done + count, min(2 * count, BLOCK_BYTES)
+    return True

@@ -1,0 +1,81 @@
+"""A reference becomes a checkpoint: found, named, checked and identified."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+
+from scanner.checkpoint.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_adapter
+from scanner.checkpoint.codecs_gguf import READABLE_GGUF_TYPES
+from scanner.checkpoint.descriptors import Checkpoint, TensorEntry
+from scanner.checkpoint.differences import PREFIX, difference, split_reference
+from scanner.checkpoint.files import open_files
+from scanner.checkpoint.json_object import read_json_object
+from scanner.checkpoint.metadata import CONFIG_FILE, MAX_CONFIG_BYTES, architecture, base_model
+from scanner.checkpoint.references import find_place
+from scanner.checkpoint.weights import find_weights
+
+
+def open_checkpoint(reference: str, *, download: bool = False, identify: bool = True) -> Checkpoint:
+    """Open a checkpoint by its reference.
+
+    That is a local folder or file, `org/name[@revision]` or `hf://...` on the Hub, any fsspec URL, or `delta:BASE..TUNED`,
+    the differences of two of these.
+
+    The headers are read and checked; no weights stay in memory. Local files are read once, in blocks, to hash them; on
+    the Hub the commit identifies what is there, and in other stores the checksums that the store tells.
+
+    Args:
+        reference: what the user named.
+        download: take whole files of the Hub into its cache, instead of reading byte ranges of them.
+        identify: without it, local files are not hashed, and identity and revision are empty.
+
+    Raises:
+        GatedError, MissingError, RateLimitedError: as the Hub answers.
+        CheckpointError: nothing is there, or what is there is not a sound checkpoint in a format that can be read.
+    """
+    if reference.startswith(PREFIX):
+        base, tuned = (
+            open_checkpoint(part, download=download, identify=identify) for part in split_reference(reference)
+        )
+        return difference(base, tuned)
+    place = find_place(reference)
+    files = open_files(place.source)
+    if download:
+        files.keep_whole(branch=place.branch)
+    weights = find_weights(files)
+    is_adapter = weights.files[0] in ADAPTER_WEIGHTS and files.has(ADAPTER_CONFIG)
+    config_file = ADAPTER_CONFIG if is_adapter else CONFIG_FILE
+    own_config = [config_file] if files.has(config_file) else []
+    determining = [*weights.files, *([weights.index] if weights.index else []), *own_config]
+    config = dict(weights.config)
+    for name in own_config:
+        config |= read_json_object(files, name, max_bytes=MAX_CONFIG_BYTES)
+    if is_adapter:
+        check_adapter(config, weights.tensors)
+    identity = files.identity(determining) if identify or files.commit is not None else ""
+    return Checkpoint(
+        model=place.model,
+        revision=files.commit or identity[:12],
+        source=files.source,
+        format="peft" if is_adapter else weights.format,
+        architecture=architecture(config),
+        base_model=base_model(place.model, config, files),
+        parameters=sum(_entries_by_dtype(weights.tensors, floating=True).values()),
+        dtype=_commonest_dtype(weights.tensors),
+        identity=identity,
+        config=config,
+        tensors=weights.tensors,
+    )
+
+
+def _commonest_dtype(tensors: Iterable[TensorEntry]) -> str:
+    counts = _entries_by_dtype(tensors, floating=True) or _entries_by_dtype(tensors, floating=False)
+    return max(sorted(counts), key=lambda dtype: counts[dtype])
+
+
+def _entries_by_dtype(tensors: Iterable[TensorEntry], *, floating: bool) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for entry in tensors:
+        if (entry.dtype.startswith(("F", "BF")) or entry.dtype in READABLE_GGUF_TYPES) == floating:
+            counts[entry.dtype] += math.prod(entry.shape)
+    return counts

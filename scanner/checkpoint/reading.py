@@ -1,0 +1,127 @@
+"""The entries of matrices, read from their own byte ranges; matrices cut from the same stored weight share one read."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from scanner.checkpoint.decoding import Stored, decode
+from scanner.checkpoint.descriptors import MatrixRef, TensorEntry
+from scanner.checkpoint.files import ByteRange, open_files
+from scanner.checkpoint.names import printable
+from scanner.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+    from scanner.rmt.decomposition import LowRank
+
+
+def read_matrix(source: str, ref: MatrixRef) -> "torch.Tensor | LowRank":
+    """Return a matrix as a CPU tensor of shape (rows, cols), in the dtype it is stored in or decoded to.
+
+    What an adapter adds is returned as its factors.
+
+    Args:
+        source: `Checkpoint.source`.
+        ref: a matrix of that checkpoint.
+
+    Raises:
+        CheckpointError: a file is gone, unreadable, shorter than its header promised, or does not decode.
+    """
+    return read_matrices(source, [ref])[0]
+
+
+def read_matrices(source: str, refs: Sequence[MatrixRef]) -> "list[torch.Tensor | LowRank]":
+    """Return several matrices of a checkpoint, reading and decoding every stored weight once.
+
+    Raises:
+        CheckpointError: as `read_matrix`.
+    """
+    weights = {_weight_key(ref): ref for ref in refs}
+    stored = _read(source, refs)
+    decoded = {
+        key: decode(
+            ref.codec, stored[ref.entry], {kind: stored[entry] for kind, entry in ref.companions}, dict(ref.settings)
+        )
+        for key, ref in weights.items()
+    }
+    bases = _read_bases(refs)
+    return [_cut(decoded[_weight_key(ref)], ref, bases.get(position)) for position, ref in enumerate(refs)]
+
+
+def _read_bases(refs: Sequence[MatrixRef]) -> "dict[int, torch.Tensor | LowRank]":
+    """What is subtracted from each matrix, by its position; of every source in one read."""
+    by_source: dict[str, list[tuple[int, MatrixRef]]] = {}
+    for position, ref in enumerate(refs):
+        if ref.minus is not None:
+            by_source.setdefault(ref.minus[0], []).append((position, ref.minus[1]))
+    found: dict[int, torch.Tensor | LowRank] = {}
+    for source, wanted in by_source.items():
+        matrices = read_matrices(source, [base for _, base in wanted])
+        found |= {position: matrix for (position, _), matrix in zip(wanted, matrices, strict=True)}
+    return found
+
+
+def _weight_key(ref: MatrixRef) -> tuple[object, ...]:
+    return ref.codec, ref.entry, ref.companions, ref.settings
+
+
+def _read(source: str, refs: Sequence[MatrixRef]) -> dict[TensorEntry, Stored]:
+    entries = list(dict.fromkeys(entry for ref in refs for entry in (ref.entry, *(e for _, e in ref.companions))))
+    files = open_files(source)
+    for entry in entries:
+        # Before the allocation: a file that was cut short since its header was read must not cost memory.
+        file_size = files.size(entry.file)
+        if file_size < entry.start + entry.size:
+            raise CheckpointError(
+                f"{printable(entry.file)} has {file_size} bytes and tensor '{printable(entry.name)}' needs "
+                f"{entry.start + entry.size}: the file was cut short, download it again"
+            )
+    contents = files.read_ranges([ByteRange(name=e.file, start=e.start, size=e.size) for e in entries])
+    return {entry: Stored(entry=entry, content=content) for entry, content in zip(entries, contents, strict=True)}
+
+
+def _cut(
+    weight: "torch.Tensor | LowRank", ref: MatrixRef, base: "torch.Tensor | LowRank | None"
+) -> "torch.Tensor | LowRank":
+    """From a decoded weight to the one matrix of a ref; see `MatrixRef` for the order of the steps."""
+    from scanner.rmt.decomposition import LowRank
+
+    if isinstance(weight, LowRank):
+        # Rows of a product are rows of its left factor, columns those of its right one.
+        axis = ref.head_slice.axis if ref.head_slice is not None else 0
+        left = _cut_tensor(weight.left, ref) if axis == 0 else weight.left
+        right = _cut_tensor(weight.right, ref) if axis == 1 else weight.right
+        matrix: torch.Tensor | LowRank = LowRank(left=left, right=right)
+    else:
+        matrix = _cut_tensor(weight, ref)
+    if base is not None:
+        # In float64: the difference of two bfloat16 numbers is rarely a bfloat16 number.
+        matrix = _dense(matrix) - _dense(base)
+    if tuple(matrix.shape) != (ref.rows, ref.cols):
+        raise CheckpointError(
+            f"{printable(ref.tensor)}: a {matrix.shape[0]}x{matrix.shape[1]} matrix where its header promised "
+            f"{ref.rows}x{ref.cols}"
+        )
+    return matrix
+
+
+def _dense(matrix: "torch.Tensor | LowRank") -> "torch.Tensor":
+    from scanner.rmt.decomposition import LowRank
+
+    return matrix.left @ matrix.right if isinstance(matrix, LowRank) else matrix.double()
+
+
+def _cut_tensor(weight: "torch.Tensor", ref: MatrixRef) -> "torch.Tensor":
+    matrix = weight.T if ref.transposed else weight
+    if ref.row_pattern is not None:
+        pattern = ref.row_pattern
+        matrix = matrix.reshape(-1, pattern.period, matrix.shape[1])
+        matrix = matrix[:, pattern.offset : pattern.offset + pattern.width].reshape(-1, matrix.shape[2])
+    if ref.rope_heads is not None:
+        # GGUF stores the two halves of a head's rotary pairs side by side; the model has them one after the other.
+        heads = matrix.reshape(ref.rope_heads, -1, 2, matrix.shape[1])
+        matrix = heads.transpose(1, 2).reshape(matrix.shape)
+    if ref.head_slice is not None:
+        cut = ref.head_slice
+        matrix = matrix[cut.start : cut.stop] if cut.axis == 0 else matrix[:, cut.start : cut.stop]
+    return matrix

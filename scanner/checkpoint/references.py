@@ -1,0 +1,156 @@
+"""What a user names becomes a place: a local path, a commit of a model on the Hub, or the URL of another store."""
+
+import difflib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+from urllib.request import url2pathname
+
+from scanner.checkpoint.files import SCHEME
+from scanner.checkpoint.metadata import model_name
+from scanner.checkpoint.names import printable
+from scanner.checkpoint.remote_files import WEIGHT_SUFFIXES
+from scanner.errors import CheckpointError, GatedError, RateLimitedError
+
+# org/name, org/name@revision, and either followed by a path; with a path but no revision only if it is one to weights.
+_ON_THE_HUB = re.compile(
+    r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?:@.+|/.+(?:" + "|".join(map(re.escape, WEIGHT_SUFFIXES)) + "))?",
+    re.ASCII | re.DOTALL,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a checkpoint is: `source` is what `open_files` takes, `branch` the branch or tag that was asked for."""
+
+    source: str
+    model: str
+    branch: str | None = None
+
+
+def find_place(reference: str) -> Place:
+    """Find what a reference means. What exists as a local path is one; a branch of the Hub becomes its newest commit.
+
+    Raises:
+        GatedError, MissingError, RateLimitedError: as the Hub answers.
+        CheckpointError: a reference that is none, or leads nowhere.
+    """
+    shown = printable(reference)
+    if not reference or "\0" in reference:
+        raise CheckpointError(f"'{shown}' names no checkpoint: give a folder, a file, org/name or a URL")
+    try:
+        reference.encode()
+    except UnicodeEncodeError as error:
+        raise CheckpointError(f"the path {shown} is not valid UTF-8: rename it") from error
+    scheme = SCHEME.match(reference)
+    if scheme is not None:
+        return _SCHEMES.get(scheme[1].lower(), _elsewhere)(reference)
+    path = _local_path(reference)
+    if path is not None:
+        return Place(source=str(path), model=model_name(path))
+    if _ON_THE_HUB.fullmatch(reference) is None:
+        raise CheckpointError(f"{shown} does not exist{_hint(reference)}")
+    try:
+        return _on_the_hub(f"hf://{reference}")
+    except (GatedError, RateLimitedError):
+        raise
+    except CheckpointError as error:
+        raise type(error)(f"{shown} does not exist on this machine{_close(reference)}, and {error}") from error
+
+
+def _local_path(reference: str) -> Path | None:
+    shown = printable(reference)
+    try:
+        path = Path(reference).expanduser()
+        if path.is_dir():
+            return path.resolve(strict=True)
+        if path.is_file():
+            # Only the folder: the file itself may be a link into a cache, where names say nothing.
+            return path.parent.resolve(strict=True) / path.name
+        exists = path.exists()
+    except (OSError, RuntimeError) as error:  # RuntimeError: an unknown ~user, a loop of symbolic links
+        reason = error.strerror if isinstance(error, OSError) else printable(str(error))
+        raise CheckpointError(f"{shown} cannot be opened: {reason}") from error
+    if exists:
+        raise CheckpointError(f"{shown} is neither a folder nor a regular file")
+    return None
+
+
+def _local_url(reference: str) -> Place:
+    parts = urlsplit(reference)
+    path = _local_path(url2pathname(parts.path)) if parts.netloc in ("", "localhost") and parts.path else None
+    if path is None:
+        raise CheckpointError(f"{printable(reference)} does not exist on this machine")
+    return Place(source=str(path), model=model_name(path))
+
+
+def _on_the_hub(reference: str) -> Place:
+    # Imported here: only who names a model on the Hub waits for its client.
+    from scanner.checkpoint.hub_files import hub_files
+    from scanner.checkpoint.hub_lookup import find_commit, parse_hub_reference
+
+    found = parse_hub_reference(reference)
+    commit = find_commit(found)
+    source = f"hf://{commit.repository}@{commit.commit}"
+    if found.path:
+        source += f"/{found.path}" if _names_a_file(reference) else f"/{found.path}/"
+    if commit.sizes is not None:
+        hub_files(source).listed(commit.sizes)
+    model = "/".join(filter(None, [commit.repository, _without_suffix(found.path)]))
+    return Place(source=source, model=printable(model), branch=found.revision)
+
+
+def _web_page(reference: str) -> Place:
+    from huggingface_hub.constants import HF_URL_HOSTS
+
+    return (_on_the_hub if urlsplit(reference).hostname in HF_URL_HOSTS else _elsewhere)(reference)
+
+
+def _elsewhere(reference: str) -> Place:
+    parts = urlsplit(reference)
+    if parts.username is not None or parts.password is not None or parts.query:
+        raise CheckpointError(
+            f"the {parts.scheme}:// URL of a checkpoint may hold no password, signature or other query: it is written into "
+            "results; set the credentials as the environment variables of that store"
+        )
+    source = reference if _names_a_file(reference) else f"{reference.rstrip('/')}/"
+    # As a path from the root of the store, so that names which say nothing get their folder's in front of them.
+    names = [unquote(part) for part in f"{parts.netloc}/{parts.path}".split("/") if part]
+    return Place(source=source, model=model_name(Path("/", *names)))
+
+
+_SCHEMES: dict[str, Callable[[str], Place]] = {
+    "file": _local_url,
+    "local": _local_url,
+    "hf": _on_the_hub,
+    "http": _web_page,
+    "https": _web_page,
+}
+
+
+def _names_a_file(reference: str) -> bool:
+    return reference.lower().endswith(WEIGHT_SUFFIXES)
+
+
+def _without_suffix(path: str) -> str:
+    suffix = next((suffix for suffix in WEIGHT_SUFFIXES if path.lower().endswith(suffix)), "")
+    return path[: len(path) - len(suffix)]
+
+
+def _hint(reference: str) -> str:
+    close = _close(reference)
+    if close:
+        return f": {close.strip(' ()')}"
+    return ": give a checkpoint's folder or a file with weights, org/name for a model on the Hub, or a URL"
+
+
+def _close(reference: str) -> str:
+    path = Path(reference).expanduser()
+    try:
+        siblings = [sibling.name for sibling in path.parent.iterdir()]
+    except OSError:
+        siblings = []
+    found = difflib.get_close_matches(path.name, siblings, n=1)
+    return f" (did you mean {printable(str(path.parent / found[0]))}?)" if found else ""
