@@ -1,0 +1,89 @@
+-- title: Do the random controls look random?
+-- about: One line per control, a random matrix with entries of variance 1 / hi, hi = max(rows, cols). The verdict is ok
+--   when all of these hold, and off otherwise.
+--   1. The mean p-value of left and of right vectors is within 4 standard errors of 0.5. One standard error is
+--   sqrt(1 / 12 / count), as for independent uniform p-values.
+--   2. No singular value lies 6 or more Tracy-Widom widths outside its Marchenko-Pastur edge. The width is the natural
+--   fluctuation of extreme singular values, about 0.3 hi^(-2/3) of the upper edge for square matrices.
+--   3. The variance of the entries is within 4 standard errors of 1 / hi. One standard error is sqrt(2 / (rows cols))
+--   of it for Gaussian entries, and less for uniform ones.
+-- param: ensemble VARCHAR = NULL | only this ensemble (gaussian, kaiming_uniform)
+-- column: rows | output features
+-- column: cols | input features
+-- column: ensemble | how the entries were drawn
+-- column: seed | seed of the draw
+-- column: singular_values | how many there are
+-- column: outside | how many of them lie outside the Marchenko-Pastur edges; a few next to the edges are normal
+-- column: variance | variance of the entries, in units of 1 / hi; expected 1
+-- column: u_p | left vectors: mean p-value; expected 0.5
+-- column: v_p | right vectors: the same
+-- column: standard_error | of u_p and v_p, if nothing is wrong
+-- column: u_deviation | u_p - 0.5, in standard errors
+-- column: v_deviation | v_p - 0.5, in standard errors
+-- column: largest_excess | how far the most extreme singular value lies outside its edge, relative to it; 0 = inside
+-- column: excess_widths | the same in Tracy-Widom widths of that edge, the larger of both sides
+-- column: verdict | ok or off
+with measured as (
+    select
+        rows,
+        cols,
+        ensemble,
+        seed,
+        sqrt(least(rows, cols)) as root_lo,
+        sqrt(greatest(rows, cols)) as root_hi,
+        1 - root_lo / root_hi as mp_lower,
+        1 + root_lo / root_hi as mp_upper,
+        count(*)::integer as singular_values,
+        (count(*) filter (where singular_value < mp_lower or singular_value > mp_upper))::integer as outside,
+        sum(singular_value ** 2) / least(rows, cols) as variance,
+        avg(u_p) as u_p,
+        avg(v_p) as v_p,
+        sqrt(1 / 12 / count(u_p)) as standard_error,
+        min(singular_value) as smallest,
+        max(singular_value) as largest
+    from controls
+    where $ensemble is null or ensemble = $ensemble
+    group by rows, cols, ensemble, seed
+),
+
+compared as (
+    select
+        *,
+        (u_p - 0.5) / standard_error as u_deviation,
+        (v_p - 0.5) / standard_error as v_deviation,
+        largest / mp_upper - 1 as upper_excess,
+        1 - smallest / nullif(mp_lower, 0) as lower_excess,
+        -- Half the relative width of the extreme eigenvalues of a Wishart matrix, for s is the root of an eigenvalue.
+        (1 / root_lo + 1 / root_hi) ** (1 / 3) / (root_hi + root_lo) / 2 as upper_width,
+        (1 / root_lo - 1 / root_hi) ** (1 / 3) / nullif(root_hi - root_lo, 0) / 2 as lower_width,
+        greatest(0, upper_excess, lower_excess) as largest_excess,
+        greatest(0, upper_excess / upper_width, lower_excess / lower_width) as excess_widths
+    from measured
+)
+
+select
+    rows,
+    cols,
+    ensemble,
+    seed,
+    singular_values,
+    outside,
+    variance,
+    u_p,
+    v_p,
+    standard_error,
+    u_deviation,
+    v_deviation,
+    largest_excess,
+    excess_widths,
+    case
+        when
+            abs(u_deviation) < 4
+            and abs(v_deviation) < 4
+            and excess_widths < 6
+            and abs(variance - 1) < 4 * sqrt(2 / (rows::double * cols))
+            then 'ok'
+        else 'off'
+    end as verdict
+from compared
+order by rows, cols, ensemble, seed;

@@ -1,0 +1,38 @@
+-- title: Randomness of the singular vectors of single attention heads, by depth
+-- about: Mean p-value of the Kolmogorov-Smirnov test over the singular vectors of one head's slice (rows of query, key and
+--   value, columns of attn_out), from scans with --heads. Random matrices have mean 0.5; the lower, the more a head has
+--   learned. Key and value have fewer heads than query where heads share them.
+-- param: model VARCHAR = NULL | only this model
+-- param: revision VARCHAR = NULL | the newest revision that begins with this, instead of the newest
+-- param: role VARCHAR = NULL | only this role
+-- column: model | the model's name
+-- column: stack | encoder or decoder where the model has both
+-- column: layer | index of the block
+-- column: role | query, key, value or attn_out
+-- column: module | cross_attention where a block has that beside self-attention
+-- column: head | index of the head
+-- column: rows | output features of the slice
+-- column: cols | input features of the slice
+-- column: outliers_left | singular values below the bulk
+-- column: outliers_right | singular values above the bulk
+-- column: u_p | left vectors: mean p-value
+-- column: v_p | right vectors: mean p-value
+-- column: p | mean of u_p and v_p
+select
+    model,
+    stack,
+    layer,
+    role,
+    module,
+    head,
+    rows,
+    cols,
+    outliers_left,
+    outliers_right,
+    u_p_mean as u_p,
+    v_p_mean as v_p,
+    (u_p_mean + v_p_mean) / 2 as p
+from matrices
+semi join chosen_scans($model, $revision) using (scan_id)
+where head is not null and ($role is null or role = $role)
+order by model, stack desc nulls first, layer, role_order(role), role, module nulls first, head;

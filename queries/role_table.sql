@@ -1,0 +1,86 @@
+-- title: What each role has learned, and where in its spectrum
+-- about: Two lines per role, one for the right and one for the left singular vectors. The deciles divide each
+--   matrix's singular values: d1 the smallest tenth, d10 the largest. Each holds the mean p-value of the Kolmogorov-Smirnov test of its singular vectors, first over a matrix, then over
+--   matrices. Random vectors have mean 0.5. A low d1 is information among the smallest singular values.
+-- param: model VARCHAR = NULL | only this model
+-- param: revision VARCHAR = NULL | the newest revision that begins with this, instead of the newest
+-- param: role VARCHAR = NULL | only this role
+-- param: heads BOOLEAN = FALSE | slices of single attention heads instead of whole matrices
+-- column: model | the model's name
+-- column: role | what the matrix does in its block
+-- column: matrices | matrices of this role
+-- column: shapes | their rows x cols
+-- column: sigma | standard deviation of an entry that the edges of the bulk were computed with, mean
+-- column: outliers | singular values below|above the bulk, mean per matrix
+-- column: side | v: right vectors (input), u: left vectors (output)
+-- column: d1 | decile 1 (smallest singular values): mean p-value
+-- column: d2 | decile 2: mean p-value
+-- column: d3 | decile 3: mean p-value
+-- column: d4 | decile 4: mean p-value
+-- column: d5 | decile 5: mean p-value
+-- column: d6 | decile 6: mean p-value
+-- column: d7 | decile 7: mean p-value
+-- column: d8 | decile 8: mean p-value
+-- column: d9 | decile 9: mean p-value
+-- column: d10 | decile 10 (largest): mean p-value
+with summary as (
+    select
+        model,
+        role,
+        count(*)::integer as matrices,
+        string_agg(distinct rows || 'x' || cols, ', ' order by rows || 'x' || cols) as shapes,
+        avg(sigma) as sigma,
+        format('{:.1f}|{:.1f}', avg(outliers_left), avg(outliers_right)) as outliers
+    from matrices
+    semi join chosen_scans($model, $revision) using (scan_id)
+    where ($role is null or role = $role) and (head is not null) = $heads
+    group by model, role
+),
+
+per_vector as (
+    unpivot (
+        select
+            model,
+            role,
+            scan_id,
+            tensor,
+            head,
+            expert,
+            10 - (10 * k) // least(rows, cols) as decile,
+            u_p as u,
+            v_p as v
+        from vectors
+        semi join chosen_scans($model, $revision) using (scan_id)
+        where ($role is null or role = $role) and (head is not null) = $heads
+    ) on u, v into name side value p
+),
+
+per_matrix as (
+    select model, role, side, decile, avg(p) as p
+    from per_vector
+    group by model, role, side, decile, scan_id, tensor, head, expert
+),
+
+deciles as (
+    select
+        model,
+        role,
+        side,
+        avg(p) filter (where decile = 1) as d1,
+        avg(p) filter (where decile = 2) as d2,
+        avg(p) filter (where decile = 3) as d3,
+        avg(p) filter (where decile = 4) as d4,
+        avg(p) filter (where decile = 5) as d5,
+        avg(p) filter (where decile = 6) as d6,
+        avg(p) filter (where decile = 7) as d7,
+        avg(p) filter (where decile = 8) as d8,
+        avg(p) filter (where decile = 9) as d9,
+        avg(p) filter (where decile = 10) as d10
+    from per_matrix
+    group by model, role, side
+)
+
+select summary.*, side, columns('^d[0-9]+$')
+from summary
+left join deciles using (model, role)
+order by model, role_order(role), role, side desc;

@@ -1,0 +1,142 @@
+"""A locked-down DuckDB connection over a store's committed files, and the check that a text only reads."""
+
+import json
+import tempfile
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from scanner.errors import QueryError, StoreError
+from scanner.store.files import StoreFiles
+from scanner.store.schemas import SCHEMAS
+
+_SQL = Path(__file__).resolve().parent / "sql"
+_READING_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
+_NO_EFFECT = "only one SELECT statement can be run (WITH, FROM, VALUES, DESCRIBE, SUMMARIZE and SHOW TABLES are fine)"
+
+Params = Mapping[str, object] | Sequence[object] | None
+
+
+def connect(files: StoreFiles, scan_ids: Sequence[str], control_names: Sequence[str]) -> duckdb.DuckDBPyConnection:
+    """An in-memory database with the views, which can read the store and nothing else.
+
+    Args:
+        files: the store.
+        scan_ids: its committed scans.
+        control_names: its controls' file names.
+
+    Raises:
+        StoreError: a committed file is missing or damaged.
+    """
+    # DuckDB makes this folder when it first runs short of memory, and removes it with the connection.
+    spill = Path(tempfile.gettempdir()) / f"rmtscan-{uuid.uuid4().hex}"
+    connection = duckdb.connect(":memory:", config={"temp_directory": str(spill)})
+    try:
+        if not files.local:
+            connection.register_filesystem(files.fs)
+        connection.execute(_statements("session"))
+        _make_relations(connection, files, scan_ids, control_names)
+        # A path is compared as written and as found, hence the folder's name as a pattern, too.
+        connection.execute(_statements("allow"), {"folders": [files.url, files.for_duckdb("")]})
+        connection.execute(_statements("lock"))
+    except duckdb.Error as error:
+        connection.close()
+        raise StoreError(f"store {files.url!r} cannot be read: {one_line(error)}") from error
+    return connection
+
+
+def read(connection: duckdb.DuckDBPyConnection, text: str, params: Params = None) -> pa.Table:
+    """The answer to one statement.
+
+    Raises:
+        QueryError: DuckDB cannot run it; the message is DuckDB's, on one line.
+    """
+    try:
+        relation = connection.sql(text, params=params or None)
+        if relation is None:
+            raise QueryError(_NO_EFFECT)
+        return relation.to_arrow_table()
+    except duckdb.Error as error:
+        raise QueryError(one_line(error)) from error
+
+
+def refuse_all_but_select(connection: duckdb.DuckDBPyConnection, text: str) -> None:
+    """Raises QueryError unless the text is one statement that only reads.
+
+    DuckDB counts a SELECT whose WITH clause holds INSERT, or COPY into a file, as a SELECT. So the parsed statement
+    is looked through, and a node of any other kind than those that read refuses it.
+    """
+    try:
+        statements = connection.extract_statements(text)
+        if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+            raise QueryError(_NO_EFFECT)
+        [(parsed,)] = connection.execute(_statements("parse"), {"statement": text}).fetchall()
+    except duckdb.Error as error:
+        raise QueryError(one_line(error)) from error
+    tree = json.loads(parsed)
+    if tree["error"] or not _node_types(tree) <= _READING_NODES:
+        raise QueryError(_NO_EFFECT)
+
+
+def one_line(error: Exception) -> str:
+    """What DuckDB says, without the quotation of the statement, on one line and without control characters."""
+    words = " ".join(str(error).split("\n\nLINE ")[0].split())
+    return "".join(character if character.isprintable() else "?" for character in words)
+
+
+def _make_relations(
+    connection: duckdb.DuckDBPyConnection, files: StoreFiles, scan_ids: Sequence[str], control_names: Sequence[str]
+) -> None:
+    for table, schema in SCHEMAS.items():
+        connection.register("empty", schema.empty_table())
+        connection.execute(_statements("empty", table=table))
+        connection.unregister("empty")
+
+    def relation(view: str, table: str, names: Sequence[str]) -> None:
+        paths = [files.for_duckdb(f"{table}/{name}.parquet") for name in names]
+        # A read_parquet over no file is an error: then the view is the typed empty table alone.
+        connection.execute(_statements("paths", view=view), {"paths": paths})
+        connection.execute(_statements("files" if paths else "no_files", view=view, table=table))
+
+    relation("files.scans", "scans", scan_ids)
+    connection.execute(_statements("scans"))
+    scans = connection.sql("from files.counts").fetchall()
+    with_matrices = [scan_id for scan_id, matrices, _, _, _ in scans if matrices]
+    with_vectors = {scan_id for scan_id, _, vectors, _, _ in scans if vectors}
+    relation("all_matrices", "matrices", with_matrices)
+    relation("all_vectors", "vectors", [name for name in with_matrices if name in with_vectors])
+    relation("failures", "failures", [scan_id for scan_id, _, _, failed, _ in scans if failed])
+    relation("controls", "controls", control_names)
+
+    # Only models and revisions with more than one scan can have superseded results.
+    relation("files.rescanned", "matrices", [scan_id for scan_id, matrices, _, _, again in scans if matrices and again])
+    connection.execute(_statements("superseded"))
+    superseded = dict(connection.sql("from files.superseded_counts").fetchall())
+    whole = [name for name in with_matrices if name not in superseded]
+    partly = [name for name, matrices, _, _, _ in scans if 0 < superseded.get(name, 0) < matrices]
+    for table, names in (("matrices", {*with_matrices}), ("vectors", with_vectors)):
+        relation(f"files.whole_{table}", table, [name for name in whole if name in names])
+        relation(f"files.partly_{table}", table, [name for name in partly if name in names])
+    connection.execute(_statements("views"))
+
+
+def _statements(name: str, **names: str) -> str:
+    """A file of `sql/`; only names that the code itself chooses are put into it, values are bound."""
+    text = (_SQL / f"{name}.sql").read_text("utf-8")
+    for placeholder, value in names.items():
+        text = text.replace(f"{{{placeholder}}}", value)
+    return text
+
+
+def _node_types(tree: object) -> set[str]:
+    """The kinds of query in a parsed statement, at any depth."""
+    if isinstance(tree, list):
+        return {kind for branch in tree for kind in _node_types(branch)}
+    if not isinstance(tree, dict):
+        return set()
+    kinds = {kind for branch in tree.values() for kind in _node_types(branch)}
+    own = tree.get("type")
+    return kinds | {own} if isinstance(own, str) and own.endswith("_NODE") else kinds

@@ -1,0 +1,232 @@
+"""The files of one store on any fsspec file system: listed, read, and replaced all at once or not at all."""
+
+import errno
+import glob
+import io
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from scanner.errors import StoreError
+
+_SUFFIX = ".parquet"
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_TEMPORARY = {"compression": "lz4", "use_dictionary": False, "write_statistics": False}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+class StoreFiles:
+    """Paths are relative to the store's root, with `/` between folders; an empty path is the root itself.
+
+    A file under its final name is always complete. Unfinished ones begin with a dot and end in `.tmp`, so no listing
+    of Parquet files ever sees them.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Raises StoreError for a URL whose protocol is unknown or needs a package that is not installed."""
+        if not url.strip():
+            raise StoreError("the store's URL is empty: name a folder or URL with --store")
+        try:
+            self.fs, path = fsspec.core.url_to_fs(url)
+        except (ValueError, ImportError) as error:
+            raise StoreError(f"store {url!r} cannot be reached: {error}") from error
+        self.local = isinstance(self.fs, LocalFileSystem)
+        self.root: str = path.rstrip("/") or "/"
+        self.url: str = self.root if self.local else self.fs.unstrip_protocol(self.root)
+
+    def full(self, path: str) -> str:
+        """The path as the file system knows it."""
+        return f"{self.root.rstrip('/')}/{path}".rstrip("/")
+
+    def for_duckdb(self, path: str) -> str:
+        """The path as a literal file name for DuckDB, which reads `*`, `?` and `[` as patterns."""
+        full = self.full(path)
+        return glob.escape(full if self.local else self.fs.unstrip_protocol(full))
+
+    def is_folder(self, path: str) -> bool:
+        """Whether there is such a folder (on object stores: anything below that name)."""
+        with self._explained("read"):
+            self.fs.invalidate_cache()
+            return bool(self.fs.isdir(self.full(path)))
+
+    def is_file(self, path: str) -> bool:
+        """Whether there is such a file."""
+        with self._explained("read"):
+            self.fs.invalidate_cache()
+            return bool(self.fs.isfile(self.full(path)))
+
+    def names(self, folder: str) -> list[str]:
+        """Names of the complete Parquet files of a folder, without the suffix, sorted; none if it does not exist."""
+        return [name for name, _ in self.versions(folder)]
+
+    def versions(self, folder: str) -> list[tuple[str, str]]:
+        """Like `names`, each with a text that changes when the file is replaced."""
+        found = []
+        for name, info in self._list(folder):
+            if info["type"] != "directory" and name.endswith(_SUFFIX):
+                found.append((name.removesuffix(_SUFFIX), repr(sorted((key, str(info[key])) for key in info))))
+        return sorted(found)
+
+    def folders(self, folder: str) -> list[str]:
+        """Names of the folders in a folder, sorted; those that are being removed are left out."""
+        return sorted(name for name, info in self._list(folder) if info["type"] == "directory")
+
+    def read_bytes(self, path: str) -> bytes | None:
+        """The file's content, or None if there is none."""
+        with self._explained("read"):
+            try:
+                content: bytes = self.fs.cat_file(self.full(path))
+            except FileNotFoundError:
+                return None
+            return content
+
+    def read(self, path: str) -> pa.Table | None:
+        """The rows of one Parquet file, its key-value metadata in the schema's, or None if there is no such file.
+
+        Raises:
+            StoreError: it is not a Parquet file, or cannot be read.
+        """
+        content = self.read_bytes(path)
+        if content is None:
+            return None
+        try:
+            return pq.ParquetFile(io.BytesIO(content)).read()
+        except pa.ArrowException as error:
+            raise StoreError(f"{self.full(path)!r} is damaged ({error}): remove it and scan again") from error
+
+    def write(self, path: str, table: pa.Table, metadata: Mapping[str, str], *, lasting: bool = True) -> None:
+        """Replace one small Parquet file.
+
+        Args:
+            path: where.
+            table: its rows.
+            metadata: key-value metadata of the file.
+            lasting: False for a file that will soon be read once and removed. It is not compressed much, has no statistics, and is
+                not forced to the disk: after a power cut it may be damaged, which its reader must expect.
+
+        Raises:
+            StoreError: the store is full or not writable.
+        """
+        buffer = io.BytesIO()
+        options = {"compression": "zstd"} if lasting else _TEMPORARY
+        pq.write_table(table.replace_schema_metadata(dict(metadata)), buffer, **options)
+        with self._explained("written"):
+            try:
+                self._put(path, buffer.getvalue(), lasting=lasting)
+            except FileNotFoundError:
+                # Another driver of the same scan committed and removed the folder between our making it and using it.
+                self._put(path, buffer.getvalue(), lasting=lasting)
+
+    @contextmanager
+    def replacing(self, path: str) -> Iterator[IO[bytes]]:
+        """A file to write to; what was written appears under `path` when the block ends without an exception.
+
+        Raises:
+            StoreError: the store is full or not writable.
+        """
+        with self._explained("written"), self._new_file(path) as file:
+            yield file
+
+    def remove(self, path: str) -> None:
+        """Remove a file if it is there."""
+        with self._explained("written"), suppress(FileNotFoundError):
+            self.fs.rm_file(self.full(path))
+
+    def remove_folder(self, path: str) -> None:
+        """Remove a folder and all that is in it, if it is there."""
+        with self._explained("written"), suppress(FileNotFoundError):
+            if not self.local:
+                self.fs.rm(self.full(path), recursive=True)
+                return
+            # Renamed first: a driver that lists the folder sees all of it or nothing, never half of it.
+            parent, _, name = path.rpartition("/")
+            removed = self.full(f"{parent}/.{name}.{uuid.uuid4().hex}.tmp")
+            Path(self.full(path)).rename(removed)
+            shutil.rmtree(removed)
+
+    def remove_empty_folder(self, path: str) -> None:
+        """Remove a local folder if nothing is in it; object stores have no folders to remove."""
+        if not self.local:
+            return
+        with self._explained("written"):
+            try:
+                Path(self.full(path)).rmdir()
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                    raise
+
+    def prepare(self, folder: str) -> None:
+        """Make the store and one `folder` of it, and write and remove a file to see that it can be written.
+
+        Raises:
+            StoreError: it cannot.
+        """
+        with self._explained("written"):
+            self.fs.makedirs(self.full(folder), exist_ok=True)
+            probe = f".probe.{uuid.uuid4().hex}.tmp"
+            self._put(probe, b"rmtscan")
+            self.fs.rm_file(self.full(probe))
+
+    def _list(self, folder: str) -> list[tuple[str, dict[str, object]]]:
+        """Name and properties of what is in a folder, without what is not finished (a dot in front)."""
+        with self._explained("read"):
+            self.fs.invalidate_cache()
+            try:
+                found = self.fs.ls(self.full(folder), detail=True)
+            except FileNotFoundError:
+                return []
+        named = [(info["name"].rstrip("/").rsplit("/", 1)[-1], info) for info in found]
+        return [(name, info) for name, info in named if not name.startswith(".")]
+
+    def _put(self, path: str, content: bytes, *, lasting: bool = True) -> None:
+        with self._new_file(path, lasting=lasting) as file:
+            file.write(content)
+
+    @contextmanager
+    def _new_file(self, path: str, *, lasting: bool = True) -> Iterator[IO[bytes]]:
+        full = self.full(path)
+        folder, _, name = full.rpartition("/")
+        self.fs.makedirs(folder, exist_ok=True)
+        if not self.local:
+            # Object stores have no rename, but an object that is put whole appears whole or not at all.
+            with tempfile.NamedTemporaryFile() as file:
+                yield file
+                file.flush()
+                self.fs.put_file(file.name, full)
+            return
+        temporary = Path(folder) / f".{name}.{uuid.uuid4().hex}.tmp"
+        try:
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                if lasting:
+                    os.fsync(file.fileno())
+            os.replace(temporary, full)  # noqa: PTH105 (tests let this very call fail)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @contextmanager
+    def _explained(self, doing: str) -> Iterator[None]:
+        """Turn the file system's OSErrors into one line that says what to do."""
+        try:
+            yield
+        except OSError as error:
+            state = f"cannot be {doing}"
+            if doing == "written" and error.errno in _FULL:
+                state = "is full"
+            elif doing == "written" and error.errno in _FORBIDDEN:
+                state = "is not writable"
+            advice = "free space or choose another with --store" if doing == "written" else "check --store"
+            raise StoreError(f"store {self.url!r} {state}: {error.strerror or error}; {advice}") from error

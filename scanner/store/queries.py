@@ -1,0 +1,207 @@
+"""Named queries: `.sql` files with a header that says what they answer, with which parameters and columns."""
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from scanner.errors import QueryError
+
+_STORE = Path(__file__).resolve().parent
+_FOLDERS = (_STORE.parent / "queries", _STORE.parent.parent / "queries")  # in an installed wheel; in a checkout
+_ENTRY = re.compile(r"-- (title|about|param|column): (\S.*)")
+_CONTINUED = re.compile(r"--   +(\S.*)")
+_PARAMETER = re.compile(r"([a-z]\w*) ([A-Z]+)(?: = (.*?))? \| (\S.*)", re.DOTALL)
+_COLUMN = re.compile(r"([a-z]\w*) \| (\S.*)", re.DOTALL)
+_TAGS = ("title", "about", "param", "column")
+
+Value = str | int | float | bool | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameter:
+    """One value that a query can be given."""
+
+    name: str
+    type: str
+    """VARCHAR, INTEGER, DOUBLE or BOOLEAN."""
+    required: bool
+    """Whether there is no default."""
+    default: Value
+    help: str
+
+    def convert(self, value: object) -> Value:
+        """`value`, which may be text from a command line, in the parameter's type; None stays None (SQL's NULL).
+
+        Raises:
+            ValueError: it is no such value.
+        """
+        return None if value is None else _CONVERSIONS[self.type](value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column of a query's answer."""
+
+    name: str
+    help: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """A question with a name."""
+
+    name: str
+    title: str
+    about: str
+    """How to read the answer."""
+    params: tuple[Parameter, ...]
+    columns: tuple[Column, ...]
+    sql: str
+
+    def bind(self, values: Mapping[str, object]) -> dict[str, Value]:
+        """A value for every parameter, defaults filled in.
+
+        Raises:
+            QueryError: an unknown parameter, one that is missing, or a value that does not fit its type.
+        """
+        known = {param.name: param for param in self.params}
+        for name in values:
+            if name not in known:
+                raise QueryError(f"query {self.name!r} has no parameter {_suggest(name, known)}")
+        bound = {}
+        for name, param in known.items():
+            if name not in values:
+                if param.required:
+                    raise QueryError(f"query {self.name!r} needs parameter {name!r}: {param.help}")
+                bound[name] = param.default
+                continue
+            try:
+                bound[name] = param.convert(values[name])
+            except ValueError as error:
+                raise QueryError(f"query {self.name!r}, parameter {name!r}: {error}") from error
+        return bound
+
+
+def parse_query(name: str, text: str) -> Query:
+    """A query from the text of its file.
+
+    Raises:
+        ValueError: the header is not as the format wants it.
+    """
+    entries: list[tuple[str, str]] = []
+    lines = text.splitlines()
+    header = next((i for i, line in enumerate(lines) if not line.startswith("--")), len(lines))
+    for line in lines[:header]:
+        if match := _ENTRY.fullmatch(line):
+            entries.append((match[1], match[2]))
+        elif (match := _CONTINUED.fullmatch(line)) and entries:
+            entries[-1] = (entries[-1][0], f"{entries[-1][1]}\n{match[1]}")
+        else:
+            raise ValueError(f"query {name!r}: header line {line!r} is none of '-- title|about|param|column: ...'")
+    tags = [tag for tag, _ in entries]
+    if tags != sorted(tags, key=_TAGS.index) or tags.count("title") != 1 or tags.count("about") != 1:
+        raise ValueError(f"query {name!r}: header wants one title, one about, then params, then columns")
+    params = tuple(_parse_parameter(name, value) for tag, value in entries if tag == "param")
+    columns = tuple(_parse_column(name, value) for tag, value in entries if tag == "column")
+    for names in ([param.name for param in params], [column.name for column in columns]):
+        if len(names) != len({*names}):
+            raise ValueError(f"query {name!r}: declared twice in {names}")
+    if not columns or not "".join(lines[header:]).strip():
+        raise ValueError(f"query {name!r}: no column is declared, or there is no SQL")
+    title, about = entries[0][1], entries[1][1]
+    if "\n" in title:
+        raise ValueError(f"query {name!r}: the title is one line")
+    return Query(name=name, title=title, about=about, params=params, columns=columns, sql=text)
+
+
+def load_queries() -> dict[str, Query]:
+    """Every query that the package brings, by name, in alphabetical order."""
+    folder = next((folder for folder in _FOLDERS if folder.is_dir()), None)
+    if folder is None:
+        raise RuntimeError(f"the package's queries are missing: none of {[str(path) for path in _FOLDERS]} exists")
+    return {path.stem: parse_query(path.stem, path.read_text("utf-8")) for path in sorted(folder.glob("*.sql"))}
+
+
+def find_query(name: str) -> Query:
+    """The query of that name.
+
+    Raises:
+        QueryError: there is none; says which there are and the nearest.
+    """
+    queries = load_queries()
+    if name not in queries:
+        raise QueryError(f"there is no query {_suggest(name, queries)}")
+    return queries[name]
+
+
+def _suggest(name: str, known: Mapping[str, object]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    meant = f"; did you mean {near[0]!r}?" if near else ";"
+    return f"{name!r}{meant} known: {', '.join(known) or 'none'}"
+
+
+def _parse_parameter(query: str, text: str) -> Parameter:
+    match = _PARAMETER.fullmatch(text)
+    if match is None or match[2] not in _CONVERSIONS:
+        raise ValueError(f"query {query!r}: {text!r} is not 'NAME VARCHAR|INTEGER|DOUBLE|BOOLEAN [= DEFAULT] | help'")
+    name, kind, default, help_text = match.groups()
+    try:
+        value = None if default in (None, "NULL") else _CONVERSIONS[kind](default)
+    except ValueError as error:
+        raise ValueError(f"query {query!r}: default of {name!r}: {error}") from error
+    return Parameter(name=name, type=kind, required=default is None, default=value, help=help_text)
+
+
+def _parse_column(query: str, text: str) -> Column:
+    match = _COLUMN.fullmatch(text)
+    if match is None:
+        raise ValueError(f"query {query!r}: {text!r} is not 'NAME | what it is, unit'")
+    return Column(name=match[1], help=match[2])
+
+
+def _to_text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is no text")
+    return value
+
+
+def _to_integer(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise ValueError(f"{value!r} is no whole number")
+    try:
+        number = int(value)
+    except ValueError:
+        raise ValueError(f"{value!r} is no whole number") from None
+    if not -(2**31) <= number < 2**31:
+        raise ValueError(f"{value!r} is out of range")
+    return number
+
+
+def _to_double(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise ValueError(f"{value!r} is no number")
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        raise ValueError(f"{value!r} is no number") from None
+    if not math.isfinite(number):
+        raise ValueError(f"{value!r} is not finite")
+    return number
+
+
+def _to_boolean(value: object) -> bool:
+    truth = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(str(value).lower())
+    if truth is None:
+        raise ValueError(f"{value!r} is neither true nor false")
+    return truth
+
+
+_CONVERSIONS: dict[str, Callable[[object], Value]] = {
+    "VARCHAR": _to_text,
+    "INTEGER": _to_integer,
+    "DOUBLE": _to_double,
+    "BOOLEAN": _to_boolean,
+}

@@ -1,0 +1,194 @@
+"""A store: opened by URL, asked which scans it holds, written by scans, and queried."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import duckdb
+import pyarrow as pa
+
+from scanner.errors import StoreError
+from scanner.store.database import Params, connect, read, refuse_all_but_select
+from scanner.store.files import StoreFiles
+from scanner.store.queries import Query, find_query, load_queries
+from scanner.store.schemas import conform, file_metadata
+from scanner.store.writer import FIRST, ScanWriter, is_scan_id, read_matrix_row
+
+_FOLDERS = ("scans", "controls", "staging")
+_ENSEMBLE = re.compile(r"[a-z][a-z0-9_]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unfinished:
+    """A scan that was begun and never committed: still running, or killed."""
+
+    scan_id: str
+    model: str | None
+    """None when nothing of it has been staged yet."""
+    parts: int
+    """Matrices that are finished; resuming the scan keeps them."""
+    failures: int
+    """Matrices that failed; resuming tries them again."""
+
+
+def open_store(url: str, *, create: bool = False) -> "Store":
+    """The store under a local path or fsspec URL.
+
+    Args:
+        url: a local path, or a URL such as `s3://bucket/results`.
+        create: make it if it does not exist, and check that it can be written.
+
+    Raises:
+        StoreError: it does not exist (without `create`), is a file, cannot be reached, or (with `create`) not written.
+    """
+    files = StoreFiles(url)
+    if files.is_file(""):
+        raise StoreError(f"store {files.url!r} is a file: name a folder with --store")
+    if create:
+        files.prepare("scans")
+    elif not any(files.is_folder(folder) for folder in _FOLDERS):
+        raise StoreError(f"there is no store at {files.url!r}: 'rmtscan scan REF --store {url}' makes one")
+    return Store(files)
+
+
+class Store:
+    """Committed scans, and the way to add more. Not to be shared between threads; open one in each."""
+
+    def __init__(self, files: StoreFiles) -> None:
+        self.url: str = files.url
+        """Absolute path, or URL."""
+        self._files = files
+        self._connection: duckdb.DuckDBPyConnection | None = None
+        self._version: object = None
+
+    def scan_row(self, scan_id: str) -> dict[str, object] | None:
+        """The row of table `scans`, or None if no such scan is committed.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        table = self._files.read(f"scans/{scan_id}.parquet") if is_scan_id(scan_id) else None
+        return None if table is None else table.to_pylist()[0]
+
+    def committed(self) -> list[str]:
+        """Ids of the committed scans, sorted.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        return self._files.names("scans")
+
+    def unfinished(self) -> list[Unfinished]:
+        """Scans that have staged parts and no commit, sorted by id.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        begun = sorted({*self._files.folders("staging")} - {*self.committed()})
+        return [self._unfinished(scan_id) for scan_id in begun]
+
+    def writer(self, scan_id: str, *, method: Mapping[str, object], model: str) -> ScanWriter:
+        """Begin or resume a scan.
+
+        Args:
+            scan_id: identity of what is scanned and how; letters, digits, `.`, `_` and `-`.
+            method: every parameter that went into the id, written into every file.
+            model: the model's name.
+
+        Raises:
+            ValueError: the id is not a safe file name.
+            StoreError: the store cannot be read.
+        """
+        return ScanWriter(self._files, scan_id, method=method, model=model)
+
+    def control_path(self, rows: int, cols: int, ensemble: str, seed: int) -> str:
+        """Where a random control of that shape, ensemble and seed lies, relative to the store.
+
+        Raises:
+            ValueError: the ensemble's name is not made of small letters, digits and `_`.
+        """
+        if _ENSEMBLE.fullmatch(ensemble) is None:
+            raise ValueError(f"ensemble {ensemble!r}: small letters, digits and '_' only")
+        return f"controls/{int(rows)}x{int(cols)}-{ensemble}-{int(seed)}.parquet"
+
+    def has_control(self, rows: int, cols: int, ensemble: str, seed: int) -> bool:
+        """Whether that control has been made.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        return self._files.is_file(self.control_path(rows, cols, ensemble, seed))
+
+    def write_control(self, table: pa.Table, rows: int, cols: int, ensemble: str, seed: int) -> None:
+        """Write one control, one row per singular triplet.
+
+        Raises:
+            ValueError: the columns do not fit the schema.
+            StoreError: the store is full or not writable.
+        """
+        method = {"rows": rows, "cols": cols, "ensemble": ensemble, "seed": seed}
+        path = self.control_path(rows, cols, ensemble, seed)
+        self._files.write(path, conform("controls", table).sort_by("k"), file_metadata(method))
+
+    def queries(self) -> list[Query]:
+        """Every named query, in alphabetical order."""
+        return list(load_queries().values())
+
+    def query(self, name: str, /, **params: object) -> pa.Table:
+        """The answer to a named query.
+
+        Args:
+            name: one of `queries()`.
+            params: its parameters; text is converted to the type that the parameter has.
+
+        Raises:
+            QueryError: no such query or parameter, a value that does not fit, or files that cannot be read.
+            StoreError: the store cannot be read.
+        """
+        query = find_query(name)
+        values = query.bind(params)
+        return read(self._database(), query.sql, values)
+
+    def sql(self, text: str, params: Params = None) -> pa.Table:
+        """The answer to one SELECT statement.
+
+        The views: scans, matrices, vectors (the newest result of every matrix), all_matrices, all_vectors (those of
+        every scan), failures, controls.
+
+        Args:
+            text: the statement; `$name` or `?` stand for parameters.
+            params: their values.
+
+        Raises:
+            QueryError: not one SELECT statement, or one that DuckDB cannot run.
+            StoreError: the store cannot be read.
+        """
+        connection = self._database()
+        refuse_all_but_select(connection, text)
+        return read(connection, text, params)
+
+    def close(self) -> None:
+        """Give back the memory and threads that questions have used; the next question opens the store anew."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _database(self) -> duckdb.DuckDBPyConnection:
+        """A connection that knows what is committed now; the one of the last question if nothing has changed."""
+        scans, controls = self._files.versions("scans"), self._files.versions("controls")
+        if self._connection is None or self._version != (scans, controls):
+            self.close()
+            names = [[name for name, _ in versions] for versions in (scans, controls)]
+            self._connection = connect(self._files, *names)
+            self._version = (scans, controls)
+        return self._connection
+
+    def _unfinished(self, scan_id: str) -> Unfinished:
+        folder = f"staging/{scan_id}/{FIRST}"
+        matrices = self._files.names(f"{folder}/finished")
+        failures = sorted({*self._files.names(f"{folder}/failures")} - {*matrices})
+        found = [read_matrix_row(self._files, f"{folder}/finished/{name}.parquet") for name in matrices[:1]]
+        found += [self._files.read(f"{folder}/failures/{name}.parquet") for name in failures[:1]]
+        tables = [table for table in found if table is not None and table.num_rows]
+        model = tables[0]["model"][0].as_py() if tables else None
+        return Unfinished(scan_id=scan_id, model=model, parts=len(matrices), failures=len(failures))

@@ -1,0 +1,136 @@
+"""Synthetic rows of every table, and scans made of them."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pyarrow as pa
+
+from scanner.store import SCHEMAS, Store
+
+NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
+
+
+@dataclass(kw_only=True)
+class Matrix:
+    """One analysed matrix: what a test cares about, the rest is made up."""
+
+    tensor: str = "block.0.query"
+    layer: int | None = 0
+    role: str = "query"
+    rows: int = 4
+    cols: int = 4
+    head: int | None = None
+    expert: int | None = None
+    stack: str | None = None
+    singular_values: Sequence[float] = (4.0, 3.0, 2.0, 1.0)
+    u_p: Sequence[float | None] = ()
+    v_p: Sequence[float | None] = ()
+    more: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        return f"{self.tensor}/{self.head}/{self.expert}"
+
+    def tables(self, scan_id: str, model: str, revision: str) -> tuple[pa.Table, pa.Table]:
+        shared = {
+            "scan_id": scan_id,
+            "model": model,
+            "revision": revision,
+            "tensor": self.tensor,
+            "stack": self.stack,
+            "layer": self.layer,
+            "role": self.role,
+            "head": self.head,
+            "expert": self.expert,
+            "rows": self.rows,
+            "cols": self.cols,
+        }
+        count = len(self.singular_values)
+        u_p = list(self.u_p) or [0.5] * count
+        v_p = list(self.v_p) or [0.25] * count
+        one = {"sigma": 1.0, "mp_lower": 0.0, "mp_upper": 4.0, "outliers_left": 0, "outliers_right": 0, "rank": count}
+        one |= {"u_p_mean": mean(u_p), "v_p_mean": mean(v_p), "sigma_kind": "median", "seconds": 0.5}
+        vectors = [
+            {
+                **shared,
+                "k": k,
+                "singular_value": value,
+                "region": "bulk",
+                "u_p": u_p[k],
+                "u_p_local": u_p[k],
+                "v_p": v_p[k],
+                "v_p_local": v_p[k],
+            }
+            for k, value in enumerate(self.singular_values)
+        ]
+        return table("matrices", [{**shared, **one, **self.more}]), table("vectors", vectors)
+
+
+def mean(values: Iterable[float | None]) -> float:
+    return float(np.mean([value for value in values if value is not None]))
+
+
+def table(name: str, rows: list[dict[str, object]]) -> pa.Table:
+    return pa.Table.from_pylist(rows, schema=SCHEMAS[name])
+
+
+def failure(scan_id: str, tensor: str, model: str = "org/model") -> pa.Table:
+    row = {"scan_id": scan_id, "model": model, "tensor": tensor, "stage": "read", "error": "OSError", "message": "gone"}
+    return table("failures", [row])
+
+
+def scan_values(*, revision: str = "r1", hours: float = 0, **more: object) -> dict[str, object]:
+    """What a driver hands to `commit`; `hours` after noon is when the scan was finished."""
+    finished = NOON + timedelta(hours=hours)
+    return {"revision": revision, "started_at": NOON, "finished_at": finished, "seconds": 1.5, "skipped": 0, **more}
+
+
+def add_scan(
+    store: Store,
+    scan_id: str,
+    matrices: Iterable[Matrix],
+    *,
+    model: str = "org/model",
+    revision: str = "r1",
+    hours: float = 0,
+    failed: Sequence[str] = (),
+) -> None:
+    """A committed scan."""
+    writer = store.writer(scan_id, method={"sigma": "median"}, model=model)
+    for matrix in matrices:
+        writer.stage(matrix.key, *matrix.tables(scan_id, model, revision))
+    for tensor in failed:
+        writer.stage_failure(tensor, failure(scan_id, tensor, model))
+    writer.commit(scan_values(revision=revision, hours=hours))
+
+
+def control(
+    rows: int,
+    cols: int,
+    *,
+    singular_values: Sequence[float],
+    u_p: Sequence[float],
+    v_p: Sequence[float],
+    ensemble: str = "gaussian",
+    seed: int = 0,
+) -> pa.Table:
+    return table(
+        "controls",
+        [
+            {
+                "rows": rows,
+                "cols": cols,
+                "ensemble": ensemble,
+                "seed": seed,
+                "k": k,
+                "singular_value": value,
+                "u_p": u_p[k],
+                "v_p": v_p[k],
+                "u_p_local": u_p[k],
+                "v_p_local": v_p[k],
+            }
+            for k, value in enumerate(singular_values)
+        ],
+    )
