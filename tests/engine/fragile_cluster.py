@@ -1,0 +1,64 @@
+"""Run by a test, in a process of its own: scans on a cluster with a GPU that is not there, on a node that does not stay.
+
+    python -m tests.engine.fragile_cluster CHECKPOINT FOLDER
+
+Writes FOLDER/told.json and the stores FOLDER/whole (one worker a GPU, the node is lost) and FOLDER/half (two share it).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.cluster_utils import Cluster
+
+from scanner.engine import PoolOptions, ScanReport, scan
+from scanner.store import open_store
+
+from .observer import Recorder
+
+MEMORY = 100 << 20
+# Like cluster.yaml: the head has no CPU for actors. Only the health checks are quicker than usual.
+QUICK = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
+HEAD = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": MEMORY, "_system_config": QUICK}
+NODE = {"num_cpus": 2, "num_gpus": 1, "object_store_memory": MEMORY}
+
+
+def told_by(report: ScanReport, told: Recorder) -> dict[str, Any]:
+    store = open_store(report.store)
+    [row] = store.sql("SELECT environment FROM scans").to_pylist()
+    return {
+        "analysed": report.models[0].analysed,
+        "failed": report.failed,
+        "alive": told.alive,
+        "devices": store.sql("SELECT DISTINCT device FROM matrices")["device"].to_pylist(),
+        "environment": json.loads(row["environment"]),
+    }
+
+
+def main(checkpoint: str, folder: str) -> None:
+    cluster = Cluster(initialize_head=True, head_node_args=HEAD)
+    nodes = [cluster.add_node(**NODE)]
+    ray.init(address=cluster.address, log_to_driver=False)
+
+    class Fate(Recorder):
+        def workers(self, alive: int, wanted: int) -> None:
+            super().workers(alive, wanted)
+            if alive == 0:
+                nodes.append(cluster.add_node(**NODE))
+
+    fate = Fate(lambda done: cluster.remove_node(nodes[0], allow_graceful=False) if done == 2 else None)
+    whole = told_by(scan(checkpoint, store=f"{folder}/whole", observer=fate), fate)
+    quiet = Recorder()
+    shared = PoolOptions(gpus_per_worker=0.5)
+    half = told_by(scan(checkpoint, store=f"{folder}/half", observer=quiet, pool=shared), quiet)
+    Path(folder, "told.json").write_text(json.dumps({"whole": whole, "half": half, "nodes": len(nodes)}))
+    ray.shutdown()
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,56 @@
+"""Workers that die, and the work that kills them; imports nothing of the scanner, so that a new one is there soon."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    name: str
+    log: Path
+    fate: str = "lives"
+    seconds: float = 0.0
+    cost: float = 1.0
+
+
+class Mortal:
+    """Writes down what it was given before anything can happen to it."""
+
+    def ready(self) -> None:
+        pass
+
+    def run(self, work: Work) -> str:
+        with work.log.open("a") as log:
+            log.write(f"{work.name}\n")
+        time.sleep(work.seconds)
+        if work.fate == "exits":
+            os._exit(1)
+        if work.fate == "is killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return work.name.upper()
+
+
+class Refuses(Mortal):
+    def __init__(self) -> None:
+        raise RuntimeError("\x1b[31mno such device")
+
+
+class DiesInTheConstructor(Mortal):
+    def __init__(self) -> None:
+        os._exit(1)
+
+
+class RefusesOnce(Mortal):
+    """Leaves a marker when it fails; a subclass says where."""
+
+    marker = Path()
+
+    def __init__(self) -> None:
+        if not self.marker.exists():
+            self.marker.touch()
+            raise RuntimeError("the first one fails")

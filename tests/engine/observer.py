@@ -1,0 +1,39 @@
+"""An observer that remembers what it was told, and can do something on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from scanner.engine import ModelReport, ScanObserver
+from scanner.engine.plan import ControlTask, MatrixTask
+
+
+class Recorder(ScanObserver):
+    """`after(number of finished tasks)` is called in the driver, between two tasks."""
+
+    def __init__(self, after: Callable[[int], None] = lambda done: None) -> None:
+        self.queues: list[int] = []
+        self.kept = 0
+        self.tasks: list[MatrixTask | ControlTask] = []
+        self.failed: list[str] = []
+        self.models: list[ModelReport] = []
+        self.alive: list[int] = []
+        self._after = after
+
+    def starting(self, *counts: object) -> None:
+        tasks, *_, kept = counts
+        assert isinstance(tasks, int)
+        assert isinstance(kept, int)
+        self.queues.append(tasks)
+        self.kept = kept
+
+    def workers(self, alive: int, wanted: int) -> None:
+        self.alive.append(alive)
+
+    def task_done(self, task: MatrixTask | ControlTask, *, failed: list[str]) -> None:
+        self.tasks.append(task)
+        self.failed += failed
+        self._after(len(self.tasks))
+
+    def model_done(self, model: ModelReport) -> None:
+        self.models.append(model)

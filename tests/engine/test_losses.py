@@ -1,0 +1,74 @@
+"""Scans that lose a worker or a node in the middle, and scans on GPUs that are not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scanner import PoolOptions, open_store
+from scanner.engine import scan
+from tests.processes import ray_workers, wait_until
+
+from .checkpoints import results, slow
+from .observer import Recorder
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def fragile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """What `fragile_cluster` left and told."""
+    folder = tmp_path_factory.mktemp("fragile")
+    model = slow(folder / "model", matrices=8, size=100)
+    script = [sys.executable, "-m", "tests.engine.fragile_cluster", model, str(folder)]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run(script, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, json.loads((folder / "told.json").read_text())
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_worker_that_is_killed_costs_nothing_but_time(tmp_path: Path) -> None:
+    model = slow(tmp_path / "model", matrices=10, size=200)
+    scan(model, store=tmp_path / "quiet", pool=PoolOptions(workers=1))
+    killed: list[int] = []
+
+    def kill(done: int) -> None:
+        if done == 4:
+            wait_until(lambda: any(ray_workers()), "a worker")
+            killed.extend(ray_workers())
+            os.kill(killed[0], signal.SIGKILL)
+
+    told = Recorder(kill)
+    report = scan(model, store=tmp_path / "store", observer=told, pool=PoolOptions(workers=1))
+    assert len(killed) == 1
+    assert 0 in told.alive, "the loss was told"
+    assert (report.models[0].analysed, report.failed) == (10, 0)
+    assert results(open_store(str(tmp_path / "store"))) == results(open_store(str(tmp_path / "quiet")))
+
+
+def test_a_node_that_goes_away_costs_nothing_but_time(fragile: tuple[Path, dict[str, Any]]) -> None:
+    folder, told = fragile
+    assert told["nodes"] == 2, "the node was taken away, and another one came"
+    whole = told["whole"]
+    assert whole["alive"] == [1, 0, 1]
+    assert (whole["analysed"], whole["failed"]) == (8, 0)
+    found = results(open_store(str(folder / "whole")))
+    assert found == results(open_store(str(folder / "half")))
+    assert len(found["matrices"]) == 8
+    assert len(found["vectors"]) == 8 * 100
+
+
+def test_one_worker_takes_a_gpu_or_its_share_and_falls_back_to_the_cpu(fragile: tuple[Path, dict[str, Any]]) -> None:
+    for name, workers, share in (("whole", 1, 1.0), ("half", 2, 0.5)):
+        told = fragile[1][name]
+        assert max(told["alive"]) == workers
+        assert (told["environment"]["workers"], told["environment"]["gpus_per_worker"]) == (workers, share)
+        assert told["devices"] == ["cpu"]

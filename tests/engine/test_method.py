@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import shutil
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from scanner.checkpoint import Selection, open_checkpoint
+from scanner.engine.method import Method, scan_id
+from scanner.errors import ScannerError
+
+from .checkpoints import small
+
+DEFAULT = Method()
+OTHERS = [
+    Method(sigma="std"),
+    Method(sigma="init"),
+    Method(sigma="bulk"),
+    Method(null="mc:1000"),
+    Method(null="mc:2000"),
+    Method(selection=Selection(only=("query",))),
+    Method(selection=Selection(only=("query", "key"))),
+    Method(selection=Selection(layers=(0,))),
+    Method(selection=Selection(layers=(0, 1))),
+    Method(selection=Selection(embeddings=True)),
+]
+
+
+def test_every_parameter_makes_another_scan() -> None:
+    names = [scan_id("content", method) for method in [DEFAULT, *OTHERS]]
+    assert len(set(names)) == len(names)
+
+
+def test_the_order_in_which_roles_and_layers_are_named_does_not_matter() -> None:
+    one = Method(selection=Selection(only=("query", "key"), layers=(1, 0, 1)))
+    other = Method(selection=Selection(only=("key", "query", "key"), layers=(0, 1)))
+    assert scan_id("content", one) == scan_id("content", other)
+
+
+def test_a_scan_id_is_a_file_name_and_stable() -> None:
+    found = scan_id("content", DEFAULT)
+    assert found == scan_id("content", Method())
+    assert len(found) == 16
+    assert set(found) <= set("0123456789abcdef")
+
+
+def test_the_scan_id_follows_the_content_and_not_the_place(tmp_path: Path) -> None:
+    one, other = small(tmp_path / "one"), small(tmp_path / "other", seed=1)
+    copy = shutil.copytree(one, tmp_path / "copy")
+    names = [scan_id(open_checkpoint(str(place)).identity, DEFAULT) for place in (one, copy, other)]
+    assert names[0] == names[1]
+    assert names[0] != names[2]
+
+
+def test_a_config_that_says_something_else_is_another_content(tmp_path: Path) -> None:
+    one, other = small(tmp_path / "one"), small(tmp_path / "other")
+    (Path(other) / "config.json").write_text('{"architectures": ["BertModel"]}')
+    assert open_checkpoint(one).identity != open_checkpoint(other).identity
+
+
+@pytest.mark.parametrize("wrong", [{"sigma": "mean"}, {"null": "mc:"}, {"null": "guess"}, {"null": "mc:-5"}])
+def test_an_unknown_method_is_refused(wrong: dict[str, str]) -> None:
+    with pytest.raises(ScannerError):
+        Method(**wrong)  # type: ignore[arg-type]
+
+
+def test_no_parameter_is_forgotten() -> None:
+    parameters = {field.name for field in (*fields(Method), *fields(Selection))} - {"selection"}
+    assert parameters <= set(DEFAULT.as_dict())

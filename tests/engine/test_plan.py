@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scanner.engine.plan import ControlTask, control_tasks, decomposition_cost, largest_first
+from scanner.rmt.ensembles import ENSEMBLES, control
+
+SHAPES = st.tuples(st.integers(1, 8192), st.integers(1, 8192))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    name: str
+    cost: float
+
+
+WORK = st.builds(Work, name=st.text(max_size=5), cost=st.sampled_from([0.0, 1.0, 2.0, 1e30]))
+
+
+@given(st.lists(WORK), st.randoms())
+def test_the_largest_comes_first_whatever_the_order_in_which_work_was_found(work: list[Work], shuffler: object) -> None:
+    ordered = largest_first(work)
+    assert sorted(ordered, key=repr) == sorted(work, key=repr)
+    assert all(one.cost >= other.cost for one, other in pairwise(ordered))
+    shuffler.shuffle(work)  # type: ignore[attr-defined]
+    assert largest_first(work) == ordered
+
+
+@given(st.lists(SHAPES), st.lists(st.sampled_from(ENSEMBLES)))
+def test_every_distinct_shape_has_one_control_of_every_ensemble(
+    shapes: list[tuple[int, int]], ensembles: list[str]
+) -> None:
+    tasks = control_tasks(shapes, ensembles)  # type: ignore[arg-type]
+    wanted = {(rows, cols, ensemble) for rows, cols in shapes for ensemble in ensembles}
+    assert len(tasks) == len(wanted) == len({task.name for task in tasks})
+    assert {(task.rows, task.cols, task.ensemble) for task in tasks} == wanted
+    assert len({task.seed for task in tasks}) <= 1
+
+
+@given(SHAPES)
+def test_a_matrix_costs_what_its_transpose_costs_and_less_than_a_larger_one(shape: tuple[int, int]) -> None:
+    rows, cols = shape
+    assert decomposition_cost(rows, cols) == decomposition_cost(cols, rows) > 0
+    assert decomposition_cost(rows, cols) < decomposition_cost(rows + 1, cols)
+
+
+def test_controls_of_two_tasks_with_the_same_name_are_the_same_matrix() -> None:
+    one, two = (ControlTask(ensemble="gaussian", rows=5, cols=7) for _ in range(2))
+    assert one.name == two.name
+    drawn = [control(task.ensemble, task.rows, task.cols, task.seed) for task in (one, two)]
+    assert drawn[0].shape == (5, 7)
+    assert (drawn[0] == drawn[1]).all()

@@ -1,0 +1,336 @@
+"""Scans from references to rows, on a real Ray and into real files."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors import safe_open
+
+import scanner
+from scanner import Method, PoolOptions, ScannerError, Selection, Store, open_store
+from scanner.engine import ScanReport
+from scanner.engine import scan as run_scan
+from scanner.engine.plan import ControlTask, MatrixTask
+from scanner.rmt.ensembles import control
+from tests.checkpoint.writing import checkpoint
+
+from .checkpoints import results, small, spectrum, tensors, weight
+from .mortal import Refuses
+from .observer import Recorder
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+ONE = PoolOptions(workers=1)
+MODULE = importlib.import_module("scanner.engine.scan")  # its function has the same name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scanned:
+    """A scan that several tests look at."""
+
+    report: ScanReport
+    told: Recorder
+    store: Store
+
+
+def scanned(references: str | Path | list[str], folder: Path, **options: object) -> Scanned:
+    told = Recorder()
+    report = run_scan(references, store=folder, observer=told, **options)  # type: ignore[arg-type]
+    return Scanned(report=report, told=told, store=open_store(str(folder)))
+
+
+@contextmanager
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Within, whoever asks for Ray fails the test."""
+    with monkeypatch.context() as patch:
+        patch.setattr(MODULE, "ray_session", lambda options: pytest.fail("Ray was asked for"))
+        yield
+
+
+# ---- a real model
+
+
+@pytest.fixture(scope="module")
+def real(minilm: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Scanned:
+    return scanned(minilm, tmp_path_factory.mktemp("real") / "store")
+
+
+def test_every_tensor_of_a_real_model_is_accounted_for(real: Scanned, minilm: Path) -> None:
+    [model] = real.report.models
+    with safe_open(minilm / "model.safetensors", "pt") as file:
+        names = set(file.keys())
+        matrices = {name for name in names if len(file.get_slice(name).get_shape()) == 2}
+    analysed = set(real.store.sql("SELECT tensor FROM matrices")["tensor"].to_pylist())
+    skipped = [name for tensors in model.skipped.values() for name in tensors]
+    assert (model.analysed, model.failed, model.error) == (37, 0, None)
+    assert analysed | set(skipped) == names
+    assert model.analysed + model.skipped_count + model.failed == len(names)
+    assert matrices - analysed == {name for name in matrices if "embeddings" in name}
+    row = real.store.scan_row(model.scan_id)
+    assert row is not None
+    assert (row["matrices"], row["skipped"], row["failed"], row["vectors"]) == (37, len(skipped), 0, 37 * 384)
+    assert row["seconds"] > 0
+    assert row["finished_at"] > row["started_at"]
+
+
+@pytest.mark.parametrize("tensor", ["attention.self.query", "intermediate.dense", "output.dense"])
+def test_the_rows_of_a_real_matrix_are_what_numpy_and_analyze_say(real: Scanned, minilm: Path, tensor: str) -> None:
+    name = f"encoder.layer.2.{tensor}.weight"
+    with safe_open(minilm / "model.safetensors", "pt") as file:
+        matrix = file.get_tensor(name)
+    vectors = real.store.sql("SELECT * FROM vectors WHERE tensor = $name ORDER BY k", {"name": name})
+    assert vectors["k"].to_pylist() == list(range(384))
+
+    truth = np.linalg.svd(matrix.numpy().astype(np.float64), compute_uv=False)
+    np.testing.assert_allclose(vectors["singular_value"].to_numpy(), truth, rtol=1e-6)
+
+    alone = scanner.analyze(matrix)
+    for column in ("u_ks", "u_p", "u_p_local", "v_ks", "v_p", "v_p_local", "u_ipr", "v_ipr", "u_peak", "v_peak"):
+        np.testing.assert_allclose(vectors[column].to_numpy(), getattr(alone, column), rtol=1e-4, err_msg=column)
+    assert vectors["region"].to_pylist() == list(alone.region)
+    [row] = real.store.sql("SELECT * FROM matrices WHERE tensor = $name", {"name": name}).to_pylist()
+    assert (row["rows"], row["cols"], row["layer"]) == (*matrix.shape, 2)
+    assert (row["outliers_left"], row["outliers_right"], row["rank"]) == (
+        alone.outliers_left,
+        alone.outliers_right,
+        alone.rank,
+    )
+    for column in ("sigma", "sigma_std", "sigma_bulk", "mp_lower", "mp_upper", "mp_ks", "stable_rank", "u_p_mean"):
+        assert row[column] == pytest.approx(getattr(alone, column), rel=1e-9), column
+    assert row["sigma_std"] == pytest.approx(float(matrix.double().std(correction=0)), rel=1e-6)
+
+
+def test_controls_are_stored_once_for_every_shape_and_ensemble(real: Scanned) -> None:
+    found = real.store.sql("SELECT DISTINCT rows, cols, ensemble, seed FROM controls ORDER BY ALL").to_pylist()
+    shapes = [(384, 384), (384, 1536), (1536, 384)]
+    assert [(row["rows"], row["cols"], row["ensemble"]) for row in found] == [
+        (*shape, ensemble) for shape in shapes for ensemble in ("gaussian", "kaiming_uniform")
+    ]
+    assert len([task for task in real.told.tasks if isinstance(task, ControlTask)]) == 6
+
+
+def test_a_control_is_the_seeded_matrix_that_it_says(real: Scanned) -> None:
+    rows = real.store.sql("SELECT * FROM controls WHERE rows = 1536 AND ensemble = 'gaussian' ORDER BY k")
+    matrix = control("gaussian", 1536, 384, rows["seed"][0].as_py())
+    np.testing.assert_allclose(rows["singular_value"].to_numpy(), np.linalg.svd(matrix, compute_uv=False), rtol=1e-6)
+
+
+def test_the_next_scan_uses_the_controls_that_are_there(real: Scanned, minilm_tuned: Path) -> None:
+    folder = Path(real.store.url) / "controls"
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    method = Method(selection=Selection(only=("query",), layers=(0,)))
+    second = scanned(minilm_tuned, Path(real.store.url), method=method, pool=ONE)
+    assert [type(task) for task in second.told.tasks] == [MatrixTask]
+    assert second.report.models[0].analysed == 1
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_what_is_committed_is_not_scanned_again(real: Scanned, minilm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Path(real.store.url)
+    before = {path: path.stat().st_mtime_ns for path in store.rglob("*.parquet")}
+    with no_ray(monkeypatch):
+        again = scanned(minilm, store)
+    [model] = again.report.models
+    assert (model.new, model.analysed) == (False, 37)
+    assert (again.told.queues, again.told.tasks) == ([], [])
+    assert {path: path.stat().st_mtime_ns for path in store.rglob("*.parquet")} == before
+
+
+# ---- several references
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Scanned:
+    """Two models, a copy of the first, one that is damaged and one that is not there, in one command on one worker."""
+    folder = tmp_path_factory.mktemp("several")
+    small(folder / "one", layers=3, hidden=20)
+    small(folder / "two", layers=2, hidden=40, seed=1)
+    shutil.copytree(folder / "one", folder / "copy")
+    damaged = Path(small(folder / "damaged")) / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    names = [str(folder / name) for name in ("damaged", "one", "missing", "copy", "two", "one")]
+    return scanned(names, folder / "store", pool=ONE)
+
+
+def test_every_reference_is_reported_in_the_order_in_which_it_was_named(several: Scanned) -> None:
+    names = [Path(model.reference).name for model in several.report.models]
+    assert names == ["damaged", "one", "missing", "copy", "two"]
+
+
+def test_a_checkpoint_that_cannot_be_opened_does_not_stop_the_others(several: Scanned) -> None:
+    damaged, one, missing, copy, two = several.report.models
+    assert "download it again" in str(damaged.error)
+    assert "does not exist" in str(missing.error)
+    assert [model.analysed for model in (one, copy, two)] == [12, 12, 8]
+    assert several.report.errors == (damaged, missing)
+    assert len(several.store.committed()) == 2
+
+
+def test_the_same_content_under_two_paths_is_one_scan_reported_twice(several: Scanned) -> None:
+    _, one, _, copy, two = several.report.models
+    assert one.scan_id == copy.scan_id != two.scan_id
+    keys = [ref.key for task in several.told.tasks if isinstance(task, MatrixTask) for ref in task.refs]
+    assert len(keys) == 12 + 8
+
+
+def test_two_references_share_one_queue_largest_first(several: Scanned) -> None:
+    told, two = several.told, several.report.models[4]
+    assert told.queues == [len(told.tasks)]
+    costs = [task.cost for task in told.tasks]
+    # The order of completion: of the two tasks that a worker holds, one may overtake the other.
+    assert all(max(costs[at:]) <= max(costs[at - 1 : at + 1]) for at in range(1, len(costs)))
+    finished = [Path(model.reference).name for model in told.models if model.error is None]
+    assert set(finished[:1]) == {"two"}, "the larger matrices are all in the model that was named last"
+    assert max(told.tasks, key=lambda task: task.cost) in told.tasks[:4]
+    assert two.new
+
+
+# ---- odd matrices
+
+ODD = {
+    "zero": torch.zeros(6, 4),
+    "deficient": torch.outer(torch.arange(1.0, 9.0), torch.arange(1.0, 6.0)),
+    "row": torch.arange(1.0, 10.0).reshape(1, 9),
+    "column": torch.arange(1.0, 8.0).reshape(7, 1),
+    "two": torch.tensor([[3.0, 1.0], [0.0, 2.0]]),
+    "one": torch.tensor([[2.5]]),
+    "half": weight(12, 8, 1).to(torch.float16),
+    "brain": weight(12, 8, 2).to(torch.bfloat16),
+    "double": weight(12, 8, 3).double(),
+}
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Scanned:
+    folder = tmp_path_factory.mktemp("odd")
+    broken = {"nan": weight(8, 8, 4), "inf": weight(8, 8, 5)}
+    broken["nan"][2:4, 1] = float("nan")
+    broken["inf"][0, 0], broken["inf"][1, 1], broken["inf"][2, 2] = float("inf"), float("-inf"), float("nan")
+    skipped = {"ints": torch.ones(3, 3, dtype=torch.int64), "bytes": torch.ones(3, 3, dtype=torch.uint8)}
+    skipped |= {"cube": torch.ones(2, 2, 2), "bias": torch.ones(5)}
+    named = {f"{name}.weight": tensor for name, tensor in (ODD | broken | skipped).items()}
+    return scanned(checkpoint(folder / "odd", named), folder / "store", pool=ONE)
+
+
+def test_the_three_counts_add_up_when_some_fail(odd: Scanned) -> None:
+    [model] = odd.report.models
+    assert (model.analysed, model.failed, model.skipped_count) == (len(ODD), 2, 4)
+    assert odd.report.failed == 2
+    [row] = odd.store.query("scans").to_pylist()
+    assert (row["matrices"], row["failed"], row["skipped"]) == (len(ODD), 2, 4)
+
+
+def test_entries_that_are_not_finite_are_counted_in_the_failure(odd: Scanned) -> None:
+    failures = {row["tensor"]: row for row in odd.store.sql("SELECT * FROM failures").to_pylist()}
+    assert set(failures) == {"nan.weight", "inf.weight"}
+    assert {row["stage"] for row in failures.values()} == {"analyse"}
+    assert "2 NaN and 0 infinite of 64" in failures["nan.weight"]["message"]
+    assert "1 NaN and 2 infinite of 64" in failures["inf.weight"]["message"]
+    assert len(odd.told.failed) == 2
+
+
+def test_what_is_no_floating_point_matrix_is_skipped_with_its_reason(odd: Scanned) -> None:
+    [model] = odd.report.models
+    reasons = {name: reason for reason, names in model.skipped.items() for name in names}
+    assert set(reasons) == {"ints.weight", "bytes.weight", "cube.weight", "bias.weight"}
+    assert "not floating point" in reasons["ints.weight"]
+    assert "3-D" in reasons["cube.weight"]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_matrices_have_the_spectrum_that_numpy_finds(odd: Scanned, name: str) -> None:
+    truth = np.linalg.svd(ODD[name].double().numpy(), compute_uv=False)
+    found = spectrum(odd.store.sql("SELECT * FROM vectors"), f"{name}.weight")
+    np.testing.assert_allclose(found, truth, rtol=1e-6, atol=1e-6 * max(truth[0], 1e-30))
+
+
+def test_numerically_zero_singular_values_have_no_p_value(odd: Scanned) -> None:
+    found = odd.store.sql(
+        "SELECT tensor, count(*) AS n, count(u_p) AS u, count(v_p) AS v FROM vectors "
+        "WHERE region = 'null' GROUP BY tensor ORDER BY tensor"
+    ).to_pylist()
+    assert found == [
+        {"tensor": "deficient.weight", "n": 4, "u": 0, "v": 0},
+        {"tensor": "zero.weight", "n": 4, "u": 0, "v": 0},
+    ]
+    ranks = dict(zip(*odd.store.sql("SELECT tensor, rank FROM matrices").to_pydict().values(), strict=True))
+    assert (ranks["zero.weight"], ranks["deficient.weight"], ranks["two.weight"]) == (0, 1, 2)
+
+
+def test_not_a_number_never_reaches_a_table(odd: Scanned) -> None:
+    for table in ("matrices", "vectors", "controls"):
+        for path in (Path(odd.store.url) / table).glob("*.parquet"):
+            rows = pq.read_table(path)
+            for name in rows.column_names:
+                values = [value for value in rows[name].to_pylist() if isinstance(value, float)]
+                assert np.isfinite(values).all(), (table, name)
+
+
+# ---- the same rows, whatever happens
+
+
+def test_the_number_of_workers_changes_nothing_and_force_does_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small(tmp_path / "model")
+    one = scanned(model, tmp_path / "one", pool=ONE)
+    two = scanned(model, tmp_path / "two", pool=PoolOptions(workers=2))
+    first = results(one.store)
+    assert len(first["matrices"]) == 12
+    assert len(first["vectors"]) == 12 * 24
+    assert results(two.store) == first
+
+    [before] = one.store.sql("SELECT finished_at FROM scans")["finished_at"].to_pylist()
+    again = scanned(model, tmp_path / "one", pool=ONE, force=True)
+    assert again.report.models[0].new
+    assert [type(task) for task in again.told.tasks] == [MatrixTask] * 12, "controls stay"
+    assert again.store.sql("SELECT finished_at FROM scans")["finished_at"].to_pylist()[0] > before
+    assert results(again.store) == first
+    with no_ray(monkeypatch):
+        assert not scanned(model, tmp_path / "one").report.models[0].new
+
+
+def test_a_worker_that_cannot_start_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MODULE, "Worker", Refuses)
+    with pytest.raises(ScannerError, match="no worker can start: RuntimeError: no such device"):
+        scanned(small(tmp_path / "model"), tmp_path / "store", pool=ONE)
+    assert open_store(str(tmp_path / "store")).committed() == []
+
+
+def test_a_file_cut_short_while_it_is_scanned_is_a_failure_of_stage_read(tmp_path: Path) -> None:
+    model = checkpoint(tmp_path / "model", tensors(layers=1, hidden=24))
+    file = Path(model) / "model.safetensors"
+
+    class Cut(Recorder):
+        def starting(self, *counts: object) -> None:
+            super().starting(*counts)
+            with file.open("r+b") as opened:
+                opened.truncate(file.stat().st_size - 4 * 24 * 24)
+
+    report = run_scan(model, store=tmp_path / "store", observer=Cut(), pool=ONE)
+    failures = open_store(str(tmp_path / "store")).sql("SELECT * FROM failures").to_pylist()
+    assert report.failed == len(failures) >= 1
+    assert report.models[0].analysed + len(failures) == 4
+    assert {row["stage"] for row in failures} == {"read"}
+    assert all("cut short" in row["message"] for row in failures)
+
+
+def test_an_unknown_ensemble_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(ScannerError, match="unknown ensemble"):
+        run_scan("nowhere", store=tmp_path / "store", ensembles=["goe"])  # type: ignore[list-item]
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_checkpoint_without_a_wanted_matrix_says_what_there_is(tmp_path: Path) -> None:
+    method = Method(selection=Selection(only=("router",)))
+    [model] = scanned(small(tmp_path / "model"), tmp_path / "store", method=method).report.models
+    assert "no matrix to analyse among its 15 tensors" in str(model.error)
+    assert "12 not selected: role" in str(model.error)
