@@ -1,0 +1,153 @@
+"""Printing tables: to stdout, in the format that was asked for."""
+
+from __future__ import annotations
+
+import math
+import sys
+from decimal import Decimal
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: Rows that a table for people shows; the other formats print everything.
+_SHOWN = 200
+
+
+class Format(StrEnum):
+    """How data is printed."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+    parquet = "parquet"
+
+
+FormatOption = Annotated[Format, typer.Option("--format", "-f", help="How to print the result.", show_default=True)]
+StoreOption = Annotated[
+    str,
+    typer.Option(
+        "--store", "-s", envvar="RMTSCAN_STORE", help="The store: a folder or any fsspec URL.", show_default=True
+    ),
+]
+DEFAULT_STORE = "results"
+
+
+def note(text: str) -> None:
+    """A line for the person, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def write(table: pa.Table, form: Format) -> None:
+    """Print a table to stdout."""
+    table = _with_distinct_names(table)
+    if form is Format.table:
+        _write_text(table)
+    elif form is Format.json:
+        _write_json(table)
+    elif form is Format.csv:
+        import pyarrow.csv as pc
+
+        sys.stdout.flush()
+        pc.write_csv(_with_text_for(table, nested=True), sys.stdout.buffer)
+    else:
+        if sys.stdout.isatty():
+            raise typer.BadParameter(
+                "parquet is binary: send it to a file (rmtscan ... --format parquet > rows.parquet)"
+            )
+        import pyarrow.parquet as pq
+
+        pq.write_table(_with_text_for(table, nested=False), sys.stdout.buffer)
+    sys.stdout.flush()
+
+
+def _with_distinct_names(table: pa.Table) -> pa.Table:
+    """`SELECT 1 AS a, 2 AS a` is legal; a row as an object needs a name for each column."""
+    names: list[str] = []
+    for name in table.column_names:
+        distinct, count = name, 1
+        while distinct in names or (count > 1 and distinct in table.column_names):
+            distinct, count = f"{name}_{count}", count + 1
+        names.append(distinct)
+    return table.rename_columns(names)
+
+
+def _with_text_for(table: pa.Table, *, nested: bool) -> pa.Table:
+    """Columns of types that a format does not have as text: intervals, and with `nested` (as in CSV) lists, maps, bytes."""
+    import pyarrow as pa
+
+    for position, field in enumerate(table.schema):
+        odd = nested and (pa.types.is_nested(field.type) or pa.types.is_binary(field.type))
+        if odd or pa.types.is_interval(field.type):
+            values = [_plain(value) for value in table.column(position).to_pylist()]
+            texts = [value if value is None or isinstance(value, str) else _json(value) for value in values]
+            table = table.set_column(position, field.name, pa.array(texts, pa.string()))
+    return table
+
+
+def _write_json(table: pa.Table) -> None:
+    before = "["
+    for batch in table.to_batches():
+        for row in batch.to_pylist():
+            print(before + _json(row), end="")
+            before = ",\n "
+    print("]" if before != "[" else "[]")
+
+
+def _json(value: Any) -> str:
+    import json
+
+    return json.dumps(_plain(value), default=str, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON knows it: no NaN and no infinity, bytes in hexadecimal, the sum of a column of integers a number."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    return value
+
+
+def _printable(text: str) -> str:
+    """Names come from strangers' checkpoints: what would steer the terminal is shown as an escape."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 100 else f"{value:.1f}"
+    if hasattr(value, "strftime"):
+        return str(value.strftime("%Y-%m-%d %H:%M:%S"))
+    return _printable(str(value))
+
+
+def _write_text(table: pa.Table) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = table.slice(0, _SHOWN)
+    drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for field in table.schema:
+        number = str(field.type) not in {"string", "bool"} and not str(field.type).startswith("timestamp")
+        drawn.add_column(Text(_printable(field.name)), justify="right" if number else "left", overflow="fold")
+    for row in shown.to_pylist():
+        drawn.add_row(*(Text(_cell(value)) for value in row.values()))
+    # Not on a terminal: as wide as it needs, so that grep and less see whole lines.
+    console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)
+    console.print(drawn)
+    if table.num_rows > _SHOWN:
+        note(f"... {table.num_rows - _SHOWN:,} more rows; --format csv, json or parquet prints all")

@@ -1,0 +1,162 @@
+"""Every format holds the same rows, stdout holds nothing else, and what a stranger named steers no terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scanner.cli.output import Format, write
+from scanner.store import open_store
+from tests.store.rows import Matrix, add_scan
+
+from .conftest import Run
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    made = open_store(str(tmp_path / "store"), create=True)
+    matrices = [Matrix(tensor=f"layer.{i}.query", layer=i, u_p=(0.25, None, 1e-7, 1.0)) for i in range(3)]
+    add_scan(made, "abc", [*matrices, Matrix(tensor='last, "quoted"\n\x1b[31mred', layer=None, role="other")])
+    return tmp_path / "store"
+
+
+def parsed(form: str, data: bytes) -> list[dict[str, Any]]:
+    """The rows as another program reads them."""
+    if form == "json":
+        rows: list[dict[str, Any]] = json.loads(data)
+        return rows
+    if form == "parquet":
+        return list(pq.read_table(io.BytesIO(data)).to_pylist())
+    return list(csv.DictReader(io.StringIO(data.decode(), newline="")))
+
+
+QUERIES = [
+    ["query", "scans"],
+    ["query", "role_table"],
+    ["query", "outliers"],
+    ["sql", "SELECT * FROM vectors ORDER BY tensor, k"],
+    [
+        "sql",
+        "SELECT role, sum(k) AS s, avg(u_p) AS p, max(finished_at) AS t FROM vectors JOIN scans USING (scan_id) GROUP BY role",
+    ],
+    ["models"],
+]
+
+
+@pytest.mark.parametrize("query", QUERIES, ids=" ".join)
+def test_json_csv_and_parquet_hold_the_same_rows(rmtscan: Run, store: Path, query: list[str]) -> None:
+    found = {}
+    for form in ("json", "csv", "parquet"):
+        told = rmtscan(*query, "--store", store, "--format", form)
+        assert (told.status, told.err) == (0, "")
+        found[form] = parsed(form, told.out)
+    truth = found["parquet"]
+    assert truth
+    assert len(found["json"]) == len(found["csv"]) == len(truth)
+    for row, as_json, as_csv in zip(truth, found["json"], found["csv"], strict=True):
+        assert list(row) == list(as_json) == list(as_csv)
+        for name, value in row.items():
+            _same(value, as_json[name])
+            _same(value, as_csv[name] if as_csv[name] != "" else None)
+
+
+def _same(value: Any, written: Any) -> None:
+    if value is None or written is None:
+        assert written in (None, "")
+        assert value in (None, "")
+    elif isinstance(value, str):
+        assert written == value
+    elif isinstance(value, int | float) or not hasattr(value, "year"):
+        assert float(written) == pytest.approx(float(value), rel=1e-7)
+    else:
+        assert str(written)[:19].replace("T", " ") == str(value)[:19]
+
+
+def test_the_table_for_people_shows_names_but_not_what_steers_a_terminal(rmtscan: Run, store: Path) -> None:
+    told = rmtscan("sql", "SELECT tensor, k, u_p FROM vectors WHERE k = 0 ORDER BY tensor", "--store", store)
+    lines = told.out.decode().splitlines()
+    assert (told.status, told.err) == (0, "")
+    assert len(lines) == 2 + 4
+    assert all(line.isprintable() for line in lines)
+    assert r'last, "quoted"\n\x1b[31mred' in told.out.decode()
+
+
+def test_a_long_table_says_that_it_is_cut_and_the_other_formats_are_not(rmtscan: Run, store: Path) -> None:
+    told = rmtscan("sql", "SELECT range AS r FROM range(500)", "--store", store)
+    assert len(told.out.splitlines()) == 202
+    assert "300 more rows" in told.err
+    for form in ("json", "csv", "parquet"):
+        told = rmtscan("sql", "SELECT range AS r FROM range(500)", "--store", store, "--format", form)
+        assert (len(parsed(form, told.out)), told.err) == (500, "")
+
+
+@pytest.mark.parametrize("form", ["table", "json", "csv", "parquet"])
+def test_no_rows_are_still_columns(rmtscan: Run, store: Path, form: str) -> None:
+    told = rmtscan("sql", "SELECT tensor, k FROM vectors WHERE false", "--store", store, "--format", form)
+    assert (told.status, told.err) == (0, "")
+    if form == "parquet":
+        assert pq.read_table(io.BytesIO(told.out)).column_names == ["tensor", "k"]
+    elif form == "json":
+        assert json.loads(told.out) == []
+    else:
+        assert b"tensor" in told.out
+
+
+ODD = {
+    "numbers that JSON does not have": "SELECT 'nan'::double AS a, 'inf'::double AS b, -'inf'::float AS c",
+    "wide integers": "SELECT sum(k) AS a, 170141183460469231731687303715884105727::hugeint AS b FROM vectors",
+    "nested": "SELECT [1, 2] AS a, map {'x': 1} AS b, {'y': [NULL, 'z']} AS c",
+    "times": "SELECT INTERVAL 1 DAY AS a, DATE '2026-01-02' AS b, TIME '10:00' AS c, now() AS d",
+    "bytes and truth": "SELECT 'a\\xFF'::blob AS a, true AS b, NULL AS c, uuid() AS d",
+    "names that occur twice": "SELECT 1 AS a, 2 AS a, 3 AS a_1, 4 AS a",
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+@pytest.mark.parametrize("form", ["table", "json", "csv", "parquet"])
+def test_every_type_that_sql_can_give_can_be_printed(rmtscan: Run, store: Path, case: str, form: str) -> None:
+    told = rmtscan("sql", ODD[case], "--store", store, "--format", form)
+    assert (told.status, told.err) == (0, "")
+    if form == "table":
+        assert len(told.out.splitlines()) == 3
+        return
+    [row] = parsed(form, told.out)
+    if case == "names that occur twice":
+        assert [int(value) for value in row.values()] == [1, 2, 3, 4]
+        assert len(row) == 4
+    if form == "json" and case == "wide integers":
+        assert row == {"a": 4 * (0 + 1 + 2 + 3), "b": 2**127 - 1}
+    if form == "json" and case == "nested":
+        assert (row["a"], row["c"]) == ([1, 2], {"y": [None, "z"]})
+    if form == "json" and case == "numbers that JSON does not have":
+        assert row == {"a": None, "b": None, "c": None}
+    if form == "csv" and case == "nested":
+        assert json.loads(row["a"]) == [1, 2]
+
+
+VALUES = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(width=64) | st.text()
+
+
+@given(st.lists(VALUES, max_size=4), st.lists(st.text(min_size=1, max_size=3), min_size=1, max_size=4))
+def test_json_parses_back_whatever_the_values_and_names(values: list[Any], names: list[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        out = io.TextIOWrapper(io.BytesIO(), "utf-8", newline="")
+        patch.setattr("sys.stdout", out)
+        columns = [pa.array([value]) for value in (values * len(names))[: len(names)]] or [pa.nulls(1)] * len(names)
+        write(pa.table(columns, names=names), Format.json)
+        out.flush()
+        text = out.buffer.getvalue().decode()  # type: ignore[attr-defined]
+    [row] = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert len(row) == len(names)
+    for value, found in zip([column[0].as_py() for column in columns], row.values(), strict=True):
+        assert found == (None if isinstance(value, float) and not math.isfinite(value) else value)

@@ -1,0 +1,93 @@
+"""Asking a store on the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from scanner.store import Store, open_store
+from tests.store.rows import Matrix, add_scan, failure
+
+from .conftest import Run
+
+QUERIES = sorted(path.stem for path in (Path(__file__).parent.parent.parent / "queries").glob("*.sql"))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    made = open_store(str(tmp_path / "store"), create=True)
+    add_scan(made, "abc", [Matrix(), Matrix(tensor="block.1.query", layer=1)], model="org/one", failed=["broken"])
+    add_scan(made, "def", [Matrix()], model="org/two", hours=1)
+    return made
+
+
+def test_the_list_names_every_query_with_its_parameters(rmtscan: Run) -> None:
+    told = rmtscan("query", "--list", "--format", "json")
+    assert (told.status, told.err) == (0, "")
+    rows = json.loads(told.out)
+    assert [row["query"] for row in rows] == QUERIES
+    assert all(row["answers"] for row in rows)
+    assert {row["query"]: row["parameters"] for row in rows}["scans"] == "model revision"
+    assert rmtscan("query", "--list").out.decode().count("\n") == len(QUERIES) + 2
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_every_query_explains_itself_and_answers(rmtscan: Run, store: Store, name: str) -> None:
+    told = rmtscan("query", name, "--list")
+    text = told.out.decode()
+    assert (told.status, told.err) == (0, "")
+    assert text.startswith(f"{name}: ")
+    told = rmtscan("query", name, "--store", store.url, "--format", "csv")
+    header, *_ = told.out.decode().splitlines()
+    columns = [column.strip('"') for column in header.split(",")]
+    assert (told.status, told.err) == (0, "")
+    explained = [line.split()[0] for line in text.partition("Columns:\n")[2].splitlines()]
+    assert columns == explained
+
+
+def test_parameters_choose(rmtscan: Run, store: Store) -> None:
+    def models(*parameters: str) -> list[str]:
+        told = rmtscan("query", "scans", *parameters, "--store", store.url, "--format", "json")
+        return [row["model"] for row in json.loads(told.out)]
+
+    assert models() == ["org/two", "org/one"]
+    assert models("-p", "model=org/one") == ["org/one"]
+    assert models("--param", "model=org/two", "-p", "revision=r") == ["org/two"]
+    assert models("-p", "model=org/one' OR 1=1 --") == []
+
+
+def test_the_store_can_come_from_the_environment(rmtscan: Run, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RMTSCAN_STORE", store.url)
+    told = rmtscan("models", "--format", "json")
+    assert [row["scan_id"] for row in json.loads(told.out)] == ["def", "abc"]
+
+
+def test_status_tells_what_is_scanned_and_what_is_not_finished(rmtscan: Run, store: Store) -> None:
+    writer = store.writer("ghi", method={}, model="org/three")
+    matrix = Matrix()
+    writer.stage(matrix.key, *matrix.tables("ghi", "org/three", "r1"))
+    writer.stage_failure("other", failure("ghi", "other", "org/three"))
+    told = rmtscan("status", "--store", store.url, "--format", "json")
+    rows = [(row["model"], row["state"], row["matrices"], row["failed"]) for row in json.loads(told.out)]
+    assert rows == [
+        ("org/two", "scanned", 1, 0),
+        ("org/one", "scanned", 2, 1),
+        ("org/three", "unfinished", 1, 1),
+    ]
+
+
+def test_a_store_with_nothing_in_it_says_how_to_begin(rmtscan: Run, tmp_path: Path) -> None:
+    open_store(str(tmp_path / "store"), create=True)
+    told = rmtscan("status", "--store", tmp_path / "store", "--format", "json")
+    assert (told.status, json.loads(told.out)) == (0, [])
+    assert "begin with: rmtscan scan REF" in told.err
+    told = rmtscan("query", "outliers", "--store", tmp_path / "store", "--format", "json")
+    assert (told.status, json.loads(told.out)) == (0, [])
+
+
+def test_sql_asks_the_views(rmtscan: Run, store: Store) -> None:
+    statement = "SELECT model, count(*) AS n FROM vectors GROUP BY model ORDER BY model"
+    told = rmtscan("sql", statement, "--store", store.url, "--format", "json")
+    assert json.loads(told.out) == [{"model": "org/one", "n": 8}, {"model": "org/two", "n": 4}]

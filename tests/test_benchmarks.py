@@ -1,0 +1,84 @@
+"""Every benchmark runs from end to end at its small size, and what it says about errors and memory holds; times are not judged."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+def _run(name: str, folder: Path) -> dict[str, Any]:
+    """The JSON that a benchmark writes; its table must be on stdout and its exit status 0."""
+    written = folder / f"{name}.json"
+    command = [sys.executable, str(BENCHMARKS / f"bench_{name}.py"), "--quick", "--json", str(written)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ratio" in done.stdout
+    found: dict[str, Any] = json.loads(written.read_text(), parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
+    assert found["quick"] is True
+    assert found["machine"]["threads"] == 1
+    return found
+
+
+def _all_numbers_are_positive(rows: list[dict[str, Any]]) -> None:
+    assert rows
+    numbers = [value for row in rows for value in row.values() if isinstance(value, int | float)]
+    assert numbers
+    assert all(math.isfinite(number) and number > 0 for number in numbers)
+
+
+def test_every_benchmark_is_tried_here() -> None:
+    tried = {"decomposition", "ks", "scan", "scaling"}
+    assert {path.stem.removeprefix("bench_") for path in BENCHMARKS.glob("bench_*.py")} == tried
+
+
+def test_decomposition(tmp_path: Path) -> None:
+    found = _run("decomposition", tmp_path)
+    _all_numbers_are_positive(found["times"])
+    conditions = {row["condition"] for row in found["errors"]}
+    assert conditions == {1e4, 1e5, 1e6, 1e7, 1e8}
+    assert {row["spectrum"] for row in found["errors"]} == {"even in logarithm", "one outlier"}
+    for row in found["errors"]:
+        assert row["decompose"] <= 1e-6
+        assert row["method"] == "gram"
+        if row["condition"] >= 1e7:  # the benchmark tells good from bad
+            assert min(row["sqrt(Gram)"], row["float32 SVD"]) > 1e-6
+    assert {row["method"] for row in found["fall_back"]} == {"svd"}
+    for row in found["fall_back"]:
+        assert row["decompose"] <= 1e-6
+        assert row["rank"] == row["true rank"]
+
+
+def test_ks(tmp_path: Path) -> None:
+    found = _run("ks", tmp_path)
+    _all_numbers_are_positive(found["times"])
+    assert {row["against"] for row in found["differences"]} == {"scipy.stats.kstest", "numpy float64"}
+    for row in found["differences"]:
+        assert row["vectors"] >= 200
+        assert row["difference"] <= 1e-6
+
+
+def test_scan(tmp_path: Path) -> None:
+    found = _run("scan", tmp_path)
+    _all_numbers_are_positive(found["times"])
+    _all_numbers_are_positive(found["ratios"])
+    assert [(row["run"], row["matrices"]) for row in found["times"]] == [("scan", 14), ("bare loop", 14)]
+    value, distance = (row["difference"] for row in found["differences"])
+    assert value <= 1e-6
+    assert distance <= 1e-6
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="a worker's peak memory is read from /proc")
+def test_scaling(tmp_path: Path) -> None:
+    found = _run("scaling", tmp_path)
+    _all_numbers_are_positive(found["times"])
+    _all_numbers_are_positive(found["ratios"])
+    assert [row["matrices"] for row in found["times"]] == [14] * 4
+    memory = found["memory"]
+    assert memory["peak_MB"] >= memory["at_start_MB"] > 50  # torch and Ray are in there: it is the worker that was seen
+    assert memory["peak_MB"] <= 4 * memory["largest_float64_MB"] + 600
