@@ -8,6 +8,8 @@ Writes FOLDER/told.json and the stores FOLDER/whole (one worker a GPU, the node 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from ray.cluster_utils import Cluster
 
 from scanner.engine import PoolOptions, ScanReport, scan
 from scanner.store import open_store
+
+from tests.processes import alive, descendants, ray_workers, wait_until
 
 from .observer import Recorder
 
@@ -44,13 +48,23 @@ def main(checkpoint: str, folder: str) -> None:
     nodes = [cluster.add_node(**NODE)]
     ray.init(address=cluster.address, log_to_driver=False)
 
+    def lose_node(done: int) -> None:
+        """Like a machine that is switched off: its workers go with it. Left alone, they would outlive it by some tasks."""
+        if done == 2:
+            workers = {process for process in descendants(os.getpid()) if process[0] in ray_workers()}
+            assert workers, "the node has a worker"
+            cluster.remove_node(nodes[0], allow_graceful=False)
+            for pid, _ in alive(workers):
+                os.kill(pid, signal.SIGKILL)
+            wait_until(lambda: not alive(workers), "the end of the node's workers")
+
     class Fate(Recorder):
         def workers(self, alive: int, wanted: int) -> None:
             super().workers(alive, wanted)
             if alive == 0:
                 nodes.append(cluster.add_node(**NODE))
 
-    fate = Fate(lambda done: cluster.remove_node(nodes[0], allow_graceful=False) if done == 2 else None)
+    fate = Fate(lose_node)
     whole = told_by(scan(checkpoint, store=f"{folder}/whole", observer=fate), fate)
     quiet = Recorder()
     shared = PoolOptions(gpus_per_worker=0.5)
