@@ -17,16 +17,19 @@ _SQL = Path(__file__).resolve().parent / "sql"
 _READING_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
 _NO_EFFECT = "only one SELECT statement can be run (WITH, FROM, VALUES, DESCRIBE, SUMMARIZE and SHOW TABLES are fine)"
 
+LISTED = ("scans", "controls", "comparisons", "experiments", "overlaps", "activation_spectra", "ablations", "finetunes")
+"""Tables of which every file counts; the files of the others count if these say so."""
+_OF_COMPARISONS = ("pairs", "pair_vectors", "pair_subspaces")
+
 Params = Mapping[str, object] | Sequence[object] | None
 
 
-def connect(files: StoreFiles, scan_ids: Sequence[str], control_names: Sequence[str]) -> duckdb.DuckDBPyConnection:
+def connect(files: StoreFiles, names: Mapping[str, Sequence[str]]) -> duckdb.DuckDBPyConnection:
     """An in-memory database with the views, which can read the store and nothing else.
 
     Args:
         files: the store.
-        scan_ids: its committed scans.
-        control_names: its controls' file names.
+        names: of each table of `LISTED`, its files.
 
     Raises:
         StoreError: a committed file is missing or damaged.
@@ -38,7 +41,7 @@ def connect(files: StoreFiles, scan_ids: Sequence[str], control_names: Sequence[
         if not files.local:
             connection.register_filesystem(files.fs)
         connection.execute(_statements("session"))
-        _make_relations(connection, files, scan_ids, control_names)
+        _make_relations(connection, files, names)
         # A path is compared as written and as found, hence the folder's name as a pattern, too.
         connection.execute(_statements("allow"), {"folders": [files.url, files.for_duckdb("")]})
         connection.execute(_statements("lock"))
@@ -88,7 +91,7 @@ def one_line(error: Exception) -> str:
 
 
 def _make_relations(
-    connection: duckdb.DuckDBPyConnection, files: StoreFiles, scan_ids: Sequence[str], control_names: Sequence[str]
+    connection: duckdb.DuckDBPyConnection, files: StoreFiles, listed: Mapping[str, Sequence[str]]
 ) -> None:
     for table, schema in SCHEMAS.items():
         connection.register("empty", schema.empty_table())
@@ -99,9 +102,10 @@ def _make_relations(
         paths = [files.for_duckdb(f"{table}/{name}.parquet") for name in names]
         # A read_parquet over no file is an error: then the view is the typed empty table alone.
         connection.execute(_statements("paths", view=view), {"paths": paths})
-        connection.execute(_statements("files" if paths else "no_files", view=view, table=table))
+        quoted = ".".join(f'"{part}"' for part in view.split("."))  # `overlaps` is a word of SQL
+        connection.execute(_statements("files" if paths else "no_files", view=view, quoted=quoted, table=table))
 
-    relation("files.scans", "scans", scan_ids)
+    relation("files.scans", "scans", listed["scans"])
     connection.execute(_statements("scans"))
     scans = connection.sql("from files.counts").fetchall()
     with_matrices = [scan_id for scan_id, matrices, _, _, _ in scans if matrices]
@@ -109,7 +113,10 @@ def _make_relations(
     relation("all_matrices", "matrices", with_matrices)
     relation("all_vectors", "vectors", [name for name in with_matrices if name in with_vectors])
     relation("failures", "failures", [scan_id for scan_id, _, _, failed, _ in scans if failed])
-    relation("controls", "controls", control_names)
+    for table in _OF_COMPARISONS:
+        relation(table, table, listed["comparisons"])
+    for table in LISTED[1:]:
+        relation(table, table, listed[table])
 
     # Only models and revisions with more than one scan can have superseded results.
     relation("files.rescanned", "matrices", [scan_id for scan_id, matrices, _, _, again in scans if matrices and again])

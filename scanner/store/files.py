@@ -104,7 +104,9 @@ class StoreFiles:
         except pa.ArrowException as error:
             raise StoreError(f"{self.full(path)!r} is damaged ({error}): remove it and scan again") from error
 
-    def write(self, path: str, table: pa.Table, metadata: Mapping[str, str], *, lasting: bool = True) -> None:
+    def write(
+        self, path: str, table: pa.Table, metadata: Mapping[str, str], *, lasting: bool = True, rows: int | None = None
+    ) -> None:
         """Replace one small Parquet file.
 
         Args:
@@ -113,13 +115,14 @@ class StoreFiles:
             metadata: key-value metadata of the file.
             lasting: False for a file that will soon be read once and removed. It is not compressed much, has no statistics, and is
                 not forced to the disk: after a power cut it may be damaged, which its reader must expect.
+            rows: of a row group; None for pyarrow's default.
 
         Raises:
             StoreError: the store is full or not writable.
         """
         buffer = io.BytesIO()
         options = {"compression": "zstd"} if lasting else _TEMPORARY
-        pq.write_table(table.replace_schema_metadata(dict(metadata)), buffer, **options)
+        pq.write_table(table.replace_schema_metadata(dict(metadata)), buffer, row_group_size=rows, **options)
         with self._explained("written"):
             try:
                 self._put(path, buffer.getvalue(), lasting=lasting)

@@ -68,6 +68,81 @@ SCHEMAS: dict[str, pa.Schema] = {
         | _columns("u_p v_p u_p_local v_p_local", _FLOAT),
         required="rows cols ensemble seed k singular_value",
     ),
+    "comparisons": _schema(
+        _columns("pair_id base_scan_id tuned_scan_id delta_scan_id base_model tuned_model", _TEXT)
+        | {"started_at": _TIME, "finished_at": _TIME, "seconds": _DOUBLE}
+        | _columns("matrices identical unmatched failed", _INT)
+        | _columns("unmatched_tensors scanner_version method environment", _TEXT),
+        required="pair_id base_scan_id tuned_scan_id base_model tuned_model matrices",
+    ),
+    "pairs": _schema(
+        _columns("pair_id base_scan_id tuned_scan_id base_model tuned_model stack", _TEXT)
+        | {"layer": _INT, "role": _TEXT}
+        | _columns("head expert rows cols", _INT)
+        | _columns("module base_tensor tuned_tensor", _TEXT)
+        | _columns("relative_change cosine", _DOUBLE)
+        | {"identical": _BOOL}
+        | _columns("outliers_left_base outliers_left_tuned outliers_right_base outliers_right_tuned intruders", _INT)
+        | {"delta_effective_rank": _DOUBLE}
+        | _columns("delta_outliers_left delta_outliers_right", _INT)
+        | _columns("delta_stable_rank delta_spectral_norm delta_u_p_mean delta_v_p_mean", _DOUBLE)
+        | _columns("u_p_mean_base u_p_mean_tuned v_p_mean_base v_p_mean_tuned", _DOUBLE)
+        | {"seconds": _DOUBLE},
+        required="pair_id base_model tuned_model role rows cols base_tensor tuned_tensor identical",
+    ),
+    "pair_vectors": _schema(
+        _columns("pair_id base_tensor stack", _TEXT)
+        | {"layer": _INT, "role": _TEXT}
+        | _columns("head expert rows cols", _INT)
+        | {"module": _TEXT, "k": _INT}
+        | _columns("singular_value_base singular_value_tuned", _DOUBLE)
+        | _columns("u_p_base u_p_tuned v_p_base v_p_tuned", _FLOAT)
+        | {"u_overlap": _FLOAT, "u_match": _INT, "v_overlap": _FLOAT, "v_match": _INT},
+        required="pair_id base_tensor role rows cols k singular_value_base singular_value_tuned",
+    ),
+    "pair_subspaces": _schema(
+        _columns("pair_id base_tensor stack", _TEXT)
+        | {"layer": _INT, "role": _TEXT}
+        | _columns("head expert rows cols", _INT)
+        | {"module": _TEXT, "side": _TEXT, "decile": _INT, "dimensions": _INT}
+        | _columns("overlap angle_smallest angle_mean angle_largest", _DOUBLE),
+        required="pair_id base_tensor role side decile dimensions",
+    ),
+    "experiments": _schema(
+        _columns("run_id kind model revision source dataset", _TEXT)
+        | {"started_at": _TIME, "finished_at": _TIME, "seconds": _DOUBLE, "tokens": _BIGINT}
+        | _columns("scanner_version method environment", _TEXT),
+        required="run_id kind model",
+    ),
+    "overlaps": _schema(
+        _columns("run_id model revision tensor stack", _TEXT)
+        | {"layer": _INT, "role": _TEXT, "module": _TEXT}
+        | _columns("expert rows cols k", _INT)
+        | {"singular_value": _DOUBLE, "region": _TEXT, "overlap": _FLOAT, "match": _INT, "eigenvalue": _DOUBLE}
+        | {"peak": _FLOAT, "centred": _BOOL, "tokens": _BIGINT},
+        required="run_id model tensor role k singular_value",
+    ),
+    "activation_spectra": _schema(
+        _columns("run_id model revision tensor stack", _TEXT)
+        | {"layer": _INT, "role": _TEXT, "module": _TEXT}
+        | _columns("cols index", _INT)
+        | {"eigenvalue": _DOUBLE, "centred": _BOOL, "tokens": _BIGINT},
+        required="run_id model tensor role index eigenvalue",
+    ),
+    "ablations": _schema(
+        _columns("run_id model revision roles layers set", _TEXT)
+        | {"removed": _BIGINT, "fraction": _DOUBLE, "seed": _INT, "metric": _TEXT, "dataset": _TEXT, "tokens": _BIGINT}
+        | _columns("baseline value delta stderr seconds", _DOUBLE)
+        | {"examples": _BIGINT, "finished_at": _TIME},
+        required="run_id model set metric value",
+    ),
+    "finetunes": _schema(
+        _columns("run_id base_model dataset order", _TEXT)
+        | _columns("decile seed", _INT)
+        | {"roles": _TEXT, "accuracy": _DOUBLE, "examples": _BIGINT, "epochs": _INT, "seconds": _DOUBLE}
+        | {"checkpoint": _TEXT, "finished_at": _TIME},
+        required="run_id base_model order seed accuracy",
+    ),
 }
 """Name of a table to its schema: the columns of the design, in its order, with the types that every file has."""
 

@@ -8,12 +8,14 @@ import duckdb
 import pyarrow as pa
 
 from scanner.errors import StoreError
-from scanner.store.database import Params, connect, read, refuse_all_but_select
+from scanner.store.batch import Batch
+from scanner.store.database import LISTED, Params, connect, read, refuse_all_but_select
 from scanner.store.files import StoreFiles
 from scanner.store.queries import Query, find_query, load_queries
 from scanner.store.schemas import conform, file_metadata
-from scanner.store.writer import FIRST, ScanWriter, is_scan_id, read_matrix_row
+from scanner.store.writer import FIRST, ROW_GROUP, ScanWriter, is_scan_id, read_matrix_row
 
+_EXPERIMENTS = ("experiments", "overlaps", "activation_spectra", "ablations", "finetunes")
 _FOLDERS = ("scans", "controls", "staging")
 _ENSEMBLE = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -130,6 +132,40 @@ class Store:
         path = self.control_path(rows, cols, ensemble, seed)
         self._files.write(path, conform("controls", table).sort_by("k"), file_metadata(method))
 
+    def comparison(self, pair_id: str, *, method: Mapping[str, object]) -> Batch:
+        """Begin or resume the comparison of a pair of checkpoints.
+
+        Raises:
+            ValueError: the id is not a safe file name.
+        """
+        tables = ("pair_vectors", "pair_subspaces", "pairs")
+        return Batch(self._files, pair_id, tables=tables, row_of="comparisons", method=method)
+
+    def has_rows(self, table: str, name: str) -> bool:
+        """Whether an experiment's file of that table is there.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        return self._files.is_file(f"{table}/{name}.parquet")
+
+    def write_rows(self, table: str, name: str, rows: pa.Table, *, method: Mapping[str, object]) -> None:
+        """Write one file of an experiment's table, whole and at once: a finished point or run, which is then never computed again.
+
+        Args:
+            table: one of `experiments overlaps activation_spectra ablations finetunes`.
+            name: the file's name: a hash of what was computed and how.
+            rows: the rows.
+            method: every parameter that went into the name, written into the file.
+
+        Raises:
+            ValueError: the table is another one, the name is not a safe file name, or the columns do not fit the schema.
+            StoreError: the store is full or not writable.
+        """
+        if table not in _EXPERIMENTS or not is_scan_id(name):
+            raise ValueError(f"no experiment can write {table!r}/{name!r}")
+        self._files.write(f"{table}/{name}.parquet", conform(table, rows), file_metadata(method), rows=ROW_GROUP)
+
     def queries(self) -> list[Query]:
         """Every named query, in alphabetical order."""
         return list(load_queries().values())
@@ -153,7 +189,8 @@ class Store:
         """The answer to one SELECT statement.
 
         The views: scans, matrices, vectors (the newest result of every matrix), all_matrices, all_vectors (those of
-        every scan), failures, controls.
+        every scan), failures, controls, comparisons, pairs, pair_vectors, pair_subspaces, experiments, overlaps,
+        activation_spectra, ablations, finetunes.
 
         Args:
             text: the statement; `$name` or `?` stand for parameters.
@@ -175,12 +212,12 @@ class Store:
 
     def _database(self) -> duckdb.DuckDBPyConnection:
         """A connection that knows what is committed now; the one of the last question if nothing has changed."""
-        scans, controls = self._files.versions("scans"), self._files.versions("controls")
-        if self._connection is None or self._version != (scans, controls):
+        versions = {table: self._files.versions(table) for table in LISTED}
+        if self._connection is None or self._version != versions:
             self.close()
-            names = [[name for name, _ in versions] for versions in (scans, controls)]
-            self._connection = connect(self._files, *names)
-            self._version = (scans, controls)
+            names = {table: [name for name, _ in found] for table, found in versions.items()}
+            self._connection = connect(self._files, names)
+            self._version = versions
         return self._connection
 
     def _unfinished(self, scan_id: str) -> Unfinished:

@@ -110,7 +110,7 @@ class ScanWriter:
         metadata = self._metadata(key=key, matrix=_with_matrix_row(matrices))
         self._files.write(self._part("finished", key), vectors, metadata, lasting=False)
         self._files.remove(self._part("failures", key))
-        self._finished.add(_hash(key))
+        self._finished.add(key_hash(key))
 
     def stage_failure(self, key: str, failures: pa.Table) -> None:
         """Keep why a matrix could not be analysed. `staged` leaves it out, so a resumed scan tries it again.
@@ -243,7 +243,7 @@ class ScanWriter:
         return table
 
     def _part(self, name: str, key: str) -> str:
-        return f"{self._folder}/{name}/{_hash(key)}.parquet"
+        return f"{self._folder}/{name}/{key_hash(key)}.parquet"
 
     def _matrix_rows(self, names: Iterable[str]) -> list[tuple[str, pa.Table | None]]:
         """Read many small files at once: on an object store the time goes into waiting."""
@@ -269,7 +269,7 @@ class ScanWriter:
             return list(pool.map(self._read, paths))
 
 
-def _hash(key: str) -> str:
+def key_hash(key: str) -> str:
     """A safe file name of fixed length: a key holds a tensor's name, which may hold anything."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 

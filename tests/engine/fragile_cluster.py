@@ -19,7 +19,6 @@ from ray.cluster_utils import Cluster
 
 from scanner.engine import PoolOptions, ScanReport, scan
 from scanner.store import open_store
-
 from tests.processes import alive, descendants, ray_workers, wait_until
 
 from .observer import Recorder

@@ -34,7 +34,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
         ("with a as materialized (select 10 as x) from a", 10),
         ("describe vectors", "scan_id"),
         ("summarize vectors", "scan_id"),
-        ("show tables", "all_matrices"),
+        ("show tables", "ablations"),
         ("pivot (select 1 as x, 2 as y) on x in (1) using sum(y)", 2),
         ("select ';drop table scans;--'", ";drop table scans;--"),
     ],

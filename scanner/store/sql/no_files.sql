@@ -1,3 +1,3 @@
 -- The same view while there is no file to read.
-create view {view} as
+create view {quoted} as
 from files.empty_{table};

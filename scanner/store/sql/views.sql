@@ -38,6 +38,17 @@ qualify
         order by (revision = wanted_revision) desc nulls last, finished_at desc nulls last, scan_id desc
     );
 
+-- The newest comparison of every pair of models, or of the pairs that are wanted (null: all).
+-- `semi join chosen_comparisons($base, $tuned) using (pair_id)`.
+create macro chosen_comparisons(wanted_base, wanted_tuned) as table
+select pair_id
+from comparisons
+where
+    (wanted_base is null or base_model = wanted_base)
+    and (wanted_tuned is null or tuned_model = wanted_tuned)
+qualify
+    row_number() over (partition by base_model, tuned_model order by finished_at desc nulls last, pair_id desc) = 1;
+
 -- Roles in the order of the data's way through a block, for ORDER BY.
 create macro role_order(role) as
     coalesce(
