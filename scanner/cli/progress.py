@@ -11,7 +11,7 @@ from rich.progress import Progress as Bar
 
 from scanner.checkpoint.names import printable
 from scanner.engine import ModelReport, ScanObserver
-from scanner.engine.plan import ControlTask, MatrixTask
+from scanner.engine.plan import ControlTask, MatrixTask, Task
 
 #: Seconds between two plain lines.
 _INTERVAL = 10.0
@@ -51,11 +51,11 @@ class Progress(ScanObserver):
         """A checkpoint is being opened."""
         self._say(f"reading {printable(reference)}")
 
-    def starting(self, items: int, cost: float, kept: int) -> None:
+    def starting(self, items: int, cost: float, kept: int, what: str = "matrices and controls") -> None:
         """The queue is complete."""
         self._items, self._cost, self.stored, self.planned = items, cost, kept, True
         resumed = f" ({kept} are there from an earlier run)" if kept else ""
-        self._say(f"{items} matrices and controls to analyse{resumed}; starting Ray")
+        self._say(f"{items} {what} to do{resumed}; starting Ray")
         if self._console.is_terminal:
             self._bar = Bar(
                 SpinnerColumn(),
@@ -82,7 +82,11 @@ class Progress(ScanObserver):
         if self._bar is not None and self._bar_task is not None:
             self._bar.update(self._bar_task, description=f"{alive} worker{'s' if alive != 1 else ''}")
 
-    def task_done(self, task: MatrixTask | ControlTask, *, failed: list[str]) -> None:
+    def waiting(self, reason: str) -> None:
+        """Nothing happens until a worker comes up."""
+        self._say(f"{reason}; waiting (Ctrl-C keeps what is finished)")
+
+    def task_done(self, task: Task, *, failed: list[str]) -> None:
         """The results of a task are in the store."""
         matrices = task.refs if isinstance(task, MatrixTask) else ()
         self._done += max(1, len(matrices))

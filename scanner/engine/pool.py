@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import platform
 import re
 import signal
 import socket
@@ -16,6 +17,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any, Generic, TypeVar
 
 import ray
@@ -32,8 +34,12 @@ WINDOW = 2
 ATTEMPTS = 3
 #: The local object store only passes small tables; Ray's default would reserve a third of the memory.
 _LOCAL_OBJECT_STORE = 256 << 20
+#: How long nothing may happen before the user is told why.
+WAITING_SECONDS = 60.0
 #: How long a cluster may take to answer at all.
 _ANSWER_SECONDS = 15.0
+
+_LIBRARIES = ("ray", "torch", "numpy", "scipy", "duckdb", "pyarrow")
 
 _LOSSES = (
     ray_errors.RayActorError,
@@ -155,6 +161,60 @@ class _Call(Generic[AnyTask]):
     task: AnyTask | None  # None: the call that waits for the actor to come up
 
 
+def granted_device() -> str:
+    """Where this actor computes. Ray may grant a GPU that torch cannot see (another vendor's, a test's): then it is the CPU."""
+    import torch
+
+    return "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
+
+
+def environment(shape: PoolShape) -> dict[str, Any]:
+    """What a result says of how it came about: workers, nodes and the versions of the libraries."""
+    nodes = sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
+    return {
+        "workers": shape.workers,
+        "gpus_per_worker": shape.gpus,
+        "nodes": nodes,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    } | {name: version(name) for name in _LIBRARIES}
+
+
+def run_tasks(
+    worker_class: type,
+    tasks: Sequence[AnyTask],
+    options: PoolOptions,
+    *,
+    on_start: Callable[[dict[str, Any]], None],
+    on_done: Callable[[AnyTask, Any], None],
+    on_lost: Callable[[AnyTask, str], None],
+    on_workers: Callable[[int, int], None] = lambda alive, wanted: None,
+    on_waiting: Callable[[str], None] = lambda reason: None,
+) -> None:
+    """Run tasks, first to last, on a cluster or a local Ray that is shut down at the end.
+
+    Args:
+        worker_class: a class whose `run(task)` returns errors of the task as data, and whose `ready()` returns once it is up.
+        tasks: at least one.
+        options: where, and on how many workers.
+        on_start: called with `environment` before work begins.
+        on_done: called with a task and its outcome.
+        on_lost: called with a task that took every worker with it, and why.
+        on_workers: called whenever a worker comes up or is lost.
+        on_waiting: told why nothing happens, once a minute while there is no worker.
+
+    Raises:
+        ScannerError: no cluster, or no worker can start.
+    """
+    with ray_session(options):
+        shape = PoolShape.fit(options, ray.cluster_resources(), len(tasks))  # type: ignore[no-untyped-call]
+        on_start(environment(shape))
+        pool: Pool[AnyTask] = Pool(
+            worker_class, shape, on_done=on_done, on_lost=on_lost, on_workers=on_workers, on_waiting=on_waiting
+        )
+        pool.run(tasks)
+
+
 class Pool(Generic[AnyTask]):
     """A queue of tasks over actors of one class; one that is lost is replaced by a new one.
 
@@ -173,8 +233,11 @@ class Pool(Generic[AnyTask]):
         on_done: Callable[[AnyTask, Any], None],
         on_lost: Callable[[AnyTask, str], None],
         on_workers: Callable[[int, int], None] = lambda alive, wanted: None,
+        on_waiting: Callable[[str], None] = lambda reason: None,
     ) -> None:
-        self._on_done, self._on_lost, self._on_workers = on_done, on_lost, on_workers
+        self._on_done, self._on_lost = on_done, on_lost
+        self._on_workers, self._on_waiting = on_workers, on_waiting
+        self._shape = shape
         self._queue: deque[AnyTask] = deque()
         self._attempts: Counter[str] = Counter()
         self._calls: dict[Any, _Call[AnyTask]] = {}
@@ -194,7 +257,9 @@ class Pool(Generic[AnyTask]):
             self._actors += [self._start() for _ in range(self._wanted)]
             while self._queue or any(call.task is not None for call in self._calls.values()):
                 self._dispatch()
-                finished, _ = ray.wait(list(self._calls), num_returns=1)
+                finished, _ = ray.wait(list(self._calls), num_returns=1, timeout=WAITING_SECONDS)
+                if not finished and not self._alive:
+                    self._on_waiting(self._what_is_missing())
                 for reference in finished:
                     self._collect(reference, self._calls.pop(reference))
         finally:
@@ -261,6 +326,11 @@ class Pool(Generic[AnyTask]):
         self._actors.remove(actor)
         if not self._actors:
             raise ScannerError(f"no worker can start: {reason}; mend that where the workers run, then scan again")
+
+    def _what_is_missing(self) -> str:
+        there = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        has = f"{there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs"
+        return f"no worker yet: each needs 1 CPU and {self._shape.gpus:g} GPUs; the cluster has {has}, used by others or not"
 
     @property
     def _alive(self) -> int:

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import Any
-
-import ray
 
 from scanner.checkpoint import Checkpoint, Inventory, list_matrices, open_checkpoint
 from scanner.engine import rows
 from scanner.engine.method import Method, scan_id
-from scanner.engine.plan import ControlTask, MatrixTask, control_tasks, largest_first, reads
-from scanner.engine.pool import Pool, PoolOptions, PoolShape, ray_session
+from scanner.engine.plan import ControlTask, MatrixTask, Task, control_tasks, largest_first, reads
+from scanner.engine.pool import PoolOptions, run_tasks
 from scanner.engine.worker import Outcome, Worker
 from scanner.errors import CheckpointError, ScannerError
 from scanner.rmt.ensembles import ENSEMBLES, Ensemble
@@ -26,8 +22,6 @@ from scanner.version import __version__
 
 #: Bytes of neighbouring weights that one request may fetch together where the checkpoint is on the other side of a network.
 REMOTE_NEIGHBOURS = 32 << 20
-
-_LIBRARIES = ("ray", "torch", "numpy", "scipy", "duckdb", "pyarrow")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,16 +71,19 @@ class ScanObserver:
     def opening(self, reference: str) -> None:
         """A checkpoint is being opened: its headers read, its files hashed."""
 
-    def starting(self, items: int, cost: float, kept: int) -> None:
-        """The queue is complete, with so many matrices and controls; `kept` matrices are there from an earlier, unfinished scan."""
+    def starting(self, items: int, cost: float, kept: int, what: str = "matrices and controls") -> None:
+        """The queue is complete, with so many of `what`; `kept` are there from an earlier run that was not finished."""
 
     def workers(self, alive: int, wanted: int) -> None:
         """A worker came up or was lost."""
 
+    def waiting(self, reason: str) -> None:
+        """There is no worker, and nothing happens until one comes up."""
+
     def dispatching(self) -> None:
         """The first worker is ready: the steady state begins."""
 
-    def task_done(self, task: MatrixTask | ControlTask, *, failed: list[str]) -> None:
+    def task_done(self, task: Task, *, failed: list[str]) -> None:
         """The results of a task are in the store; `failed` holds the keys of the matrices that failed."""
 
     def model_done(self, model: ModelReport) -> None:
@@ -176,6 +173,11 @@ class _Scan:
                 for refs in reads(todo, neighbours=neighbours)
             ]
         return largest_first(found)
+
+    def begin(self, environment: dict[str, Any]) -> None:
+        """Ray is there: what an earlier run left complete but for the commit is committed before new work begins."""
+        self.environment = environment
+        self.commit_complete()
 
     def kept(self) -> int:
         """Matrices whose results an earlier run left behind."""
@@ -285,18 +287,6 @@ def _report_of_row(reference: str, row: dict[str, Any], *, new: bool = False) ->
     )
 
 
-def _environment(shape: PoolShape) -> dict[str, Any]:
-    libraries = {name: version(name) for name in _LIBRARIES}
-    nodes = sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
-    return {
-        "workers": shape.workers,
-        "gpus_per_worker": shape.gpus,
-        "nodes": nodes,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-    } | libraries
-
-
 class _FirstWorker:
     """Tells the observer of the workers, and once that work begins."""
 
@@ -353,15 +343,16 @@ def scan(
     tasks = run.tasks(ensembles)
     if tasks:
         observer.starting(sum(work_items(task) for task in tasks), sum(task.cost for task in tasks), run.kept())
-        with ray_session(options):
-            resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-            shape = PoolShape.fit(options, resources, len(tasks))
-            run.environment = _environment(shape)
-            run.commit_complete()
-            workers: Pool[MatrixTask | ControlTask] = Pool(
-                Worker, shape, on_done=run.done, on_lost=run.lost, on_workers=_FirstWorker(observer)
-            )
-            workers.run(tasks)
+        run_tasks(
+            Worker,
+            tasks,
+            options,
+            on_start=run.begin,
+            on_done=run.done,
+            on_lost=run.lost,
+            on_workers=_FirstWorker(observer),
+            on_waiting=observer.waiting,
+        )
     else:
         run.commit_complete()
     return ScanReport(store=target.url, models=tuple(run.reports[reference] for reference in unique))

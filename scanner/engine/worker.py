@@ -8,13 +8,12 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import ray
-import torch
 from threadpoolctl import ThreadpoolController
 
 from scanner.checkpoint import MatrixRef, read_matrices
 from scanner.engine import rows
 from scanner.engine.plan import ControlTask, MatrixTask
+from scanner.engine.pool import granted_device
 from scanner.rmt.analysis import Analysis, analyze
 from scanner.rmt.ensembles import control
 
@@ -54,9 +53,7 @@ class Worker:
     """One core or one GPU. Two calls may run at once: while one computes, the other reads its matrix and waits."""
 
     def __init__(self) -> None:
-        granted = ray.get_gpu_ids()
-        # Ray may grant a GPU that torch cannot see (another vendor's, or a test's): the CPU does the same work.
-        self._device = "cuda" if granted and torch.cuda.is_available() else "cpu"
+        self._device = granted_device()
         self._computing = threading.Lock()
         self._thread_pools = ThreadpoolController()
         # The first analysis of a process loads libraries; it belongs to the start and not to somebody's matrix.

@@ -115,6 +115,26 @@ def test_an_error_of_the_driver_leaves_no_worker_behind(tmp_path: Path) -> None:
     assert len(seen.split()) <= 4
 
 
+def test_a_pool_that_cannot_have_its_workers_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def stop(reason: str) -> None:
+        raise ScannerError(reason)
+
+    monkeypatch.setattr("scanner.engine.pool.WAITING_SECONDS", 0.3)
+    told = Told()
+    pool: Pool[Work] = Pool(
+        Mortal,
+        PoolShape(workers=1, gpus=1.0),
+        on_done=lambda work, outcome: told.done.append((work.name, outcome)),
+        on_lost=lambda work, reason: told.lost.append((work.name, reason)),
+        on_waiting=stop,
+    )
+    with pytest.raises(ScannerError, match="each needs 1 CPU and 1 GPUs; the cluster has 2 CPUs and 0 GPUs"):
+        pool.run([Work(name="a", log=tmp_path / "log")])
+    assert (told.done, told.lost) == ([], [])
+
+
 @pytest.mark.parametrize(
     ("asked", "resources", "tasks", "workers", "gpus"),
     [
