@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scanner.cli import calibrate, inspect, query, scan
+from scanner.cli import calibrate, inspect, publish, query, scan
 from scanner.errors import ScannerError
 from scanner.version import __version__
 
@@ -25,6 +25,7 @@ scan.register(app)
 inspect.register(app)
 query.register(app)
 calibrate.register(app)
+publish.register(app)
 
 
 def _version(asked: bool) -> None:

@@ -1,0 +1,56 @@
+"""`rmtscan publish`: a store as a dataset folder for the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from scanner.cli.output import Format, FormatOption, note, write
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command."""
+    app.command("publish")(publish)
+
+
+def publish(
+    store: Annotated[
+        str, typer.Argument(metavar="STORE", help="The store: a folder or any fsspec URL.", show_default=False)
+    ],
+    to: Annotated[str, typer.Option("--to", metavar="PATH", help="The dataset's folder.", show_default=False)],
+    name: Annotated[
+        str | None, typer.Option(help="The dataset's name on its card.", show_default="made from the models")
+    ] = None,
+    license_id: Annotated[str, typer.Option("--license", help="The licence, as the Hub calls it.")] = "cc-by-4.0",
+    force: Annotated[
+        bool, typer.Option("--force", help="Write into a folder that holds other things; they stay.")
+    ] = False,
+    form: FormatOption = Format.table,
+) -> None:
+    """Write a store as a dataset folder for the Hugging Face Hub: Parquet and a card, read by `datasets` and DuckDB.
+
+    Only finished scans are published, and no path of this machine. Publishing again brings the folder up to date.
+
+    Examples:
+
+        rmtscan publish results --to dataset
+
+        hf upload ORG/NAME dataset . --repo-type dataset
+    """
+    import pyarrow as pa
+
+    from scanner.store import open_store
+    from scanner.store.publish import publish as publish_store
+
+    opened = open_store(store)
+    tables = publish_store(opened, to, name=name, license_id=license_id, force=force)
+    columns: dict[str, list[object]] = {
+        "table": [found.table for found in tables],
+        "files": [found.files for found in tables],
+        "rows": [found.rows for found in tables],
+        "bytes": [found.bytes for found in tables],
+    }
+    schema = pa.schema([("table", pa.string()), ("files", pa.int32()), ("rows", pa.int64()), ("bytes", pa.int64())])
+    write(pa.table(columns, schema=schema), form)
+    note(f"published into {to}; next: hf upload ORG/NAME {to} . --repo-type dataset")

@@ -1,0 +1,275 @@
+"""A store as a folder that the Hugging Face Hub takes for a dataset: Parquet files and a card, nothing of this machine in them.
+
+The folders are those of a store, so the published folder is one, too. What is not committed stays behind, and so do paths
+of this machine. PATH/rmtscan.json lists what a publication wrote: the next one into the same folder replaces exactly that.
+"""
+
+import filecmp
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scanner.errors import StoreError
+from scanner.store.database import one_line
+from scanner.store.files import StoreFiles
+from scanner.store.publish_card import card
+from scanner.store.schemas import SCHEMAS
+from scanner.store.store import Store
+from scanner.store.writer import ROW_GROUP
+from scanner.version import __version__
+
+MANIFEST = "rmtscan.json"
+CARD = "README.md"
+DEFAULT_LICENSE = "cc-by-4.0"
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]{0,60}")
+_OF_A_SCAN = {
+    "matrices": "matrices",
+    "vectors": "vectors",
+    "failures": "failed",
+}  # table: the column that counts its rows
+_OF_A_COMPARISON = ("pairs", "pair_vectors", "pair_subspaces")
+_FREE_TEXT = "base_model source environment method message dataset checkpoint".split()
+"""Columns in which a path of this machine can stand. A model's own name never is one."""
+_QUOTED = re.compile(r"(['\"])((?:file://)?(?:~?/|\.{1,2}/|[A-Za-z]:[\\/]|\\\\)[^'\"\n]*)\1")
+_PATH = re.compile(
+    r"(?<![\w/.\\~])(?:file://)?(?:~?/(?!/)|\.{1,2}/|[A-Za-z]:[\\/](?!/)|\\\\)(?:(?!\.\.)[^\s'\"<>|:;,()\[\]{}])+"
+)
+_LOCAL = re.compile(r"(?:file:|~|/|\.{1,2}[\\/]|[A-Za-z]:[\\/]|\\\\)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """One table of a publication."""
+
+    table: str
+    files: int
+    rows: int
+    bytes: int
+
+
+def publish(
+    store: Store,
+    to: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    license_id: str = DEFAULT_LICENSE,
+    force: bool = False,
+) -> list[Published]:
+    """Write the committed results of a store into a folder, as a dataset for the Hub.
+
+    Again into the same folder: files that have not changed are left alone, those that have gone from the store are removed.
+
+    Args:
+        store: what is published.
+        to: the folder; made if it is not there.
+        name: the dataset's name on its card; None: made from the models.
+        license_id: an identifier of a licence as the Hub writes it.
+        force: write into a folder that holds other things; these stay.
+
+    Returns:
+        The tables, in the order of the schemas.
+
+    Raises:
+        StoreError: nothing is committed, or the folder cannot be used.
+    """
+    if _LICENSE.fullmatch(license_id) is None:
+        raise StoreError(f"{license_id!r} is no licence identifier of the Hub: write one like cc-by-4.0, mit or other")
+    source = StoreFiles(store.url)
+    chosen = _committed_files(store, source)
+    target = _usable_folder(os.fspath(to), source, force=force)
+    scans = _scans(source, chosen["scans"])
+    with _explained(target):
+        before = _earlier_files(target)
+        paths = sorted(f"{table}/{file}.parquet" for table, files in chosen.items() for file in files)
+        # First, so that a publication which was interrupted can be taken up again.
+        _replace_text(target / MANIFEST, _manifest({*before, *paths}))
+        published = [_publish_table(source, target, table, files) for table, files in chosen.items()]
+        for path in sorted({*before} - {*paths}):
+            (target / path).unlink(missing_ok=True)
+            with _ignored():
+                (target / path).parent.rmdir()
+        counts = {found.table: found.rows for found in published}
+        _replace_text(target / CARD, card(scans, counts, name=name, license_id=license_id))
+        _replace_text(target / MANIFEST, _manifest(paths))
+    return published
+
+
+def without_local_paths(text: str) -> str:
+    """`text` with every absolute or relative path of a local file shortened to its last part; URLs stay."""
+    text = _QUOTED.sub(lambda match: f"{match[1]}{_last_part(match[2])}{match[1]}", text)
+    return _PATH.sub(lambda match: _last_part(match[0]), text)
+
+
+def _last_part(path: str) -> str:
+    return re.split(r"[\\/]+", path.rstrip("\\/"))[-1]
+
+
+def _committed_files(store: Store, source: StoreFiles) -> dict[str, list[str]]:
+    """Of every table that has rows, the files that count, without suffix."""
+    rows = [row for scan_id in store.committed() if (row := store.scan_row(scan_id)) is not None]
+    if not rows:
+        raise StoreError(f"store {store.url!r} holds no finished scan: nothing to publish")
+    chosen = {"scans": [str(row["scan_id"]) for row in rows]}
+    for table, count in _OF_A_SCAN.items():
+        chosen[table] = [str(row["scan_id"]) for row in rows if row[count]]
+    for table in SCHEMAS:
+        if table not in chosen:
+            chosen[table] = source.names("comparisons" if table in _OF_A_COMPARISON else table)
+    return {table: chosen[table] for table in SCHEMAS if chosen[table]}
+
+
+def _scans(source: StoreFiles, names: list[str]) -> list[dict[str, object]]:
+    tables = [source.read(f"scans/{name}.parquet") for name in names]
+    rows = [_redacted("scans", table).to_pylist()[0] for table in tables if table is not None]
+    return sorted(rows, key=lambda row: (row["model"], str(row.get("finished_at")), row["scan_id"]))
+
+
+def _usable_folder(to: str, source: StoreFiles, *, force: bool) -> Path:
+    if not to.strip() or "\0" in to or "://" in to:
+        raise StoreError(
+            f"--to {to!r} is no local folder: publish into one, then 'hf upload ORG/NAME FOLDER . --repo-type dataset'"
+        )
+    target = Path(os.path.abspath(Path(to).expanduser()))  # noqa: PTH100 (resolve() would show where a link leads)
+    if source.local:
+        inside, store = target.resolve(), Path(source.root).resolve()
+        if inside == store or store in inside.parents or inside in store.parents:
+            raise StoreError(f"--to {to!r} and the store {source.url!r} lie in one another: choose another folder")
+    if target.exists() and not target.is_dir():
+        raise StoreError(f"--to {to!r} is a file: name a folder")
+    with _explained(target):
+        others = sorted(path.name for path in target.iterdir()) if target.exists() else []
+        others = [name for name in others if name not in {".git", ".gitattributes"}]
+        if others and MANIFEST not in others and not force:
+            raise StoreError(
+                f"--to {to!r} holds {others[0]!r} and is no earlier publication: choose another folder, or add --force to "
+                "write beside what is there"
+            )
+        target.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+def _earlier_files(target: Path) -> set[str]:
+    """What an earlier publication wrote: paths of tables inside the folder, and no others."""
+    try:
+        files = json.loads((target / MANIFEST).read_text("utf-8"))["files"]
+    except FileNotFoundError:
+        return set()
+    except (ValueError, KeyError, TypeError):
+        return set()
+    known = re.compile(rf"(?:{'|'.join(SCHEMAS)})/[A-Za-z0-9][A-Za-z0-9._-]*\.parquet")
+    return {path for path in files if isinstance(path, str) and known.fullmatch(path)}
+
+
+def _manifest(paths: Iterable[str]) -> str:
+    written = {"written_by": f"rmtscan {__version__}", "files": sorted(paths)}
+    return json.dumps(written, indent=1) + "\n"
+
+
+def _publish_table(source: StoreFiles, target: Path, table: str, names: list[str]) -> Published:
+    (target / table).mkdir(exist_ok=True)
+    rows = size = 0
+    for name in names:
+        path = target / table / f"{name}.parquet"
+        rows += _publish_file(source, f"{table}/{name}.parquet", path, table)
+        size += path.stat().st_size
+    return Published(table=table, files=len(names), rows=rows, bytes=size)
+
+
+def _publish_file(source: StoreFiles, path: str, to: Path, table: str) -> int:
+    """Copy one file as it is, or row group by row group where a column is missing or a path has to go; the number of rows."""
+    try:
+        with source.fs.open(source.full(path), "rb") as file:
+            parquet = pq.ParquetFile(file)
+            found = parquet.schema_arrow.metadata or {}
+            metadata = {key.decode(): value.decode() for key, value in found.items()}
+            clean = {key: without_local_paths(value) for key, value in metadata.items()}
+            may_hold_paths = clean != metadata or any(column in SCHEMAS[table].names for column in _FREE_TEXT)
+            as_it_is = parquet.schema_arrow.remove_metadata().equals(SCHEMAS[table]) and not may_hold_paths
+            with _replacing(to) as temporary:
+                if as_it_is:
+                    file.seek(0)
+                    with temporary.open("wb") as out:
+                        shutil.copyfileobj(file, out, 1 << 20)
+                else:
+                    _rewrite(parquet, temporary, table, clean)
+            return int(parquet.metadata.num_rows)
+    except FileNotFoundError as error:
+        raise StoreError(f"{source.full(path)!r} is missing in the store: scan again with --force") from error
+    except pa.ArrowException as error:
+        raise StoreError(f"{source.full(path)!r} is damaged ({one_line(error)}): remove it and scan again") from error
+
+
+def _rewrite(parquet: pq.ParquetFile, to: Path, table: str, metadata: dict[str, str]) -> None:
+    schema = SCHEMAS[table].with_metadata(metadata)
+    with pq.ParquetWriter(to, schema, compression="zstd") as writer:
+        for batch in parquet.iter_batches(batch_size=ROW_GROUP):
+            writer.write_table(_redacted(table, pa.Table.from_batches([batch])), row_group_size=ROW_GROUP)
+
+
+def _redacted(table: str, rows: pa.Table) -> pa.Table:
+    """The rows in the table's schema (columns of a later version null), without paths of this machine."""
+    schema = SCHEMAS[table]
+    columns = []
+    for field in schema:
+        if field.name not in rows.column_names:
+            columns.append(pa.nulls(rows.num_rows, field.type))
+            continue
+        column = rows[field.name].cast(field.type)
+        if field.name in _FREE_TEXT and pa.types.is_string(field.type):
+            clean = _source if field.name == "source" else _text
+            models = rows["model"].to_pylist() if "model" in rows.column_names else [None] * rows.num_rows
+            values = [clean(value, model) for value, model in zip(column.to_pylist(), models, strict=True)]
+            column = pa.array(values, field.type)
+        columns.append(column)
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _text(value: str | None, model: str | None) -> str | None:
+    return None if value is None else without_local_paths(value)
+
+
+def _source(value: str | None, model: str | None) -> str | None:
+    """Where a checkpoint was: a URL, or of one on this machine the model's name."""
+    return model if value is not None and _LOCAL.match(value) else value
+
+
+def _replace_text(path: Path, text: str) -> None:
+    with _replacing(path) as temporary:
+        temporary.write_text(text, "utf-8")
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A file to write that takes the place of `path` at the end, unless it is the same."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        if not (path.is_file() and filecmp.cmp(temporary, path, shallow=False)):
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _explained(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"cannot publish into {str(target)!r}: {error.strerror or error}") from error
+
+
+@contextmanager
+def _ignored() -> Iterator[None]:
+    """A folder in which something is left stays."""
+    try:
+        yield
+    except OSError:
+        return
