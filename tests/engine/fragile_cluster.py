@@ -65,10 +65,24 @@ def main(checkpoint: str, folder: str) -> None:
 
     fate = Fate(lose_node)
     whole = told_by(scan(checkpoint, store=f"{folder}/whole", observer=fate), fate)
-    quiet = Recorder()
+
+    together: list[int] = []
+
+    def living_actors() -> int:
+        return sum(actor["State"] == "ALIVE" for actor in ray._private.state.actors().values())
+
+    def wait_for_both(done: int) -> None:
+        """One worker alone would be through with the work before the other is up."""
+        if done == 1:
+            wait_until(lambda: living_actors() == 2, "a second worker")
+            together.append(living_actors())
+
+    quiet = Recorder(wait_for_both)
     shared = PoolOptions(gpus_per_worker=0.5)
     half = told_by(scan(checkpoint, store=f"{folder}/half", observer=quiet, pool=shared), quiet)
-    Path(folder, "told.json").write_text(json.dumps({"whole": whole, "half": half, "nodes": len(nodes)}))
+    Path(folder, "told.json").write_text(
+        json.dumps({"whole": whole, "half": half, "nodes": len(nodes), "together": together})
+    )
     ray.shutdown()
     cluster.shutdown()
 

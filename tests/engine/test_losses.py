@@ -29,7 +29,7 @@ def fragile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
     model = slow(folder / "model", matrices=8, size=100)
     script = [sys.executable, "-m", "tests.engine.fragile_cluster", model, str(folder)]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    done = subprocess.run(script, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(script, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, json.loads((folder / "told.json").read_text())
 
@@ -67,8 +67,8 @@ def test_a_node_that_goes_away_costs_nothing_but_time(fragile: tuple[Path, dict[
 
 
 def test_one_worker_takes_a_gpu_or_its_share_and_falls_back_to_the_cpu(fragile: tuple[Path, dict[str, Any]]) -> None:
+    assert fragile[1]["together"] == [2], "two workers shared the GPU"
     for name, workers, share in (("whole", 1, 1.0), ("half", 2, 0.5)):
         told = fragile[1][name]
-        assert max(told["alive"]) == workers
         assert (told["environment"]["workers"], told["environment"]["gpus_per_worker"]) == (workers, share)
         assert told["devices"] == ["cpu"]
