@@ -134,3 +134,82 @@ def control(
             for k, value in enumerate(singular_values)
         ],
     )
+
+
+@dataclass(kw_only=True)
+class Pair:
+    """One matrix before and after fine-tuning: what a test cares about, the rest is made up."""
+
+    tensor: str = "block.0.query"
+    layer: int | None = 0
+    role: str = "query"
+    rows: int = 4
+    cols: int = 4
+    head: int | None = None
+    expert: int | None = None
+    stack: str | None = None
+    base: Sequence[float] = (4.0, 3.0, 2.0, 1.0)
+    tuned: Sequence[float] = (4.0, 3.0, 2.0, 1.0)
+    vectors: dict[str, Sequence[float | None]] = field(default_factory=dict)
+    """Columns of `pair_vectors`, rank by rank."""
+    overlaps: dict[tuple[str, int], float] = field(default_factory=dict)
+    """Side and decile to the overlap of `pair_subspaces`."""
+    more: dict[str, object] = field(default_factory=dict)
+    """Columns of `pairs`."""
+
+    @property
+    def key(self) -> str:
+        return f"{self.tensor}/{self.head}/{self.expert}"
+
+    def tables(self, names: dict[str, object]) -> dict[str, pa.Table]:
+        place: dict[str, object] = {
+            "base_tensor": self.tensor,
+            "stack": self.stack,
+            "layer": self.layer,
+            "role": self.role,
+            "head": self.head,
+            "expert": self.expert,
+            "rows": self.rows,
+            "cols": self.cols,
+        }
+        own = {"pair_id": names["pair_id"], **place}
+        vectors = [
+            {
+                **own,
+                "k": k,
+                "singular_value_base": base,
+                "singular_value_tuned": tuned,
+                **{name: values[k] for name, values in self.vectors.items()},
+            }
+            for k, (base, tuned) in enumerate(zip(self.base, self.tuned, strict=True))
+        ]
+        subspaces = [
+            {**own, "side": side, "decile": decile, "dimensions": 1, "overlap": overlap}
+            for (side, decile), overlap in self.overlaps.items()
+        ]
+        pair = {**names, **place, "tuned_tensor": self.tensor, "identical": False, **self.more}
+        return {
+            "pairs": table("pairs", [pair]),
+            "pair_vectors": table("pair_vectors", vectors),
+            "pair_subspaces": table("pair_subspaces", subspaces),
+        }
+
+
+def add_comparison(
+    store: Store,
+    pair_id: str,
+    pairs: Sequence[Pair],
+    *,
+    base: str = "org/base",
+    tuned: str = "org/tuned",
+    hours: float = 0,
+) -> None:
+    """A committed comparison; `hours` after noon is when it was finished."""
+    names: dict[str, object] = {"pair_id": pair_id, "base_scan_id": "b", "tuned_scan_id": "t"}
+    names |= {"base_model": base, "tuned_model": tuned}
+    batch = store.comparison(pair_id, method={})
+    for pair in pairs:
+        batch.stage(pair.key, pair.tables(names))
+    batch.commit(
+        [pair.key for pair in pairs], {**names, "finished_at": NOON + timedelta(hours=hours), "matrices": len(pairs)}
+    )

@@ -1,0 +1,52 @@
+-- title: What fine-tuning did to singular values and vectors, rank by rank
+-- about: Singular values and p-values before (base) and after (tuned) fine-tuning, averaged rank by rank over the matrices
+--   of one role and shape. Random vectors have mean p-value 0.5. Ranks without a p-value (numerically zero singular
+--   values) are left out of its mean.
+-- param: base VARCHAR = NULL | only pairs with this pretrained model
+-- param: tuned VARCHAR = NULL | only pairs with this fine-tuned model
+-- param: role VARCHAR = NULL | only this role
+-- param: heads BOOLEAN = FALSE | slices of single attention heads instead of whole matrices
+-- column: base_model | the pretrained model
+-- column: tuned_model | the fine-tuned model
+-- column: role | what the matrix does in its block
+-- column: rows | output features
+-- column: cols | input features
+-- column: k | rank of the singular triplet, 0 = largest singular value
+-- column: matrices | matrices averaged over
+-- column: singular_value_base | before: mean
+-- column: singular_value_tuned | after: mean
+-- column: singular_value_change | tuned / base - 1, mean over the matrices; a base value of zero is left out
+-- column: u_p_base | left vectors before: mean p-value
+-- column: u_p_tuned | left vectors after: mean p-value
+-- column: v_p_base | right vectors before: mean p-value
+-- column: v_p_tuned | right vectors after: mean p-value
+-- column: p_change | mean of both sides, after minus before; negative = less random
+with shifts as (
+    select
+        pair_id,
+        role,
+        rows,
+        cols,
+        k,
+        count(*)::integer as matrices,
+        avg(singular_value_base) as singular_value_base,
+        avg(singular_value_tuned) as singular_value_tuned,
+        avg(singular_value_tuned / nullif(singular_value_base, 0) - 1) as singular_value_change,
+        avg(u_p_base) as u_p_base,
+        avg(u_p_tuned) as u_p_tuned,
+        avg(v_p_base) as v_p_base,
+        avg(v_p_tuned) as v_p_tuned
+    from pair_vectors
+    semi join chosen_comparisons($base, $tuned) using (pair_id)
+    where ($role is null or role = $role) and (head is not null) = $heads
+    group by pair_id, role, rows, cols, k
+)
+
+select
+    base_model,
+    tuned_model,
+    shifts.* exclude (pair_id),
+    (u_p_tuned + v_p_tuned - u_p_base - v_p_base) / 2 as p_change
+from shifts
+join comparisons using (pair_id)
+order by base_model, tuned_model, role_order(role), role, rows, cols, k;
