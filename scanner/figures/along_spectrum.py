@@ -1,0 +1,275 @@
+"""Averages along the spectrum by role: singular values, and the randomness of singular vectors."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+import numpy as np
+
+from scanner.checkpoint.names import printable
+from scanner.errors import ScannerError
+from scanner.figures import theme
+from scanner.figures.choice import Matrix, distinct, in_blocks, matrices, narrow, one_stack, rows_of, whole
+from scanner.rmt import marchenko_pastur
+from scanner.store import Store
+
+BINS = 64
+"""Parts of the spectrum that p is averaged over, so that lines over thousands of ranks stay readable."""
+_FLOOR = 0.01
+"""A logarithmic axis ends here at the latest: the smallest values of square matrices go to zero."""
+
+
+def check_side(side: str) -> str:
+    """The side, if it is one.
+
+    Raises:
+        ScannerError: neither `u` nor `v`.
+    """
+    if side not in theme.SIDES:
+        raise ScannerError(
+            f"side {printable(side)!r} is neither u (left vectors, output side) nor v (right vectors, input side)"
+        )
+    return side
+
+
+def spectra_by_role(
+    store: Store,
+    *,
+    interactive: bool = False,
+    model: str | None = None,
+    revision: str | None = None,
+    role: str | None = None,
+) -> Any:
+    """Singular values by rank, averaged over the matrices of a role, beside what the Marchenko-Pastur law expects there.
+
+    In units of sigma sqrt(hi), with a panel for every aspect ratio, for the law depends on that alone; ranks are divided by
+    the number of singular values. Logarithmic, so that both ends can be seen.
+
+    Source: arXiv 2410.17770, v1 Figs. 2 and 10.
+
+    Raises:
+        ScannerError: no such model or role.
+    """
+    found = narrow(whole(matrices(store, model, revision)), model or "the model", role=role)
+    name = found[0].model
+    answer = store.query("spectrum_by_role", model=name, revision=revision, role=role).to_pylist()
+    groups: dict[tuple[str, int, int], list[dict[str, Any]]] = defaultdict(list)
+    for row in answer:
+        if row["singular_value"] is not None:
+            groups[row["role"], row["rows"], row["cols"]].append(row)
+    if not groups:
+        raise ScannerError(f"no matrix of {printable(name)!r} has a bulk: sigma is zero everywhere")
+    panels: dict[float, list[tuple[str, int, int]]] = defaultdict(list)
+    for place in groups:
+        panels[round(min(place[1:]) / max(place[1:]), 4)].append(place)
+    look = theme.style(interactive)
+    roles = list(dict.fromkeys(place[0] for place in groups))
+    charts = [
+        _spectra(
+            gamma, {place: groups[place] for place in panels[gamma]}, roles, look, interactive, gamma == min(panels)
+        )
+        for gamma in sorted(panels, reverse=True)
+    ]
+    chart = alt.vconcat(*charts).resolve_scale(color="shared", strokeDash="shared")
+    blocks = len(distinct(found, "layer"))
+    return theme.finish(
+        chart, look, "Mean spectra by role", [printable(name), f"{len(found)} matrices, {blocks} blocks"]
+    )
+
+
+def _spectra(
+    gamma: float,
+    groups: dict[tuple[str, int, int], list[dict[str, Any]]],
+    roles: Sequence[str],
+    look: theme.Style,
+    interactive: bool,
+    last: bool,
+) -> Any:
+    """The panel of one aspect ratio; the last one of a column names the ranks."""
+    rows = []
+    for (role, m, n), line in groups.items():
+        for i in theme.thinned(len(line), 160):
+            at = line[i]
+            rows.append(
+                {
+                    "role": role,
+                    "shape": f"{m} × {n}",
+                    "k": at["k"],
+                    "x": at["k"] / len(line),
+                    "s": at["singular_value"],
+                    "std": at["singular_value_std"],
+                    "n": at["matrices"],
+                }
+            )
+    shapes = ", ".join(dict.fromkeys(f"{m} × {n}" for _, m, n in groups))
+    top = 1.1 * max(row["s"] for row in rows)
+    bottom = max(_FLOOR, 0.8 * min(row["s"] for row in rows))
+    ticks = [tick for tick in (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000) if bottom <= tick <= top]
+    y_scale = alt.Scale(type="log", domain=[bottom, top], nice=False)
+    x_title = "relative rank k / min(m, n)" if last else None
+    x = alt.X("x:Q", title=x_title, scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(grid=False))
+    y = alt.Y("s:Q", title="ν / (σ √max(m, n))", scale=y_scale, axis=alt.Axis(values=ticks, format="~g", grid=False))
+    lines = alt.Chart(theme.inline(rows), name=f"spectra_{gamma:g}".replace(".", "_"))
+    lines = lines.mark_line(strokeWidth=look.line, clip=True).encode(
+        x=x, y=y, color=theme.by_role(roles), strokeDash=theme.dashes(roles), detail="shape:N"
+    )
+    quantiles = _expected(gamma)
+    law = alt.Chart(theme.inline([row for row in quantiles if float(str(row["s"])) >= bottom]))
+    law = law.mark_line(color=theme.BLACK, strokeWidth=0.7 * look.line, strokeDash=[1, 1.5], clip=True)
+    layers = [law.encode(x="x:Q", y="s:Q"), *_edge_rules(gamma, look, bottom)]
+    layers.append(theme.selectable(lines, "role") if interactive else lines)
+    if interactive:
+        layers.append(_hover(rows, roles))
+    height = look.height if not interactive else round(0.8 * look.height)
+    title = alt.TitleParams(
+        f"{shapes} (dotted: random)", fontSize=look.font, fontWeight="normal", offset=2, anchor="start", frame="group"
+    )
+    return alt.layer(*layers).properties(width=look.width, height=height, title=title)
+
+
+def _hover(rows: Sequence[dict[str, Any]], roles: Sequence[str]) -> Any:
+    """Invisible points under the pointer that tell the numbers of a line."""
+    tips = [
+        alt.Tooltip("role:N", title="role"),
+        alt.Tooltip("shape:N", title="shape"),
+        alt.Tooltip("n:Q", title="averaged over"),
+        alt.Tooltip("k:Q", title="rank k"),
+        alt.Tooltip("s:Q", title="ν / (σ √hi)", format=".4g"),
+        alt.Tooltip("std:Q", title="standard deviation", format=".2g"),
+    ]
+    points = alt.Chart(theme.inline(rows)).mark_point(opacity=0, size=60, filled=True)
+    return points.encode(x="x:Q", y="s:Q", color=theme.by_role(roles), tooltip=tips)
+
+
+def _expected(gamma: float, points: int = 80) -> list[dict[str, object]]:
+    """The Marchenko-Pastur law's singular value at a relative rank, in units of sigma sqrt(hi)."""
+    low, high = marchenko_pastur.edges(gamma)
+    x = low + (high - low) * 0.5 * (1.0 - np.cos(np.linspace(0.0, np.pi, points)))
+    share = 1.0 - marchenko_pastur.cdf(x, gamma)
+    return [{"x": float(a), "s": float(np.sqrt(b))} for a, b in zip(share, x, strict=True) if b > 0.0]
+
+
+def _edge_rules(gamma: float, look: theme.Style, bottom: float) -> list[Any]:
+    low, high = (float(np.sqrt(edge)) for edge in marchenko_pastur.edges(gamma))
+    layers: list[Any] = []
+    for at, name in ((high, "ν₊"), (low, "ν₋")):
+        if at > bottom:
+            # Where no line runs: spectra fall from the upper left to the lower right.
+            upper = name == "ν₊"
+            base = alt.Chart(theme.inline([{"s": at, "edge": name, "x": float(upper)}])).encode(y="s:Q")
+            layers.append(base.mark_rule(strokeDash=[3, 2], strokeWidth=0.6 * look.line, color=theme.BLACK))
+            where = {"align": "right" if upper else "left", "baseline": "bottom" if upper else "top"}
+            text = base.mark_text(dx=-3 if upper else 3, dy=-2 if upper else 2, fontSize=look.font, **where)
+            layers.append(text.encode(x="x:Q", text="edge:N"))
+    return layers
+
+
+def pvalues_by_role(
+    store: Store,
+    *,
+    interactive: bool = False,
+    model: str | None = None,
+    revision: str | None = None,
+    layer: int | None = None,
+    role: str | None = None,
+    stack: str | None = None,
+    side: str = "v",
+) -> Any:
+    """Locally averaged p-values along the spectrum, a panel for each role: one block over the average of all blocks.
+
+    The band holds the middle 80 % of the blocks. Random vectors have 0.5, as the control shows.
+
+    Source: arXiv 2410.17770, v1 Fig. 4.
+
+    Raises:
+        ScannerError: no such model, role or layer.
+    """
+    check_side(side)
+    found, word = one_stack(in_blocks(whole(matrices(store, model, revision))), stack)
+    name = found[0].model
+    found = narrow(found, name, role=role)
+    layers = distinct(found, "layer")
+    layer = layers[len(layers) // 2] if layer is None else layer
+    narrow(found, name, layer=layer)
+    rows = _profiles(store, found, revision=revision, layer=layer, role=role, side=side)
+    look = theme.style(interactive)
+    roles = list(dict.fromkeys(row["role"] for row in rows))
+    chart = _profile_panels(rows, roles, layer, look, interactive=interactive)
+    details = f"{theme.SIDES[side]} singular vectors ({side}), {len(layers)} blocks; band: middle 80 % of them"
+    return theme.finish(chart, look, "Randomness along the spectrum", [_model_and_stack(name, word), details])
+
+
+def _model_and_stack(model: str, stack: str | None) -> str:
+    return printable(model) if stack is None else f"{printable(model)}, {stack}"
+
+
+def _profiles(
+    store: Store, found: Sequence[Matrix], *, revision: str | None, layer: int, role: str | None, side: str
+) -> list[dict[str, Any]]:
+    rows = rows_of(
+        store,
+        "profiles",
+        model=found[0].model,
+        revision=revision,
+        stack=found[0].stack,
+        layer=layer,
+        role=role,
+        side=side,
+        bins=min(BINS, *(matrix.count for matrix in found)),
+    )
+    return [row for row in rows if row["mean"] is not None]
+
+
+def _profile_panels(
+    rows: Sequence[dict[str, Any]], roles: Sequence[str], layer: int, look: theme.Style, *, interactive: bool
+) -> Any:
+    bins = 1 + max(row["bin"] for row in rows)
+    named = {f"block {layer}": theme.VERMILION, "all blocks": theme.BLUE, "control": theme.GREY}
+    data = [{**row, "x": (row["bin"] + 0.5) / bins} for row in rows]
+    panels = []
+    across = 2 if len(roles) > 1 else 1
+    width = round((look.width - (across - 1) * 2 * look.font) / across)
+    for i, role in enumerate(roles):
+        mine = theme.inline(
+            [{k: v for k, v in row.items() if k not in ("role", "bin")} for row in data if row["role"] == role]
+        )
+        last, first = i >= len(roles) - across, i % across == 0
+        x_axis = alt.Axis(grid=False, values=[0, 0.5, 1], labels=last, format="~g")
+        x = alt.X("x:Q", title="relative rank k / r" if last else None, scale=alt.Scale(domain=[0, 1]), axis=x_axis)
+        y_axis = alt.Axis(values=[0, 0.5], labels=first, format=".1f", grid=False)
+        domain = alt.Scale(domain=[0, 0.75], nice=False)
+        title = "p, local mean" if first else None
+        base = alt.Chart(mine).encode(x=x)
+        y = alt.Y("mean:Q", title=title, scale=domain, axis=y_axis)
+        band = base.mark_area(opacity=0.25, color=theme.BLUE, clip=True).encode(
+            y=alt.Y("low:Q", title=title), y2="high:Q"
+        )
+        half = alt.Chart(theme.inline([{"half": 0.5}])).mark_rule(strokeDash=[3, 2], strokeWidth=0.6 * look.line)
+        control = base.mark_line(strokeWidth=0.7 * look.line, clip=True).encode(y=alt.Y("control:Q", title=title))
+        mean = base.mark_line(strokeWidth=1.2 * look.line, clip=True).encode(y=y)
+        block = base.mark_line(strokeWidth=look.line, clip=True).encode(y=alt.Y("block:Q", title=title))
+        layers = [
+            band,
+            half.encode(y="half:Q"),
+            theme.named(control, "control", named),
+            theme.named(mean, "all blocks", named),
+            theme.named(block, f"block {layer}", named),
+        ]
+        if interactive:
+            tips = [
+                alt.Tooltip("x:Q", title="relative rank", format=".2f"),
+                alt.Tooltip("mean:Q", title="all blocks", format=".3f"),
+                alt.Tooltip("low:Q", title="10 % below", format=".3f"),
+                alt.Tooltip("high:Q", title="10 % above", format=".3f"),
+                alt.Tooltip("block:Q", title=f"block {layer}", format=".3f"),
+                alt.Tooltip("control:Q", title="control", format=".3f"),
+            ]
+            layers.append(base.mark_point(opacity=0, size=80, filled=True).encode(y="mean:Q", tooltip=tips))
+        heading = alt.TitleParams(
+            role.replace("_", " "), fontSize=look.font, fontWeight="bold", offset=2, anchor="start", frame="group"
+        )
+        panels.append(alt.layer(*layers).properties(width=width, height=round(0.45 * look.height), title=heading))
+    return alt.concat(*panels, columns=across).resolve_scale(color="shared")

@@ -1,0 +1,207 @@
+"""The spectrum of one matrix beside the Marchenko-Pastur law and a random control."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+import numpy as np
+from numpy.typing import NDArray
+
+from scanner.checkpoint.names import printable
+from scanner.figures import theme
+from scanner.figures.choice import Matrix, choose_matrix, control, place, vectors
+from scanner.rmt import marchenko_pastur
+from scanner.store import Store
+
+FloatArray = NDArray[np.float64]
+
+BULK_BINS = 24
+"""Bins between the edges of the bulk."""
+MOST_BINS = 400
+MEASURED, LAW = "singular values", "Marchenko–Pastur law"
+SHOWN = 2.5
+"""The axis ends here, in units of the upper edge; what lies beyond is counted in a note."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Histogram:
+    """Counts of singular values; bin i reaches from `borders[i]` to `borders[i + 1]`."""
+
+    borders: FloatArray
+    counts: NDArray[np.int64]
+
+    @property
+    def density(self) -> FloatArray:
+        """Counts per unit of singular value, normalised to integral 1."""
+        return np.asarray(self.counts / (self.counts.sum() * np.diff(self.borders)))
+
+
+def bins(lower: float, upper: float, smallest: float, largest: float) -> FloatArray:
+    """Borders of equal bins, aligned with both edges of the bulk, that cover all singular values."""
+    width = (upper - lower) / BULK_BINS
+    below = int(np.ceil(max(lower - smallest, 0.0) / width))
+    above = int(np.ceil(max(largest - upper, 0.0) / width)) + 1
+    if below + above + BULK_BINS <= MOST_BINS:
+        return lower + width * np.arange(-below, BULK_BINS + above + 1)
+    near = lower + width * np.arange(-below, MOST_BINS - below)
+    return np.append(near[near < largest], np.nextafter(largest, np.inf))
+
+
+def histogram(values: FloatArray, borders: FloatArray) -> Histogram:
+    """Count values; the borders must cover them."""
+    counts, _ = np.histogram(values, borders)
+    return Histogram(borders=borders, counts=counts)
+
+
+def law(matrix: Matrix, points: int = 160) -> tuple[FloatArray, FloatArray]:
+    """The density of singular values that the Marchenko-Pastur law expects, over the bulk: (nu, p(nu)).
+
+    p(nu) = hi / (lo pi s^2 nu) sqrt((nu_max^2 - nu^2)(nu^2 - nu_min^2)), s^2 = sigma^2 hi (arXiv 2410.17770, Eq. 1). The
+    points are dense at both edges, where the law has the slope of a square root.
+    """
+    scale = matrix.scale
+    low, high = (np.sqrt(edge) for edge in marchenko_pastur.edges(matrix.gamma))
+    at = 0.5 * (low + high) - 0.5 * (high - low) * np.cos(np.linspace(0.0, np.pi, points))
+    density = marchenko_pastur.singular_value_pdf(at, matrix.gamma)
+    if low < 1e-12:  # a square matrix: the density does not vanish at zero
+        density[0] = density[1]
+    return at * scale, density / scale
+
+
+def spectrum(
+    store: Store,
+    *,
+    interactive: bool = False,
+    model: str | None = None,
+    revision: str | None = None,
+    layer: int | None = None,
+    role: str | None = None,
+    head: int | None = None,
+    expert: int | None = None,
+    stack: str | None = None,
+    tensor: str | None = None,
+    ensemble: str | None = None,
+) -> Any:
+    """Histogram of the singular values of one matrix, the Marchenko-Pastur law with its edges, and the random control.
+
+    The control's entries have variance 1/hi, so its singular values are multiplied by sigma sqrt(hi).
+
+    Source: arXiv 2410.17770, v1 Fig. 1 (BERT), v3 Fig. 1 (left and right of the bulk); with the Kaiming-uniform control the
+    figures of "Analyzing Llama-3 weights via RMT".
+
+    Raises:
+        ScannerError: no such matrix or control.
+    """
+    matrix = choose_matrix(
+        store,
+        model=model,
+        revision=revision,
+        layer=layer,
+        role=role,
+        head=head,
+        expert=expert,
+        stack=stack,
+        tensor=tensor,
+    )
+    values = np.array(vectors(store, matrix)["singular_value"], dtype=np.float64)
+    beside = control(store, matrix, ensemble)
+    scaled = None if beside is None else np.array(beside[1]["singular_value"], dtype=np.float64) * matrix.scale
+    return draw(matrix, values, None if beside is None else beside[0], scaled, interactive=interactive)
+
+
+def draw(
+    matrix: Matrix, values: FloatArray, ensemble: str | None, control_values: FloatArray | None, *, interactive: bool
+) -> Any:
+    """The chart of one spectrum: everything in the units of the singular values."""
+    look = theme.style(interactive)
+    lower, upper = matrix.mp_lower, matrix.mp_upper
+    both = values if control_values is None else np.concatenate([values, control_values])
+    borders = bins(lower, upper, float(both.min()), float(both.max()))
+    counted = histogram(values, borders)
+    shown = min(float(borders[-1]), SHOWN * upper)
+    # Room for what stands beside the lower edge.
+    begin = max(0.0, min(float(borders[0]), lower - 0.35 * (upper - lower)))
+    x_scale = alt.Scale(domain=[begin, shown], nice=False)
+    top = 1.22 * float(max(counted.density[borders[:-1] < shown].max(), law(matrix)[1].max()))
+
+    control_name = f"control ({str(ensemble).replace('_', ' ')})"
+    names = {MEASURED: theme.SKY, LAW: theme.BLACK}
+    if control_values is not None:
+        names[control_name] = theme.VERMILION
+    rows = [
+        {"from": float(borders[i]), "to": float(borders[i + 1]), "density": float(density), "count": int(count)}
+        for i, (density, count) in enumerate(zip(counted.density, counted.counts, strict=True))
+        if count
+    ]
+    x = alt.X("from:Q", title="singular value ν", scale=x_scale, axis=alt.Axis(grid=False))
+    y = alt.Y(
+        "density:Q", title="density p(ν)", scale=alt.Scale(domain=[0, top], nice=False), axis=alt.Axis(tickCount=5)
+    )
+    hover = [
+        alt.Tooltip("count:Q", title="singular values"),
+        alt.Tooltip("from:Q", title="from ν", format=".4g"),
+        alt.Tooltip("to:Q", title="to ν", format=".4g"),
+        alt.Tooltip("density:Q", title="p(ν)", format=".4g"),
+    ]
+    bars = alt.Chart(theme.inline(rows), name="matrix").mark_bar(clip=True, stroke="white", strokeWidth=0.2)
+    bars = bars.encode(x=x, x2="to:Q", y=y, y2=alt.datum(0), tooltip=hover if interactive else alt.Undefined)
+    layers: list[Any] = [theme.named(bars, MEASURED, names, columns=2)]
+    if control_values is not None:
+        random = alt.Chart(theme.inline(steps(histogram(control_values, borders))), name="control")
+        random = random.mark_line(clip=True, strokeWidth=look.line, strokeJoin="miter")
+        random = random.encode(x="nu:Q", y="density:Q", order="order:Q")
+        layers.append(theme.named(random, control_name, names, columns=2))
+    at, density = law(matrix)
+    points = [
+        {"nu": float(a), "density": float(d), "order": i} for i, (a, d) in enumerate(zip(at, density, strict=True))
+    ]
+    curve = alt.Chart(theme.inline(points), name="law").mark_line(clip=True, strokeWidth=1.3 * look.line)
+    curve = curve.encode(x="nu:Q", y="density:Q", order="order:Q")
+    layers.append(theme.named(curve, LAW, names, columns=2))
+    layers += _edges(matrix, look, top, shown, int(np.count_nonzero(values > shown)), float(values.max()))
+    chart = alt.layer(*layers).properties(width=look.width, height=look.height)
+    if interactive:
+        chart.layer[0] = chart.layer[0].add_params(alt.selection_interval(name="zoom", bind="scales", encodings=["x"]))
+    details = f"{matrix.rows} × {matrix.cols}, σ = {matrix.sigma:.4g} ({matrix.sigma_kind})"
+    return theme.finish(chart, look, place(matrix), [printable(matrix.model), details])
+
+
+def steps(counted: Histogram) -> list[dict[str, object]]:
+    """The outline of a histogram, from its first to its last bin that holds anything."""
+    filled = np.flatnonzero(counted.counts)
+    first, last = int(filled[0]), int(filled[-1])
+    density = counted.density
+    corners = [(counted.borders[first], 0.0)]
+    for i in range(first, last + 1):
+        corners += [(counted.borders[i], density[i]), (counted.borders[i + 1], density[i])]
+    corners.append((counted.borders[last + 1], 0.0))
+    return [{"nu": float(nu), "density": float(height), "order": i} for i, (nu, height) in enumerate(corners)]
+
+
+def _edges(matrix: Matrix, look: theme.Style, top: float, shown: float, beyond: int, largest: float) -> list[Any]:
+    """The edges of the bulk as rules with their names, and how many singular values lie on their far sides."""
+    rules = [{"nu": matrix.mp_upper, "edge": "ν₊", "count": f"{matrix.outliers_right} right", "density": top}]
+    if matrix.mp_lower > 0.0:
+        rules.append({"nu": matrix.mp_lower, "edge": "ν₋", "count": f"{matrix.outliers_left} left", "density": top})
+    data = theme.inline(rules)
+    layers: list[Any] = [
+        alt.Chart(data, name="edges")
+        .mark_rule(strokeDash=[3, 2], strokeWidth=0.8 * look.line, color=theme.BLACK)
+        .encode(x="nu:Q")
+    ]
+    for rule in rules:
+        right = rule["edge"] == "ν₊"
+        side = {"align": "left" if right else "right", "dx": 3 if right else -3, "fontSize": look.font}
+        text = alt.Chart(theme.inline([rule])).encode(x="nu:Q", y="density:Q")
+        layers.append(text.mark_text(baseline="top", dy=2, **side).encode(text="edge:N"))
+        layers.append(text.mark_text(baseline="top", dy=look.font + 4, **side).encode(text="count:N"))
+    if beyond:
+        note = {"nu": shown, "density": 0.3 * top, "note": f"{beyond} beyond, up to {largest:.3g} →"}
+        layers.append(
+            alt.Chart(theme.inline([note]))
+            .mark_text(align="right", baseline="middle", dx=-3, fontSize=look.font)
+            .encode(x="nu:Q", y="density:Q", text="note:N")
+        )
+    return layers

@@ -1,0 +1,8 @@
+-- The random controls of one shape; of an ensemble that was drawn with several seeds, the first.
+select ensemble, seed, k, singular_value, u_p_local, v_p_local
+from controls
+where
+    rows = $rows
+    and cols = $cols
+qualify seed = min(seed) over (partition by ensemble)
+order by ensemble, k;

@@ -1,0 +1,25 @@
+-- Every matrix of one model in one revision (null: the newest), in the order of the data's way through the model.
+select
+    scan_id,
+    model,
+    revision,
+    tensor,
+    stack,
+    layer,
+    role,
+    head,
+    expert,
+    module,
+    rows,
+    cols,
+    sigma,
+    sigma_kind,
+    mp_lower,
+    mp_upper,
+    outliers_left,
+    outliers_right,
+    u_p_mean,
+    v_p_mean
+from matrices
+semi join chosen_scans($model, $revision) using (scan_id)
+order by stack desc nulls first, layer nulls last, role_order(role), role, module nulls first, expert, head, tensor;

@@ -1,0 +1,25 @@
+-- The whole matrices of one comparison, those that changed most first.
+select
+    stack,
+    layer,
+    role,
+    module,
+    expert,
+    base_tensor as tensor,
+    rows,
+    cols,
+    relative_change,
+    cosine,
+    identical,
+    outliers_left_base,
+    outliers_left_tuned,
+    outliers_right_base,
+    outliers_right_tuned,
+    intruders,
+    delta_outliers_right,
+    delta_stable_rank
+from pairs
+where
+    pair_id = $pair_id
+    and head is null
+order by relative_change desc nulls last, layer nulls last, role_order(role), role, tensor, expert;

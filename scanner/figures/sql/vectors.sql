@@ -1,0 +1,10 @@
+-- The singular triplets of one matrix, the largest singular value first.
+select k, singular_value, region, u_ks, u_p, u_p_local, v_ks, v_p, v_p_local
+from vectors
+where
+    scan_id = $scan_id
+    and tensor = $tensor
+    and role = $role
+    and head is not distinct from $head
+    and expert is not distinct from $expert
+order by k;

@@ -1,0 +1,177 @@
+"""How every figure looks: colours that the colour-blind can tell apart, type that is readable at paper size, thinned-out lines."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+
+BLACK, GREY, PALE = "#000000", "#8C8C8C", "#D0D0D0"
+BLUE, SKY, GREEN, ORANGE, VERMILION, PURPLE = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7"
+"""Okabe and Ito, "Color universal design" (2008); its yellow is left out, for it cannot be seen on white."""
+
+ROLE_COLOURS = {
+    "query": BLUE,
+    "key": SKY,
+    "value": GREEN,
+    "attn_out": PURPLE,
+    "mlp_up": ORANGE,
+    "mlp_gate": "#999933",
+    "mlp_down": VERMILION,
+    "embedding": "#882255",
+    "router": "#332288",
+    "other": "#777777",
+    "lm_head": "#000000",
+}
+"""A role has one colour in all figures. Those beyond Okabe and Ito's are of Paul Tol's "muted" scheme."""
+ROLE_DASHES = {role: [4, 2] if role.startswith("mlp") else [1, 0] for role in ROLE_COLOURS}
+"""Attention solid, MLP dashed: a second mark beside colour."""
+ROLE_SHAPES = {
+    "query": "circle",
+    "key": "square",
+    "value": "diamond",
+    "attn_out": "cross",
+    "mlp_up": "triangle-up",
+    "mlp_gate": "triangle-right",
+    "mlp_down": "triangle-down",
+    "embedding": "stroke",
+    "router": "triangle-left",
+    "other": "wedge",
+    "lm_head": "arrow",
+}
+SIDES = {"v": "right", "u": "left"}
+"""What the sides are called."""
+
+MAX_POINTS = 240
+"""Of a line; more cannot be seen at paper size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Style:
+    """Sizes: in points for a paper's column (3.4 inches are 245), in pixels for a screen."""
+
+    width: int
+    height: int
+    font: int
+    line: float
+
+    @property
+    def small(self) -> int:
+        """Size of the type inside a plot."""
+        return self.font - 1
+
+
+PAPER = Style(width=200, height=120, font=7, line=1.0)
+SCREEN = Style(width=520, height=300, font=13, line=1.8)
+
+
+def style(interactive: bool) -> Style:
+    """The sizes of a figure for the screen or for paper."""
+    return SCREEN if interactive else PAPER
+
+
+def finish(chart: Any, look: Style, title: str, subtitle: Sequence[str]) -> Any:
+    """The chart with its title and the common configuration: what `Figure.draw` returns."""
+    wide = look.width * 1.35
+    heading = alt.TitleParams(
+        title, subtitle=list(subtitle), anchor="start", frame="bounds", offset=look.font, limit=wide
+    )
+    return (
+        chart.properties(title=heading, padding=look.font // 2, background="white")
+        .configure(font="Liberation Sans, Arial, Helvetica, sans-serif")
+        .configure_view(stroke=PALE, strokeWidth=0.5)
+        .configure_axis(
+            labelFontSize=look.font,
+            titleFontSize=look.font + 1,
+            titleFontWeight="normal",
+            titlePadding=look.font * 0.5,
+            labelPadding=2,
+            gridColor="#EEEEEE",
+            gridWidth=0.5,
+            domainColor=BLACK,
+            domainWidth=0.5,
+            tickColor=BLACK,
+            tickWidth=0.5,
+            tickSize=3,
+            labelOverlap=True,
+        )
+        .configure_legend(
+            labelFontSize=look.font,
+            titleFontSize=look.font,
+            titleFontWeight="normal",
+            symbolSize=look.font * 7,
+            symbolStrokeWidth=look.line * 1.4,
+            labelLimit=look.width,
+            rowPadding=1,
+            columnPadding=look.font,
+            titlePadding=2,
+            gradientThickness=look.font,
+            offset=look.font // 2,
+        )
+        .configure_title(
+            fontSize=look.font + 1,
+            subtitleFontSize=look.font,
+            subtitleColor="#444444",
+            subtitlePadding=2,
+        )
+        .configure_header(labelFontSize=look.font, titleFontSize=look.font, labelPadding=2, titleFontWeight="normal")
+        .configure_concat(spacing=look.font * 1.5)
+        .configure_facet(spacing=look.font * 1.5)
+    )
+
+
+def named(chart: alt.Chart, name: str, colours: Mapping[str, str], **legend: Any) -> alt.Chart:
+    """A layer with its colour and its name: one scale for all layers, one legend above the plot."""
+    scale = alt.Scale(domain=[*colours], range=[*colours.values()])
+    options: dict[str, Any] = {"orient": "top", "title": None, "symbolType": "stroke", "direction": "horizontal"}
+    colour = alt.Color("what:N", scale=scale, legend=alt.Legend(**(options | legend)))
+    return chart.transform_calculate(what=json.dumps(name)).encode(color=colour)
+
+
+def by_role(roles: Sequence[str], field: str = "role", **legend: Any) -> alt.Color:
+    """Colour by role, in the order given."""
+    scale = alt.Scale(domain=[*roles], range=[ROLE_COLOURS.get(role, GREY) for role in roles])
+    options: dict[str, Any] = {"orient": "top", "title": None, "columns": 4}
+    return alt.Color(f"{field}:N", scale=scale, legend=alt.Legend(**(options | legend)))
+
+
+def dashes(roles: Sequence[str]) -> alt.StrokeDash:
+    """Dashes by role, in the legend of the colours."""
+    scale = alt.Scale(domain=[*roles], range=[ROLE_DASHES.get(role, [1, 0]) for role in roles])
+    return alt.StrokeDash("role:N", scale=scale, legend=alt.Legend(orient="top", title=None, columns=4))
+
+
+def selectable(chart: alt.Chart, field: str) -> alt.Chart:
+    """A layer whose legend selects: a click on an entry leaves it, and makes the others pale (shift for several)."""
+    chosen = alt.selection_point(fields=[field], bind="legend")
+    return chart.encode(opacity=alt.condition(chosen, alt.value(1.0), alt.value(0.1))).add_params(chosen)
+
+
+def inline(rows: Sequence[Mapping[str, object]]) -> alt.InlineData:
+    """Rows as the data of a chart, numbers with five significant digits, NaN and NULL left out."""
+    values = [{name: short(value) for name, value in row.items() if not _absent(value)} for row in rows]
+    return alt.InlineData(values=values)
+
+
+def short(value: object, digits: int = 5) -> object:
+    """A number with the digits that can be seen; anything else as it is."""
+    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
+
+
+def _absent(value: object) -> bool:
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
+
+
+def thinned(count: int, most: int = MAX_POINTS) -> list[int]:
+    """Which of `count` ranks a line is drawn through: all at both ends, where spectra bend, and evenly spaced ones between."""
+    if count <= most:
+        return list(range(count))
+    ends = most // 6
+    middle = most - 2 * ends
+    step = (count - 2 * ends - 1) / (middle + 1)
+    inner = {ends + round(step * (i + 0.5)) for i in range(middle)}
+    return sorted({*range(ends), *inner, *range(count - ends, count)})
