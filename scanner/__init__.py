@@ -15,9 +15,11 @@ from scanner.version import __version__
 if TYPE_CHECKING:
     from scanner.checkpoint import Selection as Selection
     from scanner.checkpoint import open_checkpoint as open_checkpoint
+    from scanner.engine import ComparisonReport as ComparisonReport
     from scanner.engine import Method as Method
     from scanner.engine import PoolOptions as PoolOptions
     from scanner.engine import ScanReport as ScanReport
+    from scanner.engine import compare as compare
     from scanner.engine import scan as scan
     from scanner.rmt.analysis import Analysis as Analysis
     from scanner.rmt.analysis import analyze as analyze
@@ -26,12 +28,14 @@ if TYPE_CHECKING:
 
 _LAZY = {
     "Analysis": "scanner.rmt.analysis",
+    "ComparisonReport": "scanner.engine",
     "Method": "scanner.engine",
     "PoolOptions": "scanner.engine",
     "ScanReport": "scanner.engine",
     "Selection": "scanner.checkpoint",
     "Store": "scanner.store",
     "analyze": "scanner.rmt.analysis",
+    "compare": "scanner.engine",
     "open_checkpoint": "scanner.checkpoint",
     "open_store": "scanner.store",
     "scan": "scanner.engine",

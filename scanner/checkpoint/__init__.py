@@ -9,7 +9,9 @@ from scanner.checkpoint.descriptors import (
     Skipped,
     TensorEntry,
 )
+from scanner.checkpoint.differences import difference
 from scanner.checkpoint.inventory import list_matrices
+from scanner.checkpoint.matching import match_matrices
 from scanner.checkpoint.opening import open_checkpoint
 from scanner.checkpoint.reading import read_matrices, read_matrix
 
@@ -21,7 +23,9 @@ __all__ = [
     "Selection",
     "Skipped",
     "TensorEntry",
+    "difference",
     "list_matrices",
+    "match_matrices",
     "open_checkpoint",
     "read_matrices",
     "read_matrix",

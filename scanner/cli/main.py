@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scanner.cli import calibrate, inspect, publish, query, scan
+from scanner.cli import calibrate, compare, inspect, lazy_learning, plot, publish, query, report, scan
 from scanner.errors import ScannerError
 from scanner.version import __version__
 
@@ -23,8 +23,12 @@ app = typer.Typer(
 )
 scan.register(app)
 inspect.register(app)
+compare.register(app)
 query.register(app)
 calibrate.register(app)
+lazy_learning.register(app)
+plot.register(app)
+report.register(app)
 publish.register(app)
 
 

@@ -53,9 +53,11 @@ class Progress(ScanObserver):
 
     def starting(self, items: int, cost: float, kept: int, what: str = "matrices and controls") -> None:
         """The queue is complete."""
+        self.stop()  # of an earlier queue
         self._items, self._cost, self.stored, self.planned = items, cost, kept, True
+        self._done, self._failed, self._cost_done, self._workers = 0, 0, 0.0, ""
         resumed = f" ({kept} are there from an earlier run)" if kept else ""
-        self._say(f"{items} {what} to do{resumed}; starting Ray")
+        self._say(f"{items} {what} to do{resumed}; starting workers")
         if self._console.is_terminal:
             self._bar = Bar(
                 SpinnerColumn(),

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import sys
 import time
 from enum import StrEnum
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from scanner.cli.output import DEFAULT_STORE, Format, FormatOption, StoreOption, note, write
+from scanner.cli.pool import AddressOption, GpusOption, WorkersOption, terminate_like_interrupt
 from scanner.cli.selection import (
     EmbeddingsOption,
     HeadsOption,
@@ -41,20 +39,6 @@ def register(app: typer.Typer) -> None:
     app.command("scan")(scan)
 
 
-@contextlib.contextmanager
-def _terminate_like_interrupt() -> Any:
-    """SIGTERM (a scheduler's or container's stop) ends a scan the way Ctrl-C does: results kept, workers gone."""
-
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def scan(
     references: Annotated[
         list[str],
@@ -70,16 +54,9 @@ def scan(
     sigma: Annotated[Sigma, typer.Option(help="The estimate of sigma that the bulk's edges come from.")] = Sigma.median,
     null: Annotated[str, typer.Option(metavar="table|mc:N", help="Where p-values come from.")] = "table",
     ensemble: Annotated[str, typer.Option(metavar="NAME,...", help="Random controls.")] = "gaussian,kaiming_uniform",
-    address: Annotated[
-        str | None, typer.Option(help="Join a running Ray cluster: auto or HOST:PORT.", show_default="a local Ray")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Number of actors.", show_default="one a GPU, else one a core")
-    ] = None,
-    gpus_per_worker: Annotated[
-        float | None,
-        typer.Option(min=0.0, help="Share of a GPU for each actor.", show_default="1 where there are GPUs"),
-    ] = None,
+    address: AddressOption = None,
+    workers: WorkersOption = None,
+    gpus_per_worker: GpusOption = None,
     download: Annotated[
         bool, typer.Option("--download", help="Take whole files from the Hub into its cache, not byte ranges.")
     ] = False,
@@ -115,7 +92,7 @@ def scan(
     method = Method(sigma=sigma.value, null=null, selection=chosen)
     pool = PoolOptions(address=address, workers=workers, gpus_per_worker=gpus_per_worker)
     started = time.monotonic()
-    with _terminate_like_interrupt(), Progress(sys.stderr) as progress:
+    with terminate_like_interrupt(), Progress(sys.stderr) as progress:
         try:
             report = run_scan(
                 references,

@@ -110,7 +110,7 @@ class _Job:
         return reasons
 
 
-class _Scan:
+class ScanRun:
     """The state of one run: jobs by scan, and what to do with each outcome."""
 
     def __init__(self, store: Store, method: Method, observer: ScanObserver) -> None:
@@ -125,6 +125,14 @@ class _Scan:
         self.observer.opening(reference)
         try:
             checkpoint = open_checkpoint(reference, download=download)
+        except CheckpointError as error:
+            self._report(ModelReport(reference=reference, error=error))
+            return
+        self.add_opened(reference, checkpoint, force=force)
+
+    def add_opened(self, reference: str, checkpoint: Checkpoint, *, force: bool) -> None:
+        """Queue what an opened checkpoint lacks."""
+        try:
             inventory = list_matrices(checkpoint, self.method.selection)
             if not inventory.matrices:
                 raise CheckpointError(nothing_to_scan(checkpoint, inventory))
@@ -178,6 +186,23 @@ class _Scan:
         """Ray is there: what an earlier run left complete but for the commit is committed before new work begins."""
         self.environment = environment
         self.commit_complete()
+
+    def carry_out(self, tasks: Sequence[MatrixTask | ControlTask], options: PoolOptions) -> None:
+        """Run the tasks on Ray, which is not started when there are none, and commit what is complete."""
+        if not tasks:
+            self.commit_complete()
+            return
+        self.observer.starting(sum(work_items(task) for task in tasks), sum(task.cost for task in tasks), self.kept())
+        run_tasks(
+            Worker,
+            tasks,
+            options,
+            on_start=self.begin,
+            on_done=self.done,
+            on_lost=self.lost,
+            on_workers=_FirstWorker(self.observer),
+            on_waiting=self.observer.waiting,
+        )
 
     def kept(self) -> int:
         """Matrices whose results an earlier run left behind."""
@@ -337,22 +362,8 @@ def scan(
     if unknown:
         raise ScannerError(f"unknown ensemble {unknown[0]!r}: it is one of {', '.join(ENSEMBLES)}")
     target = open_store(os.fspath(store), create=True)
-    run = _Scan(target, method or Method(), observer)
+    run = ScanRun(target, method or Method(), observer)
     for reference in unique:
         run.add(reference, force=force, download=download)
-    tasks = run.tasks(ensembles)
-    if tasks:
-        observer.starting(sum(work_items(task) for task in tasks), sum(task.cost for task in tasks), run.kept())
-        run_tasks(
-            Worker,
-            tasks,
-            options,
-            on_start=run.begin,
-            on_done=run.done,
-            on_lost=run.lost,
-            on_workers=_FirstWorker(observer),
-            on_waiting=observer.waiting,
-        )
-    else:
-        run.commit_complete()
+    run.carry_out(run.tasks(ensembles), options)
     return ScanReport(store=target.url, models=tuple(run.reports[reference] for reference in unique))

@@ -4,7 +4,7 @@ A piece lies in STORE/staging-comparisons/<id>/<table>/<hash of key>.parquet; th
 is complete. The row of the committing table is written last, so readers see all of it or nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
@@ -55,19 +55,24 @@ class Batch:
             path = f"{self._folder}/{table}/{key_hash(key)}.parquet"
             self._files.write(path, conform(table, rows[table]), file_metadata(self._method, key=key))
 
-    def commit(self, keys: Sequence[str], row: Mapping[str, object]) -> None:
+    def commit(self, keys: Sequence[str], row_of: Callable[[Mapping[str, pa.Table]], Mapping[str, object]]) -> None:
         """Merge the pieces of these keys into one sorted file a table, write the row that commits them, remove the pieces.
+
+        Args:
+            keys: of the pieces.
+            row_of: makes the row that commits them from the merged tables.
 
         Raises:
             ValueError: an unknown column.
             StoreError: the store is full or not writable, or a piece is gone.
         """
-        for table in self._tables:
-            merged = self._merged(table, keys)
-            self._files.write(f"{table}/{self.batch_id}.parquet", merged, file_metadata(self._method), rows=ROW_GROUP)
+        merged = {table: self._merged(table, keys) for table in self._tables}
+        row = row_of(merged)
         unknown = sorted({*row} - {*SCHEMAS[self._row_of].names})
         if unknown:
             raise ValueError(f"table {self._row_of!r} has no columns {unknown}")
+        for table, rows in merged.items():
+            self._files.write(f"{table}/{self.batch_id}.parquet", rows, file_metadata(self._method), rows=ROW_GROUP)
         committing = pa.Table.from_pylist([dict(row)], schema=SCHEMAS[self._row_of])
         self._files.write(f"{self._row_of}/{self.batch_id}.parquet", committing, file_metadata(self._method))
         self._files.remove_folder(self._folder)

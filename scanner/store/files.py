@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -103,6 +103,19 @@ class StoreFiles:
             return pq.ParquetFile(io.BytesIO(content)).read()
         except pa.ArrowException as error:
             raise StoreError(f"{self.full(path)!r} is damaged ({error}): remove it and scan again") from error
+
+    def read_columns(self, path: str, columns: Sequence[str]) -> pa.Table:
+        """Some columns of a Parquet file that may be large.
+
+        Raises:
+            StoreError: it is not a Parquet file, or cannot be read.
+        """
+        with self._explained("read"):
+            try:
+                with self.fs.open(self.full(path)) as file:
+                    return pq.read_table(file, columns=list(columns))
+            except pa.ArrowException as error:
+                raise StoreError(f"{self.full(path)!r} is damaged ({error}): remove it and scan again") from error
 
     def write(
         self, path: str, table: pa.Table, metadata: Mapping[str, str], *, lasting: bool = True, rows: int | None = None

@@ -1,7 +1,7 @@
 """A store: opened by URL, asked which scans it holds, written by scans, and queried."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import duckdb
@@ -12,7 +12,7 @@ from scanner.store.batch import Batch
 from scanner.store.database import LISTED, Params, connect, read, refuse_all_but_select
 from scanner.store.files import StoreFiles
 from scanner.store.queries import Query, find_query, load_queries
-from scanner.store.schemas import conform, file_metadata
+from scanner.store.schemas import SCHEMAS, conform, file_metadata
 from scanner.store.writer import FIRST, ROW_GROUP, ScanWriter, is_scan_id, read_matrix_row
 
 _EXPERIMENTS = ("experiments", "overlaps", "activation_spectra", "ablations", "finetunes")
@@ -131,6 +131,26 @@ class Store:
         method = {"rows": rows, "cols": cols, "ensemble": ensemble, "seed": seed}
         path = self.control_path(rows, cols, ensemble, seed)
         self._files.write(path, conform("controls", table).sort_by("k"), file_metadata(method))
+
+    def file_rows(self, table: str, name: str) -> list[dict[str, object]]:
+        """The rows of one file of a table (`matrices` of a scan, say); none if there is no such file.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        rows = self._files.read(f"{table}/{name}.parquet") if table in SCHEMAS and is_scan_id(name) else None
+        return [] if rows is None else rows.to_pylist()
+
+    def vector_rows(self, scan_id: str, columns: Sequence[str]) -> pa.Table:
+        """These columns of the rows of `vectors` of one committed scan, in the file's order.
+
+        Raises:
+            ValueError: not the id of a committed scan.
+            StoreError: the store cannot be read.
+        """
+        if not is_scan_id(scan_id) or not self._files.is_file(f"vectors/{scan_id}.parquet"):
+            raise ValueError(f"scan {scan_id!r} has no vectors in store {self.url!r}")
+        return self._files.read_columns(f"vectors/{scan_id}.parquet", columns)
 
     def comparison(self, pair_id: str, *, method: Mapping[str, object]) -> Batch:
         """Begin or resume the comparison of a pair of checkpoints.

@@ -36,7 +36,7 @@ def test_all_analysed_is_status_0_and_only_the_summary_is_on_stdout(rmtscan: Run
     assert again.status == 0
     [row] = csv.DictReader(io.StringIO(again.out.decode()))
     assert (row["scan_id"], row["state"], row["analysed"]) == (scan_id, "already scanned", "8")
-    assert "starting Ray" not in again.err
+    assert "starting workers" not in again.err
 
 
 def test_some_that_failed_are_status_3_and_listed_now_and_later(rmtscan: Run, tmp_path: Path) -> None:

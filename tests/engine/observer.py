@@ -21,7 +21,7 @@ class Recorder(ScanObserver):
         self._after = after
 
     def starting(self, *counts: object) -> None:
-        tasks, *_, kept = counts
+        tasks, _, kept, *_ = counts
         assert isinstance(tasks, int)
         assert isinstance(kept, int)
         self.queues.append(tasks)

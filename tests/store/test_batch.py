@@ -30,7 +30,7 @@ def test_a_comparison_is_seen_once_it_is_committed_and_sorted_then(store: Store)
     batch.stage("early", piece("a", 0))
     assert store.sql("SELECT * FROM pairs").num_rows == 0
     assert not batch.committed
-    batch.commit(["late", "early"], row())
+    batch.commit(["late", "early"], lambda tables: row())
     assert batch.committed
     assert store.sql("SELECT base_tensor FROM pairs")["base_tensor"].to_pylist() == ["a", "z"]
     found = store.sql("SELECT layer, k FROM pair_vectors").to_pylist()
@@ -51,7 +51,7 @@ def test_a_comparison_whose_pieces_are_gone_is_not_committed(store: Store) -> No
     batch = store.comparison("pair", method=METHOD)
     batch.stage("one", piece("a", 0))
     with pytest.raises(StoreError, match="1 staged pieces"):
-        batch.commit(["one", "two"], row())
+        batch.commit(["one", "two"], lambda tables: row())
     assert not batch.committed
 
 
@@ -68,7 +68,8 @@ def test_the_newest_comparison_of_a_pair_is_the_chosen_one(store: Store) -> None
 
     for number, pair_id in enumerate(["old", "new"]):
         batch = store.comparison(pair_id, method=METHOD)
-        batch.commit([], row() | {"pair_id": pair_id, "finished_at": NOON + timedelta(hours=number)})
+        when = {"pair_id": pair_id, "finished_at": NOON + timedelta(hours=number)}
+        batch.commit([], lambda tables, when=when: row() | when)
     assert store.sql("SELECT * FROM chosen_comparisons(NULL, NULL)")["pair_id"].to_pylist() == ["new"]
 
 

@@ -1,0 +1,40 @@
+-- title: What fine-tuning changed, by role
+-- about: One line per role of every compared pair of models. Outliers are means per matrix before and after. A random
+--   change has p 0.5 (delta_p), and as many directions as the matrix has (delta_rank close to min(rows, cols)).
+-- param: base VARCHAR = NULL | only pairs with this base model
+-- param: tuned VARCHAR = NULL | only pairs with this tuned model
+-- param: heads BOOLEAN = FALSE | slices of single attention heads instead of whole matrices
+-- column: base_model | the base model's name
+-- column: tuned_model | the tuned model's name
+-- column: role | what the matrix does in its block
+-- column: matrices | pairs of this role
+-- column: identical | of these, equal to the last bit
+-- column: change_median | relative change |W_tuned - W_base| / |W_base|, median over the matrices
+-- column: change_max | the largest
+-- column: largest_in | the block of the largest change; empty outside blocks
+-- column: left | singular values below the bulk, before -> after, mean
+-- column: right | singular values above the bulk, before -> after, mean
+-- column: intruders | intruder dimensions, sum over the matrices
+-- column: delta_rank | effective rank of the change, mean
+-- column: delta_right | singular values of the change above its bulk, mean
+-- column: delta_p | mean p-value of the singular vectors of the change, both sides
+select
+    base_model,
+    tuned_model,
+    role,
+    count(*)::integer as matrices,
+    (count(*) filter (where identical))::integer as identical,
+    median(relative_change) as change_median,
+    max(relative_change) as change_max,
+    arg_max(layer, relative_change) as largest_in,
+    format('{:.1f} -> {:.1f}', avg(outliers_left_base), avg(outliers_left_tuned)) as "left",
+    format('{:.1f} -> {:.1f}', avg(outliers_right_base), avg(outliers_right_tuned)) as "right",
+    sum(intruders)::integer as intruders,
+    avg(delta_effective_rank) as delta_rank,
+    avg(delta_outliers_right) as delta_right,
+    avg((delta_u_p_mean + delta_v_p_mean) / 2) as delta_p
+from pairs
+semi join chosen_comparisons($base, $tuned) using (pair_id)
+where (head is not null) = $heads
+group by base_model, tuned_model, role
+order by base_model, tuned_model, role_order(role), role;

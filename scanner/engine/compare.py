@@ -1,0 +1,337 @@
+"""Comparing a checkpoint with what became of it: both and their difference are scanned, then every pair of matrices."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from scanner.checkpoint import Checkpoint, MatrixRef, difference, list_matrices, match_matrices, open_checkpoint
+from scanner.checkpoint.names import printable
+from scanner.engine.method import Method, scan_id
+from scanner.engine.pair_worker import PairOutcome, PairTask, PairWorker
+from scanner.engine.plan import largest_first
+from scanner.engine.pool import PoolOptions, ray_session, run_tasks
+from scanner.engine.rows import unpack
+from scanner.engine.scan import ScanObserver, ScanRun
+from scanner.errors import CheckpointError
+from scanner.rmt.ensembles import ENSEMBLES, Ensemble
+from scanner.store import SCHEMAS, Store, open_store
+from scanner.version import __version__
+
+#: Raised whenever the same pair would give different rows; part of every comparison's identity.
+COMPARISON_VERSION = 1
+
+_PLACE = "stack layer role head expert rows cols module".split()
+_VECTOR_COLUMNS = "tensor role head expert k u_p v_p".split()
+_COUNTED = ("outliers_left", "outliers_right", "u_p_mean", "v_p_mean")
+_OF_DELTA = "effective_rank outliers_left outliers_right stable_rank spectral_norm u_p_mean v_p_mean".split()
+
+_FAILED = "failed"
+
+Key = tuple[object, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonReport:
+    """What became of a comparison."""
+
+    store: str
+    pair_id: str
+    base_model: str
+    tuned_model: str
+    matrices: int
+    """Pairs that were compared."""
+    identical: tuple[str, ...]
+    """Tuned tensors that are equal to their base to the last bit."""
+    unmatched: dict[str, list[str]] = field(default_factory=dict)
+    """Why there is no pair, to the tensors."""
+    failed: tuple[str, ...] = ()
+    """Tuned tensors that could not be compared, each with the reason."""
+    new: bool = True
+    """False when the store had this comparison already."""
+
+
+def find_reference(store: Store, named: str) -> str:
+    """What to open for a name: the source of a model that the store has under that name, else the name itself."""
+    if os.path.exists(named):  # noqa: PTH110 (a URL is no path, and must not become one)
+        return named
+    scans = store.query("scans", model=named)["scan_id"].to_pylist()
+    row = store.scan_row(scans[0]) if scans else None
+    return str(row["source"]) if row is not None and row["source"] else named
+
+
+def compare(
+    base: str | os.PathLike[str],
+    tuned: str | os.PathLike[str],
+    *,
+    store: str | os.PathLike[str] = "results",
+    method: Method | None = None,
+    ensembles: Sequence[Ensemble] = ENSEMBLES,
+    pool: PoolOptions | None = None,
+    force: bool = False,
+    download: bool = False,
+    observer: ScanObserver | None = None,
+) -> ComparisonReport:
+    """Compare a base checkpoint with a tuned one, on a local Ray or a running cluster; what is there is not done again.
+
+    Both checkpoints and their difference (`delta:BASE..TUNED`) are scanned unless the store has them. Then each pair of
+    matrices that stand in the same place (stack, layer, role, head, expert) gives a row of `pairs`, and rows of
+    `pair_vectors` (one a rank) and `pair_subspaces` (one a decile).
+
+    Args:
+        base: a reference as for `scan`, or the name of a model that the store has.
+        tuned: likewise.
+        store: where the results go; made if it is not there.
+        method: what is computed; None: the defaults of `Method`.
+        ensembles: random controls, one for each distinct shape.
+        pool: where and on how many workers.
+        force: compare again what the store already holds.
+        download: take whole files of the Hub into its cache.
+        observer: told of progress.
+
+    Raises:
+        CheckpointError: a checkpoint cannot be opened, both are the same, or they have no matrix in common.
+        ScannerError: nothing can go on: a store that cannot be written, no worker, no cluster.
+        KeyboardInterrupt: interrupted; finished pieces are in the store, and the same call goes on from there.
+    """
+    observer, options, method = observer or ScanObserver(), pool or PoolOptions(), method or Method()
+    target = open_store(os.fspath(store), create=True)
+    run = ScanRun(target, method, observer)
+    opened: list[Checkpoint] = []
+    for named in (base, tuned):
+        reference = find_reference(target, os.fspath(named))
+        observer.opening(reference)
+        opened.append(open_checkpoint(reference, download=download))
+    comparison = _Comparison(target, method, observer, opened[0], opened[1])
+    if comparison.batch.committed and not force:
+        return comparison.report(new=False)
+    for checkpoint in (*opened, comparison.delta):
+        run.add_opened(checkpoint.model, checkpoint, force=False)
+    scans, pairs = run.tasks(ensembles), comparison.tasks(force=force)
+    # One Ray for both, and none if everything is there but for the commit.
+    with ray_session(options) if scans or pairs else nullcontext():
+        run.carry_out(scans, options)
+        comparison.carry_out(pairs, options)
+    return comparison.report(new=True)
+
+
+class _Comparison:
+    """The state of one comparison: which matrices are pairs, and what to do with each outcome."""
+
+    def __init__(
+        self, store: Store, method: Method, observer: ScanObserver, base: Checkpoint, tuned: Checkpoint
+    ) -> None:
+        """Raises CheckpointError when both are the same, or have nothing in common."""
+        self.store, self.observer, self.base, self.tuned = store, observer, base, tuned
+        self.delta = difference(base, tuned)
+        inventories = [list_matrices(checkpoint, method.selection) for checkpoint in (base, tuned)]
+        self.matching = match_matrices(inventories[0].matrices, inventories[1].matrices)
+        if not self.matching.pairs:
+            raise CheckpointError(_nothing_in_common(base, tuned, self.matching.different_shape))
+        self.scan_ids = {
+            "base": scan_id(base.identity, method),
+            "tuned": scan_id(tuned.identity, method),
+            "delta": scan_id(self.delta.identity, method),
+        }
+        self.method = {"version": COMPARISON_VERSION} | method.as_dict()
+        text = json.dumps([COMPARISON_VERSION, self.scan_ids["base"], self.scan_ids["tuned"]])
+        self.batch = store.comparison(hashlib.sha256(text.encode()).hexdigest()[:16], method=self.method)
+        self.environment: dict[str, Any] = {}
+        self.failed: dict[str, str] = {}
+        self.started_at = datetime.now(UTC)
+        self._rows: dict[str, dict[Key, dict[str, object]]] = {}
+        self._p_values: dict[str, dict[Key, pa.Table]] = {}
+
+    def tasks(self, *, force: bool) -> list[PairTask]:
+        """The pairs without a result, largest first."""
+        if force:
+            self.batch.discard()
+        staged = self.batch.staged([tuned.key for _, tuned in self.matching.pairs])
+        return largest_first(
+            PairTask(base_source=self.base.source, base=base, tuned_source=self.tuned.source, tuned=tuned)
+            for base, tuned in self.matching.pairs
+            if tuned.key not in staged
+        )
+
+    def carry_out(self, tasks: Sequence[PairTask], options: PoolOptions) -> None:
+        """Compare, stage every pair at once, commit at the end."""
+        for name, scan in self.scan_ids.items():
+            self._rows[name] = {_key(row): row for row in self.store.file_rows("matrices", scan)}
+        if tasks:
+            kept = len(self.matching.pairs) - len(tasks)
+            self.observer.starting(len(tasks), sum(task.cost for task in tasks), kept, "pairs")
+            run_tasks(
+                PairWorker,
+                tasks,
+                options,
+                on_start=self._begin,
+                on_done=self._done,
+                on_lost=self._lost,
+                on_workers=self.observer.workers,
+                on_waiting=self.observer.waiting,
+            )
+        self._commit()
+
+    def _begin(self, environment: dict[str, Any]) -> None:
+        self.environment = environment
+
+    def _done(self, task: PairTask, outcome: PairOutcome) -> None:
+        lacking = [name for name in ("base", "tuned") if _key_of(task, name) not in self._rows[name]]
+        if outcome.error or lacking:
+            self.failed[task.tuned.tensor] = outcome.error or f"its scan of the {lacking[0]} checkpoint failed"
+            self.observer.task_done(task, failed=[task.name])
+            return
+        self.batch.stage(task.name, self._tables(task, outcome))
+        self.observer.task_done(task, failed=[])
+
+    def _lost(self, task: PairTask, reason: str) -> None:
+        self.failed[task.tuned.tensor] = reason
+        self.observer.task_done(task, failed=[task.name])
+
+    def _tables(self, task: PairTask, outcome: PairOutcome) -> dict[str, pa.Table]:
+        """The rows of one pair, completed by what the scans know of its matrices."""
+        change = outcome.change
+        assert change is not None, "no error: there is a change"
+        place: dict[str, object] = {"pair_id": self.batch.batch_id, "base_tensor": task.base.tensor}
+        place |= {name: getattr(task.tuned, name) for name in _PLACE}
+        rows = {name: self._rows[name].get(_key_of(task, name), {}) for name in self._rows}
+        pair = place | {
+            "base_scan_id": self.scan_ids["base"],
+            "tuned_scan_id": self.scan_ids["tuned"],
+            "base_model": self.base.model,
+            "tuned_model": self.tuned.model,
+            "tuned_tensor": task.tuned.tensor,
+            "relative_change": change.relative,
+            "cosine": None if math.isnan(change.cosine) else change.cosine,
+            "identical": change.identical,
+            "intruders": outcome.intruders,
+            "seconds": outcome.seconds,
+        }
+        pair |= {f"{name}_{side}": rows[side][name] for name in _COUNTED for side in ("base", "tuned")}
+        pair |= {f"delta_{name}": rows["delta"].get(name) for name in _OF_DELTA}
+        vectors = unpack(outcome.vectors)
+        for side in ("base", "tuned"):
+            p_values = self._p_of(side)[_key_of(task, side)]
+            for name in ("u_p", "v_p"):
+                vectors = vectors.append_column(f"{name}_{side}", _padded(p_values[name], vectors.num_rows))
+        return {
+            "pairs": pa.Table.from_pylist([pair], schema=SCHEMAS["pairs"]),
+            "pair_vectors": _placed("pair_vectors", place, vectors),
+            "pair_subspaces": _placed("pair_subspaces", place, unpack(outcome.subspaces)),
+        }
+
+    def _p_of(self, side: str) -> dict[Key, pa.Table]:
+        """p-values of one scan by matrix, k ascending; read once."""
+        if side not in self._p_values:
+            table = self.store.vector_rows(self.scan_ids[side], _VECTOR_COLUMNS)
+            self._p_values[side] = {key: rows.sort_by("k") for key, rows in _by_matrix(table)}
+        return self._p_values[side]
+
+    def _commit(self) -> None:
+        keys = [tuned.key for _, tuned in self.matching.pairs if tuned.tensor not in self.failed]
+        unmatched = self._unmatched()
+        finished_at = datetime.now(UTC)
+        row = {
+            "pair_id": self.batch.batch_id,
+            "base_scan_id": self.scan_ids["base"],
+            "tuned_scan_id": self.scan_ids["tuned"],
+            "delta_scan_id": self.scan_ids["delta"],
+            "base_model": self.base.model,
+            "tuned_model": self.tuned.model,
+            "started_at": self.started_at,
+            "finished_at": finished_at,
+            "seconds": (finished_at - self.started_at).total_seconds(),
+            "matrices": len(keys),
+            "unmatched": sum(len(names) for names in unmatched.values()),
+            "failed": len(self.failed),
+            "unmatched_tensors": json.dumps(unmatched | {_FAILED: [f"{t}: {why}" for t, why in self.failed.items()]}),
+            "scanner_version": __version__,
+            "method": json.dumps(self.method),
+            "environment": json.dumps(self.environment),
+        }
+        self.batch.commit(keys, lambda tables: row | {"identical": sum(tables["pairs"]["identical"].to_pylist())})
+
+    def report(self, *, new: bool) -> ComparisonReport:
+        """What the store says of this comparison, once it is committed."""
+        [row] = self.store.file_rows("comparisons", self.batch.batch_id)
+        pairs = self.store.file_rows("pairs", self.batch.batch_id)
+        unmatched = json.loads(str(row["unmatched_tensors"]))
+        return ComparisonReport(
+            store=self.store.url,
+            pair_id=self.batch.batch_id,
+            base_model=self.base.model,
+            tuned_model=self.tuned.model,
+            matrices=len(pairs),
+            identical=tuple(str(pair["tuned_tensor"]) for pair in pairs if pair["identical"]),
+            failed=tuple(unmatched.pop(_FAILED, [])),
+            unmatched=unmatched,
+            new=new,
+        )
+
+    def _unmatched(self) -> dict[str, list[str]]:
+        matching = self.matching
+        found = {
+            f"only in {self.base.model}": [ref.tensor for ref in matching.only_base],
+            f"only in {self.tuned.model}": [ref.tensor for ref in matching.only_tuned],
+            "of another shape": [
+                f"{new.tensor} ({old.rows}x{old.cols} became {new.rows}x{new.cols})"
+                for old, new in matching.different_shape
+            ],
+        }
+        return {reason: names for reason, names in found.items() if names}
+
+
+def _key(row: dict[str, object]) -> Key:
+    return row["tensor"], row["role"], row["head"], row["expert"]
+
+
+def _key_of(task: PairTask, name: str) -> Key:
+    ref: MatrixRef = task.base if name == "base" else task.tuned  # a difference is called after the tuned matrix
+    return ref.tensor, ref.role, ref.head, ref.expert
+
+
+def _by_matrix(vectors: pa.Table) -> Iterator[tuple[Key, pa.Table]]:
+    """The rows of each matrix: in a scan's file they stand together, by k."""
+    starts = [*np.flatnonzero(vectors["k"].to_numpy() == 0).tolist(), vectors.num_rows]
+    for start, stop in itertools.pairwise(starts):
+        rows = vectors.slice(start, stop - start)
+        yield _key({name: rows[name][0].as_py() for name in ("tensor", "role", "head", "expert")}), rows
+
+
+def _placed(table: str, place: dict[str, object], rows: pa.Table) -> pa.Table:
+    """Rows of a piece with the columns that say where they belong."""
+    schema = SCHEMAS[table]
+    columns = [
+        rows[field.name].cast(field.type)
+        if field.name in rows.column_names
+        else pa.repeat(pa.scalar(place.get(field.name), field.type), rows.num_rows)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _padded(column: pa.ChunkedArray, length: int) -> pa.ChunkedArray:
+    """Nulls for the triplets that a scan of a low-rank matrix does not have."""
+    return pa.chunked_array([*column.chunks, pa.nulls(length - len(column), column.type)])
+
+
+def _nothing_in_common(base: Checkpoint, tuned: Checkpoint, different: Sequence[tuple[MatrixRef, MatrixRef]]) -> str:
+    reason = "no matrix of one stands where one of the other does"
+    if different:
+        old, new = different[0]
+        reason = (
+            f"the {len(different)} that stand in the same place differ in shape "
+            f"({printable(new.tensor)}: {old.rows}x{old.cols} and {new.rows}x{new.cols})"
+        )
+    return f"{printable(base.model)} and {printable(tuned.model)} have nothing in common: {reason}; name a model and its fine-tune"

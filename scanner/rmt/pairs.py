@@ -1,0 +1,127 @@
+"""How one matrix became another: change of the weights, and which singular vectors of one are which of the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from scanner.rmt.marchenko_pastur import FloatArray
+
+#: How many of the largest tuned vectors are looked at for intruders, and below which overlap one is an intruder.
+INTRUDER_RANKS = 10
+INTRUDER_OVERLAP = 0.5
+
+DECILES = 10
+
+# Overlaps are computed in blocks of rows: the whole r x r matrix of a large pair would be as large as the matrices.
+_BLOCK = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What happened to the weights: |W_tuned - W_base|_F / |W_base|_F, the cosine of both as vectors, and equality to the bit."""
+
+    relative: float
+    cosine: float
+    identical: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlaps:
+    """For every tuned vector its largest overlap |x_k . x0_j| with a base vector, and which j that is; arrays of length r."""
+
+    overlap: FloatArray
+    match: NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subspaces:
+    """Principal angles (radians) between the subspaces that two sets of d vectors span, and their overlap.
+
+    `overlap` is the mean squared cosine: 1 for the same subspace, d / n for random ones in n dimensions.
+    """
+
+    dimensions: int
+    overlap: float
+    angle_smallest: float
+    angle_mean: float
+    angle_largest: float
+
+
+def weight_change(base: torch.Tensor, tuned: torch.Tensor) -> Change:
+    """Compare two matrices of the same shape, entry by entry, in float64.
+
+    The relative change of a zero base matrix is infinite, or 0 where both are zero; the cosine is NaN where one is zero.
+    """
+    base, tuned = base.to(torch.float64), tuned.to(torch.float64)
+    norm_base, norm_tuned = (float(torch.linalg.vector_norm(matrix)) for matrix in (base, tuned))
+    moved = float(torch.linalg.vector_norm(tuned - base))
+    product = float(torch.sum(base * tuned))
+    return Change(
+        relative=moved / norm_base if norm_base > 0.0 else (0.0 if moved == 0.0 else float("inf")),
+        cosine=product / (norm_base * norm_tuned) if norm_base > 0.0 and norm_tuned > 0.0 else float("nan"),
+        identical=bool(torch.equal(base, tuned)),
+    )
+
+
+def best_overlaps(base: torch.Tensor, tuned: torch.Tensor) -> Overlaps:
+    """The base vector that each tuned vector is most like. The sign of a singular vector is arbitrary, so |.| is taken.
+
+    Args:
+        base: (r0, n), unit vectors as rows.
+        tuned: (r, n), unit vectors as rows.
+    """
+    overlap, match = [], []
+    for block in tuned.split(_BLOCK):
+        found = (block @ base.T).abs_().max(dim=1)
+        overlap.append(found.values)
+        match.append(found.indices)
+    return Overlaps(
+        overlap=torch.cat(overlap).clamp(max=1.0).cpu().numpy(), match=torch.cat(match).to(torch.int64).cpu().numpy()
+    )
+
+
+def intruders(left: Overlaps) -> int:
+    """Intruder dimensions: among the `INTRUDER_RANKS` largest tuned left vectors those that overlap with no base vector.
+
+    Source: Shuttleworth, Andreas, Torralba and Sharma, arXiv 2410.21228; threshold 0.5.
+    """
+    return int(np.count_nonzero(left.overlap[:INTRUDER_RANKS] < INTRUDER_OVERLAP))
+
+
+def decile_ranks(count: int) -> list[tuple[int, range]]:
+    """The ranks of each decile, 1 the smallest singular values; fewer than ten where there are fewer values."""
+    decile = DECILES - (DECILES * np.arange(count)) // max(count, 1)
+    found = [(number, np.flatnonzero(decile == number)) for number in range(1, DECILES + 1)]
+    return [(number, range(int(ranks[0]), int(ranks[-1]) + 1)) for number, ranks in found if len(ranks)]
+
+
+def principal_angles(base: torch.Tensor, tuned: torch.Tensor) -> Subspaces:
+    """Angles between the spans of two sets of orthonormal rows, (d, n) each.
+
+    Below 45 degrees arccos of a cosine near 1 loses half the digits; the sine, the part of `tuned` outside of `base`, does not.
+    Source: Bjoerck and Golub, Math. Comp. 27, 579 (1973).
+    """
+    product = tuned @ base.T
+    cosines = torch.linalg.svdvals(product).clamp(max=1.0)
+    sines = torch.linalg.svdvals(tuned - product @ base).clamp(max=1.0).flip(0)
+    angles = torch.where(cosines > 0.5**0.5, torch.asin(sines), torch.acos(cosines)).cpu().numpy()
+    return Subspaces(
+        dimensions=len(angles),
+        overlap=float((cosines**2).mean()),
+        angle_smallest=float(angles.min()),
+        angle_mean=float(angles.mean()),
+        angle_largest=float(angles.max()),
+    )
+
+
+def decile_subspaces(base: torch.Tensor, tuned: torch.Tensor) -> list[tuple[int, Subspaces]]:
+    """Principal angles between the same deciles of both; rows are vectors by falling singular value."""
+    ranks = decile_ranks(min(len(base), len(tuned)))
+    return [
+        (number, principal_angles(base[part.start : part.stop], tuned[part.start : part.stop]))
+        for number, part in ranks
+    ]

@@ -1,0 +1,170 @@
+"""Comparisons of real and of made-up pairs, against numpy on the same files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from scanner import PoolOptions, Store, compare, open_store
+from scanner.errors import CheckpointError
+from tests.checkpoint.writing import checkpoint
+
+from .checkpoints import small, tensors, weight
+from .observer import Recorder
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+CONFIG = {"architectures": ["LlamaForCausalLM"]}
+POOL = PoolOptions(workers=1)
+
+
+def tuned_tensors() -> dict[str, torch.Tensor]:
+    """`tensors()`, of which the first block was turned and scaled, and the rest left as it was."""
+    made = dict(tensors())
+    for number, (name, tensor) in enumerate(made.items()):
+        if ".layers.0." in name and tensor.ndim == 2:
+            made[name] = tensor + 0.1 * weight(*tensor.shape, 77 + number)
+    return made
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, Store]:
+    folder = tmp_path_factory.mktemp("pair")
+    base, tuned = small(folder / "base"), checkpoint(folder / "tuned", tuned_tensors(), CONFIG)
+    compare(base, tuned, store=folder / "store", pool=POOL)
+    return base, tuned, open_store(str(folder / "store"))
+
+
+def test_a_pair_is_what_numpy_says_of_it(pair: tuple[str, str, Store]) -> None:
+    *_, store = pair
+    before, after = tensors(), tuned_tensors()
+    rows = {row["base_tensor"]: row for row in store.sql("SELECT * FROM pairs").to_pylist()}
+    assert len(rows) == 12
+    for name, row in rows.items():
+        a, b = before[name].double().numpy(), after[name].double().numpy()
+        assert row["relative_change"] == pytest.approx(np.linalg.norm(b - a) / np.linalg.norm(a), rel=1e-9, abs=1e-15)
+        assert row["identical"] == (".layers.0." not in name)
+        u0, _, _ = np.linalg.svd(a, full_matrices=False)
+        u, _, _ = np.linalg.svd(b, full_matrices=False)
+        assert row["intruders"] == np.count_nonzero(np.abs(u[:, :10].T @ u0).max(axis=1) < 0.5)
+        s = np.linalg.svd(b - a, compute_uv=False)
+        share = s[s > 0] / s.sum() if s.sum() else np.array([])
+        assert row["delta_effective_rank"] == pytest.approx(np.exp(-np.sum(share * np.log(share))) if len(share) else 0)
+
+
+def test_vectors_are_matched_with_what_they_were(pair: tuple[str, str, Store]) -> None:
+    *_, store = pair
+    name = "model.layers.0.mlp.up_proj.weight"
+    found = store.sql("SELECT * FROM pair_vectors WHERE base_tensor = ? ORDER BY k", [name]).to_pylist()
+    a, b = tensors()[name].double().numpy(), tuned_tensors()[name].double().numpy()
+    (u0, s0, v0), (u, s, v) = (np.linalg.svd(one, full_matrices=False) for one in (a, b))
+    np.testing.assert_allclose([row["singular_value_base"] for row in found], s0, rtol=1e-9)
+    np.testing.assert_allclose([row["singular_value_tuned"] for row in found], s, rtol=1e-9)
+    for side, old, new in (("u", u0.T, u.T), ("v", v0, v)):
+        product = np.abs(new @ old.T)
+        np.testing.assert_allclose([row[f"{side}_overlap"] for row in found], product.max(axis=1), atol=1e-6)
+        assert [row[f"{side}_match"] for row in found] == product.argmax(axis=1).tolist()
+
+
+def test_p_values_and_outliers_are_those_of_the_scans(pair: tuple[str, str, Store]) -> None:
+    *_, store = pair
+    for side in ("base", "tuned"):
+        differing = store.sql(
+            f"SELECT count(*) AS n, count(*) FILTER (WHERE p.u_p_{side} IS NOT DISTINCT FROM v.u_p "
+            f"AND p.v_p_{side} IS NOT DISTINCT FROM v.v_p) AS same "
+            f"FROM pair_vectors p JOIN pairs USING (pair_id, base_tensor) JOIN all_vectors v "
+            f"ON v.scan_id = {side}_scan_id AND v.tensor = base_tensor AND v.k = p.k"
+        ).to_pylist()
+        assert differing == [{"n": 12 * 24, "same": 12 * 24}]
+
+
+def test_what_is_there_is_not_compared_again(pair: tuple[str, str, Store]) -> None:
+    base, tuned, store = pair
+    told = Recorder()
+    report = compare(base, tuned, store=store.url, pool=POOL, observer=told)
+    assert (report.new, report.matrices, len(report.identical), told.tasks) == (False, 12, 8, [])
+    named = compare(report.base_model, report.tuned_model, store=store.url)
+    assert named.pair_id == report.pair_id, "models of the store can be named"
+
+
+def test_an_interrupted_comparison_goes_on(tmp_path: Path) -> None:
+    base, tuned = small(tmp_path / "base"), checkpoint(tmp_path / "tuned", tuned_tensors(), CONFIG)
+
+    class Stops(Recorder):
+        """Ctrl-C once four pairs are done."""
+
+        pairs = 0
+
+        def task_done(self, task: object, *, failed: list[str]) -> None:
+            self.pairs += type(task).__name__ == "PairTask"
+            if self.pairs == 4:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(base, tuned, store=tmp_path / "store", pool=POOL, observer=Stops())
+    store = open_store(str(tmp_path / "store"))
+    assert store.sql("SELECT * FROM pairs").num_rows == 0
+    assert len(store.committed()) == 3, "base, tuned and their difference"
+    told = Recorder()
+    report = compare(base, tuned, store=tmp_path / "store", pool=POOL, observer=told)
+    assert (report.matrices, told.kept, len(told.tasks)) == (12, 4, 8)
+    assert store.sql("SELECT * FROM pairs").num_rows == 12
+
+
+def test_what_has_no_counterpart_is_listed_and_a_broken_matrix_fails_alone(tmp_path: Path) -> None:
+    changed = tuned_tensors()
+    gone = "model.layers.2.self_attn.k_proj.weight"
+    wider = "model.layers.1.mlp.up_proj.weight"
+    broken = "model.layers.0.self_attn.q_proj.weight"
+    del changed[gone]
+    changed[wider] = weight(60, 24, 1)
+    changed[broken] = torch.full_like(changed[broken], float("nan"))
+    changed["model.layers.3.self_attn.q_proj.weight"] = weight(24, 24, 9)
+    base, tuned = small(tmp_path / "base"), checkpoint(tmp_path / "tuned", changed, CONFIG)
+    report = compare(base, tuned, store=tmp_path / "store", pool=POOL)
+    assert report.matrices == 9
+    assert [line.split(":")[0] for line in report.failed] == [broken]
+    assert report.unmatched == {
+        f"only in {report.base_model}": [gone],
+        f"only in {report.tuned_model}": ["model.layers.3.self_attn.q_proj.weight"],
+        "of another shape": [f"{wider} (48x24 became 60x24)"],
+    }
+
+
+def test_checkpoints_that_are_no_pair_are_refused(tmp_path: Path, pair: tuple[str, str, Store]) -> None:
+    base = pair[0]
+    same = small(tmp_path / "copy")
+    with pytest.raises(CheckpointError, match="the same checkpoint"):
+        compare(base, same, store=tmp_path / "store")
+    other = checkpoint(tmp_path / "other", {"encoder.weight": weight(5, 5, 0)}, CONFIG)
+    with pytest.raises(CheckpointError, match="nothing in common: no matrix of one stands where"):
+        compare(base, other, store=tmp_path / "store")
+    wider = small(tmp_path / "wider", hidden=32)
+    with pytest.raises(CheckpointError, match="differ in shape"):
+        compare(base, wider, store=tmp_path / "store")
+    with pytest.raises(CheckpointError, match="does not exist"):
+        compare(base, "nowhere", store=tmp_path / "store")
+
+
+def test_the_real_pair(minilm: Path, minilm_tuned: Path, tmp_path: Path) -> None:
+    report = compare(minilm, minilm_tuned, store=tmp_path / "store")
+    assert report.identical == ("pooler.dense.weight",)
+    assert (report.matrices, report.unmatched, report.failed) == (37, {}, ())
+    store = open_store(report.store)
+    changes = {row["base_tensor"]: row for row in store.sql("SELECT * FROM pairs").to_pylist()}
+    before, after = (load_file(folder / "model.safetensors") for folder in (minilm, minilm_tuned))
+    for name, row in changes.items():
+        a, b = before[name].double().numpy(), after[row["tuned_tensor"]].double().numpy()
+        assert row["relative_change"] == pytest.approx(np.linalg.norm(b - a) / np.linalg.norm(a), rel=1e-9, abs=1e-15)
+    relative = [row["relative_change"] for row in changes.values()]
+    assert np.median(relative) == pytest.approx(0.0132, abs=5e-5)
+    largest = max(changes.values(), key=lambda row: row["relative_change"])
+    assert (largest["layer"], largest["role"]) == (5, "mlp_down")
+    assert largest["relative_change"] == pytest.approx(0.0251, abs=5e-5)
+    summary = {row["role"]: row for row in store.query("pair_summary").to_pylist()}
+    assert summary["mlp_down"]["largest_in"] == 5
+    assert summary["other"]["identical"] == 1
