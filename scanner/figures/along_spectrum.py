@@ -155,13 +155,13 @@ def _expected(gamma: float, points: int = 80) -> list[dict[str, object]]:
 def _edge_rules(gamma: float, look: theme.Style, bottom: float) -> list[Any]:
     low, high = (float(np.sqrt(edge)) for edge in marchenko_pastur.edges(gamma))
     layers: list[Any] = []
-    for at, name in ((high, "ν₊"), (low, "ν₋")):
+    for at, name in ((high, "ν max"), (low, "ν min")):
         if at > bottom:
             # Where no line runs: spectra fall from the upper left to the lower right.
-            upper = name == "ν₊"
+            upper = name == "ν max"
             base = alt.Chart(theme.inline([{"s": at, "edge": name, "x": float(upper)}])).encode(y="s:Q")
             layers.append(base.mark_rule(strokeDash=[3, 2], strokeWidth=0.6 * look.line, color=theme.BLACK))
-            where = {"align": "right" if upper else "left", "baseline": "bottom" if upper else "top"}
+            where: dict[str, Any] = {"align": "right" if upper else "left", "baseline": "bottom" if upper else "top"}
             text = base.mark_text(dx=-3 if upper else 3, dy=-2 if upper else 2, fontSize=look.font, **where)
             layers.append(text.encode(x="x:Q", text="edge:N"))
     return layers
@@ -268,8 +268,6 @@ def _profile_panels(
                 alt.Tooltip("control:Q", title="control", format=".3f"),
             ]
             layers.append(base.mark_point(opacity=0, size=80, filled=True).encode(y="mean:Q", tooltip=tips))
-        heading = alt.TitleParams(
-            role.replace("_", " "), fontSize=look.font, fontWeight="bold", offset=2, anchor="start", frame="group"
-        )
+        heading = alt.TitleParams(role, fontSize=look.font, fontWeight="bold", offset=2, anchor="start", frame="group")
         panels.append(alt.layer(*layers).properties(width=width, height=round(0.45 * look.height), title=heading))
     return alt.concat(*panels, columns=across).resolve_scale(color="shared")

@@ -4,27 +4,65 @@ from __future__ import annotations
 
 from scanner.errors import ScannerError
 from scanner.figures.along_spectrum import pvalues_by_role, spectra_by_role
+from scanner.figures.depth import depth, heads, outliers
+from scanner.figures.pairs import overlap, pair_spectra
 from scanner.figures.registry import Figure, figure, nearest
 from scanner.figures.spectrum import spectrum
+from scanner.figures.vector import vector
 
 _ALL = (
     figure(
         spectrum,
         title="Spectrum of a matrix, beside the Marchenko-Pastur law and a random control",
-        about="Histogram of the singular values. A random matrix stays between the edges ν₋ and ν₊; what lies outside was put "
-        "there by training.",
+        about="Histogram of the singular values. A random matrix stays between the edges ν_min and ν_max; what lies outside was "
+        "put there by training.",
     ),
     figure(
         spectra_by_role,
         title="Mean spectra by role",
         about="Singular values by rank, averaged over the matrices of a role, in units of σ √max(m, n), beside what a random "
-        "matrix of that aspect ratio has there (dotted). Above ν₊ and below ν₋ stands what training put there.",
+        "matrix of that aspect ratio has there (dotted). Above ν_max and below ν_min stands what training put there.",
     ),
     figure(
         pvalues_by_role,
         title="Randomness of the singular vectors along the spectrum, by role",
         about="p of the Kolmogorov-Smirnov test, averaged locally; left are the largest singular values, right the smallest. "
         "Random vectors have 0.5; the lower, the more was learned there. One block stands out over the average of all.",
+    ),
+    figure(
+        vector,
+        title="One singular vector against the Gaussian of random ones",
+        about="The entries' distribution function and density beside the Gaussian, their Kolmogorov-Smirnov distance D in the "
+        "distribution that random vectors have, and p along the whole spectrum beside the control.",
+    ),
+    figure(
+        depth,
+        title="Randomness of the singular vectors by depth and role",
+        about="Mean p of all singular vectors of a matrix, by block. Random matrices have 0.5; the lower, the more was learned.",
+    ),
+    figure(
+        heads,
+        title="Randomness of the singular vectors by attention head",
+        about="Mean p of the singular vectors of one head's slice, layer by head; the darker, the more a head has learned. Needs "
+        "a scan with --heads.",
+    ),
+    figure(
+        outliers,
+        title="Singular values outside the Marchenko-Pastur bulk, layer by role",
+        about="How many singular values lie below ν_min and above ν_max; the colour is their share. Square matrices have no "
+        "left side.",
+    ),
+    figure(
+        pair_spectra,
+        title="Spectrum and randomness of a matrix before and after fine-tuning",
+        about="Singular values by rank, their relative change, and the local mean of p. Without a role and layer, the matrix that "
+        "changed most. Needs the pair compared.",
+    ),
+    figure(
+        overlap,
+        title="Overlap of the singular vectors before and after fine-tuning",
+        about="|v · v′| of the vectors before (v′) and after (v) as a heat map; what stays on the diagonal kept its direction and "
+        "its rank. Reads both matrices again.",
     ),
 )
 

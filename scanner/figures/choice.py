@@ -108,7 +108,7 @@ def rows_of(store: Store, name: str, **values: object) -> list[dict[str, Any]]:
 
 def place(matrix: Placed) -> str:
     """Where a matrix is, in words: `query, layer 3, head 2`."""
-    words = [matrix.role.replace("_", " ")]
+    words = [matrix.role]
     words += [f"({printable(matrix.module).replace('_', ' ')})"] if matrix.module else []
     text = " ".join(words)
     for name in ("stack", "layer", "head", "expert"):
@@ -141,7 +141,7 @@ def choose_model(store: Store, model: str | None) -> str:
     if model is None:
         if len(known) > 1:
             raise ScannerError(f"several models are scanned, name one with --model: {', '.join(shown)}")
-        return known[0]
+        return str(known[0])
     raise ScannerError(f"no model {printable(model)!r} is scanned: {nearest(printable(model), shown)}")
 
 

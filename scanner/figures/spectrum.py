@@ -44,7 +44,7 @@ def bins(lower: float, upper: float, smallest: float, largest: float) -> FloatAr
     below = int(np.ceil(max(lower - smallest, 0.0) / width))
     above = int(np.ceil(max(largest - upper, 0.0) / width)) + 1
     if below + above + BULK_BINS <= MOST_BINS:
-        return lower + width * np.arange(-below, BULK_BINS + above + 1)
+        return np.asarray(lower + width * np.arange(-below, BULK_BINS + above + 1))
     near = lower + width * np.arange(-below, MOST_BINS - below)
     return np.append(near[near < largest], np.nextafter(largest, np.inf))
 
@@ -182,9 +182,9 @@ def steps(counted: Histogram) -> list[dict[str, object]]:
 
 def _edges(matrix: Matrix, look: theme.Style, top: float, shown: float, beyond: int, largest: float) -> list[Any]:
     """The edges of the bulk as rules with their names, and how many singular values lie on their far sides."""
-    rules = [{"nu": matrix.mp_upper, "edge": "ν₊", "count": f"{matrix.outliers_right} right", "density": top}]
+    rules = [{"nu": matrix.mp_upper, "edge": "ν max", "count": f"{matrix.outliers_right} right", "density": top}]
     if matrix.mp_lower > 0.0:
-        rules.append({"nu": matrix.mp_lower, "edge": "ν₋", "count": f"{matrix.outliers_left} left", "density": top})
+        rules.append({"nu": matrix.mp_lower, "edge": "ν min", "count": f"{matrix.outliers_left} left", "density": top})
     data = theme.inline(rules)
     layers: list[Any] = [
         alt.Chart(data, name="edges")
@@ -192,8 +192,8 @@ def _edges(matrix: Matrix, look: theme.Style, top: float, shown: float, beyond: 
         .encode(x="nu:Q")
     ]
     for rule in rules:
-        right = rule["edge"] == "ν₊"
-        side = {"align": "left" if right else "right", "dx": 3 if right else -3, "fontSize": look.font}
+        right = rule["edge"] == "ν max"
+        side: dict[str, Any] = {"align": "left" if right else "right", "dx": 3 if right else -3, "fontSize": look.font}
         text = alt.Chart(theme.inline([rule])).encode(x="nu:Q", y="density:Q")
         layers.append(text.mark_text(baseline="top", dy=2, **side).encode(text="edge:N"))
         layers.append(text.mark_text(baseline="top", dy=look.font + 4, **side).encode(text="count:N"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -48,6 +50,7 @@ SIDES = {"v": "right", "u": "left"}
 
 MAX_POINTS = 240
 """Of a line; more cannot be seen at paper size."""
+_FEW = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +130,13 @@ def finish(chart: Any, look: Style, title: str, subtitle: Sequence[str]) -> Any:
 def named(chart: alt.Chart, name: str, colours: Mapping[str, str], **legend: Any) -> alt.Chart:
     """A layer with its colour and its name: one scale for all layers, one legend above the plot."""
     scale = alt.Scale(domain=[*colours], range=[*colours.values()])
-    options: dict[str, Any] = {"orient": "top", "title": None, "symbolType": "stroke", "direction": "horizontal"}
+    options: dict[str, Any] = {
+        "orient": "top",
+        "title": None,
+        "symbolType": "stroke",
+        "direction": "horizontal",
+        "symbolOpacity": 1,
+    }
     colour = alt.Color("what:N", scale=scale, legend=alt.Legend(**(options | legend)))
     return chart.transform_calculate(what=json.dumps(name)).encode(color=colour)
 
@@ -145,6 +154,12 @@ def dashes(roles: Sequence[str]) -> alt.StrokeDash:
     return alt.StrokeDash("role:N", scale=scale, legend=alt.Legend(orient="top", title=None, columns=4))
 
 
+def shapes(roles: Sequence[str]) -> alt.Shape:
+    """Shapes of points by role, in the legend of the colours."""
+    scale = alt.Scale(domain=[*roles], range=[ROLE_SHAPES.get(role, "circle") for role in roles])
+    return alt.Shape("role:N", scale=scale, legend=alt.Legend(orient="top", title=None, columns=4))
+
+
 def selectable(chart: alt.Chart, field: str) -> alt.Chart:
     """A layer whose legend selects: a click on an entry leaves it, and makes the others pale (shift for several)."""
     chosen = alt.selection_point(fields=[field], bind="legend")
@@ -152,9 +167,22 @@ def selectable(chart: alt.Chart, field: str) -> alt.Chart:
 
 
 def inline(rows: Sequence[Mapping[str, object]]) -> alt.InlineData:
-    """Rows as the data of a chart, numbers with five significant digits, NaN and NULL left out."""
-    values = [{name: short(value) for name, value in row.items() if not _absent(value)} for row in rows]
-    return alt.InlineData(values=values)
+    """Rows as the data of a chart, numbers with five significant digits, NaN and NULL left out.
+
+    A long table becomes CSV: a third of the size, and altair, which copies data on every step, copies one string.
+    """
+    if len(rows) <= _FEW:
+        values = [{name: short(value) for name, value in row.items() if not _absent(value)} for row in rows]
+        return alt.InlineData(values=values)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    numbers = [name for name in names if not any(isinstance(row.get(name), str) for row in rows)]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    for row in rows:
+        writer.writerow("" if _absent(row.get(name)) else short(row[name]) for name in names)
+    form = {"type": "csv", "parse": dict.fromkeys(numbers, "number")}
+    return alt.InlineData(values=text.getvalue(), format=form)
 
 
 def short(value: object, digits: int = 5) -> object:

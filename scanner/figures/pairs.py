@@ -1,0 +1,327 @@
+"""A pretrained and a fine-tuned model side by side: spectra and p before and after, overlaps of their singular vectors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+import numpy as np
+from numpy.typing import NDArray
+
+from scanner.checkpoint.names import printable
+from scanner.errors import ScannerError
+from scanner.figures import theme
+from scanner.figures.again import decomposed
+from scanner.figures.along_spectrum import check_side
+from scanner.figures.choice import Matrix, choose_model, columns, matrices, narrow, place, rows_of, slices, whole
+from scanner.figures.registry import nearest
+from scanner.rmt.metrics import local_average
+from scanner.store import Store
+
+FloatArray = NDArray[np.float64]
+
+MAX_CELLS = 96
+"""Rows and columns of a heat map of overlaps; more ranks than that are taken together."""
+_BEFORE, _AFTER = "before", "after"
+_NAMES = {_BEFORE: theme.BLUE, _AFTER: theme.VERMILION}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A row of table `pairs`: one matrix before and after."""
+
+    pair_id: str
+    base_model: str
+    tuned_model: str
+    tensor: str
+    stack: str | None
+    layer: int | None
+    role: str
+    head: int | None
+    expert: int | None
+    module: str | None
+    rows: int
+    cols: int
+    relative_change: float | None
+
+
+def pairs(store: Store, base: str | None, tuned: str | None) -> list[Pair]:
+    """The matrices of the newest comparison of two models, those that changed most first.
+
+    Raises:
+        ScannerError: there is no such comparison; says which there are.
+    """
+    rows = rows_of(store, "pairs", base=base, tuned=tuned)
+    if not rows:
+        known = rows_of(store, "pairs", base=None, tuned=None)
+        names = list(
+            dict.fromkeys(f"{printable(row['base_model'])} -> {printable(row['tuned_model'])}" for row in known)
+        )
+        if not names:
+            raise ScannerError(f"no pair is compared in {store.url}: 'rmtscan compare BASE TUNED' does that")
+        wanted = f"{printable(base or '?')} -> {printable(tuned or '?')}"
+        raise ScannerError(f"the pair {wanted} is not compared: {nearest(wanted, names)}")
+    first = rows[0]["pair_id"]
+    found = []
+    for row in rows:
+        if row["pair_id"] == first:
+            values = {name: value for name, value in row.items() if name not in ("base_tensor", "identical")}
+            found.append(Pair(tensor=row["base_tensor"], **values))
+    return found
+
+
+def pair_spectra(
+    store: Store,
+    *,
+    interactive: bool = False,
+    base: str | None = None,
+    tuned: str | None = None,
+    layer: int | None = None,
+    role: str | None = None,
+    head: int | None = None,
+    expert: int | None = None,
+    stack: str | None = None,
+    tensor: str | None = None,
+    side: str = "v",
+) -> Any:
+    """Singular values before and after fine-tuning, their relative change, and the local mean of p, by rank.
+
+    Of the matrices that fit, the one that changed most.
+
+    Source: arXiv 2410.17770, v1 Fig. 12.
+
+    Raises:
+        ScannerError: no such pair or matrix.
+    """
+    check_side(side)
+    found = pairs(store, base, tuned)
+    among = [pair for pair in found if (pair.head is None) == (head is None)]
+    if not among:
+        what = (
+            "its heads: compare with --heads"
+            if head is not None
+            else "whole matrices, only heads: name one with --head"
+        )
+        raise ScannerError(f"the comparison of {printable(found[0].base_model)!r} does not hold {what}")
+    wanted = {"tensor": tensor, "stack": stack, "role": role, "layer": layer, "head": head, "expert": expert}
+    pair = narrow(among, found[0].base_model, **wanted)[0]
+    values = columns(
+        rows_of(
+            store,
+            "pair_vectors",
+            pair_id=pair.pair_id,
+            tensor=pair.tensor,
+            role=pair.role,
+            head=pair.head,
+            expert=pair.expert,
+        )
+    )
+    if not values:
+        raise ScannerError(f"no singular values of the pair {printable(pair.tensor)!r} are in the store")
+    look = theme.style(interactive)
+    chart = _pair_panels(values, side, look, interactive=interactive)
+    change = "" if pair.relative_change is None else f", ‖ΔW‖/‖W‖ = {pair.relative_change:.3g}"
+    models = f"{printable(pair.base_model)} → {printable(pair.tuned_model)}"
+    details = f"{pair.rows} × {pair.cols}{change}; {theme.SIDES[side]} singular vectors ({side})"
+    return theme.finish(chart, look, f"Before and after: {place(pair)}", [models, details])
+
+
+def _pair_panels(values: dict[str, list[Any]], side: str, look: theme.Style, *, interactive: bool) -> Any:
+    before, after = (np.array(values[f"singular_value_{which}"], dtype=np.float64) for which in ("base", "tuned"))
+    p_before, p_after = (
+        local_average(np.array(values[f"{side}_p_{which}"], dtype=np.float64)) for which in ("base", "tuned")
+    )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        change = 100.0 * (after / before - 1.0)
+    ranks = theme.thinned(len(before))
+    rows = [
+        {
+            "k": i,
+            "before": float(before[i]),
+            "after": float(after[i]),
+            "change": float(change[i]),
+            "p_before": float(p_before[i]),
+            "p_after": float(p_after[i]),
+        }
+        for i in ranks
+    ]
+    last = len(before) - 1
+
+    def panel(name: str, title: str, height: float, scale: alt.Scale, axis: alt.Axis, bottom: bool) -> Any:
+        rank = alt.Axis(grid=False, labels=bottom)
+        x = alt.X("k:Q", title="rank k" if bottom else None, scale=alt.Scale(domain=[0, last], nice=False), axis=rank)
+        layers: list[Any] = []
+        lines = [("change", None)] if name == "change" else [(name + "before", _BEFORE), (name + "after", _AFTER)]
+        for field, what in lines:
+            line = alt.Chart(theme.inline(rows)).mark_line(strokeWidth=look.line, clip=True)
+            line = line.encode(x=x, y=alt.Y(f"{field}:Q", title=title, scale=scale, axis=axis))
+            # What was there before shows beneath what is there now, where the two coincide.
+            if what == _BEFORE:
+                line = line.mark_line(strokeWidth=2.2 * look.line, opacity=0.6, clip=True)
+            layers.append(
+                line.encode(color=alt.value(theme.GREEN)) if what is None else theme.named(line, what, _NAMES)
+            )
+        if name != "":
+            level = 0.0 if name == "change" else 0.5
+            rule = alt.Chart(theme.inline([{"level": level}])).mark_rule(strokeDash=[3, 2], strokeWidth=0.6 * look.line)
+            layers.insert(0, rule.encode(y=alt.Y("level:Q", title=title, scale=scale, axis=axis)))
+        if interactive:
+            points = alt.Chart(theme.inline(rows)).mark_point(opacity=0, size=80, filled=True)
+            layers.append(points.encode(x=x, y=f"{lines[0][0]}:Q", tooltip=_pair_tips()))
+        return alt.layer(*layers).properties(width=look.width, height=round(height * look.height))
+
+    positive = [float(value) for value in (*before, *after) if value > 0.0]
+    low, high = min(positive, default=0.1), max(positive, default=1.0)
+    domain = alt.Scale(type="log", domain=[max(low, 1e-3 * high) / 1.2, high * 1.2], nice=False)
+    finite = change[np.isfinite(change)]
+    reach = max(1e-3, float(np.quantile(np.abs(finite), 0.98)) * 1.15) if finite.size else 1.0
+    return alt.vconcat(
+        panel("", "singular value ν", 0.7, domain, alt.Axis(tickCount=4, format="~g", grid=False), False),
+        panel(
+            "change",
+            "Δν / ν (%)",
+            0.45,
+            alt.Scale(domain=[-reach, reach], nice=False),
+            alt.Axis(tickCount=3, grid=False),
+            False,
+        ),
+        panel(
+            "p_",
+            "p, local mean",
+            0.55,
+            alt.Scale(domain=[0, 1], nice=False),
+            alt.Axis(values=[0, 0.5, 1], format=".1f", grid=False),
+            True,
+        ),
+    ).resolve_scale(color="shared")
+
+
+def _pair_tips() -> list[alt.Tooltip]:
+    return [
+        alt.Tooltip("k:Q", title="rank k"),
+        alt.Tooltip("before:Q", title="ν before", format=".4g"),
+        alt.Tooltip("after:Q", title="ν after", format=".4g"),
+        alt.Tooltip("change:Q", title="change, %", format=".3g"),
+        alt.Tooltip("p_before:Q", title="p before", format=".3f"),
+        alt.Tooltip("p_after:Q", title="p after", format=".3f"),
+    ]
+
+
+def overlap(
+    store: Store,
+    *,
+    interactive: bool = False,
+    base: str | None = None,
+    tuned: str | None = None,
+    layer: int | None = None,
+    role: str | None = None,
+    head: int | None = None,
+    expert: int | None = None,
+    stack: str | None = None,
+    tensor: str | None = None,
+    side: str = "v",
+) -> Any:
+    """Overlap |v_i . v0_j| of the singular vectors of a matrix before (j) and after (i) fine-tuning, as a heat map.
+
+    Both matrices are read again from where they were scanned. Ranks that share a cell are taken together as subspaces: the
+    cell is the root of the share of the tuned vectors' squared length that lies in the base vectors' span, averaged over the
+    tuned vectors. For one rank a cell that is |v_i . v0_j|; unchanged vectors have 1 on the diagonal, whatever the cells.
+
+    Source: arXiv 2410.17770, v1 sec. 7 and App. D.
+
+    Raises:
+        ScannerError: no such models or matrix, matrices of different shapes, or a checkpoint that is no longer there.
+    """
+    check_side(side)
+    before, after = _both(store, base, tuned)
+    found = whole(before) if head is None else slices(before)
+    wanted = {"tensor": tensor, "stack": stack, "role": role, "layer": layer, "head": head, "expert": expert}
+    one = narrow(found, found[0].model, **wanted)[0]
+    other = _counterpart(one, after)
+    first, second = decomposed(store, one), decomposed(store, other)
+    v0, v = (parts.right if side == "v" else parts.left for parts in (first, second))
+    products = (v @ v0.T).cpu().numpy().astype(np.float64)
+    cells = blocks(products)
+    look = theme.style(interactive)
+    step = -(-max(products.shape) // MAX_CELLS)
+    chart = _heat_map(cells, step, side, products.shape, look, interactive=interactive)
+    models = f"{printable(one.model)} → {printable(other.model)}"
+    each = "one rank a cell" if step == 1 else f"{step} ranks a cell"
+    details = f"{one.rows} × {one.cols}, {theme.SIDES[side]} singular vectors ({side}), {each}"
+    return theme.finish(chart, look, f"Overlap of singular vectors: {place(one)}", [models, details])
+
+
+def _both(store: Store, base: str | None, tuned: str | None) -> tuple[list[Matrix], list[Matrix]]:
+    """The matrices of both models: those that were named, or those of the newest comparison."""
+    if base is None or tuned is None:
+        known = rows_of(store, "pairs", base=base, tuned=tuned)
+        if not known:
+            models = ", ".join(sorted({printable(row["model"]) for row in store.query("scans").to_pylist()}))
+            raise ScannerError(f"name two scanned models with --base and --tuned: {models or 'none is scanned'}")
+        base, tuned = known[0]["base_model"], known[0]["tuned_model"]
+    return matrices(store, choose_model(store, base)), matrices(store, choose_model(store, tuned))
+
+
+def _counterpart(one: Matrix, after: list[Matrix]) -> Matrix:
+    def key(matrix: Matrix) -> tuple[object, ...]:
+        return (matrix.stack, matrix.layer, matrix.role, matrix.head, matrix.expert, matrix.module)
+
+    fitting = [matrix for matrix in after if key(matrix) == key(one)]
+    fitting = [matrix for matrix in fitting if matrix.tensor == one.tensor] or fitting
+    if not fitting:
+        raise ScannerError(f"{printable(after[0].model)!r} has no {place(one)}")
+    other = fitting[0]
+    if (other.rows, other.cols) != (one.rows, one.cols):
+        raise ScannerError(
+            f"{place(one)} is {one.rows} x {one.cols} in {printable(one.model)!r} and {other.rows} x {other.cols} in "
+            f"{printable(other.model)!r}: vectors of different lengths have no overlap"
+        )
+    return other
+
+
+def blocks(products: FloatArray, most: int = MAX_CELLS) -> FloatArray:
+    """Scalar products (tuned x base) taken together in at most `most` x `most` cells: sqrt(sum of squares / tuned ranks)."""
+    step = -(-max(products.shape) // most)
+    starts = [np.arange(0, size, step) for size in products.shape]
+    summed = np.add.reduceat(np.add.reduceat(products**2, starts[0], axis=0), starts[1], axis=1)
+    ranks = np.diff(np.append(starts[0], products.shape[0]))
+    return np.asarray(np.sqrt(summed / ranks[:, None]))
+
+
+def _heat_map(
+    cells: FloatArray, step: int, side: str, shape: tuple[int, ...], look: theme.Style, *, interactive: bool
+) -> Any:
+    values = [{"i": i * step, "o": [theme.short(float(cell), 3) for cell in row]} for i, row in enumerate(cells)]
+    tuned, base = shape
+    x_scale = alt.Scale(domain=[0, base], nice=False)
+    y_scale = alt.Scale(domain=[tuned, 0], nice=False)
+    x = alt.X("j:Q", title=f"rank of {side}′ (before)", scale=x_scale, axis=alt.Axis(grid=False, tickCount=5))
+    y = alt.Y("i:Q", title=f"rank of {side} (after)", scale=y_scale, axis=alt.Axis(grid=False, tickCount=5))
+    legend = alt.Legend(
+        orient="right",
+        title=f"|{side} · {side}′|",
+        gradientLength=round(0.5 * look.width),
+        tickCount=5,
+        offset=look.font,
+    )
+    colour = alt.Color("o:Q", scale=alt.Scale(scheme="viridis", domain=[0, 1]), legend=legend)
+    grid = alt.Chart(alt.InlineData(values=values), name="overlap")
+    # One row of data for a row of cells, spread over the columns here: large maps stay small files.
+    grid = grid.transform_flatten(["o"]).transform_window(number="row_number()", groupby=["i"])
+    # A cell reaches a little under its neighbours: without, seams show between them.
+    grid = grid.transform_calculate(
+        j=f"(datum.number - 1) * {step}",
+        j2=f"min((datum.number + 0.2) * {step}, {base})",
+        i2=f"min(datum.i + 1.2 * {step}, {tuned})",
+    )
+    grid = grid.mark_rect(clip=True, strokeWidth=0).encode(x=x, x2="j2:Q", y=y, y2="i2:Q", color=colour)
+    if interactive:
+        tips = [
+            alt.Tooltip("i:Q", title="rank after, from"),
+            alt.Tooltip("j:Q", title="rank before, from"),
+            alt.Tooltip("o:Q", title="overlap", format=".3f"),
+        ]
+        grid = grid.encode(tooltip=tips)
+    size = round(0.85 * look.width)
+    return grid.properties(width=size, height=size)
