@@ -1,0 +1,202 @@
+"""A fully connected network in the rich and the lazy regime: training, and accuracy without some of its singular values.
+
+The output scale alpha decides the regime: with softmax(alpha * logits) and loss / alpha^2, scaled logits learn at the same pace
+whatever alpha is, but weights move by 1/alpha of what they move at alpha = 1. At large alpha the network hardly leaves its
+random initialisation, and what it knows is spread over the whole spectrum of its weights instead of standing out of it.
+
+Sources: Chizat, Oyallon, Bach, arXiv 1812.07956; Geiger, Spigler, Jacot, Wyart, arXiv 1906.08034 (alpha and loss / alpha^2);
+Staats, Thamm, Rosenow, arXiv 2410.17770v1, App. A (the network, alpha = 1 and 15, the removal).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch.nn import functional
+
+from scanner.experiments.pictures import Pictures
+
+HIDDEN = (512, 512, 512)
+Ordering = Literal["smallest", "mass", "random"]
+ORDERINGS: tuple[Ordering, ...] = ("smallest", "mass", "random")
+"""Which singular values of each hidden matrix go, for a share p: the smallest p of their number; the smallest that together have
+at most p of the sum of all; as many as `smallest`, drawn at random (the control)."""
+
+
+class DivergedError(Exception):
+    """Training left the finite numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regime:
+    """What distinguishes the networks that are compared."""
+
+    alpha: float = 1.0
+    """Scale of the logits: 1 is rich, 15 lazy."""
+    frozen: tuple[int, ...] = ()
+    """Layers that stay as they were initialised; 0 is the one that sees the pictures."""
+
+    @property
+    def name(self) -> str:
+        """`alpha=15`, `alpha=1 frozen=0,1,2`."""
+        layers = ",".join(map(str, self.frozen))
+        return f"alpha={self.alpha:g}" + (f" frozen={layers}" if layers else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Plain stochastic gradient descent, no momentum, no decay: the same for every regime."""
+
+    epochs: int = 60
+    batch: int = 64
+    rate: float = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """Weights (out x in) and biases of the layers, first to last, with ReLU between them."""
+
+    weights: tuple[torch.Tensor, ...]
+    biases: tuple[torch.Tensor, ...]
+
+    def logits(self, pictures: torch.Tensor, weights: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
+        """Pictures (count x pixels) to logits (count x classes), unscaled; `weights` stand in for the network's own."""
+        values = pictures
+        chosen = self.weights if weights is None else weights
+        for layer, (weight, bias) in enumerate(zip(chosen, self.biases, strict=True)):
+            values = functional.linear(values, weight, bias)
+            if layer < len(chosen) - 1:
+                values = functional.relu(values)
+        return values
+
+
+def initial(sizes: Sequence[int], generator: torch.Generator) -> Network:
+    """Gaussian weights of variance 2 / fan_in before a ReLU and 1 / fan_in at the end (He et al., arXiv 1502.01852), no bias."""
+    weights = []
+    for layer, (fan_in, fan_out) in enumerate(pairwise(sizes)):
+        gain = 2.0 if layer < len(sizes) - 2 else 1.0
+        weights.append(torch.randn(fan_out, fan_in, generator=generator) * math.sqrt(gain / fan_in))
+    return Network(weights=tuple(weights), biases=tuple(torch.zeros(size) for size in sizes[1:]))
+
+
+def train(pictures: Pictures, regime: Regime, training: Training, seed: int, device: str = "cpu") -> Network:
+    """Train one network; the same seed gives the same initial weights and the same batches in every regime.
+
+    Raises:
+        DivergedError: a loss that is NaN or infinite.
+        ValueError: a frozen layer that the network does not have, or nothing left to train.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    network = initial((pictures.pixels, *HIDDEN, pictures.classes), generator)
+    layers = len(network.weights)
+    trained = [layer for layer in range(layers) if layer not in regime.frozen]
+    if any(not 0 <= layer < layers for layer in regime.frozen) or not trained:
+        raise ValueError(f"layers 0 to {layers - 1} can be frozen, and not all of them, got {regime.frozen}")
+    network = Network(
+        weights=tuple(weight.to(device) for weight in network.weights),
+        biases=tuple(bias.to(device) for bias in network.biases),
+    )
+    parameters = [part[layer].requires_grad_() for layer in trained for part in (network.weights, network.biases)]
+    optimizer = torch.optim.SGD(parameters, lr=training.rate)
+    inputs, labels = torch.from_numpy(pictures.train).to(device), torch.from_numpy(pictures.train_labels).to(device)
+    for _ in range(training.epochs):
+        order = torch.randperm(len(labels), generator=generator).to(device)
+        for chosen in torch.split(order, training.batch):
+            scaled = regime.alpha * network.logits(inputs[chosen])
+            loss = functional.cross_entropy(scaled, labels[chosen]) / regime.alpha**2
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        if not bool(torch.isfinite(loss)):
+            raise DivergedError(f"the loss is {loss.item()} with rate {training.rate:g}: a smaller --rate")
+    return Network(
+        weights=tuple(weight.detach() for weight in network.weights),
+        biases=tuple(bias.detach() for bias in network.biases),
+    )
+
+
+def correct(network: Network, pictures: Pictures, weights: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
+    """For each test picture 1 if the largest logit is its label, else 0 (float64, on the CPU)."""
+    device = network.biases[0].device
+    with torch.no_grad():
+        logits = network.logits(torch.from_numpy(pictures.test).to(device), weights)
+    return (logits.argmax(dim=1).cpu() == torch.from_numpy(pictures.test_labels)).to(torch.float64)
+
+
+def removed_ranks(
+    singular_values: torch.Tensor, ordering: Ordering, share: float, generator: torch.Generator
+) -> torch.Tensor:
+    """Which of descending singular values go: their ranks, for a share in [0, 1]; see `ORDERINGS`.
+
+    Raises:
+        ValueError: a share outside [0, 1].
+    """
+    if not 0.0 <= share <= 1.0:
+        raise ValueError(f"a share is in [0, 1], got {share}")
+    count = len(singular_values)
+    number = round(share * count)
+    if ordering == "random":
+        return torch.randperm(count, generator=generator)[:number].sort().values
+    if ordering == "mass":
+        ascending = singular_values.to(torch.float64).flip(0).cumsum(0)
+        # the last sum and share * total are rounded differently: at share 1 everything goes
+        number = int(torch.count_nonzero(ascending <= share * ascending[-1] * (1.0 + 1e-12)))
+    return torch.arange(count - number, count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removal:
+    """What a network is worth without a set of singular values."""
+
+    ordering: Ordering
+    share: float
+    removed: int
+    """Singular values that went, of all hidden matrices together."""
+    fraction: float
+    """Of all singular values of the hidden matrices."""
+    accuracy: float
+    delta: float
+    """Accuracy minus that of the intact network."""
+    stderr: float
+    """Of delta, over the test pictures: both accuracies are of the same pictures, so it is that of their differences."""
+
+
+def removals(network: Network, pictures: Pictures, shares: Sequence[float], seed: int) -> tuple[float, list[Removal]]:
+    """Accuracy of the intact network, and without every set: each ordering and share, in all hidden matrices at once."""
+    return _accuracy(correct(network, pictures)), list(_removals(network, pictures, shares, seed))
+
+
+def _removals(network: Network, pictures: Pictures, shares: Sequence[float], seed: int) -> Iterator[Removal]:
+    whole = correct(network, pictures)
+    parts = [torch.linalg.svd(weight.to(torch.float64), full_matrices=False) for weight in network.weights[:-1]]
+    total = sum(len(part.S) for part in parts)
+    generator = torch.Generator().manual_seed(seed)
+    for ordering in ORDERINGS:
+        for share in shares:
+            weights, removed = [], 0
+            for part, weight in zip(parts, network.weights, strict=False):
+                kept = part.S.clone()
+                ranks = removed_ranks(part.S, ordering, share, generator)
+                kept[ranks] = 0.0
+                removed += len(ranks)
+                weights.append(((part.U * kept) @ part.Vh).to(weight.dtype))
+            after = correct(network, pictures, [*weights, network.weights[-1]])
+            difference = after - whole
+            yield Removal(
+                ordering=ordering,
+                share=share,
+                removed=removed,
+                fraction=removed / total,
+                accuracy=_accuracy(after),
+                delta=float(difference.mean()),
+                stderr=float(difference.std(correction=0)) / math.sqrt(len(difference)),
+            )
+
+
+def _accuracy(correct_ones: torch.Tensor) -> float:
+    return float(correct_ones.mean())

@@ -1,0 +1,214 @@
+"""Rich and lazy networks: what is trained, what is removed, what is stored, and what they lose."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from scanner.cli.main import main
+from scanner.engine import PoolOptions
+from scanner.errors import ScannerError
+from scanner.experiments.lazy_learning import LazyReport, Point, compute, digest, lazy_learning
+from scanner.experiments.mlp import Network, Regime, Training, correct, initial, removals, removed_ranks, train
+from scanner.experiments.pictures import Pictures, load_pictures
+from scanner.store import open_store
+
+RICH, LAZY = Regime(alpha=1.0), Regime(alpha=15.0)
+QUICK = Training(epochs=8, rate=0.2)
+
+
+@pytest.fixture(scope="module")
+def digits() -> Pictures:
+    return load_pictures(None)
+
+
+@pytest.fixture(scope="module")
+def networks(digits: Pictures) -> dict[Regime, Network]:
+    return {regime: train(digits, regime, QUICK, seed=0) for regime in (RICH, LAZY)}
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> str:
+    """Three well separated clouds: learned within one epoch."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(90) % 3
+    pictures = 4.0 * np.eye(3)[labels] + rng.standard_normal((90, 3))
+    path = tmp_path / "blobs.npz"
+    np.savez(path, x_train=pictures, y_train=labels, x_test=pictures[:30], y_test=labels[:30])
+    return str(path)
+
+
+def test_the_initial_network_is_the_ensemble_that_it_says() -> None:
+    network = initial((64, 512, 512, 10), torch.Generator().manual_seed(0))
+    assert [tuple(weight.shape) for weight in network.weights] == [(512, 64), (512, 512), (10, 512)]
+    variances = [float(weight.var()) * weight.shape[1] for weight in network.weights]
+    assert variances == pytest.approx([2.0, 2.0, 1.0], rel=0.05)
+
+
+def test_logits_are_those_of_torch_s_own_layers(digits: Pictures) -> None:
+    network = initial((64, 512, 512, 512, 10), torch.Generator().manual_seed(0))
+    layers: list[torch.nn.Module] = []
+    for weight in network.weights:
+        layer = torch.nn.Linear(weight.shape[1], weight.shape[0])
+        layer.weight.data, layer.bias.data = weight, torch.zeros(weight.shape[0])
+        layers += [layer, torch.nn.ReLU()]
+    pictures = torch.from_numpy(digits.test[:5])
+    assert torch.allclose(network.logits(pictures), torch.nn.Sequential(*layers[:-1])(pictures))
+
+
+def test_a_lazy_network_hardly_moves_and_a_rich_one_does(networks: dict[Regime, Network]) -> None:
+    start = initial((64, 512, 512, 512, 10), torch.Generator().manual_seed(0))
+    moved = {
+        regime: float((network.weights[1] - start.weights[1]).norm() / start.weights[1].norm())
+        for regime, network in networks.items()
+    }
+    assert moved[LAZY] < 0.02
+    assert moved[RICH] > 3 * moved[LAZY]
+
+
+def test_both_learn_and_a_fifth_of_the_small_values_hurts_the_lazy_one(
+    digits: Pictures, networks: dict[Regime, Network]
+) -> None:
+    baseline, loss, control = {}, {}, {}
+    for regime, network in networks.items():
+        baseline[regime], found = removals(network, digits, (0.2,), seed=0)
+        loss[regime] = next(-one.delta for one in found if one.ordering == "smallest")
+        control[regime] = next(-one.delta for one in found if one.ordering == "random")
+    assert min(baseline.values()) > 0.8
+    assert loss[RICH] < 0.03
+    assert loss[LAZY] > loss[RICH] + 0.05
+    assert control[RICH] > loss[RICH]  # a random fifth holds what was learned
+
+
+def test_frozen_layers_stay_as_they_were(digits: Pictures) -> None:
+    start = initial((64, 512, 512, 512, 10), torch.Generator().manual_seed(3))
+    network = train(digits, Regime(frozen=(0, 2)), Training(epochs=1), seed=3)
+    same = [bool(torch.equal(*pair)) for pair in zip(network.weights, start.weights, strict=True)]
+    assert same == [True, False, True, False]
+    with pytest.raises(ValueError, match="not all"):
+        train(digits, Regime(frozen=(0, 1, 2, 3)), Training(epochs=1), seed=3)
+
+
+def test_ranks_by_number_by_mass_and_at_random() -> None:
+    values, generator = torch.tensor([5.0, 2.0, 1.5, 1.0, 0.5]), torch.Generator().manual_seed(0)
+
+    def ranks(ordering: str, share: float) -> list[int]:
+        return removed_ranks(values, ordering, share, generator).tolist()  # type: ignore[arg-type]
+
+    assert ranks("smallest", 0.4) == [3, 4]
+    assert ranks("mass", 0.15) == [3, 4]  # 0.5 + 1.0 of 10 is exactly 15 %
+    assert ranks("mass", 0.14) == [4]
+    assert ranks("mass", 0.04) == []
+    assert ranks("mass", 1.0) == [0, 1, 2, 3, 4]
+    drawn = ranks("random", 0.6)
+    assert len(set(drawn)) == 3
+    assert drawn == sorted(drawn)
+    with pytest.raises(ValueError, match="share"):
+        ranks("smallest", 1.5)
+
+
+def test_a_removal_is_the_truncated_matrix_of_numpy(digits: Pictures, networks: dict[Regime, Network]) -> None:
+    network = networks[LAZY]
+    whole, found = removals(network, digits, (0.3,), seed=0)
+    truncated = []
+    for weight in network.weights[:-1]:
+        u, s, vt = np.linalg.svd(weight.numpy().astype(np.float64), full_matrices=False)
+        s[len(s) - round(0.3 * len(s)) :] = 0.0
+        truncated.append(torch.from_numpy((u * s @ vt).astype(np.float32)))
+    before, after = correct(network, digits), correct(network, digits, [*truncated, network.weights[-1]])
+    one = next(one for one in found if one.ordering == "smallest")
+    assert (whole, one.accuracy) == (float(before.mean()), pytest.approx(float(after.mean()), abs=0.002))
+    assert (one.removed, one.fraction) == (19 + 154 + 154, pytest.approx(327 / 1088))
+    assert one.delta == pytest.approx(one.accuracy - whole)
+    # McNemar's variance: of n pictures, b became wrong and c became right
+    b, c, n = int(((before - after) > 0).sum()), int(((after - before) > 0).sum()), len(before)
+    assert one.stderr == pytest.approx(np.sqrt((b + c) / n - ((c - b) / n) ** 2) / np.sqrt(n), rel=0.05)
+
+
+def run(store: Path, data: str, **more: object) -> LazyReport:
+    options = {"regimes": (RICH, LAZY), "seeds": 1, "training": Training(epochs=2), "shares": (0.2, 0.5)} | more
+    return lazy_learning(store=str(store), data=data, **options)  # type: ignore[arg-type]
+
+
+def test_points_are_stored_and_never_computed_twice(tmp_path: Path, blobs: str, local_ray: None) -> None:
+    one_worker = PoolOptions(workers=1)
+    first = run(tmp_path / "store", blobs, pool=one_worker)
+    assert (len(first.run_ids), first.kept, first.failed) == (2, 0, ())
+    store = open_store(str(tmp_path / "store"))
+    rows = store.sql("select * from ablations order by model, set").to_pylist()
+    assert {row["model"] for row in rows} == {"mlp 3-512-512-512-3 alpha=1", "mlp 3-512-512-512-3 alpha=15"}
+    assert [row["set"] for row in rows[:6]] == [
+        "mass:20%",
+        "mass:50%",
+        "random:20%",
+        "random:50%",
+        "smallest:20%",
+        "smallest:50%",
+    ]
+    assert {(row["metric"], row["dataset"], row["examples"], row["roles"]) for row in rows} == {
+        ("accuracy", "blobs", 30, "hidden")
+    }
+    assert all(row["delta"] == pytest.approx(row["value"] - row["baseline"]) for row in rows)
+    runs = store.sql("select * from experiments").to_pylist()
+    assert {one["kind"] for one in runs} == {"lazy_learning"}
+    assert json.loads(runs[0]["method"])["training"] == {"epochs": 2, "batch": 64, "rate": 0.05}
+
+    again = run(tmp_path / "store", blobs, seeds=2, pool=one_worker)  # two more points, two kept
+    assert (len(again.run_ids), again.kept) == (4, 2)
+    answer = open_store(str(tmp_path / "store")).query("lazy_learning").to_pylist()
+    assert [row["networks"] for row in answer] == [2] * 12
+    only = open_store(str(tmp_path / "store")).query("lazy_learning", runs=first.run_ids[0]).to_pylist()
+    assert [row["networks"] for row in only] == [1] * 6
+
+
+def test_the_same_point_gives_the_same_rows_wherever_its_files_are(tmp_path: Path, blobs: str) -> None:
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    Path(blobs).rename(moved / "blobs.npz")
+    pictures = load_pictures(str(moved / "blobs.npz"))
+    common = {"dataset": "blobs", "sizes": (3, 512, 512, 512, 3), "regime": LAZY, "shares": (0.2,), "seed": 1}
+    point = Point(data=str(moved / "blobs.npz"), digest=digest(pictures), training=Training(epochs=1), **common)  # type: ignore[arg-type]
+    other = Point(data=blobs, digest=digest(pictures), training=Training(epochs=1), **common)  # type: ignore[arg-type]
+    assert point.run_id == other.run_id
+    one, two = compute(point), compute(point)
+    assert (one.baseline, one.removals, one.error) == (two.baseline, two.removals, None)
+    wrong = Point(data=point.data, digest="0", training=point.training, **common)  # type: ignore[arg-type]
+    assert "others than the driver's" in str(compute(wrong).error)
+
+
+def test_a_network_that_diverges_is_told_and_tried_again(tmp_path: Path, blobs: str, local_ray: None) -> None:
+    report = run(tmp_path / "store", blobs, regimes=(RICH,), training=Training(epochs=3, rate=1e9))
+    assert report.run_ids == ()
+    assert "smaller --rate" in report.failed[0]
+    assert open_store(str(tmp_path / "store")).sql("select count(*) as n from ablations").to_pylist() == [{"n": 0}]
+
+
+def test_the_command_prints_the_table(
+    tmp_path: Path, blobs: str, local_ray: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["lazy-learning", "--data", blobs, "--store", str(tmp_path / "s"), "--alpha", "1", "--frozen", "0,1"]
+    with pytest.raises(SystemExit) as end:
+        main([*arguments, "--seeds", "1", "--epochs", "1", "--format", "json"])
+    assert not end.value.code
+    rows = json.loads(capfd.readouterr().out)
+    assert {row["model"].split(" ", 2)[2] for row in rows} == {"alpha=1", "alpha=1 frozen=0,1"}
+    assert {row["ordering"] for row in rows} == {"smallest", "mass", "random"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"regimes": (Regime(alpha=0.0),)}, "alpha"),
+        ({"regimes": (Regime(frozen=(4,)),)}, "frozen"),
+        ({"seeds": 0}, "at least one"),
+        ({"training": Training(rate=-1.0)}, "rate"),
+        ({"shares": (1.0,)}, "between 0 and 1"),
+    ],
+)
+def test_impossible_parameters_are_told(tmp_path: Path, blobs: str, wrong: dict[str, object], said: str) -> None:
+    with pytest.raises(ScannerError, match=said):
+        run(tmp_path / "store", blobs, **wrong)
