@@ -22,6 +22,12 @@ ROLES = (
     "other",
 )
 
+MAX_TENSORS = 500_000
+"""More tensors than any checkpoint has: the largest mixtures of experts, quantised, have some 300,000."""
+
+MAX_MATRICES = 500_000
+"""More matrices than a scan of any of them lists, heads and experts one by one included."""
+
 VOCABULARY_ROLES = frozenset({"embedding", "lm_head"})
 """Roles with one row per token (or position): large, and analysed only when asked for."""
 

@@ -9,12 +9,12 @@ import math
 import re
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from typing import IO, Any, NoReturn, cast
 
-from scanner.checkpoint.descriptors import TensorEntry
+from scanner.checkpoint.descriptors import MAX_TENSORS, TensorEntry
 from scanner.checkpoint.files import ByteRange, Files
 from scanner.checkpoint.names import printable
 from scanner.checkpoint.torch_pickle import (
@@ -50,6 +50,8 @@ _MAX_ENTRIES = 2**56
 _WEIGHTS_KEYS = ("state_dict", "model_state_dict", "model", "module", "net", "weights", "params")
 _TRAINER_KEYS = re.compile(r"(?:optim|sched|lr_sched|scaler|grad_scaler|rng|random)", re.IGNORECASE)
 _MAX_NESTING = 16
+# A name is made of all the keys around a tensor, and a long key may be around many.
+_MAX_NAMES_LENGTH = 2**26
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +94,7 @@ def read_torch_file(files: Files, name: str) -> list[TensorEntry]:
         ) from error
     except PickleError as error:
         raise CheckpointError(f"{printable(name)} {error}: download it again") from error
-    tensors = _weights(pickle.content)
+    tensors = _weights(name, pickle.content)
     entries = [_entry(name, label, tensor, places) for label, tensor in tensors]
     if len({entry.name for entry in entries}) < len(entries):
         _wrong(name, "two tensors of it have the same name")
@@ -248,7 +250,7 @@ def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     return True
 
 
-def _weights(content: Any) -> list[tuple[str, PickledTensor]]:
+def _weights(file: str, content: Any) -> list[tuple[str, PickledTensor]]:
     """Find the weights in what a pickle holds: name and tensor."""
     for _ in range(_MAX_NESTING):
         if not isinstance(content, dict) or any(isinstance(value, PickledTensor) for value in content.values()):
@@ -259,18 +261,39 @@ def _weights(content: Any) -> list[tuple[str, PickledTensor]]:
             break
         content = inside
     found: list[tuple[str, PickledTensor]] = []
-    seen: set[int] = set()
-    waiting: list[tuple[tuple[str, ...], Any]] = [((), content)]
-    while waiting:
-        path, value = waiting.pop()
-        if isinstance(value, PickledTensor):
-            found.append((".".join(path) or "tensor", value))
-        elif isinstance(value, dict | list | tuple) and id(value) not in seen and len(path) < _MAX_NESTING:
-            # Once each: containers may hold each other, or be many times as many along all paths as they are.
-            seen.add(id(value))
-            inner = value.items() if isinstance(value, dict) else enumerate(value)
-            waiting += [((*path, str(key)), item) for key, item in inner if not isinstance(item, str | int | float)]
+    length = 0
+    for path, tensor in _tensors(content):
+        length += sum(map(len, path))
+        if len(found) == MAX_TENSORS or length > _MAX_NAMES_LENGTH:
+            _wrong(file, "it has more tensors, or longer names of them, than any model")
+        found.append((".".join(path) or "tensor", tensor))
     return found
+
+
+def _tensors(content: Any) -> Iterator[tuple[tuple[str, ...], PickledTensor]]:
+    """Yield the tensors in nested containers, each with the keys that lead to it.
+
+    Every container is entered once: they may hold each other, or be many times as many along all paths as they are.
+    """
+    seen: set[int] = set()
+    levels: list[Iterator[tuple[tuple[str, ...], Any]]] = [iter([((), content)])]
+    while levels:
+        path, value = next(levels[-1], ((), None))
+        if value is None:
+            levels.pop()
+        elif isinstance(value, PickledTensor):
+            yield path, value
+        elif isinstance(value, dict | list | tuple) and id(value) not in seen and len(path) < _MAX_NESTING:
+            seen.add(id(value))
+            levels.append(_inside(path, value))
+
+
+def _inside(
+    path: tuple[str, ...], container: dict[Any, Any] | list[Any] | tuple[Any, ...]
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, value in container.items() if isinstance(container, dict) else enumerate(container):
+        if isinstance(value, PickledTensor | dict | list | tuple):
+            yield (*path, str(key)), value
 
 
 def _wrong(name: str, what: str) -> NoReturn:

@@ -2,7 +2,8 @@
 
 A pickle is a program for a stack machine that may import and call anything. `torch.load(weights_only=True)` lets it call
 a short list of functions; here the same list is enough to be understood, but even these are not called: a tensor becomes
-a description of which bytes it is made of, and the size of what is built is bounded by the size of the pickle.
+a description of which bytes it is made of, and the work and the size of what is built are bounded by the size of the pickle:
+what calls copy must have been put there by as many instructions.
 """
 
 import pickletools
@@ -62,6 +63,8 @@ _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 _MAX_DIMENSIONS = 64
 _MAX_NUMBER = 2**63
+# Longer ones take long to take apart, again and again.
+_MAX_ARGUMENTS = 16
 
 
 class PickleError(Exception):
@@ -85,7 +88,7 @@ class Stream(Protocol):
         """Return the position."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Name:
     """A function or class that the pickle names."""
 
@@ -93,14 +96,14 @@ class Name:
     name: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Opaque:
     """Something whose contents do not matter for weights."""
 
     name: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Storage:
     """A run of `entries` numbers; a view of it begins `offset` entries after its start. `key` finds it in the file."""
 
@@ -110,7 +113,7 @@ class Storage:
     offset: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PickledTensor:
     """A tensor by its place: `offset` and `strides` count entries of `dtype` in `storage`.
 
@@ -129,6 +132,7 @@ class PickledTensor:
 class Pickle:
     """What a pickle describes: dictionaries, lists, tuples, numbers, text, None, `PickledTensor`, `Name` and `Opaque`.
 
+    Keys of dictionaries are text, numbers of at most 64 bits, or None: no other key can name a weight.
     `storages` are all that it names, whole, by their keys.
     """
 
@@ -163,9 +167,12 @@ class _Machine:
         self._stack: list[Any] = []
         self._marked: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
+        self._steps = 0
+        self._copied = 0
         self.storages: dict[str, Storage] = {}
 
     def step(self, instruction: str, argument: Any) -> None:
+        self._steps += 1
         match instruction:
             case "PROTO" | "FRAME":
                 pass
@@ -203,7 +210,9 @@ class _Machine:
                 self.storages.setdefault(storage.key, replace(storage, offset=0))
                 self._push(storage)
             case "REDUCE" | "NEWOBJ":
-                self._push(_result(*self._pop(2)))
+                function, arguments = self._pop(2)
+                self._count_copied(arguments)
+                self._push(_result(function, arguments))
             case "BUILD":
                 self._pop(1)  # the state of a dictionary or a parameter: no weights
             case _:
@@ -211,6 +220,14 @@ class _Machine:
 
     def result(self) -> Any:
         return self._top()
+
+    def _count_copied(self, arguments: Any) -> None:
+        """Count the pairs that a dictionary is made of: a list may have been remembered, and given to many calls."""
+        match arguments:
+            case (list(pairs),):
+                self._copied += len(pairs)
+        if self._copied > self._steps:
+            raise PickleError("holds a pickle that builds the same things over and over, which weights do not need")
 
     def _literal(self, instruction: str, argument: Any) -> None:
         if instruction in _LITERALS:
@@ -263,9 +280,11 @@ def _set_items(target: Any, items: list[Any]) -> None:
     if not isinstance(target, dict) or len(items) % 2:
         raise ValueError("only dictionaries have items")
     for key, value in zip(items[::2], items[1::2], strict=True):
-        # Other keys cannot name a weight, and to hash a tuple that is nested a million times ends the process.
-        if key is None or isinstance(key, str | int | float | bytes):
+        # To hash a tuple that is nested a million times ends the process, and to print a number of a million digits is refused.
+        if key is None or isinstance(key, str | float) or (isinstance(key, int) and abs(key) < _MAX_NUMBER):
             target[key] = value
+        elif isinstance(value, PickledTensor):
+            raise PickleError("gives a tensor a name that is neither text nor a number of 64 bits")
 
 
 def _understood(module: Any, name: Any) -> Name:
@@ -277,6 +296,8 @@ def _understood(module: Any, name: Any) -> Name:
 
 
 def _storage(identifier: Any) -> Storage:
+    if not isinstance(identifier, tuple) or len(identifier) > _MAX_ARGUMENTS:
+        raise ValueError("a storage that is not described as one")
     match identifier:
         case ("storage", Name(name=kind), str(key), _, int(entries), *view) if kind in STORAGE_DTYPES:
             storage = Storage(dtype=STORAGE_DTYPES[kind], key=key, entries=entries)
@@ -290,7 +311,7 @@ def _storage(identifier: Any) -> Storage:
 
 def _result(function: Any, arguments: Any) -> Any:
     """What a call would have returned, as far as weights need it."""
-    if not isinstance(function, Name) or not isinstance(arguments, tuple):
+    if not isinstance(function, Name) or not isinstance(arguments, tuple) or len(arguments) > _MAX_ARGUMENTS:
         raise ValueError("a call of something that has no name")
     match function.name, arguments:
         case (("_rebuild_tensor" | "_rebuild_tensor_v2" | "_rebuild_tensor_v3"), _):

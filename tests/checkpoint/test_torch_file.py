@@ -466,6 +466,92 @@ def test_containers_that_hold_each_other_many_times_are_walked_once(tmp_path: Pa
     assert len(parse(tmp_path, archive(pickled))) == 1
 
 
+ORDERED = b"ccollections\nOrderedDict\n"
+
+
+def used_often(made: bytes, use: bytes, count: int) -> bytes:
+    """A pickle that remembers something large and uses it many times, and holds a weight as well."""
+    return (
+        b"\x80\x02"
+        + made
+        + b"q\x00"
+        + ORDERED
+        + b"q\x01"
+        + b"}"
+        + word("w")
+        + pickled_tensor()
+        + b"s"
+        + use * count
+        + b"."
+    )
+
+
+PAIRS = b"](" + b"".join(number(key) + b"N\x86" for key in range(20_000)) + b"e"
+BAD_PAIRS = PAIRS[:-1] + b"Ne"
+LONG_TUPLE = numbers(tuple(range(20_000)))
+STORAGE_AND_MORE = storage()[:-2] + b"N" * 20_000 + b"t"
+TENSOR_AND_MORE = pickled_tensor()[len(b"ctorch._utils\n_rebuild_tensor_v2\n") : -2] + b"N" * 20_000 + b"t"
+REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("made", "use"),
+    [
+        (PAIRS, b"h\x01h\x00\x85R"),
+        (BAD_PAIRS, b"h\x01h\x00\x85R"),
+        (LONG_TUPLE, b"h\x01h\x00R"),
+        (STORAGE_AND_MORE, b"h\x00Q"),
+        (TENSOR_AND_MORE, REBUILD + b"h\x00R"),
+        (TENSOR_AND_MORE, b"ctorch._tensor\n_rebuild_from_type_v2\n(" + REBUILD + b"Nh\x00tR"),
+    ],
+    ids=["pairs", "pairs and more", "tuple", "storage", "tensor", "subclass"],
+)
+def test_large_arguments_are_not_taken_apart_again_and_again(tmp_path: Path, made: bytes, use: bytes) -> None:
+    content = archive(used_often(made, use, 20_000))
+    tracemalloc.start()
+    message = refused(tmp_path, content)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "damaged pickle" in message or "over and over" in message
+    assert peak < 2**20 + 100 * len(content)
+
+
+def test_a_list_of_pairs_makes_a_dictionary_as_old_versions_of_python_wrote_it(tmp_path: Path) -> None:
+    pairs = b"](" + word("w") + pickled_tensor() + b"\x86e"
+    (entry,) = parse(tmp_path, archive(b"\x80\x02" + ORDERED + pairs + b"\x85R."))
+    assert entry.name == "w"
+
+
+@pytest.mark.parametrize("where", [b"", word("state_dict") + b"}", word("a") + b"}"])
+def test_a_huge_number_as_a_key_names_nothing(tmp_path: Path, where: bytes) -> None:
+    huge = b"\x8b" + struct.pack("<I", 2600) + b"\x7f" * 2600
+    close = b"s" if where else b""
+    inside = huge + b"}s" + word("w") + pickled_tensor() + b"s"
+    (entry,) = parse(tmp_path, archive(b"\x80\x02}" + where + inside + close + b"."))
+    assert entry.name.endswith("w")
+    for key in (huge, b"B\x01\x00\x00\x00w"):
+        assert "neither text nor a number" in refused(
+            tmp_path, archive(b"\x80\x02}" + where + key + pickled_tensor() + b"s" + close + b".")
+        )
+
+
+def test_a_long_key_around_many_tensors_does_not_become_as_many_long_names(tmp_path: Path) -> None:
+    inside = pickled_tensor() + b"q\x00s" + b"".join(word(str(at)) + b"h\x00s" for at in range(1000))
+    content = archive(b"\x80\x02}" + word("k" * 10**6) + b"}" + word("w") + inside + b"s.")
+    tracemalloc.start()
+    assert "longer names" in refused(tmp_path, content)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**27 + 100 * len(content)
+
+
+@pytest.mark.timeout(60)
+def test_a_million_tensors_are_refused(tmp_path: Path) -> None:
+    content = archive(b"\x80\x02](" + pickled_tensor() + b"q\x00" + b"h\x00" * 10**6 + b"e.")
+    assert "more tensors" in refused(tmp_path, content)
+
+
 def test_a_number_of_a_million_digits_takes_no_time(tmp_path: Path) -> None:
     huge = b"\x8b" + struct.pack("<I", 2_000_000) + b"\x7f" * 2_000_000
     shape = b"(" + huge + huge + b"t"
