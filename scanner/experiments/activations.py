@@ -1,0 +1,215 @@
+"""Covariance of the activations that enter a weight matrix, and how its eigenvectors overlap with the matrix's singular vectors.
+
+C = 1/N sum_i (h_i - hbar)(h_i - hbar)^T (centred, arXiv 2410.17770v3, sec. 4) and F = 1/N sum_i h_i h_i^T (not centred, v1,
+sec. 5), the average over tokens. O_k = max_j |v_k . f_j| over the eigenvectors f_j; M_k = max_i |v_k . e_i| on the standard
+basis (v3, App. C). Everything in float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+import torch
+from numpy.typing import NDArray
+from scipy.linalg.blas import dsyrk
+from scipy.stats import norm
+
+FloatArray = NDArray[np.float64]
+
+#: Of the largest of n Gaussian entries, as RMT.md and the papers give the band of random overlaps.
+BAND = (0.00135, 0.5, 0.99865)
+
+
+@dataclass(kw_only=True)
+class Moments:
+    """Sums over the tokens that one matrix has seen: number, sum of h and sum of h h^T, in float64 on the activations' device.
+
+    Only the lower triangle of `second` is kept up.
+    """
+
+    count: int
+    first: torch.Tensor
+    second: torch.Tensor
+
+    @classmethod
+    def zero(cls, width: int, device: Any = "cpu") -> Moments:
+        """No token yet, of `width` features."""
+        options: dict[str, Any] = {"dtype": torch.float64, "device": device}
+        return cls(count=0, first=torch.zeros(width, **options), second=torch.zeros(width, width, **options))
+
+    def add(self, tokens: torch.Tensor) -> None:
+        """Add tokens, (count, width) of any floating type. On the CPU with BLAS's syrk, which does half of a full product."""
+        rows = tokens.detach().to(torch.float64).contiguous()
+        self.count += rows.shape[0]
+        self.first += rows.sum(dim=0)
+        if rows.device.type != "cpu":
+            self.second.addmm_(rows.T, rows)
+            return
+        # Row-major memory read column by column is the transpose: its upper triangle is our lower one.
+        target = self.second.numpy().T
+        done = dsyrk(1.0, rows.numpy().T, beta=1.0, c=target, trans=0, lower=0, overwrite_c=1)
+        assert np.shares_memory(done, target), "syrk works in place on memory in Fortran's order"
+
+    def merge(self, other: Moments) -> None:
+        """Add the sums of other tokens: of the next shard of a text."""
+        self.count += other.count
+        self.first += other.first
+        self.second += other.second
+
+    def covariance(self, *, centred: bool) -> torch.Tensor:
+        """C (centred) or F, (width, width), symmetric.
+
+        Raises:
+            ValueError: no token has been added.
+        """
+        if self.count == 0:
+            raise ValueError("a covariance needs tokens")
+        lower = self.second.tril() / self.count
+        if centred:
+            mean = self.first / self.count
+            lower -= torch.outer(mean, mean).tril()
+        return lower + lower.tril(-1).T
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eigensystem:
+    """Eigenvalues (n,), largest first, and eigenvectors as the columns of (n, n)."""
+
+    values: torch.Tensor
+    vectors: torch.Tensor
+
+
+def eigensystem(covariance: torch.Tensor) -> Eigensystem:
+    """Eigenvalues and eigenvectors of a covariance; rounding below zero becomes zero."""
+    if covariance.device.type == "cpu":
+        values, vectors = scipy.linalg.eigh(covariance.numpy(), driver="evd", check_finite=True)
+        found = torch.from_numpy(values), torch.from_numpy(vectors)
+    else:
+        eigen = torch.linalg.eigh(covariance)
+        found = eigen.eigenvalues, eigen.eigenvectors
+    return Eigensystem(values=found[0].flip(0).clamp_min(0.0), vectors=found[1].flip(1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlaps:
+    """Per singular vector (r,): O_k, the index j of the eigenvector it is largest with (0 = largest eigenvalue), its eigenvalue."""
+
+    overlap: FloatArray
+    match: NDArray[np.int64]
+    eigenvalue: FloatArray
+
+
+def overlaps(right: torch.Tensor, eigen: Eigensystem) -> Overlaps:
+    """O_k of right singular vectors, given as the rows of (r, n).
+
+    v1's formula has no absolute value; the sign of a singular vector is arbitrary, so it is taken.
+    """
+    products = right.to(torch.float64).to(eigen.vectors.device) @ eigen.vectors
+    best = products.abs_().max(dim=1)
+    match = best.indices.cpu().numpy()
+    return Overlaps(
+        overlap=best.values.cpu().numpy(), match=match, eigenvalue=eigen.values.cpu().numpy()[match].astype(np.float64)
+    )
+
+
+def random_band(width: int) -> tuple[float, float, float]:
+    """0.135, 50 and 99.865 % of O_k for a random vector of `width` entries: the largest of n Gaussian |entries| of variance 1/n.
+
+    P(max < x) = (2 Phi(x sqrt n) - 1)^n, so x_q = Phi^-1((1 + q^(1/n)) / 2) / sqrt n. That the vector has length 1 shifts
+    this by less than 1e-3 from n = 256 on.
+
+    Raises:
+        ValueError: no entry.
+    """
+    if width < 1:
+        raise ValueError(f"a vector has at least one entry, got {width}")
+    low, middle, high = (float(norm.isf(-np.expm1(np.log(q) / width) / 2)) / np.sqrt(width) for q in BAND)
+    return float(low), float(middle), float(high)
+
+
+@dataclass(kw_only=True)
+class Recorder:
+    """Moments of the inputs of several modules during forward passes; modules that read the same tensor share one sum.
+
+    While `active`, a hook on each module adds its input. `mask` (batch, tokens) says which tokens of the present batch count.
+    """
+
+    modules: dict[str, torch.nn.Module]
+    mask: torch.Tensor | None = None
+    moments: dict[str, Moments] = field(default_factory=dict)
+    """By the module that stands for its group."""
+    shared: dict[str, str] = field(default_factory=dict)
+    """Every module to the one that stands for it."""
+    unusable: dict[str, str] = field(default_factory=dict)
+    """Modules whose input cannot be told apart into tokens, and why."""
+    _hooks: list[Any] = field(default_factory=list)
+    _inputs: dict[tuple[int, tuple[int, ...]], tuple[str, torch.Tensor]] = field(default_factory=dict)
+    _pending: set[str] = field(default_factory=set)
+
+    def __enter__(self) -> Recorder:
+        for name, module in self.modules.items():
+            self._hooks.append(module.register_forward_pre_hook(self._hook(name)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    def forward(self, model: Any, inputs: dict[str, torch.Tensor]) -> None:
+        """Run the model as far as the last recorded module."""
+        self.mask = inputs["attention_mask"].bool()
+        self._inputs.clear()
+        self._pending = set(self.modules)
+        try:
+            with torch.inference_mode():
+                model(**inputs)
+        except _Enough:
+            pass
+        finally:
+            self._inputs.clear()
+
+    def _hook(self, name: str) -> Any:
+        def record(module: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
+            if arguments:
+                self._record(name, arguments[0])
+            self._pending.discard(name)
+            if not self._pending:
+                raise _Enough
+
+        return record
+
+    def _record(self, name: str, states: torch.Tensor) -> None:
+        # The tensor is kept till the end of the pass, so that its address cannot come back as another's.
+        key = (states.data_ptr(), tuple(states.shape))
+        first, _ = self._inputs.setdefault(key, (name, states))
+        stands_for = self.shared.setdefault(name, first)
+        if stands_for != name and stands_for == first:
+            return
+        if stands_for != name:  # it shared an input before and does not now: it was chance
+            raise RuntimeError(f"the inputs of {name} and {stands_for} are the same in some batches only")
+        tokens = self._tokens(states)
+        if tokens is None:
+            self.unusable[name] = (
+                f"its input of shape {tuple(states.shape)} cannot be told apart into tokens and padding"
+            )
+            return
+        if name not in self.moments:
+            self.moments[name] = Moments.zero(tokens.shape[1], states.device)
+        self.moments[name].add(tokens)
+
+    def _tokens(self, states: torch.Tensor) -> torch.Tensor | None:
+        assert self.mask is not None, "a forward pass sets the mask"
+        if states.shape[:-1] == self.mask.shape:
+            return states[self.mask]
+        if states.shape[:-1] == (self.mask.numel(),):
+            return states[self.mask.flatten()]
+        # Experts see some of the tokens, in an order of their own: without padding all of them are real.
+        return states.reshape(-1, states.shape[-1]) if bool(self.mask.all()) else None
+
+
+class _Enough(Exception):
+    """Every recorded module has had its input: the rest of the forward pass is not needed."""

@@ -1,0 +1,115 @@
+"""What the experiments that run on Ray have in common: the identity of a run, the model that an actor keeps, rows as bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+from threadpoolctl import ThreadpoolController
+
+from scanner.engine import ScanObserver
+from scanner.engine.pool import granted_device
+from scanner.engine.rows import pack, unpack
+from scanner.errors import ScannerError
+from scanner.experiments.models import Head, ModelPlace, Precision, load_model
+from scanner.store import SCHEMAS
+
+__all__ = ["Errors", "Failure", "Resident", "pack", "rows_table", "run_hash", "unpack"]
+
+#: Raised whenever the same call would give different numbers; part of every run's identity.
+EXPERIMENTS_VERSION = 1
+
+
+def run_hash(kind: str, identity: str, parameters: Mapping[str, object]) -> str:
+    """16 hexadecimal digits that name a run of this kind on this content with these parameters, on every machine."""
+    text = json.dumps(
+        {"kind": kind, "content": identity, "version": EXPERIMENTS_VERSION, "parameters": dict(parameters)},
+        sort_keys=True,
+    )
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def rows_table(name: str, columns: Mapping[str, object], length: int) -> pa.Table:
+    """A table with the schema of `name`: arrays as they are, single values repeated, columns that are not given null.
+
+    Raises:
+        ValueError: a column that the table does not have.
+    """
+    unknown = sorted({*columns} - {*SCHEMAS[name].names})
+    if unknown:
+        raise ValueError(f"table {name!r} has no columns {unknown}")
+    arrays = []
+    for column in SCHEMAS[name]:
+        value = columns.get(column.name)
+        if hasattr(value, "__len__") and not isinstance(value, str):
+            arrays.append(pa.array(value, from_pandas=True).cast(column.type))
+        else:
+            scalar = None if isinstance(value, float) and value != value else value
+            arrays.append(pa.repeat(pa.scalar(scalar, column.type), length))
+    return pa.Table.from_arrays(arrays, schema=SCHEMAS[name])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why a task gave no result. With `hopeless` the others would fail for the same reason: the run ends."""
+
+    message: str
+    hopeless: bool = False
+
+
+@dataclass(kw_only=True)
+class Errors:
+    """What went wrong in a run, told to its observer as it happens."""
+
+    observer: ScanObserver
+    messages: dict[str, str] = field(default_factory=dict)
+    """Name of the task to what happened to it."""
+
+    def add(self, name: str, failure: Failure) -> None:
+        """Keep a failure.
+
+        Raises:
+            ScannerError: it is one that ends the run.
+        """
+        if failure.hopeless:
+            raise ScannerError(failure.message)
+        self.messages[name] = failure.message
+
+
+class Resident:
+    """Base of the actors: one model that stays where it is, one computation at a time, one thread of BLAS."""
+
+    def __init__(self) -> None:
+        self._device = granted_device()
+        self._computing = threading.Lock()
+        self._thread_pools = ThreadpoolController()
+        self._model: tuple[object, Any] | None = None
+
+    def ready(self) -> str:
+        """The device, once the actor is there."""
+        return self._device
+
+    @contextmanager
+    def computing(self) -> Iterator[float]:
+        """Waits for its turn and limits threads; yields the time at which the turn began."""
+        with self._computing, self._thread_pools.limit(limits=1):
+            yield time.perf_counter()
+
+    def model(self, place: ModelPlace, head: Head, dtype: Precision) -> Any:
+        """The model, loaded when it is first asked for.
+
+        Raises:
+            ScannerError: as `load_model`.
+        """
+        wanted = (place, head, dtype)
+        if self._model is None or self._model[0] != wanted:
+            self._model = None  # two do not fit
+            self._model = (wanted, load_model(place, head=head, device=self._device, dtype=dtype))
+        return self._model[1]

@@ -1,0 +1,178 @@
+"""From texts to token sequences, and from sequences to padded batches that fit into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from scanner.checkpoint.names import printable
+from scanner.errors import ScannerError
+from scanner.experiments.texts import Texts
+
+Ids = NDArray[np.int32]
+Result = TypeVar("Result")
+
+#: Padded tokens in one batch: on a CPU more is no faster, a GPU wants to be filled.
+BATCH_TOKENS = {"cpu": 1024, "cuda": 8192}
+#: Characters that are enough for one token of any tokenizer that is not made of bytes.
+_CHARACTERS_PER_TOKEN = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Sequences side by side: `ids` and `mask` are (count, longest) int64 tensors, mask 1 for a token and 0 for padding."""
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+
+    def inputs(self, model: Any) -> dict[str, torch.Tensor]:
+        """Arguments of a forward pass on the model's device; a decoder beside an encoder is given the same tokens."""
+        device = model.device
+        ids, mask = self.ids.to(device), self.mask.to(device)
+        found = {"input_ids": ids, "attention_mask": mask}
+        if getattr(model.config, "is_encoder_decoder", False):
+            found |= {"decoder_input_ids": ids, "decoder_attention_mask": mask}
+        return found
+
+
+def encode(tokenizer: Any, text: str, second: str | None = None, *, special: bool = True) -> list[int]:
+    """The tokens of one text or pair, without a warning for long ones."""
+    pair = (text,) if second is None else (text, second)
+    ids: list[int] = tokenizer(*pair, add_special_tokens=special, verbose=False)["input_ids"]
+    return ids
+
+
+def affixes(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The special tokens that the tokenizer puts before and after a text: `[CLS]` and `[SEP]`, a BOS, nothing."""
+    bare, full = encode(tokenizer, "a", special=False), encode(tokenizer, "a")
+    for start in range(len(full) - len(bare) + 1):
+        if bare and full[start : start + len(bare)] == bare:
+            return full[:start], full[start + len(bare) :]
+    return [], []
+
+
+def running_ids(tokenizer: Any, texts: Texts, *, tokens: int | None = None) -> Ids:
+    """One sequence of at most `tokens` tokens: the running text, or the items of a table with an empty line between them.
+
+    Special tokens that the tokenizer puts in front (a BOS) stand once, at the beginning.
+    """
+    text = texts.items[0] if texts.whole else "\n\n".join(texts.items)
+    prefix, _ = affixes(tokenizer)
+    if tokens is not None:
+        text = text[: _CHARACTERS_PER_TOKEN * tokens]
+    ids = [*prefix, *encode(tokenizer, text, special=False)]
+    return np.array(ids[:tokens], dtype=np.int32)
+
+
+def sequences(tokenizer: Any, texts: Texts, *, length: int, tokens: int | None = None) -> list[Ids]:
+    """Sequences of at most `length` tokens for a model's forward pass, `tokens` of them in all (None: everything).
+
+    A running text is cut into pieces of equal length, each with the model's special tokens around it; what is left at its end is
+    dropped. Items of a table are a sequence each, cut at `length`. Special tokens count: the model sees them.
+
+    Raises:
+        ScannerError: a running text that does not fill one sequence.
+    """
+    found: list[Ids] = []
+    total = 0
+    if not texts.whole:
+        pairs: list[str | None] = [*texts.seconds] or [None] * len(texts.items)
+        for text, second in zip(texts.items, pairs, strict=True):
+            if tokens is not None and total >= tokens:
+                break
+            room = length if tokens is None else min(length, tokens - total)
+            ids = encode(tokenizer, text[: _CHARACTERS_PER_TOKEN * length], second)[:room]
+            found.append(np.array(ids, dtype=np.int32))
+            total += len(ids)
+        return [ids for ids in found if len(ids)]
+    prefix, suffix = affixes(tokenizer)
+    body = length - len(prefix) - len(suffix)
+    text = texts.items[0] if tokens is None else texts.items[0][: _CHARACTERS_PER_TOKEN * (tokens + length)]
+    ids = encode(tokenizer, text, special=False)
+    wanted = len(ids) // body if tokens is None else min(len(ids) // body, max(1, tokens // length))
+    if wanted == 0:
+        raise too_short(texts, len(ids), body)
+    return [
+        np.array([*prefix, *ids[start : start + body], *suffix], dtype=np.int32)
+        for start in range(0, wanted * body, body)
+    ]
+
+
+def too_short(texts: Texts, tokens: int, window: int) -> ScannerError:
+    """The error for a text that does not fill one window."""
+    return ScannerError(
+        f"text {printable(texts.name)} has {tokens} tokens, too short for a window of {window}: "
+        "give more text or a smaller --window"
+    )
+
+
+def padding_id(tokenizer: Any) -> int:
+    """The token that fills up; where the tokenizer has none any will do, for it is masked in all that is computed."""
+    for name in ("pad_token_id", "eos_token_id"):
+        value = getattr(tokenizer, name, None)
+        if isinstance(value, int):
+            return value
+    return 0
+
+
+def pad(ids: Sequence[Ids], padding: int) -> Batch:
+    """Sequences side by side, filled up on the right."""
+    longest = max(len(one) for one in ids)
+    padded = np.full((len(ids), longest), padding, dtype=np.int64)
+    mask = np.zeros((len(ids), longest), dtype=np.int64)
+    for row, one in enumerate(ids):
+        padded[row, : len(one)] = one
+        mask[row, : len(one)] = 1
+    return Batch(ids=torch.from_numpy(padded), mask=torch.from_numpy(mask))
+
+
+class Batches:
+    """Groups of sequences of like length, no group larger than fits: after an out-of-memory error half of it is tried.
+
+    `smallest` is the number of padded tokens that groups were cut down to, None while all fitted.
+    """
+
+    def __init__(self, padding: int, batch_tokens: int) -> None:
+        self.padding, self.batch_tokens = padding, batch_tokens
+        self.smallest: int | None = None
+
+    def run(self, ids: Sequence[Ids], compute: Callable[[Batch, list[int]], Result]) -> list[Result]:
+        """`compute(batch, indices)` for all sequences, in a fixed order: shortest first, equal ones as they come.
+
+        Raises:
+            ScannerError: a single sequence does not fit into the device's memory.
+        """
+        results: list[Result] = []
+        for group in self._groups(ids):
+            results += self._run(ids, group, compute)
+        return results
+
+    def _run(self, ids: Sequence[Ids], group: list[int], compute: Callable[[Batch, list[int]], Result]) -> list[Result]:
+        try:
+            return [compute(pad([ids[i] for i in group], self.padding), group)]
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            size = len(group) * max(len(ids[i]) for i in group)
+            if len(group) == 1:
+                raise ScannerError(
+                    f"one sequence of {size} tokens does not fit into the device's memory: a smaller --window"
+                ) from error
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.batch_tokens = self.smallest = min(self.batch_tokens, size // 2)
+        half = len(group) // 2
+        return self._run(ids, group[:half], compute) + self._run(ids, group[half:], compute)
+
+    def _groups(self, ids: Sequence[Ids]) -> Iterator[list[int]]:
+        group: list[int] = []
+        for index in sorted(range(len(ids)), key=lambda i: len(ids[i])):
+            if group and (len(group) + 1) * len(ids[index]) > self.batch_tokens:
+                yield group
+                group = []
+            group.append(index)
+        if group:
+            yield group
