@@ -38,7 +38,9 @@ with measured as (
         sum(singular_value ** 2) / least(rows, cols) as variance,
         avg(u_p) as u_p,
         avg(v_p) as v_p,
-        sqrt(1 / 12 / count(u_p)) as standard_error,
+        sqrt(1 / 12 / nullif(count(u_p), 0)) as u_error,
+        sqrt(1 / 12 / nullif(count(v_p), 0)) as v_error,
+        coalesce(u_error, v_error) as standard_error,
         min(singular_value) as smallest,
         max(singular_value) as largest
     from controls
@@ -49,8 +51,8 @@ with measured as (
 compared as (
     select
         *,
-        (u_p - 0.5) / standard_error as u_deviation,
-        (v_p - 0.5) / standard_error as v_deviation,
+        (u_p - 0.5) / u_error as u_deviation,
+        (v_p - 0.5) / v_error as v_deviation,
         largest / mp_upper - 1 as upper_excess,
         1 - smallest / nullif(mp_lower, 0) as lower_excess,
         -- Half the relative width of the extreme eigenvalues of a Wishart matrix, for s is the root of an eigenvalue.
@@ -78,8 +80,9 @@ select
     excess_widths,
     case
         when
-            abs(u_deviation) < 4
-            and abs(v_deviation) < 4
+            -- A side of length 1 has no p-values, and no deviation.
+            coalesce(abs(u_deviation), 0) < 4
+            and coalesce(abs(v_deviation), 0) < 4
             and excess_widths < 6
             and abs(variance - 1) < 4 * sqrt(2 / (rows::double * cols))
             then 'ok'

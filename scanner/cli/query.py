@@ -61,7 +61,12 @@ def query(
         raise typer.BadParameter("name a query, or use --list to see them", param_hint="NAME")
     else:
         values = _parse(param or [])
-        write(open_store(store).query(name, **values), form)
+        answer = open_store(store).query(name, **values)
+        write(answer, form)
+        if answer.num_rows == 0:
+            note(
+                f"no rows: `rmtscan models --store {store}` shows what is scanned, `rmtscan query {name} --list` the parameters"
+            )
 
 
 def _describe(name: str) -> None:

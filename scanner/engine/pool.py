@@ -34,6 +34,7 @@ WINDOW = 2
 ATTEMPTS = 3
 #: The local object store only passes small tables; Ray's default would reserve a third of the memory.
 _LOCAL_OBJECT_STORE = 256 << 20
+_LOCAL = "local"
 #: How long nothing may happen before the user is told why.
 WAITING_SECONDS = 60.0
 #: How long a cluster may take to answer at all.
@@ -85,23 +86,29 @@ def ray_session(options: PoolOptions) -> Iterator[None]:
         yield
         return
     try:
-        _connect(options.address or os.environ.get("RAY_ADDRESS") or "local")
+        _connect(_address(options))
         yield
     finally:
         ray.shutdown()
 
 
+def _address(options: PoolOptions) -> str:
+    return options.address or os.environ.get("RAY_ADDRESS") or _LOCAL
+
+
 def _connect(address: str) -> None:
     local: dict[str, Any] = (
-        {"include_dashboard": False, "object_store_memory": _LOCAL_OBJECT_STORE} if address == "local" else {}
+        {"include_dashboard": False, "object_store_memory": _LOCAL_OBJECT_STORE} if address == _LOCAL else {}
     )
     terminate = signal.getsignal(signal.SIGTERM)
     try:
         _knock(address)
+        # What Ray tells of lost workers and nodes goes to stdout, between the data; the observer tells of them anyway.
+        ray._private.worker._worker_logs_enabled = False
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)
     except (OSError, ValueError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if address == "local":
+        if address == _LOCAL:
             raise ScannerError(f"Ray does not start on this machine: {reason}; its logs are in /tmp/ray") from error
         raise ScannerError(
             f"no Ray cluster at {address!r}: {reason}; start one (`ray start --head`) or leave --address out to use this machine"
@@ -207,7 +214,13 @@ def run_tasks(
         ScannerError: no cluster, or no worker can start.
     """
     with ray_session(options):
-        shape = PoolShape.fit(options, ray.cluster_resources(), len(tasks))  # type: ignore[no-untyped-call]
+        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        shape = PoolShape.fit(options, resources, len(tasks))
+        if _address(options) == _LOCAL and shape.gpus > resources.get("GPU", 0.0):
+            raise ScannerError(
+                f"--gpus-per-worker {shape.gpus:g}, and this machine has {resources.get('GPU', 0.0):g} GPUs: leave it out, or "
+                "name a cluster with --address"
+            )
         on_start(environment(shape))
         pool: Pool[AnyTask] = Pool(
             worker_class, shape, on_done=on_done, on_lost=on_lost, on_workers=on_workers, on_waiting=on_waiting

@@ -159,14 +159,19 @@ def summarize(parts: Decomposition, sum_of_entries: float, *, sigma: SigmaKind, 
     # Of a product of thin factors only some triplets are there; the other singular values are zero, and count as such.
     spectrum = np.pad(s, (0, min(rows, cols) - len(s)))
     rank = metrics.numerical_rank(s, rows, cols)
-    bulk = fit_bulk(spectrum, rows, cols)
-    estimates: dict[SigmaKind, float] = {
-        "median": sigma_median(spectrum, rows, cols),
-        "std": sigma_std(sum_of_entries, s, rows, cols),
-        "init": sigma_init(rows),
+    # In units of a power of two near the largest value, which costs no rounding: squares must not leave float64.
+    unit = 2.0 ** (int(np.frexp(s[0])[1]) - 1) if s[0] > 0.0 else 1.0
+    scaled = spectrum / unit
+    bulk = fit_bulk(scaled, rows, cols)
+    in_units: dict[SigmaKind, float] = {
+        "median": sigma_median(scaled, rows, cols),
+        "std": sigma_std(sum_of_entries / unit, s / unit, rows, cols),
+        "init": sigma_init(rows) / unit,
         "bulk": bulk.sigma,
     }
-    fit = _chosen_fit(sigma, estimates, bulk, rows, cols)
+    chosen = _chosen_fit(sigma, in_units, bulk, rows, cols)
+    fit = BulkFit(sigma=chosen.sigma * unit, lower=chosen.lower * unit, upper=chosen.upper * unit)
+    estimates = {kind: value * unit for kind, value in in_units.items()}
     region = metrics.regions(s, fit.lower, fit.upper, rank)
     u, v = _side(parts.left, rank, null), _side(parts.right, rank, null)
     return Analysis(
@@ -192,12 +197,12 @@ def summarize(parts: Decomposition, sum_of_entries: float, *, sigma: SigmaKind, 
         sigma_bulk=estimates["bulk"],
         mp_lower=fit.lower,
         mp_upper=fit.upper,
-        mp_ks=metrics.mp_distance(spectrum, rows, cols, fit.sigma),
+        mp_ks=metrics.mp_distance(scaled, rows, cols, chosen.sigma),
         outliers_left=int(np.count_nonzero(region == "left")),
         outliers_right=int(np.count_nonzero(region == "right")),
         rank=rank,
         spectral_norm=float(s[0]),
-        frobenius_norm=float(np.linalg.norm(s)),
+        frobenius_norm=float(np.linalg.norm(s / unit)) * unit,
         stable_rank=metrics.stable_rank(s),
         effective_rank=metrics.effective_rank(s),
         u_p_mean=_mean(u.p),

@@ -244,5 +244,6 @@ class StoreFiles:
                 state = "is full"
             elif doing == "written" and error.errno in _FORBIDDEN:
                 state = "is not writable"
-            advice = "free space or choose another with --store" if doing == "written" else "check --store"
+            advice = "choose another with --store" if doing == "written" else "check --store"
+            advice = f"free space or {advice}" if error.errno in _FULL else advice
             raise StoreError(f"store {self.url!r} {state}: {error.strerror or error}; {advice}") from error

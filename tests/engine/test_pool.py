@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scanner.engine.pool import ATTEMPTS, Pool, PoolOptions, PoolShape
+from scanner.engine.pool import ATTEMPTS, Pool, PoolOptions, PoolShape, run_tasks
 from scanner.errors import ScannerError
 
 from .mortal import DiesInTheConstructor, Mortal, Refuses, RefusesOnce, Work
@@ -133,6 +133,19 @@ def test_a_pool_that_cannot_have_its_workers_says_what_is_missing(
     with pytest.raises(ScannerError, match="each needs 1 CPU and 1 GPUs; the cluster has 2 CPUs and 0 GPUs"):
         pool.run([Work(name="a", log=tmp_path / "log")])
     assert (told.done, told.lost) == ([], [])
+
+
+def test_a_gpu_that_this_machine_has_not_is_refused_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ScannerError, match="this machine has 0 GPUs: leave it out, or name a cluster"):
+        run_tasks(
+            Mortal,
+            [Work(name="a", log=tmp_path / "log")],
+            PoolOptions(gpus_per_worker=0.5),
+            on_start=lambda environment: None,
+            on_done=lambda work, outcome: pytest.fail(work.name),
+            on_lost=lambda work, reason: pytest.fail(reason),
+        )
 
 
 @pytest.mark.parametrize(

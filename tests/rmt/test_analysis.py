@@ -11,6 +11,7 @@ from scanner import analyze
 from scanner.rmt.analysis import NotFiniteError
 from scanner.rmt.ensembles import ENSEMBLES, control, kaiming_uniform
 from scanner.rmt.ks_null import KsNull
+from scanner.rmt.sigma import SigmaKind
 from tests.rmt.matrices import orthonormal
 
 #: Role, tensor, and over the six layers: sigma, outliers left and right, and an independent float64 computation's mean v_p of its
@@ -218,3 +219,25 @@ def test_orthogonal_spikes_keep_their_own_outliers() -> None:
     rng = np.random.default_rng(6)
     w = rng.standard_normal((300, 300)) + (orthonormal(300, 3, rng) * [80.0, 90.0, 100.0]) @ orthonormal(300, 3, rng).T
     assert analyze(w).outliers_right == 3
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-150, 1e150, 1e200])
+@pytest.mark.parametrize("kind", ["median", "std", "bulk"])
+def test_a_matrix_of_any_scale_is_judged_as_the_same_matrix_at_scale_1(scale: float, kind: SigmaKind) -> None:
+    matrix = np.random.default_rng(0).standard_normal((40, 30))
+    matrix[:, 0] *= 5.0
+    one, scaled = analyze(matrix, sigma=kind), analyze(matrix * scale, sigma=kind)
+    for name in (
+        "sigma",
+        "sigma_median",
+        "sigma_std",
+        "sigma_bulk",
+        "mp_lower",
+        "mp_upper",
+        "frobenius_norm",
+        "spectral_norm",
+    ):
+        assert getattr(scaled, name) == pytest.approx(getattr(one, name) * scale, rel=1e-12)
+    np.testing.assert_array_equal(scaled.region, one.region)
+    assert scaled.mp_ks == pytest.approx(one.mp_ks, rel=1e-9)
+    assert scaled.sigma_init == one.sigma_init

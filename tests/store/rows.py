@@ -111,8 +111,8 @@ def control(
     cols: int,
     *,
     singular_values: Sequence[float],
-    u_p: Sequence[float],
-    v_p: Sequence[float],
+    u_p: Sequence[float | None],
+    v_p: Sequence[float | None],
     ensemble: str = "gaussian",
     seed: int = 0,
 ) -> pa.Table:

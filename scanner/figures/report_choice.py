@@ -1,0 +1,86 @@
+"""Which models a report is about: references become models of the store, without a network and without the checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from scanner.checkpoint.metadata import model_name
+from scanner.checkpoint.names import printable
+from scanner.errors import ScannerError
+from scanner.figures.choice import rows_of
+from scanner.figures.registry import nearest
+from scanner.store import Store
+
+
+def choose_models(store: Store, references: Sequence[str]) -> list[str]:
+    """The models that are meant, each once, in the order named; all of the store, by name, when none is.
+
+    A reference is the name of a scanned model, the place it was scanned from (a folder, a file, a URL), or `org/name@revision`.
+
+    Raises:
+        ScannerError: nothing is scanned, one is not (says what is), or its scan is not finished (says how to finish it).
+    """
+    known = rows_of(store, "report_models")
+    models = sorted({row["model"] for row in known})
+    if not references:
+        if models:
+            return models
+        unfinished = store.unfinished()
+        if unfinished:
+            raise ScannerError(_not_finished(store, unfinished[0].model or unfinished[0].scan_id, unfinished[0].parts))
+        raise ScannerError(f"nothing is scanned in {store.url}: begin with 'rmtscan scan REF --store {store.url}'")
+    return list(dict.fromkeys(_choose(store, reference, known, models) for reference in references))
+
+
+def _choose(store: Store, reference: str, known: Sequence[dict[str, str | None]], models: Sequence[str]) -> str:
+    if reference in models:
+        return reference
+    path = _local(reference)
+    names = {reference.removeprefix("hf://").rstrip("/")}
+    if path is not None:
+        names = {model_name(path)}
+        sources = [row["model"] for row in known if row["source"] == str(path)]
+        if sources and sources[0]:
+            return sources[0]
+    sources = [row["model"] for row in known if row["source"] and row["source"].rstrip("/") == reference.rstrip("/")]
+    found = [*sources, *(model for model in models if model in names)]
+    if not found:
+        name, at, revision = reference.removeprefix("hf://").partition("@")
+        newest = next((row for row in known if row["model"] == name), None)
+        if at and newest is not None:
+            if revision and str(newest["revision"]).startswith(revision):
+                found = [name]
+            else:
+                raise ScannerError(
+                    f"of {printable(name)!r} the newest scan is of revision {str(newest['revision'])[:12]!r}, not "
+                    f"{printable(revision)!r}: a report is about the newest"
+                )
+    if found and found[0]:
+        return found[0]
+    for scan in store.unfinished():
+        if scan.model is not None and scan.model in {reference, *names}:
+            raise ScannerError(_not_finished(store, reference, scan.parts))
+    shown = [printable(model) for model in models]
+    there = nearest(printable(reference), shown) if shown else "nothing is"
+    raise ScannerError(f"{printable(reference)!r} is not scanned in {store.url}: {there}")
+
+
+def _local(reference: str) -> Path | None:
+    """The absolute path as a scan writes it, or None for what is no path of this machine."""
+    if not reference or "\0" in reference or "://" in reference:
+        return None
+    try:
+        path = Path(reference).expanduser()
+        if path.is_dir():
+            return path.resolve()
+        return path.parent.resolve() / path.name if path.exists() else None
+    except (OSError, RuntimeError):
+        return None
+
+
+def _not_finished(store: Store, reference: str, parts: int) -> str:
+    return (
+        f"the scan of {printable(reference)!r} is not finished ({parts} matrices so far): "
+        f"'rmtscan scan REF --store {store.url}' with the same reference goes on from there"
+    )
