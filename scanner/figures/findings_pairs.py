@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
-from scanner.figures.report_words import Finding, Row, counted, listing, parameter, percent, signed, where
+from scanner.figures.report_words import Finding, Row, counted, listing, parameter, percent, where
 
 _NAMED = 4
 
@@ -90,9 +90,15 @@ def gained(rows: Sequence[Row]) -> Finding | None:
         detail += f"; most in {where(most)}: {most['intruders']}."
     headline = f"{count or 'No'} intruder {'dimension' if count == 1 else 'dimensions'}"
     return Finding(
-        headline=f"{headline}; {signed(right[1] - right[0], digits=0)} outliers above the bulk",
+        headline=f"{headline}, and {_more(right[1] - right[0])} above the bulk",
         detail=detail if count else detail + ".",
     )
+
+
+def _more(count: int) -> str:
+    if not count:
+        return "as many outliers as before"
+    return f"{counted(abs(count), 'outlier', 'outliers')} {'more' if count > 0 else 'fewer'}"
 
 
 def _decile(decile: int) -> str:

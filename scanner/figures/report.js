@@ -89,7 +89,7 @@
   };
   const config = {
     font: "Liberation Sans, Arial, Helvetica, sans-serif", view: { stroke: "#D0D0D0" },
-    axis: { labelFontSize: 12, titleFontSize: 13, titleFontWeight: "normal", gridColor: "#EEEEEE" },
+    axis: { labelFontSize: 12, titleFontSize: 13, titleFontWeight: "normal", gridColor: "#EEEEEE", labelOverlap: true, labelFlush: false },
     legend: { orient: "top", title: null, labelFontSize: 12, symbolStrokeWidth: 2.5, labelLimit: 260, columnPadding: 14 },
   };
   const base = { $schema: explorer.schema, width: "container", height: 270, autosize: { type: "fit-x", contains: "padding" }, background: null, config };
@@ -100,14 +100,14 @@
     const bars = counts.map((count, i) => ({ from: start + i * width, to: start + (i + 1) * width, count, density: count / total / width })).filter((bar) => bar.count);
     const edges = [{ nu: matrix.upper, edge: "ν₊, " + matrix.right + " above" }];
     if (matrix.lower > 0) edges.unshift({ nu: matrix.lower, edge: "ν₋, " + matrix.left + " below" });
-    const x = { field: "from", type: "quantitative", title: "singular value ν", scale: { zero: false, nice: false }, axis: { grid: false } };
+    const x = { field: "from", type: "quantitative", title: "singular value ν", scale: { zero: false, nice: false }, axis: { grid: false, tickCount: 8 } };
     const colour = (name) => ({ datum: name, scale: { domain: ["singular values", "Marchenko–Pastur law"], range: [SKY, "#000000"] } });
     return { ...base,
       title: beyond ? { text: beyond + " values lie further right, up to " + short(largest), anchor: "end", fontWeight: "normal", fontSize: 12, color: "#5a6675" } : undefined,
       layer: [
-        { data: { values: bars }, mark: { type: "bar", opacity: 0.85, stroke: "white", strokeWidth: 0.3, clip: true },
+        { data: { values: bars }, mark: { type: "rect", opacity: 0.85, stroke: "white", strokeWidth: 0.3, clip: true },
           params: [{ name: "zoom", select: { type: "interval", encodings: ["x"] }, bind: "scales" }],
-          encoding: { x, x2: { field: "to" }, y: { field: "density", type: "quantitative", title: "density p(ν)" }, color: colour("singular values"),
+          encoding: { x, x2: { field: "to" }, y: { field: "density", type: "quantitative", title: "density p(ν)", scale: { zero: true } }, y2: { datum: 0 }, color: colour("singular values"),
             tooltip: [{ field: "count", title: "singular values" }, { field: "from", format: ".4g" }, { field: "to", format: ".4g" }] } },
         { data: { values: law(matrix) }, mark: { type: "line", strokeWidth: 2, clip: true },
           encoding: { x: { field: "nu", type: "quantitative" }, y: { field: "density", type: "quantitative" }, color: colour("Marchenko–Pastur law") } },
@@ -135,7 +135,7 @@
       { data: { values: rows }, mark: { type: "line", strokeWidth: 1.8, clip: true },
         params: [{ name: "zoom", select: { type: "interval", encodings: ["x"] }, bind: "scales" }],
         encoding: {
-          x: { field: "k", type: "quantitative", title: "rank k of the singular value (0 = largest)", scale: { nice: false, domain: [0, Math.min(matrix.rows, matrix.cols) - 1] }, axis: { grid: false } },
+          x: { field: "k", type: "quantitative", title: "rank k of the singular value (0 = largest)", scale: { nice: false, domain: [0, Math.min(matrix.rows, matrix.cols) - 1] }, axis: { grid: false, tickCount: 8 } },
           y: { field: "p", type: "quantitative", title: "local mean of p", scale: { domain: [0, 1] } },
           color: { field: "what", type: "nominal", scale: { domain: names.slice(0, shown), range: colours.slice(0, shown) } },
         } },

@@ -129,6 +129,7 @@ def render(store: Store, models: Sequence[str], *, progress: Callable[[str], Non
         version=__version__,
         most_drawn=MOST_DRAWN,
         most_rows=MOST_ROWS,
+        counted=sum(not model.startswith("delta:") for model in models) or len(models),
         deciles=range(1, 11),
     )
     return text, len(pairs)
@@ -309,8 +310,11 @@ def _draw(
         specification = figure.draw(store, interactive=True, **given).to_dict()
     except ScannerError:  # heads that were not scanned, a model without blocks
         return []
+    heading = specification.pop("title", None)  # stands above the chart, as text of the page
+    below = heading.get("subtitle") if isinstance(heading, dict) else None
+    note = "; ".join(map(str, below[1:])) if isinstance(below, list) else ""  # the first line is the model
     charts[key] = specification
-    return [{"key": key, "title": f"{figure.title}{more}", "about": figure.about}]
+    return [{"key": key, "title": f"{figure.title}{more}", "about": figure.about, "note": note}]
 
 
 @cache

@@ -14,7 +14,7 @@ from scanner.store import Store
 
 
 def choose_models(store: Store, references: Sequence[str]) -> list[str]:
-    """The models that are meant, each once, in the order named; all of the store, by name, when none is.
+    """The models that are meant, each once, in the order named; all of the store, differences last, when none is.
 
     A reference is the name of a scanned model, the place it was scanned from (a folder, a file, a URL), or `org/name@revision`.
 
@@ -25,7 +25,7 @@ def choose_models(store: Store, references: Sequence[str]) -> list[str]:
     models = sorted({row["model"] for row in known})
     if not references:
         if models:
-            return models
+            return sorted(models, key=lambda model: model.startswith("delta:"))
         unfinished = store.unfinished()
         if unfinished:
             raise ScannerError(_not_finished(store, unfinished[0].model or unfinished[0].scan_id, unfinished[0].parts))

@@ -40,7 +40,7 @@ def full(store: Store) -> Store:
     store.write_control(control(4, 4, singular_values=[1.0], u_p=[0.5], v_p=[0.5]), 4, 4, "gaussian", 0)
     batch = store.comparison("pair", method=METHOD)
     batch.stage("early", piece("a", 0))
-    batch.commit(["early"], row())
+    batch.commit(["early"], lambda _: row())
     point = {"run_id": "r", "kind": "ablate", "model": "org/one", "source": f"{HERE}/one", "dataset": "./texts/a.txt"}
     rows = pa.Table.from_pylist([point], schema=SCHEMAS["experiments"])
     store.write_rows("experiments", "r", rows, method={"text": "/data/private/a.txt"})
