@@ -37,7 +37,8 @@ with summary as (
     group by model, role
 ),
 
-per_vector as (
+-- Both sides at once, and turned into lines when they are few.
+per_matrix as (
     unpivot (
         select
             model,
@@ -47,18 +48,13 @@ per_vector as (
             head,
             expert,
             10 - (10 * k) // least(rows, cols) as decile,
-            u_p as u,
-            v_p as v
+            avg(u_p) as u,
+            avg(v_p) as v
         from vectors
         semi join chosen_scans($model, $revision) using (scan_id)
         where ($role is null or role = $role) and (head is not null) = $heads
+        group by all
     ) on u, v into name side value p
-),
-
-per_matrix as (
-    select model, role, side, decile, avg(p) as p
-    from per_vector
-    group by model, role, side, decile, scan_id, tensor, head, expert
 ),
 
 deciles as (

@@ -16,46 +16,54 @@
 -- column: singular_value_std | sample standard deviation between the matrices, same units; empty for one matrix
 -- column: mp_lower | lower edge of the Marchenko-Pastur law, mean, same units
 -- column: mp_upper | upper edge, mean, same units
-with spectrum as (
-    select model, role, rows, cols, scan_id, tensor, head, expert, k, singular_value
-    from vectors
-    semi join chosen_scans($model, $revision) using (scan_id)
-    where ($role is null or role = $role) and (head is not null) = $heads
-),
-
-scales as (
+with scales as (
     select
+        model,
         scan_id,
         tensor,
         role,
         head,
         expert,
+        rows,
+        cols,
         nullif(sigma, 0) * sqrt(greatest(rows, cols)) as scale,
-        mp_lower,
-        mp_upper
+        mp_lower / scale as mp_lower,
+        mp_upper / scale as mp_upper
     from matrices
     semi join chosen_scans($model, $revision) using (scan_id)
     where ($role is null or role = $role) and (head is not null) = $heads
+),
+
+-- The same at every rank.
+edges as (
+    select model, role, rows, cols, avg(mp_lower) as mp_lower, avg(mp_upper) as mp_upper
+    from scales
+    group by model, role, rows, cols
+),
+
+spectrum as (
+    select
+        vectors.model,
+        vectors.role,
+        vectors.rows,
+        vectors.cols,
+        vectors.k,
+        count(*)::integer as matrices,
+        avg(vectors.singular_value / scales.scale) as singular_value,
+        stddev_samp(vectors.singular_value / scales.scale) as singular_value_std
+    from vectors
+    semi join chosen_scans($model, $revision) using (scan_id)
+    join scales
+        on scales.scan_id = vectors.scan_id
+        and scales.tensor = vectors.tensor
+        and scales.role = vectors.role
+        and scales.head is not distinct from vectors.head
+        and scales.expert is not distinct from vectors.expert
+    where ($role is null or vectors.role = $role) and (vectors.head is not null) = $heads
+    group by vectors.model, vectors.role, vectors.rows, vectors.cols, vectors.k
 )
 
-select
-    spectrum.model,
-    spectrum.role,
-    spectrum.rows,
-    spectrum.cols,
-    spectrum.k,
-    count(*)::integer as matrices,
-    avg(spectrum.singular_value / scales.scale) as singular_value,
-    stddev_samp(spectrum.singular_value / scales.scale) as singular_value_std,
-    avg(scales.mp_lower / scales.scale) as mp_lower,
-    avg(scales.mp_upper / scales.scale) as mp_upper
+select spectrum.*, edges.mp_lower, edges.mp_upper
 from spectrum
-join scales
-    on scales.scan_id = spectrum.scan_id
-    and scales.tensor = spectrum.tensor
-    and scales.role = spectrum.role
-    and scales.head is not distinct from spectrum.head
-    and scales.expert is not distinct from spectrum.expert
-group by spectrum.model, spectrum.role, spectrum.rows, spectrum.cols, spectrum.k
-order by
-    spectrum.model, role_order(spectrum.role), spectrum.role, spectrum.rows, spectrum.cols, spectrum.k;
+join edges using (model, role, rows, cols)
+order by model, role_order(role), role, rows, cols, k;

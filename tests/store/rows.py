@@ -210,6 +210,5 @@ def add_comparison(
     batch = store.comparison(pair_id, method={})
     for pair in pairs:
         batch.stage(pair.key, pair.tables(names))
-    batch.commit(
-        [pair.key for pair in pairs], {**names, "finished_at": NOON + timedelta(hours=hours), "matrices": len(pairs)}
-    )
+    row = {**names, "finished_at": NOON + timedelta(hours=hours), "matrices": len(pairs)}
+    batch.commit([pair.key for pair in pairs], lambda _: row)

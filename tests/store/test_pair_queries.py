@@ -27,9 +27,7 @@ def drawn(seed: int, tensor: str, rows: int, cols: int, **more: object) -> Pair:
     base[-1] = 0.0
     vectors = {name: random.uniform(size=low).tolist() for name in (*P_COLUMNS, "u_overlap", "v_overlap")}
     vectors |= {name: [*vectors[name][:-1], None] for name in ("u_p_base", "v_p_base")}
-    return Pair(
-        tensor=tensor, rows=rows, cols=cols, base=base.tolist(), tuned=tuned.tolist(), vectors=vectors, **more
-    )
+    return Pair(tensor=tensor, rows=rows, cols=cols, base=base.tolist(), tuned=tuned.tolist(), vectors=vectors, **more)
 
 
 def test_pair_shift_averages_rank_by_rank_over_matrices_of_one_role_and_shape(store: Store) -> None:

@@ -1,0 +1,98 @@
+-- title: Every model in one line
+-- about: Coverage, cost and the main result of each model, the latest first. p-values and outliers are those of whole
+--   matrices. A model whose scans found no matrix at all has its line, too.
+-- param: model VARCHAR = NULL | only this model
+-- param: revision VARCHAR = NULL | the newest revision that begins with this, instead of the newest
+-- column: model | the model's name
+-- column: revision | commit or content hash, the first 12 characters
+-- column: architecture | class of the model
+-- column: base_model | the model that it was made from
+-- column: parameters | number of the checkpoint's parameters
+-- column: finished_at | when its last scan was finished, UTC
+-- column: scans | scans of this revision
+-- column: failed | tensors that could not be analysed, of all these scans
+-- column: seconds | of workers, of all these scans
+-- column: layers | distinct blocks
+-- column: matrices | matrices analysed
+-- column: slices | slices of attention heads analysed
+-- column: p | mean p-value of both sides; 0.5 for random matrices
+-- column: left_percent | singular values below the Marchenko-Pastur bulk, per cent
+-- column: right_percent | singular values above it, per cent
+-- column: learned_role | the role with the smallest mean p-value
+-- column: learned_p | its mean p-value
+-- column: random_role | the role with the largest mean p-value
+-- column: random_p | its mean p-value
+with coverage as (
+    select
+        model,
+        left(any_value(revision), 12) as revision,
+        any_value(architecture) as architecture,
+        any_value(base_model) as base_model,
+        max(parameters) as parameters,
+        max(finished_at) as finished_at,
+        count(*)::integer as scans,
+        sum(failed)::integer as failed,
+        sum(seconds) as seconds
+    from scans
+    semi join chosen_scans($model, $revision) using (scan_id)
+    group by model
+),
+
+roles as (
+    select
+        model,
+        role,
+        count(*) filter (where head is null) as matrices,
+        count(head) as slices,
+        (avg(u_p_mean) filter (where head is null) + avg(v_p_mean) filter (where head is null)) / 2 as p,
+        sum(outliers_left) filter (where head is null) as outliers_left,
+        sum(outliers_right) filter (where head is null) as outliers_right,
+        sum(least(rows, cols)) filter (where head is null) as singular_values
+    from matrices
+    semi join chosen_scans($model, $revision) using (scan_id)
+    group by model, role
+),
+
+results as (
+    select
+        model,
+        sum(matrices)::integer as matrices,
+        sum(slices)::integer as slices,
+        sum(p * matrices) / sum(matrices) filter (where p is not null) as p,
+        100 * sum(outliers_left) / sum(singular_values) as left_percent,
+        100 * sum(outliers_right) / sum(singular_values) as right_percent,
+        arg_min(role, p) as learned_role,
+        min(p) as learned_p,
+        arg_max(role, p) as random_role,
+        max(p) as random_p
+    from roles
+    group by model
+),
+
+depth as (
+    select model, count(*)::integer as layers
+    from (
+        select distinct model, stack, layer
+        from matrices
+        semi join chosen_scans($model, $revision) using (scan_id)
+        where layer is not null
+    )
+    group by model
+)
+
+select
+    coverage.*,
+    coalesce(layers, 0) as layers,
+    coalesce(matrices, 0) as matrices,
+    coalesce(slices, 0) as slices,
+    p,
+    left_percent,
+    right_percent,
+    learned_role,
+    learned_p,
+    random_role,
+    random_p
+from coverage
+left join results using (model)
+left join depth using (model)
+order by finished_at desc nulls last, model;

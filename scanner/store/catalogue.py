@@ -1,0 +1,56 @@
+"""The named queries as a document: `python -m scanner.store.catalogue > docs/queries.md`."""
+
+import sys
+from collections.abc import Iterable
+
+from scanner.store.queries import Parameter, Query, load_queries
+
+_HEAD = """\
+# Named queries
+
+Generated from the headers of `queries/*.sql` by `python -m scanner.store.catalogue > docs/queries.md`; a test compares.
+[tables.md](tables.md) has the tables that they read.
+
+    rmtscan query --list
+    rmtscan query NAME --param model=org/model --format csv
+
+    store = scanner.open_store("results")
+    store.query("NAME", model="org/model").to_pandas()
+
+A parameter without a value given has its default; NULL stands for all.
+"""
+
+
+def catalogue(queries: Iterable[Query]) -> str:
+    """Markdown: a table of contents, then of every query what it answers, its parameters and its columns."""
+    known = list(queries)
+    contents = ["| query | answers |", "|---|---|"]
+    contents += [f"| [`{query.name}`](#{query.name}) | {_cell(query.title)} |" for query in known]
+    return "\n".join([_HEAD, *contents, *(line for query in known for line in _section(query))]) + "\n"
+
+
+def _section(query: Query) -> list[str]:
+    lines = ["", f"## {query.name}", "", f"**{query.title}**", "", query.about, ""]
+    if query.params:
+        lines += ["| parameter | type | default | |", "|---|---|---|---|"]
+        lines += [f"| `{p.name}` | {p.type} | {_default(p)} | {_cell(p.help)} |" for p in query.params]
+        lines += [""]
+    lines += ["| column | |", "|---|---|"]
+    return lines + [f"| `{column.name}` | {_cell(column.help)} |" for column in query.columns]
+
+
+def _default(param: Parameter) -> str:
+    if param.required:
+        return "required"
+    if param.default is None:
+        return "NULL"
+    return str(param.default).lower() if isinstance(param.default, bool) else str(param.default)
+
+
+def _cell(text: str) -> str:
+    """Text as the content of a table's cell: one line, its bars escaped."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(catalogue(load_queries().values()))
