@@ -30,7 +30,7 @@ ARROWS: dict[str, set[str]] = {
 """What a room may import beside itself, errors and version; `rmt` not even these."""
 
 MAX_LINES = 450
-HEAVY = {"torch", "ray", "duckdb", "pyarrow", "numpy", "scipy", "transformers"}
+HEAVY = {"torch", "ray", "duckdb", "pyarrow", "numpy", "scipy", "transformers", "altair", "vl_convert"}
 
 
 def shown(path: Path) -> str:
@@ -102,6 +102,8 @@ def test_arrows_between_rooms_run_one_way(room: str) -> None:
         ("typer", {"cli"}),
         ("rich", {"cli"}),
         ("transformers", {"experiments"}),
+        ("altair", {"figures"}),
+        ("vl_convert", {"figures"}),
     ],
 )
 def test_a_library_is_imported_in_its_own_room_only(library: str, rooms: set[str]) -> None:

@@ -98,7 +98,8 @@ def plot(
         "tuned": tuned,
     }
     parameters = {name: value for name, value in given.items() if value is not None}
-    chart = chosen.draw(open_store(store), interactive=output.suffix.lower() == ".html", **parameters)
+    opened = open_store(store) if chosen.needs_store else None
+    chart = chosen.draw(opened, interactive=output.suffix.lower() == ".html", **parameters)
     note(f"{chosen.title}: {save(chart, output)}")
 
 

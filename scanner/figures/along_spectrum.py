@@ -107,22 +107,25 @@ def _spectra(
     shapes = ", ".join(dict.fromkeys(f"{m} × {n}" for _, m, n in groups))
     top = 1.1 * max(row["s"] for row in rows)
     bottom = max(_FLOOR, 0.8 * min(row["s"] for row in rows))
-    ticks = [tick for tick in (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000) if bottom <= tick <= top]
+    ticks = theme.log_ticks(bottom, top)
     y_scale = alt.Scale(type="log", domain=[bottom, top], nice=False)
     x_title = "relative rank k / min(m, n)" if last else None
     x = alt.X("x:Q", title=x_title, scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(grid=False))
     y = alt.Y("s:Q", title="ν / (σ √max(m, n))", scale=y_scale, axis=alt.Axis(values=ticks, format="~g", grid=False))
-    lines = alt.Chart(theme.inline(rows), name=f"spectra_{gamma:g}".replace(".", "_"))
+    lines = alt.Chart(theme.inline(rows))
     lines = lines.mark_line(strokeWidth=look.line, clip=True).encode(
-        x=x, y=y, color=theme.by_role(roles), strokeDash=theme.dashes(roles), detail="shape:N"
+        x=x, y=y, color=theme.by_role(roles, symbolType="stroke"), strokeDash=theme.dashes(roles), detail="shape:N"
     )
     quantiles = _expected(gamma)
     law = alt.Chart(theme.inline([row for row in quantiles if float(str(row["s"])) >= bottom]))
     law = law.mark_line(color=theme.BLACK, strokeWidth=0.7 * look.line, strokeDash=[1, 1.5], clip=True)
     layers = [law.encode(x="x:Q", y="s:Q"), *_edge_rules(gamma, look, bottom)]
-    layers.append(theme.selectable(lines, "role") if interactive else lines)
     if interactive:
-        layers.append(_hover(rows, roles))
+        chosen = theme.legend_selection("role")
+        lines = theme.zoomable(theme.faded(lines, chosen), f"{gamma:g}".replace(".", "_"), "x", "y")
+        layers += [lines.add_params(chosen) if last else lines, _hover(rows)]
+    else:
+        layers.append(lines)
     height = look.height if not interactive else round(0.8 * look.height)
     title = alt.TitleParams(
         f"{shapes} (dotted: random)", fontSize=look.font, fontWeight="normal", offset=2, anchor="start", frame="group"
@@ -130,7 +133,7 @@ def _spectra(
     return alt.layer(*layers).properties(width=look.width, height=height, title=title)
 
 
-def _hover(rows: Sequence[dict[str, Any]], roles: Sequence[str]) -> Any:
+def _hover(rows: Sequence[dict[str, Any]]) -> Any:
     """Invisible points under the pointer that tell the numbers of a line."""
     tips = [
         alt.Tooltip("role:N", title="role"),
@@ -140,8 +143,8 @@ def _hover(rows: Sequence[dict[str, Any]], roles: Sequence[str]) -> Any:
         alt.Tooltip("s:Q", title="ν / (σ √hi)", format=".4g"),
         alt.Tooltip("std:Q", title="standard deviation", format=".2g"),
     ]
-    points = alt.Chart(theme.inline(rows)).mark_point(opacity=0, size=60, filled=True)
-    return points.encode(x="x:Q", y="s:Q", color=theme.by_role(roles), tooltip=tips)
+    points = alt.Chart(theme.inline(rows)).mark_point(opacity=0, size=60, filled=True, clip=True)
+    return points.encode(x="x:Q", y="s:Q", tooltip=tips)
 
 
 def _expected(gamma: float, points: int = 80) -> list[dict[str, object]]:
@@ -267,7 +270,8 @@ def _profile_panels(
                 alt.Tooltip("block:Q", title=f"block {layer}", format=".3f"),
                 alt.Tooltip("control:Q", title="control", format=".3f"),
             ]
-            layers.append(base.mark_point(opacity=0, size=80, filled=True).encode(y="mean:Q", tooltip=tips))
+            points = base.mark_point(opacity=0, size=80, filled=True, clip=True).encode(y="mean:Q", tooltip=tips)
+            layers.append(theme.zoomable(points, role))
         heading = alt.TitleParams(role, fontSize=look.font, fontWeight="bold", offset=2, anchor="start", frame="group")
         panels.append(alt.layer(*layers).properties(width=width, height=round(0.45 * look.height), title=heading))
     return alt.concat(*panels, columns=across).resolve_scale(color="shared")

@@ -98,7 +98,9 @@ def depth(
             alt.Tooltip("p:Q", title="mean p", format=".3f"),
             alt.Tooltip("matrices:Q", title="matrices"),
         ]
-        lines, points = theme.selectable(lines, "role"), points.encode(tooltip=tips)
+        chosen = theme.legend_selection("role")
+        lines = theme.faded(lines, chosen).add_params(chosen)
+        points = theme.zoomable(theme.faded(points, chosen).encode(tooltip=tips), "depth", "x", "y")
     random = alt.Chart(theme.inline([{"p": 0.5, "text": "random", "layer": max(layers) + 0.3}]))
     rule = random.mark_rule(strokeDash=[3, 2], strokeWidth=0.8 * look.line).encode(y="p:Q")
     word = random.mark_text(align="right", baseline="bottom", dx=-2, dy=-1, fontSize=look.font)

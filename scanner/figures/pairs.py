@@ -121,7 +121,7 @@ def pair_spectra(
         raise ScannerError(f"no singular values of the pair {printable(pair.tensor)!r} are in the store")
     look = theme.style(interactive)
     chart = _pair_panels(values, side, look, interactive=interactive)
-    change = "" if pair.relative_change is None else f", ‖ΔW‖/‖W‖ = {pair.relative_change:.3g}"
+    change = "" if pair.relative_change is None else f", |ΔW| / |W| = {pair.relative_change:.3g}"
     models = f"{printable(pair.base_model)} → {printable(pair.tuned_model)}"
     details = f"{pair.rows} × {pair.cols}{change}; {theme.SIDES[side]} singular vectors ({side})"
     return theme.finish(chart, look, f"Before and after: {place(pair)}", [models, details])
@@ -167,17 +167,20 @@ def _pair_panels(values: dict[str, list[Any]], side: str, look: theme.Style, *, 
             rule = alt.Chart(theme.inline([{"level": level}])).mark_rule(strokeDash=[3, 2], strokeWidth=0.6 * look.line)
             layers.insert(0, rule.encode(y=alt.Y("level:Q", title=title, scale=scale, axis=axis)))
         if interactive:
-            points = alt.Chart(theme.inline(rows)).mark_point(opacity=0, size=80, filled=True)
-            layers.append(points.encode(x=x, y=f"{lines[0][0]}:Q", tooltip=_pair_tips()))
+            points = alt.Chart(theme.inline(rows)).mark_point(opacity=0, size=80, filled=True, clip=True)
+            points = points.encode(x=x, y=f"{lines[0][0]}:Q", tooltip=_pair_tips())
+            layers.append(theme.zoomable(points, name.strip("_") or "values"))
         return alt.layer(*layers).properties(width=look.width, height=round(height * look.height))
 
     positive = [float(value) for value in (*before, *after) if value > 0.0]
     low, high = min(positive, default=0.1), max(positive, default=1.0)
-    domain = alt.Scale(type="log", domain=[max(low, 1e-3 * high) / 1.2, high * 1.2], nice=False)
+    bottom, top = max(low, 1e-3 * high) / 1.2, high * 1.2
+    domain = alt.Scale(type="log", domain=[bottom, top], nice=False)
+    ticks = alt.Axis(values=theme.log_ticks(bottom, top), format="~g", grid=False)
     finite = change[np.isfinite(change)]
     reach = max(1e-3, float(np.quantile(np.abs(finite), 0.98)) * 1.15) if finite.size else 1.0
     return alt.vconcat(
-        panel("", "singular value ν", 0.7, domain, alt.Axis(tickCount=4, format="~g", grid=False), False),
+        panel("", "singular value ν", 0.7, domain, ticks, False),
         panel(
             "change",
             "Δν / ν (%)",

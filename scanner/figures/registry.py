@@ -42,12 +42,14 @@ class Figure:
     parameters: tuple[str, ...]
     """Names of its parameters, all of them optional; `PARAMETERS` says what they mean."""
     function: Callable[..., Any]
+    needs_store: bool = True
+    """False for what is not about a scanned model."""
 
-    def draw(self, store: Store, *, interactive: bool = False, **parameters: object) -> Any:
+    def draw(self, store: Store | None, *, interactive: bool = False, **parameters: object) -> Any:
         """The chart: an `altair` chart, layered or concatenated, with its theme and its data in it.
 
         Args:
-            store: where the scans are.
+            store: where the scans are; None will do where `needs_store` is false.
             interactive: sized for a screen, with tooltips, zoom and legends that select; else for a paper's column.
             parameters: some of `parameters`; None stands for the default.
 
@@ -64,15 +66,23 @@ class Figure:
 
 def figure(function: Callable[..., Any], *, title: str, about: str) -> Figure:
     """A figure from its function `(store, *, interactive, ...)`: what it takes is read from the signature."""
+    signature = inspect.signature(function).parameters
     names = [
         name
-        for name, parameter in inspect.signature(function).parameters.items()
+        for name, parameter in signature.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name != "interactive"
     ]
     unknown = set(names) - {*PARAMETERS}
     if unknown:
         raise ValueError(f"figure {function.__name__!r} has parameters that nobody explains: {sorted(unknown)}")
-    return Figure(name=function.__name__, title=title, about=about, parameters=tuple(names), function=function)
+    return Figure(
+        name=function.__name__,
+        title=title,
+        about=about,
+        parameters=tuple(names),
+        function=function,
+        needs_store=signature["store"].default is inspect.Parameter.empty,
+    )
 
 
 def nearest(name: object, known: Iterable[object]) -> str:

@@ -105,9 +105,10 @@ def spectrum(
         stack=stack,
         tensor=tensor,
     )
+    scale = matrix.scale
     values = np.array(vectors(store, matrix)["singular_value"], dtype=np.float64)
     beside = control(store, matrix, ensemble)
-    scaled = None if beside is None else np.array(beside[1]["singular_value"], dtype=np.float64) * matrix.scale
+    scaled = None if beside is None else np.array(beside[1]["singular_value"], dtype=np.float64) * scale
     return draw(matrix, values, None if beside is None else beside[0], scaled, interactive=interactive)
 
 
@@ -147,6 +148,8 @@ def draw(
     ]
     bars = alt.Chart(theme.inline(rows), name="matrix").mark_bar(clip=True, stroke="white", strokeWidth=0.2)
     bars = bars.encode(x=x, x2="to:Q", y=y, y2=alt.datum(0), tooltip=hover if interactive else alt.Undefined)
+    if interactive:
+        bars = theme.zoomable(bars, "spectrum")
     layers: list[Any] = [theme.named(bars, MEASURED, names, columns=2)]
     if control_values is not None:
         random = alt.Chart(theme.inline(steps(histogram(control_values, borders))), name="control")
@@ -162,8 +165,6 @@ def draw(
     layers.append(theme.named(curve, LAW, names, columns=2))
     layers += _edges(matrix, look, top, shown, int(np.count_nonzero(values > shown)), float(values.max()))
     chart = alt.layer(*layers).properties(width=look.width, height=look.height)
-    if interactive:
-        chart.layer[0] = chart.layer[0].add_params(alt.selection_interval(name="zoom", bind="scales", encodings=["x"]))
     details = f"{matrix.rows} × {matrix.cols}, σ = {matrix.sigma:.4g} ({matrix.sigma_kind})"
     return theme.finish(chart, look, place(matrix), [printable(matrix.model), details])
 

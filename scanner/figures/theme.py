@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import altair as alt
 
@@ -160,10 +160,29 @@ def shapes(roles: Sequence[str]) -> alt.Shape:
     return alt.Shape("role:N", scale=scale, legend=alt.Legend(orient="top", title=None, columns=4))
 
 
-def selectable(chart: alt.Chart, field: str) -> alt.Chart:
-    """A layer whose legend selects: a click on an entry leaves it, and makes the others pale (shift for several)."""
-    chosen = alt.selection_point(fields=[field], bind="legend")
-    return chart.encode(opacity=alt.condition(chosen, alt.value(1.0), alt.value(0.1))).add_params(chosen)
+def legend_selection(field: str) -> alt.Parameter:
+    """A click on an entry of a legend leaves that one, and makes the others pale (shift for several)."""
+    return alt.selection_point(name=f"chosen_{field}", fields=[field], bind="legend")
+
+
+def faded(chart: alt.Chart, chosen: alt.Parameter) -> alt.Chart:
+    """A layer whose marks become pale when the legend's selection leaves them out."""
+    return chart.encode(opacity=alt.condition(chosen, alt.value(1.0), alt.value(0.1)))
+
+
+def zoomable(chart: alt.Chart, name: str, *encodings: Literal["x", "y"]) -> alt.Chart:
+    """A layer that the wheel zooms and the pointer drags; the name is unique within a figure, a double click goes back."""
+    return chart.add_params(
+        alt.selection_interval(name=f"zoom_{name}", bind="scales", encodings=list(encodings or ("x",)))
+    )
+
+
+def log_ticks(bottom: float, top: float) -> list[float]:
+    """1, 3, 10, 30 ... within the ends of a logarithmic axis; 1, 2, 5, 10 ... on a short one."""
+    steps = (1.0, 3.0) if top > 20.0 * bottom else (1.0, 2.0, 5.0)
+    exponents = range(math.floor(math.log10(bottom)), math.ceil(math.log10(top)) + 1)
+    ticks = [float(f"{step * 10.0**exponent:.3g}") for exponent in exponents for step in steps]
+    return [tick for tick in ticks if bottom <= tick <= top]
 
 
 def inline(rows: Sequence[Mapping[str, object]]) -> alt.InlineData:

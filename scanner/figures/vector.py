@@ -260,8 +260,8 @@ def _along(
     measured = alt.Chart(theme.inline(line)).mark_line(strokeWidth=look.line, clip=True)
     layers.append(theme.named(measured.encode(x=x, y=y), _ALL, _NAMES))
     if interactive:
-        points = alt.Chart(theme.inline(line)).mark_point(opacity=0, size=60, filled=True)
-        layers.append(points.encode(x=x, y=y, tooltip=tips))
+        points = alt.Chart(theme.inline(line)).mark_point(opacity=0, size=60, filled=True, clip=True)
+        layers.append(theme.zoomable(points.encode(x=x, y=y, tooltip=tips), "ranks"))
     mark = alt.Chart(theme.inline([{"k": k, "p": stored[column][k]}]))
     layers.append(
         mark.mark_point(filled=True, size=look.font * 4, color=theme.VERMILION, opacity=1).encode(x="k:Q", y="p:Q")

@@ -17,7 +17,10 @@ from .conftest import Run
 
 ROOT = Path(__file__).parent.parent.parent
 VERBS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-HEAVY = ("torch", "ray", "duckdb", "pyarrow", "numpy", "scipy", "transformers", "huggingface_hub", "fsspec", "gguf")
+HEAVY = (
+    *("torch", "ray", "duckdb", "pyarrow", "numpy", "scipy", "transformers", "huggingface_hub", "fsspec", "gguf"),
+    *("altair", "vl_convert"),
+)
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -1,0 +1,144 @@
+"""Stores with real matrices in them, scanned in this process: what the figures are drawn from and checked against."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from scanner.checkpoint import Checkpoint, MatrixRef, Selection, list_matrices, open_checkpoint, read_matrix
+from scanner.engine import rows
+from scanner.engine.plan import ControlTask, MatrixTask
+from scanner.rmt.analysis import Analysis, analyze
+from scanner.rmt.ensembles import control
+from scanner.store import SCHEMAS, Store, open_store
+
+BASE, TUNED = "base/model", "tuned/model"
+LAYERS = (0, 2, 5)
+ENSEMBLES = ("gaussian", "kaiming_uniform")
+
+
+def scan(store: Store, folder: Path, model: str, selection: Selection, scan_id: str) -> dict[str, Analysis]:
+    """Every selected matrix of a checkpoint analysed, staged and committed; the analyses by key."""
+    checkpoint = open_checkpoint(str(folder))
+    refs = list_matrices(checkpoint, selection).matrices
+    writer = store.writer(scan_id, method={"sigma": "median", "null": "table"}, model=model)
+    analyses = {}
+    for ref in refs:
+        task = MatrixTask(
+            scan_id=scan_id,
+            model=model,
+            revision=checkpoint.revision,
+            source=checkpoint.source,
+            refs=(ref,),
+            sigma="median",
+            null="table",
+        )
+        analyses[ref.key] = analysis = analyze(read_matrix(checkpoint.source, ref))
+        matrix = rows.matrix_row(task, ref, analysis, seconds=0.1, device="cpu")
+        writer.stage(ref.key, matrix, rows.vector_rows(task, ref, analysis))
+    writer.commit(_scan_row(checkpoint))
+    return analyses
+
+
+def _scan_row(checkpoint: Checkpoint) -> dict[str, object]:
+    return {"revision": checkpoint.revision, "source": checkpoint.source, "identity": checkpoint.identity, "skipped": 0}
+
+
+def add_controls(store: Store, shapes: set[tuple[int, int]]) -> None:
+    """Both kinds of random control of every shape."""
+    for m, n in sorted(shapes):
+        for ensemble in ENSEMBLES:
+            task = ControlTask(ensemble=ensemble, rows=m, cols=n)
+            table = rows.control_rows(task, analyze(control(ensemble, m, n, task.seed)))
+            store.write_control(table, m, n, ensemble, task.seed)
+
+
+def add_comparison(store: Store, base: dict[str, Analysis], tuned: dict[str, Analysis], refs: list[MatrixRef]) -> None:
+    """The rows of a comparison, made from the analyses of both sides; a later layer counts as changed more."""
+    batch = store.comparison("pair", method={})
+    for ref in refs:
+        one, other = base[ref.key], tuned[ref.key]
+        place = {"pair_id": "pair", "base_tensor": ref.tensor, "layer": ref.layer, "role": ref.role}
+        place |= {"rows": ref.rows, "cols": ref.cols}
+        names = {"base_model": BASE, "tuned_model": TUNED, "tuned_tensor": ref.tensor, "identical": False}
+        vectors = [
+            place
+            | {"k": k, "singular_value_base": one.singular_values[k], "singular_value_tuned": other.singular_values[k]}
+            | {f"{side}_p_base": getattr(one, f"{side}_p")[k] for side in "uv"}
+            | {f"{side}_p_tuned": getattr(other, f"{side}_p")[k] for side in "uv"}
+            for k in range(len(one.singular_values))
+        ]
+        found = {
+            "pairs": [place | names | {"relative_change": 0.01 * (1 + (ref.layer or 0))}],
+            "pair_vectors": vectors,
+            "pair_subspaces": [place | {"side": "u", "decile": 1, "dimensions": 1}],
+        }
+        batch.stage(ref.key, {name: pa.Table.from_pylist(row, schema=SCHEMAS[name]) for name, row in found.items()})
+    models = {"base_model": BASE, "tuned_model": TUNED, "base_scan_id": "base", "tuned_scan_id": "tuned"}
+    batch.commit([ref.key for ref in refs], lambda _: {"pair_id": "pair", "matrices": len(refs), **models})
+
+
+def build(url: str, base: Path, tuned: Path) -> Store:
+    """Two models with three blocks of a few roles each, the heads of one, both controls, and their comparison."""
+    store = open_store(url, create=True)
+    selection = Selection(only=("query", "value", "mlp_up"), layers=LAYERS)
+    refs = list(list_matrices(open_checkpoint(str(base), identify=False), selection).matrices)
+    analyses = [scan(store, folder, name, selection, scan_id) for folder, name, scan_id in _scans(base, tuned)]
+    scan(store, base, BASE, Selection(only=("query", "key"), layers=(0, 1), heads=True), "heads")
+    add_controls(store, {(ref.rows, ref.cols) for ref in refs})
+    add_comparison(store, *analyses, refs)
+    return store
+
+
+def _scans(base: Path, tuned: Path) -> list[tuple[Path, str, str]]:
+    return [(base, BASE, "base"), (tuned, TUNED, "tuned")]
+
+
+def tables(specification: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """Every table that a chart embeds, CSV read with the csv module."""
+    kinds = {str(data.get("name")): data.get("format", {}) for data in _data(specification)}
+    return [_table(values, kinds.get(name, {})) for name, values in specification.get("datasets", {}).items()]
+
+
+def named_table(specification: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """The table of the view of that name."""
+    for view in _views(specification):
+        if view.get("name") == name:
+            data = view["data"]
+            return _table(specification["datasets"][data["name"]], data.get("format", {}))
+    raise AssertionError(f"no view {name!r} in {[view.get('name') for view in _views(specification)]}")
+
+
+def _views(node: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(node, dict):
+        if "mark" in node or "layer" in node:
+            yield node
+        for part in ("layer", "concat", "hconcat", "vconcat"):
+            for child in node.get(part, []):
+                yield from _views(child)
+
+
+def _data(node: Any) -> Iterator[dict[str, Any]]:
+    for view in _views(node):
+        if "data" in view:
+            yield view["data"]
+
+
+def _table(values: Any, form: dict[str, Any]) -> list[dict[str, Any]]:
+    if not isinstance(values, str):
+        return list(values)
+    numbers = {*form.get("parse", {})}
+    found = []
+    for row in csv.DictReader(io.StringIO(values)):
+        found.append({k: (float(v) if v else None) if k in numbers else v for k, v in row.items()})
+    return found
+
+
+def column(table: list[dict[str, Any]], name: str) -> np.ndarray:
+    return np.array([row[name] for row in table], dtype=float)

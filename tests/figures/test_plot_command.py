@@ -1,0 +1,68 @@
+"""`rmtscan plot`: names of figures and parameters in, a file out; mistakes end with one line."""
+
+from pathlib import Path
+
+import pytest
+
+from scanner.figures import FIGURES
+from tests.cli.conftest import Run, rmtscan  # noqa: F401  (a fixture)
+
+from .stores import BASE, TUNED
+
+
+def test_the_list_names_every_figure_and_its_options(rmtscan: Run) -> None:  # noqa: F811
+    told = rmtscan("plot", "--list", "--format", "csv")
+    text = told.out.decode()
+    assert told.status == 0
+    assert all(f'"{name}"' in text for name in FIGURES)
+    assert "--layer" in text
+
+
+def test_one_figure_is_explained(rmtscan: Run) -> None:  # noqa: F811
+    text = rmtscan("plot", "outliers", "--list").out.decode()
+    assert text.startswith("outliers: Singular values outside")
+    assert "--stack" in text
+
+
+@pytest.mark.parametrize("suffix", ["html", "svg", "png", "pdf"])
+def test_a_figure_becomes_a_file(rmtscan: Run, pair_url: str, tmp_path: Path, suffix: str) -> None:  # noqa: F811
+    path = tmp_path / f"x.{suffix}"
+    told = rmtscan("plot", "spectrum", "-m", BASE, "--layer", 2, "--role", "query", "-s", pair_url, "-o", path)
+    assert (told.status, told.out) == (0, b"")
+    assert str(path) in told.err
+    assert path.stat().st_size > 5_000
+
+
+def test_a_pair_needs_no_names_where_there_is_one(rmtscan: Run, pair_url: str, tmp_path: Path) -> None:  # noqa: F811
+    path = tmp_path / "x.svg"
+    assert rmtscan("plot", "overlap", "--role", "query", "-s", pair_url, "-o", path).status == 0
+    assert TUNED in path.read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "told"),
+    [
+        (["spectrun", "-o", "x.png"], 1, "did you mean 'spectrum'"),
+        (["depth", "-o", "x.gif"], 1, ".html .svg .png .pdf"),
+        (["depth", "-o", "nowhere/x.png"], 1, "no folder 'nowhere'"),
+        (["depth"], 2, "-o FILE"),
+        ([], 2, "--list"),
+        (["depth", "--k", "3", "-o", "x.png"], 1, "takes no k"),
+        (["depth", "-m", "bas/model", "-o", "x.png"], 1, "did you mean 'base/model'"),
+    ],
+)
+def test_mistakes(
+    rmtscan: Run,  # noqa: F811
+    pair_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    status: int,
+    told: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = rmtscan("plot", *arguments, "-s", pair_url)
+    assert ran.status == status
+    assert told in ran.told
+    assert len(ran.errors) == (1 if status == 1 else 0)
+    assert list(tmp_path.iterdir()) == []
