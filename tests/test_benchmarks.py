@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from scanner.store.queries import load_queries
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
@@ -33,7 +35,7 @@ def _all_numbers_are_positive(rows: list[dict[str, Any]]) -> None:
 
 
 def test_every_benchmark_is_tried_here() -> None:
-    tried = {"decomposition", "ks", "scan", "scaling"}
+    tried = {"decomposition", "ks", "scan", "scaling", "queries"}
     assert {path.stem.removeprefix("bench_") for path in BENCHMARKS.glob("bench_*.py")} == tried
 
 
@@ -71,6 +73,20 @@ def test_scan(tmp_path: Path) -> None:
     value, distance = (row["difference"] for row in found["differences"])
     assert value <= 1e-6
     assert distance <= 1e-6
+
+
+def test_queries(tmp_path: Path) -> None:
+    found = _run("queries", tmp_path)
+    assert found["vectors"] == 4 * 14 * 64
+    asked = {row["query"] for row in found["times"]}
+    assert asked == {query.name for query in load_queries().values()}
+    about = {row["about"] for row in found["times"]}
+    assert about == {"one model", "fleet"}
+    assert all(row["median_s"] > 0 for row in found["times"] + found["opening"])
+    assert len(found["partial_reads"]) == 6
+    for row in found["partial_reads"]:
+        assert row["pushed"] == "yes"
+        assert row["read_MB"] > 0
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="a worker's peak memory is read from /proc")
