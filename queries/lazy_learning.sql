@@ -2,6 +2,7 @@
 -- about: One line per network and set of removed singular values, averaged over the seeds (appendix A and Fig. 9 of arXiv
 --   2410.17770v1). A rich network does without its small singular values, a lazy one does not.
 -- param: runs VARCHAR = NULL | only these runs (run_id, separated by commas)
+-- param: percent DOUBLE = NULL | only sets of this many per cent
 -- column: dataset | what the networks learned
 -- column: model | the network, its alpha and its frozen layers
 -- column: ordering | smallest: by number; mass: by share of the sum of the singular values; random: as many as smallest
@@ -34,5 +35,6 @@ select
     avg(delta) as delta,
     stddev_samp(delta) as spread
 from points
+where $percent is null or percent = $percent
 group by dataset, model, ordering, percent
 order by dataset, model, ordering, percent;

@@ -211,7 +211,7 @@ def lazy_learning(
 
     def done(point: Point, outcome: Outcome) -> None:
         if outcome.error is None:
-            _write(target, point, outcome, environment)
+            write_point(target, point, outcome, environment)
         else:
             failed[point.run_id] = f"{point.regime.name}, seed {point.seed}: {outcome.error}"
         observer.task_done(point, failed=[point.name] if outcome.error else [])
@@ -256,8 +256,12 @@ def set_name(ordering: str, share: float) -> str:
     return f"{ordering}:{100.0 * share:g}%"
 
 
-def _write(store: Store, point: Point, outcome: Outcome, environment: dict[str, Any]) -> None:
-    """The rows, then the run that says they are complete."""
+def write_point(store: Store, point: Point, outcome: Outcome, environment: dict[str, Any]) -> None:
+    """Store a point: its rows, then the run that says they are complete.
+
+    Raises:
+        StoreError: the store is full or not writable.
+    """
     finished_at = datetime.now(UTC)
     common: dict[str, object] = {
         "run_id": point.run_id,

@@ -5,9 +5,11 @@ from __future__ import annotations
 from scanner.errors import ScannerError
 from scanner.figures.along_spectrum import pvalues_by_role, spectra_by_role
 from scanner.figures.depth import depth, heads, outliers
+from scanner.figures.lazy import lazy
 from scanner.figures.pairs import overlap, pair_spectra
 from scanner.figures.registry import Figure, figure, nearest
 from scanner.figures.spectrum import spectrum
+from scanner.figures.theory import theory
 from scanner.figures.vector import vector
 
 _ALL = (
@@ -63,6 +65,18 @@ _ALL = (
         title="Overlap of the singular vectors before and after fine-tuning",
         about="|v · v′| of the vectors before (v′) and after (v) as a heat map; what stays on the diagonal kept its direction and "
         "its rank. Reads both matrices again.",
+    ),
+    figure(
+        theory,
+        title="Minimal model: the small outlier that learning a rank-1 teacher must leave",
+        about="Smallest singular value, and overlaps of its vectors with the teacher's, against the strength of training: closed "
+        "forms beside samples with error bars. Needs no store.",
+    ),
+    figure(
+        lazy,
+        title="Rich and lazy networks without some of their singular values",
+        about="Accuracy against the share of removed singular values (from `rmtscan lazy-learning`). A rich network does without "
+        "its small ones; a lazy one keeps what it knows in all of them.",
     ),
 )
 

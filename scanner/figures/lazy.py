@@ -1,0 +1,103 @@
+"""What rich and lazy networks lose with their small singular values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+
+from scanner.checkpoint.names import printable
+from scanner.errors import ScannerError
+from scanner.figures import theme
+from scanner.figures.registry import nearest
+from scanner.store import Store
+
+_COLOURS = (theme.BLUE, theme.VERMILION, theme.GREEN, theme.ORANGE, theme.PURPLE, theme.SKY, theme.BLACK)
+_PANELS = {
+    "smallest": "the smallest removed, % of their number",
+    "mass": "the smallest removed, % of the sum of all",
+    "random": "as many removed at random, % of their number",
+}
+
+
+def lazy(store: Store, *, interactive: bool = False, model: str | None = None) -> Any:
+    """Accuracy against the share of removed singular values, by regime: by number, by mass, and at random as a control.
+
+    Lines are means over seeds, error bars the standard deviation of the change over seeds (one seed: none).
+
+    Source: arXiv 2410.17770v1, App. A, Fig. 9.
+
+    Args:
+        store: where the experiment's rows are.
+        interactive: for a screen.
+        model: the network, where there are several: `mlp 64-512-512-512-10`.
+
+    Raises:
+        ScannerError: there is no such experiment in the store, or not with that network.
+    """
+    answer = store.query("lazy_learning").to_pylist()
+    if not answer:
+        raise ScannerError(f"no lazy-learning experiment is in {store.url}: begin with 'rmtscan lazy-learning'")
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in answer:
+        groups.setdefault(f"{str(row['model']).rsplit(' alpha=', 1)[0]} on {row['dataset']}", []).append(row)
+    fitting = [name for name in groups if model is None or model == name or name.startswith(f"{model} on ")]
+    if len(fitting) != 1:
+        known = [printable(name) for name in groups]
+        wanted = f"no network {printable(model)!r}: {nearest(printable(model), known)}" if model else ", ".join(known)
+        raise ScannerError(wanted if model else f"there are several networks, name one with --model: {wanted}")
+    found = groups[fitting[0]]
+    rows = []
+    for row in found:
+        regime = f"α = {str(row['model']).rsplit('alpha=', 1)[-1]}"
+        spread = row["spread"] or 0.0
+        value = {
+            "regime": printable(regime),
+            "ordering": row["ordering"],
+            "percent": row["percent"],
+            "value": row["value"],
+        }
+        rows.append(value | {"low": row["value"] - spread, "high": row["value"] + spread, "networks": row["networks"]})
+        rows.append(value | {"percent": 0.0, "value": row["baseline"], "low": row["baseline"], "high": row["baseline"]})
+    rows = list({(row["regime"], row["ordering"], row["percent"]): row for row in rows}.values())
+    regimes = list(dict.fromkeys(str(row["regime"]) for row in rows))
+    if len(regimes) > len(_COLOURS):
+        raise ScannerError(f"{len(regimes)} regimes are more than colours: draw from a store with fewer")
+    look = theme.style(interactive)
+    panels = [
+        _panel(look, rows, regimes, ordering, title, interactive)
+        for ordering, title in _PANELS.items()
+        if any(row["ordering"] == ordering for row in rows)
+    ]
+    networks = sorted({int(row["networks"]) for row in found})
+    counted = f"{networks[0]}" if len(networks) == 1 else f"{networks[0]} to {networks[-1]}"
+    details = f"{counted} seeds, ± one standard deviation of the change"
+    chart = alt.vconcat(*panels).resolve_scale(color="shared")
+    return theme.finish(chart, look, f"Rich and lazy networks: {printable(fitting[0])}", [details])
+
+
+def _panel(
+    look: theme.Style, rows: list[dict[str, Any]], regimes: list[str], ordering: str, title: str, interactive: bool
+) -> Any:
+    mine = sorted((row for row in rows if row["ordering"] == ordering), key=lambda row: (row["regime"], row["percent"]))
+    data = theme.inline(mine)
+    x = alt.X(
+        "percent:Q", title=title, scale=alt.Scale(domain=[0, 100], nice=False), axis=alt.Axis(grid=False, tickCount=6)
+    )
+    y = alt.Y("value:Q", title="accuracy", scale=alt.Scale(domain=[0, 1], nice=False), axis=alt.Axis(tickCount=5))
+    colour = alt.Color(
+        "regime:N",
+        scale=alt.Scale(domain=regimes, range=[*_COLOURS[: len(regimes)]]),
+        legend=alt.Legend(orient="top", title=None, symbolType="stroke", direction="horizontal", labelLimit=look.width),
+    )
+    names = ("regime:N", "percent:Q", "value:Q", "low:Q", "high:Q")
+    hover = [alt.Tooltip(name, format=".3g") if name.endswith("Q") else alt.Tooltip(name) for name in names]
+    base = alt.Chart(data)
+    bars = base.mark_rule(clip=True, strokeWidth=look.line).encode(
+        x=x, y=alt.Y("low:Q", title="accuracy"), y2="high:Q", color=colour
+    )
+    lines = base.mark_line(clip=True, strokeWidth=1.3 * look.line).encode(x=x, y=y, color=colour)
+    dots = base.mark_point(filled=True, size=2.0 * look.font, opacity=1.0).encode(
+        x=x, y=y, color=colour, tooltip=hover if interactive else alt.Undefined
+    )
+    return alt.layer(lines, bars, dots).properties(width=look.width, height=0.8 * look.height)
