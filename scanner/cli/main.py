@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scanner.cli import calibrate, compare, inspect, lazy_learning, plot, publish, query, report, scan
+from scanner.cli import ablate, activations, calibrate, compare, inspect, lazy_learning, plot, publish, query, report, scan
 from scanner.errors import ScannerError
 from scanner.version import __version__
 
@@ -26,6 +26,8 @@ inspect.register(app)
 compare.register(app)
 query.register(app)
 calibrate.register(app)
+activations.register(app)
+ablate.register(app)
 lazy_learning.register(app)
 plot.register(app)
 report.register(app)

@@ -1,0 +1,108 @@
+-- title: Do the deciles that look least random matter most
+-- about: Spearman's rank correlation, over the ten deciles of the spectrum, between the damage their removal does and what a scan says
+--   of them: the mean p-value of their singular vectors (v and u), the share of outliers (values outside the random bulk), and the
+--   decile itself (the size of the singular values). The papers' claim is a p_correlation near -1 and an outlier_correlation near 1,
+--   beyond decile_correlation where decile 1 hurts. Needs a scan of the model in the same store, and all ten deciles.
+-- param: model VARCHAR = NULL | only this model
+-- param: run VARCHAR = NULL | only this run (one model, metric, text and precision)
+-- param: metric VARCHAR = NULL | only perplexity, accuracy or kl
+-- column: run_id | one model, metric, text and precision
+-- column: model | the model's name
+-- column: metric | perplexity, accuracy or kl
+-- column: roles | roles that were changed
+-- column: layers | blocks that were changed
+-- column: p_correlation | damage against mean p-value; negative: what looks random matters less
+-- column: outlier_correlation | damage against the share of outliers
+-- column: decile_correlation | damage against the decile; 1: the larger the singular values, the more they matter
+-- column: worst | the decile whose removal does most damage
+-- column: second | the next
+-- column: damage_1 | damage without decile 1, the smallest singular values
+-- column: damage_middle | mean damage without deciles 4 to 7
+with points as (
+    select
+        run_id,
+        model,
+        revision,
+        metric,
+        roles,
+        layers,
+        split_part(set, ':', 2)::integer as decile,
+        -- Accuracy falls where the others rise.
+        any_value(case metric when 'accuracy' then -delta else delta end) as damage
+    from ablations
+    semi join (select run_id from experiments where kind = 'ablation') using (run_id)
+    where
+        starts_with(set, 'decile:')
+        and ($model is null or model = $model)
+        and ($run is null or run_id = $run)
+        and ($metric is null or metric = $metric)
+    group by all
+),
+
+spans as (
+    select
+        model,
+        revision,
+        roles,
+        layers,
+        unnest(regexp_extract_all(layers, '\d+(?:-\d+)?')) as span,
+        split_part(span, '-', 1)::integer as first_layer,
+        coalesce(try_cast(split_part(span, '-', 2) as integer), first_layer) as last_layer
+    from (select distinct model, revision, roles, layers from points)
+),
+
+looks as (
+    select
+        spans.model,
+        spans.revision,
+        spans.roles,
+        spans.layers,
+        10 - (10 * k) // least(rows, cols) as decile,
+        avg((u_p + v_p) / 2) as p,
+        avg((region in ('left', 'right'))::integer) as outliers
+    from spans
+    join vectors
+        on vectors.model = spans.model
+        and vectors.revision is not distinct from spans.revision
+        and list_contains(string_split(spans.roles, ','), vectors.role)
+        and vectors.layer between first_layer and last_layer
+        and head is null
+    group by all
+),
+
+ranked as (
+    select
+        *,
+        -- Equal values share the mean of their ranks.
+        rank() over (of_group order by damage) + (count(*) over (of_group, damage) - 1) / 2 as damage_rank,
+        rank() over (of_group order by p) + (count(*) over (of_group, p) - 1) / 2 as p_rank,
+        rank() over (of_group order by outliers) + (count(*) over (of_group, outliers) - 1) / 2 as outlier_rank
+    from points
+    join looks using (model, revision, roles, layers, decile)
+    window of_group as (partition by run_id, roles, layers)
+)
+
+select
+    run_id,
+    model,
+    metric,
+    roles,
+    layers,
+    corr(damage_rank, p_rank) as p_correlation,
+    corr(damage_rank, outlier_rank) as outlier_correlation,
+    corr(damage_rank, decile) as decile_correlation,
+    arg_max(decile, damage)::integer as worst,
+    (max_by(decile, damage, 2)[2])::integer as second,
+    max(damage) filter (where decile = 1) as damage_1,
+    avg(damage) filter (where decile between 4 and 7) as damage_middle
+from ranked
+group by run_id, model, metric, roles, layers
+having count(*) = 10
+order by
+    model,
+    metric,
+    run_id,
+    role_order(split_part(roles, ',', 1)),
+    roles,
+    try_cast(regexp_extract(layers, '\d+') as integer),
+    layers;

@@ -1,0 +1,183 @@
+"""Accuracy on labelled texts: by a checkpoint's own classifier, by the answers of a language model, or by a probe on features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from scanner.checkpoint.names import printable
+from scanner.errors import ScannerError
+from scanner.experiments.evaluation import Scores
+from scanner.experiments.texts import Texts
+from scanner.experiments.tokens import Batch, Batches, Ids, encode
+
+#: Strength of the probe's penalty on standardised features.
+RIDGE = 10.0
+
+
+def labels_of(texts: Texts, names: Sequence[str] | None = None) -> NDArray[np.int64]:
+    """The class of each text as an index into `names` (a classifier's) if all labels are among them, else into the sorted classes.
+
+    Raises:
+        ScannerError: fewer than two classes, or more than a classifier has.
+    """
+    classes = texts.classes
+    if names is not None and {*classes} <= {*names}:
+        order = {name: index for index, name in enumerate(names)}
+    elif names is not None and len(classes) > len(names):
+        raise ScannerError(
+            f"{printable(texts.name)} has {len(classes)} classes and the model's classifier has {len(names)}"
+        )
+    else:
+        order = {name: index for index, name in enumerate(classes)}
+    return np.array([order[label] for label in texts.labels], dtype=np.int64)
+
+
+def examples(tokenizer: Any, texts: Texts, *, length: int) -> tuple[Ids, ...]:
+    """One sequence of at most `length` tokens for each text or pair; long ones lose their end."""
+    seconds = texts.seconds or (None,) * len(texts.items)
+    return tuple(
+        np.array(encode(tokenizer, text, second)[:length], dtype=np.int32)
+        for text, second in zip(texts.items, seconds, strict=True)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifier:
+    """Share of examples that the checkpoint's own classifier gets right."""
+
+    ids: tuple[Ids, ...]
+    labels: NDArray[np.int64]
+    metric: str = "accuracy"
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all examples."""
+        return sum(map(len, self.ids))
+
+    @property
+    def units(self) -> int:
+        """Examples."""
+        return len(self.ids)
+
+    def prepare(self, model: Any, batches: Batches) -> None:
+        """Nothing has to be remembered."""
+
+    def scores(self, model: Any, prepared: Any, batches: Batches) -> Scores:
+        """1 for every example that is right, else 0."""
+        right = np.zeros(self.units)
+
+        def compute(batch: Batch, indices: list[int]) -> None:
+            guesses = model(**batch.inputs(model)).logits.argmax(dim=-1).cpu().numpy()
+            right[indices] = guesses == self.labels[indices]
+
+        # A decoder's classifier looks at the last token that is no padding, and must be told what padding is.
+        alone = getattr(model.config, "pad_token_id", None) is None
+        with torch.inference_mode():
+            (Batches(batches.padding, 1) if alone else batches).run(self.ids, compute)
+        return Scores(sums=right, weights=np.ones(self.units))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Share of examples for which a language model finds the right answer likelier than the others.
+
+    `ids` are the prompts, `answers` the tokens of each class's answer; the likelihood is that of all of an answer's tokens.
+    """
+
+    ids: tuple[Ids, ...]
+    answers: tuple[Ids, ...]
+    labels: NDArray[np.int64]
+    metric: str = "accuracy"
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all prompts."""
+        return sum(map(len, self.ids))
+
+    @property
+    def units(self) -> int:
+        """Examples."""
+        return len(self.ids)
+
+    def prepare(self, model: Any, batches: Batches) -> None:
+        """Nothing has to be remembered."""
+
+    def scores(self, model: Any, prepared: Any, batches: Batches) -> Scores:
+        """1 for every example that is right, else 0; of equally likely answers the first counts."""
+        likelihood = np.zeros((self.units, len(self.answers)))
+        whole = [np.concatenate([prompt, answer]) for prompt in self.ids for answer in self.answers]
+
+        def compute(batch: Batch, indices: list[int]) -> None:
+            logits = model(**batch.inputs(model)).logits
+            for row, index in enumerate(indices):
+                example, chosen = divmod(index, len(self.answers))
+                start, end = len(self.ids[example]), len(whole[index])
+                predicted = logits[row, start - 1 : end - 1].float().log_softmax(dim=-1)
+                targets = batch.ids[row, start:end].to(predicted.device)
+                likelihood[example, chosen] = float(predicted.gather(1, targets[:, None]).double().sum())
+
+        with torch.inference_mode():
+            batches.run(whole, compute)
+        return Scores(sums=(likelihood.argmax(axis=1) == self.labels).astype(np.float64), weights=np.ones(self.units))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """Share of examples that a linear classifier on the model's features gets right.
+
+    Features are the last hidden states averaged over tokens. The classifier (ridge regression on the classes' indicators,
+    standardised features) is fitted once, on the intact model and the even examples; the odd ones are what counts.
+    """
+
+    ids: tuple[Ids, ...]
+    labels: NDArray[np.int64]
+    metric: str = "accuracy"
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the examples that count."""
+        return sum(map(len, self.ids[1::2]))
+
+    @property
+    def units(self) -> int:
+        """Examples that count."""
+        return len(self.ids[1::2])
+
+    def prepare(self, model: Any, batches: Batches) -> torch.Tensor:
+        """The classifier: mean and scale of the features and weights, (3 + classes) x features with the intercepts in a column."""
+        features = self._features(model, self.ids[0::2], batches)
+        mean, scale = features.mean(dim=0), features.std(dim=0).clamp_min(1e-12)
+        standard = (features - mean) / scale
+        targets = torch.nn.functional.one_hot(torch.from_numpy(self.labels[0::2])).double()
+        gram = standard.T @ standard + RIDGE * torch.eye(standard.shape[1], dtype=torch.float64)
+        weights = torch.linalg.solve(gram, standard.T @ (targets - targets.mean(dim=0)))
+        intercept = targets.mean(dim=0) - (mean / scale) @ weights
+        return torch.cat([weights / scale[:, None], intercept[None]])
+
+    def scores(self, model: Any, prepared: torch.Tensor, batches: Batches) -> Scores:
+        """1 for every odd example that is right, else 0."""
+        features = self._features(model, self.ids[1::2], batches)
+        guesses = (features @ prepared[:-1] + prepared[-1]).argmax(dim=1).numpy()
+        return Scores(sums=(guesses == self.labels[1::2]).astype(np.float64), weights=np.ones(self.units))
+
+    def _features(self, model: Any, ids: Sequence[Ids], batches: Batches) -> torch.Tensor:
+        """(examples, features) in float64 on the CPU."""
+        found: list[torch.Tensor] = [torch.empty(0)] * len(ids)
+
+        def compute(batch: Batch, indices: list[int]) -> None:
+            inputs = batch.inputs(model)
+            states = model(**inputs, output_hidden_states=True).hidden_states[-1].double()
+            mask = inputs["attention_mask"].double()[:, :, None]
+            mean = (states * mask).sum(dim=1) / mask.sum(dim=1)
+            for row, index in enumerate(indices):
+                found[index] = mean[row].cpu()
+
+        with torch.inference_mode():
+            batches.run(ids, compute)
+        return torch.stack(found)

@@ -1,0 +1,163 @@
+"""From what a user asks for (a metric and a text) to a measure with its tokens, and the parameters that identify it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from scanner.checkpoint.names import printable
+from scanner.errors import ScannerError
+from scanner.experiments.accuracy import Choice, Classifier, Probe, examples, labels_of
+from scanner.experiments.evaluation import Divergence, Measure, Perplexity, Windows
+from scanner.experiments.models import (
+    Head,
+    ModelPlace,
+    has_classifier,
+    is_causal,
+    load_config,
+    load_tokenizer,
+    longest_input,
+)
+from scanner.experiments.texts import Texts, TextSource, read_texts
+from scanner.experiments.tokens import encode, padding_id, running_ids
+
+Metric = Literal["perplexity", "accuracy", "kl"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+
+DEFAULT_TOKENS = 4096
+DEFAULT_EXAMPLES = 1000
+DEFAULT_WINDOW = 512
+DEFAULT_PROMPT = "{text}\nLabel:"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureRequest:
+    """A metric and the text it is measured on.
+
+    `tokens` (perplexity, kl) and `examples` (accuracy) are how many are used at most; None: all. `window` and `stride` are in
+    tokens; None: 512, or what the model takes, and no overlap. `prompt` and `answers` (in the order of the sorted classes; empty:
+    the labels themselves) are for the accuracy of language models.
+    """
+
+    metric: Metric = "perplexity"
+    text: TextSource
+    tokens: int | None = DEFAULT_TOKENS
+    examples: int | None = DEFAULT_EXAMPLES
+    window: int | None = None
+    stride: int | None = None
+    prompt: str = DEFAULT_PROMPT
+    answers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """A measure ready to be sent to actors, the head that a model needs for it, and what identifies it."""
+
+    measure: Measure
+    head: Head
+    padding: int
+    dataset: str
+    parameters: dict[str, object]
+
+
+def measurement(place: ModelPlace, wanted: MeasureRequest) -> Measurement:
+    """Read and tokenise the text of a request.
+
+    Raises:
+        ScannerError: a model that the metric does not fit, or a text that does not serve.
+    """
+    if wanted.metric not in METRICS:
+        raise ScannerError(f"unknown metric {wanted.metric!r}: it is one of {', '.join(METRICS)}")
+    texts = read_texts(wanted.text, labelled=wanted.metric == "accuracy")
+    config, tokenizer = load_config(place), load_tokenizer(place)
+    longest = longest_input(config, tokenizer)
+    parameters: dict[str, object] = {"metric": wanted.metric, "text": texts.digest}
+    if wanted.metric == "accuracy":
+        measure, head, more = _accuracy(place, config, tokenizer, texts, wanted, longest)
+    else:
+        measure, head, more = _language(place, config, tokenizer, texts, wanted, longest)
+    return Measurement(
+        measure=measure,
+        head=head,
+        padding=padding_id(tokenizer),
+        dataset=texts.name,
+        parameters=parameters | more,
+    )
+
+
+def _language(
+    place: ModelPlace, config: Any, tokenizer: Any, texts: Texts, wanted: MeasureRequest, longest: int
+) -> tuple[Measure, Head, dict[str, object]]:
+    if not is_causal(config):
+        raise ScannerError(
+            f"{printable(place.model)} is no causal language model: {wanted.metric} needs one; --metric accuracy does not"
+        )
+    length = wanted.window if wanted.window is not None else min(DEFAULT_WINDOW, longest)
+    if length > longest:
+        raise ScannerError(f"--window {length}: {printable(place.model)} takes {longest} tokens at most")
+    windows = Windows.cut(running_ids(tokenizer, texts, tokens=wanted.tokens), length=length, stride=wanted.stride)
+    measure: Measure = Perplexity(windows=windows) if wanted.metric == "perplexity" else Divergence(windows=windows)
+    return measure, "causal", {"tokens": wanted.tokens, "window": windows.length, "stride": windows.stride}
+
+
+def _accuracy(
+    place: ModelPlace, config: Any, tokenizer: Any, texts: Texts, wanted: MeasureRequest, longest: int
+) -> tuple[Measure, Head, dict[str, object]]:
+    length = min(wanted.window or DEFAULT_WINDOW, longest)
+    classes = texts.classes  # before it is cut short: a file sorted by label has one class in its first rows
+    texts = _spread(texts, wanted.examples)
+    parameters: dict[str, object] = {"examples": wanted.examples, "window": length}
+    if has_classifier(config):
+        names = [str(config.id2label[index]) for index in range(config.num_labels)]
+        labels = labels_of(texts, names)
+        ids = examples(tokenizer, texts, length=length)
+        return Classifier(ids=ids, labels=labels), "classification", parameters | {"kind": "classifier"}
+    labels = labels_of(texts)
+    if not is_causal(config):
+        ids = examples(tokenizer, texts, length=length)
+        return Probe(ids=ids, labels=labels), "own", parameters | {"kind": "probe"}
+    answers = wanted.answers or classes
+    if len(answers) != len(classes):
+        raise ScannerError(
+            f"--answers names {len(answers)} and there are {len(classes)} classes: {', '.join(map(printable, classes))}"
+        )
+    if "{text}" not in wanted.prompt or (texts.seconds and "{second}" not in wanted.prompt):
+        raise ScannerError("--prompt must say where the text goes: {text}, and {second} for pairs")
+    tokens = tuple(np.array(encode(tokenizer, f" {answer}", special=False), dtype=np.int32) for answer in answers)
+    room = length - max(map(len, tokens))
+    filled = replace(texts, items=_prompts(texts, wanted.prompt), seconds=())
+    ids = tuple(one[-room:] for one in examples(tokenizer, filled, length=1 << 20))
+    more: dict[str, object] = {"kind": "choice", "prompt": wanted.prompt, "answers": list(answers)}
+    return Choice(ids=ids, answers=tokens, labels=labels), "causal", parameters | more
+
+
+def _prompts(texts: Texts, prompt: str) -> tuple[str, ...]:
+    seconds = texts.seconds or ("",) * len(texts.items)
+    return tuple(
+        prompt.replace("{second}", second).replace("{text}", text)
+        for text, second in zip(texts.items, seconds, strict=True)
+    )
+
+
+def _spread(texts: Texts, most: int | None) -> Texts:
+    """At most so many examples, drawn evenly from the classes: of each the first ones, in the order of the file."""
+    if most is None or most >= len(texts.items):
+        return texts
+    if most < 2 * len(texts.classes):
+        raise ScannerError(f"--examples {most} is too few for {len(texts.classes)} classes")
+    taken: dict[str, int] = {}
+    share = most // len(texts.classes)
+    kept = []
+    for index, label in enumerate(texts.labels):
+        if taken.get(label, 0) < share:
+            taken[label] = taken.get(label, 0) + 1
+            kept.append(index)
+    return replace(
+        texts,
+        items=tuple(texts.items[i] for i in kept),
+        seconds=tuple(texts.seconds[i] for i in kept) if texts.seconds else (),
+        labels=tuple(texts.labels[i] for i in kept),
+        _digest=[],
+    )
