@@ -11,14 +11,13 @@ import struct
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from scanner.checkpoint.descriptors import TensorEntry
+from scanner.checkpoint.descriptors import MAX_TENSORS, TensorEntry
 from scanner.checkpoint.files import Files
 from scanner.checkpoint.names import printable
 from scanner.errors import CheckpointError
 
 MAX_HEADER_BYTES = 256 * 2**20
 MAX_KEYS = 10_000
-MAX_TENSORS = 100_000
 
 # What is longer than this is a vocabulary, a chat template or an attack; none of them says what the model is made of.
 MAX_KEPT_TEXT = 4096

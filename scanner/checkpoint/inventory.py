@@ -1,12 +1,13 @@
 """The tensors of a checkpoint become matrices to analyse, and what is not analysed is listed with its reason."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from scanner.checkpoint.adapters import adapter_weights
 from scanner.checkpoint.descriptors import (
+    MAX_MATRICES,
     VOCABULARY_ROLES,
     Checkpoint,
     Inventory,
@@ -20,7 +21,7 @@ from scanner.checkpoint.differences import difference_inventory
 from scanner.checkpoint.files import BLOCK_BYTES, ByteRange, Files, open_files
 from scanner.checkpoint.gguf_file import classify_gguf
 from scanner.checkpoint.heads import NOT_SPLIT, head_refs, is_split, misfit
-from scanner.checkpoint.layouts import Model, Place, matrices_of, model_of, place_of
+from scanner.checkpoint.layouts import MAX_EXPERTS, Model, Place, matrices_of, model_of, place_of
 from scanner.checkpoint.names import printable
 from scanner.checkpoint.quantized import logical_weights
 from scanner.checkpoint.roles import stacks
@@ -43,7 +44,7 @@ def list_matrices(checkpoint: Checkpoint, selection: Selection = EVERYTHING) -> 
     weight is skipped. To find copies, tensors of equal shape are compared byte by byte, in blocks.
 
     Raises:
-        CheckpointError: a file cannot be read while tensors are compared.
+        CheckpointError: there are more matrices than in any model, or a file cannot be read while tensors are compared.
     """
     if checkpoint.base is not None:
         tuned = replace(checkpoint, base=None)
@@ -54,10 +55,16 @@ def list_matrices(checkpoint: Checkpoint, selection: Selection = EVERYTHING) -> 
     weights, parts = logical(checkpoint.tensors, checkpoint.config)
     model = model_of(checkpoint.config, checkpoint.architecture, checkpoint.format == "gguf", weights)
     stack_of = _gguf_stacks(weights) if model.is_gguf else stacks(weight.name for weight in weights)
+    places = [place_of(weight.name, model) for weight in weights]
+    # Before the matrices are made: a stack takes a few bytes in a header and becomes thousands.
+    _check_count(
+        weight.shape[0]
+        for weight, place in zip(weights, places, strict=True)
+        if _is_stack(weight, place) and weight.shape[0] <= MAX_EXPERTS
+    )
     matrices: list[MatrixRef] = []
     skipped: list[Skipped] = list(parts)
-    for weight in weights:
-        place = place_of(weight.name, model)
+    for weight, place in zip(weights, places, strict=True):
         refs: tuple[MatrixRef, ...] = ()
         reason = _not_a_matrix(weight, place)
         if reason is None:
@@ -67,6 +74,7 @@ def list_matrices(checkpoint: Checkpoint, selection: Selection = EVERYTHING) -> 
                 reason = str(error)
             else:
                 refs, reason = _wanted(refs, place, model, selection)
+                _check_count((len(matrices), len(refs)))
         matrices += refs
         if reason is not None:
             skipped.append(Skipped(tensor=weight.entry.name, reason=reason))
@@ -75,9 +83,20 @@ def list_matrices(checkpoint: Checkpoint, selection: Selection = EVERYTHING) -> 
     return Inventory(matrices=tuple(ref for ref in matrices if ref.entry.name not in copies), skipped=tuple(skipped))
 
 
+def _is_stack(weight: LogicalWeight, place: Place) -> bool:
+    return len(weight.shape) == 3 and place.stacked
+
+
+def _check_count(counts: Iterable[int]) -> None:
+    if sum(counts) > MAX_MATRICES:
+        raise CheckpointError(
+            f"by its shapes and its config the checkpoint has more than {MAX_MATRICES} matrices, more than any model"
+        )
+
+
 def _not_a_matrix(weight: LogicalWeight, place: Place) -> str | None:
     dimensions = len(weight.shape)
-    if dimensions != 2 and not (dimensions == 3 and place.stacked):
+    if dimensions != 2 and not _is_stack(weight, place):
         return f"{dimensions}-D: not a matrix"
     if 0 in weight.shape:
         return f"{' x '.join(map(str, weight.shape))}: no entries"

@@ -11,6 +11,7 @@ Llama, whatever the model code calls them (ModernBERT: `input` and `gate`).
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from scanner.checkpoint.descriptors import RowPattern
 from scanner.checkpoint.role_tables import FUSED
@@ -43,13 +44,13 @@ def split_rows(before: str, tail: str, sizes: Sizes, rows: int, cols: int) -> tu
         rows: out_features.
         cols: in_features.
     """
-    for rule in _OPTIONAL_RULES:
-        if rule.fits(before, tail, sizes) and (parts := rule.packing(sizes, rows, cols)):
+    optional, usual, fused = _packings(before, tail, sizes.model_type)
+    for packing in optional:
+        if parts := packing(sizes, rows, cols):
             return parts
-    for rule in _RULES:
-        if rule.fits(before, tail, sizes):
-            return rule.packing(sizes, rows, cols)
-    return () if FUSED.search(f"{before}.{{bid}}.{tail}") else None
+    if usual is not None:
+        return usual(sizes, rows, cols)
+    return () if fused else None
 
 
 def repeated(rows: int, *widths: tuple[str, int]) -> tuple[Part, ...]:
@@ -195,8 +196,8 @@ class _Rule:
     model_types: frozenset[str]
     packing: Packing
 
-    def fits(self, before: str, tail: str, sizes: Sizes) -> bool:
-        known = not self.model_types or sizes.is_one_of(self.model_types)
+    def fits(self, before: str, tail: str, model_type: str) -> bool:
+        known = not self.model_types or model_type in self.model_types
         return known and self.name.search(f"{before}.*.{tail}") is not None
 
 
@@ -257,3 +258,14 @@ _RULES = (
     ),
 )
 """The first that fits decides: which types pack in a way of their own comes before what all others do."""
+
+
+@lru_cache(4096)
+def _packings(before: str, tail: str, model_type: str) -> tuple[tuple[Packing, ...], Packing | None, bool]:
+    """Return how weights of a name may be packed, how they are if not so, and whether the name is one of fused weights.
+
+    Kept, because a model has as many weights of a name as it has experts and layers.
+    """
+    optional = tuple(rule.packing for rule in _OPTIONAL_RULES if rule.fits(before, tail, model_type))
+    usual = next((rule.packing for rule in _RULES if rule.fits(before, tail, model_type)), None)
+    return optional, usual, FUSED.search(f"{before}.{{bid}}.{tail}") is not None

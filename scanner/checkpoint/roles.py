@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from scanner.checkpoint.role_tables import (
     BLOCK_RULES,
@@ -18,6 +19,8 @@ from scanner.checkpoint.role_tables import (
 _MAX_PREFIX = 8
 # Names of models are shorter. Some rules take time that grows with the square of what they are shown.
 _MAX_LENGTH = 512
+# Many experts and layers, few names: what their blocks are called around the indices, in all models of one scan.
+_KEPT = 4096
 
 _WRAPPERS = ("base_model.model.", "module.", "_orig_mod.")
 _PLAIN_PREFIXES = ("model.", "transformer.")
@@ -120,6 +123,7 @@ def classify(name: str, architecture: str | None = None) -> RoleOf:
     )
 
 
+@lru_cache(_KEPT)
 def module_of(tail: str) -> str | None:
     """Return which part of its block a projection belongs to (see `MatrixRef.module`), or None for the usual one.
 
@@ -157,7 +161,8 @@ def stacks(names: Iterable[str]) -> dict[str, str]:
     or hear name their language model. Outside of blocks only the words count.
     """
     parts = {name: split_name(name) for name in names}
-    sides = {name: _side(split.before) for name, split in parts.items()}
+    side_of = {before: _side(before) for before in {split.before for split in parts.values()}}
+    sides = {name: side_of[split.before] for name, split in parts.items()}
     in_blocks = {name: sides[name] or "decoder" for name, split in parts.items() if split.layer is not None}
     if len(set(in_blocks.values())) < 2:
         return {}
@@ -181,6 +186,7 @@ def _without_suffixes(name: str) -> str:
     return name
 
 
+@lru_cache(_KEPT)
 def _block_role(before: str, tail: str) -> tuple[str, str]:
     pattern = f"{before}.{{bid}}.{tail}"
     if FUSED.search(pattern):

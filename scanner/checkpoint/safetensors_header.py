@@ -5,10 +5,11 @@ the data. The rules are those of the reference implementation: offsets count fro
 tensors cover the data without a gap or an overlap.
 """
 
+import itertools
 import json
 from typing import Any, NoReturn
 
-from scanner.checkpoint.descriptors import TensorEntry
+from scanner.checkpoint.descriptors import MAX_TENSORS, TensorEntry
 from scanner.checkpoint.files import Files
 from scanner.checkpoint.names import printable
 from scanner.errors import CheckpointError
@@ -125,9 +126,19 @@ def _check_metadata(metadata: Any, shown: str) -> None:
 def _parse_json(data: bytes, shown: str) -> dict[str, Any]:
     if not data.startswith(b"{"):
         raise CheckpointError(f"{shown} is not a safetensors file: its header does not begin with a JSON object")
+    objects = itertools.count(1)
+
+    def one_more(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        # Every tensor is an object, and so are the metadata and the header itself.
+        if next(objects) > MAX_TENSORS + 2:
+            raise CheckpointError(
+                f"the header of {shown} describes more than {MAX_TENSORS} tensors: no model has so many"
+            )
+        return _unique(pairs)
+
     try:
         header = json.loads(
-            data.decode("utf-8"), object_pairs_hook=_unique, parse_int=_natural, parse_constant=_no_constant
+            data.decode("utf-8"), object_pairs_hook=one_more, parse_int=_natural, parse_constant=_no_constant
         )
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"the header of {shown} is not valid JSON ({error}): download it again") from error

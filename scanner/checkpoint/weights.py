@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from scanner.checkpoint.descriptors import TensorEntry
+from scanner.checkpoint.descriptors import MAX_TENSORS, TensorEntry
 from scanner.checkpoint.files import Files, is_plain_name
 from scanner.checkpoint.gguf_file import read_gguf, split_names
 from scanner.checkpoint.json_object import read_json_object
@@ -84,13 +84,24 @@ def find_weights(files: Files) -> Weights:
         tensors, config = read_gguf(files, names)
     elif form == "pytorch":
         _check_pointers(files, names)
-        tensors = tuple(entry for name in names for entry in read_torch_file(files, name))
+        tensors = _of_all(names, lambda name: read_torch_file(files, name))
     else:
-        tensors = tuple(entry for name in names for entry in read_header(files, name))
+        tensors = _of_all(names, lambda name: read_header(files, name))
     if not tensors:
         raise CheckpointError(f"{printable(', '.join(names))} holds no tensors: there is nothing to scan")
     _check_places(tensors, weight_map, index)
     return Weights(files=names, index=index, tensors=tensors, format=form, config=config)
+
+
+def _of_all(names: Sequence[str], read: Callable[[str], list[TensorEntry]]) -> tuple[TensorEntry, ...]:
+    tensors: list[TensorEntry] = []
+    for name in names:
+        tensors += read(name)
+        if len(tensors) > MAX_TENSORS:
+            raise CheckpointError(
+                f"the checkpoint has more than {MAX_TENSORS} tensors up to {printable(name)}, more than any model"
+            )
+    return tuple(tensors)
 
 
 def _choose(files: Files) -> tuple[tuple[str, ...], str | None]:

@@ -1,5 +1,7 @@
+import json
 import pickle
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from scanner.checkpoint import ROLES, Inventory, MatrixRef, Selection, TensorEntry, list_matrices, open_checkpoint
 from scanner.checkpoint.files import BLOCK_BYTES
-from scanner.errors import ScannerError
+from scanner.errors import CheckpointError, ScannerError
 
 from .writing import WEIGHTS, checkpoint, info, matrix, raw_checkpoint, reasons, sharded
 
@@ -276,3 +278,44 @@ def test_a_description_is_small_enough_to_send(tmp_path: Path) -> None:
     for ref in list_matrices(opened).matrices:
         assert pickle.loads(pickle.dumps(ref)) == ref
         assert len(pickle.dumps(ref)) < 1000
+
+
+# ---- more than any model has
+
+
+@pytest.mark.timeout(120)
+def test_a_million_tensors_are_refused(tmp_path: Path) -> None:
+    count = 10**6
+    tensors = (f'"m.{at}":{{"dtype":"I8","shape":[1],"data_offsets":[{at},{at + 1}]}}' for at in range(count))
+    folder = raw_checkpoint(tmp_path / "model", f"{{{','.join(tensors)}}}".encode(), bytes(count))
+    with pytest.raises(CheckpointError, match="more than 500000 tensors"):
+        open_checkpoint(folder, identify=False)
+
+
+def test_too_many_tensors_in_several_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scanner.checkpoint.weights.MAX_TENSORS", 5)
+    shards = {f"m-{at}.safetensors": {f"{at}.{name}": ones(1) for name in "ab"} for at in range(3)}
+    with pytest.raises(CheckpointError, match=r"more than 5 tensors up to m-2\.safetensors"):
+        open_checkpoint(sharded(tmp_path / "model", shards))
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("shape", "name", "config", "heads"),
+    [
+        ((16384, 1, 1), "model.layers.{}.mlp.experts.down_proj", {"model_type": "gpt_oss"}, False),
+        ((4096, 1), "model.layers.{}.self_attn.q_proj.weight", {"num_attention_heads": 4096, "head_dim": 1}, True),
+    ],
+    ids=["experts", "heads"],
+)
+def test_a_million_matrices_are_refused(
+    tmp_path: Path, shape: tuple[int, ...], name: str, config: dict[str, object], heads: bool
+) -> None:
+    size, count = shape[0], 10**6 // shape[0] + 100
+    header = {name.format(at): info("F8_E5M2", shape, at * size, (at + 1) * size) for at in range(count)}
+    folder = raw_checkpoint(tmp_path / "model", header, bytes(count * size))
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    opened = open_checkpoint(folder, identify=False)
+    assert list_matrices(replace(opened, tensors=opened.tensors[:1]), Selection(heads=heads)).matrices
+    with pytest.raises(CheckpointError, match="more than 500000 matrices"):
+        list_matrices(opened, Selection(heads=heads))
