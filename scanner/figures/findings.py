@@ -7,6 +7,7 @@ would not do it, and its limits are said with it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from math import sqrt
 from statistics import median
 
 from scanner.checkpoint.names import printable
@@ -14,6 +15,8 @@ from scanner.figures.report_words import Finding, Row, command, counted, layer_n
 
 SIGNIFICANT = 0.01
 """Of the family-wise p-value: below it, a difference is claimed."""
+CLEAR = 4.0
+"""In standard errors: beyond it, a difference is claimed where many are looked at."""
 SAME = 0.05
 """Estimates of sigma that are within this share of one another agree."""
 _NAMED = 4
@@ -83,28 +86,40 @@ def outliers(rows: Sequence[Row], model: str) -> Finding | None:
 
 
 def depth(rows: Sequence[Row], most: Sequence[Row], model: str) -> Finding | None:
-    """Which layers and which matrix learned most; rows of queries `layer_trend` and `most_learned`."""
-    by_layer: dict[tuple[str | None, int], list[float]] = {}
+    """Which layers and which matrix learned most; rows of table `matrices` and of query `most_learned`."""
+    by_layer: dict[tuple[str | None, int], list[Row]] = {}
     for row in rows:
-        if row["p"] is not None:
-            by_layer.setdefault((row["stack"], row["layer"]), []).append(row["p"])
-    means = sorted((sum(values) / len(values), layer_name(*place)) for place, values in by_layer.items())
+        if row["p"] is not None and row["layer"] is not None and row["rank"]:
+            by_layer.setdefault((row["stack"], row["layer"]), []).append(row)
+    means = []
+    for place, found in by_layer.items():
+        p = sum(row["p"] for row in found) / len(found)
+        # Of a mean over matrices, each of which averages 2 rank vectors.
+        error = sqrt(sum(1 / 24 / row["rank"] for row in found)) / len(found)
+        means.append((p, (p - 0.5) / error, layer_name(*place)))
     leader = next((row for row in most if row["p"] is not None), None)
     if len(means) < 2 or leader is None:
         return None
-    count = max(1, min(3, len(means) // 2))
-    lowest = listing([f"{name} ({number(p)})" for p, name in means[:count]])
-    highest_p, highest = means[-1]
-    detail = (
-        f"Mean p-value over the roles, least random first: {lowest}; the most random is {highest} "
-        f"({number(highest_p)}), and chance is "
-        f"0.5. The least random single matrix is {where(leader)}: {number(leader['p'])} (left "
-        f"{number(leader['u_p'])}, right "
+    means.sort()
+    shown_by = command("layer_trend", model)
+    single = (
+        f"The least random single matrix is {where(leader)}: {number(leader['p'])} (left {number(leader['u_p'])}, right "
         f"{number(leader['v_p'])}; z = {signed(leader['z'])})."
     )
-    names = listing([name.removeprefix("layer ") for _, name in means[:count]])
-    headline = f"{'Layer' if count == 1 else 'Layers'} {names} learned most"
-    return Finding(headline=headline, detail=detail, query=command("layer_trend", model))
+    low = [mean for mean in means[: max(1, min(3, len(means) // 2))] if mean[1] < -CLEAR]
+    (lowest_p, _, lowest), (highest_p, _, highest) = means[0], means[-1]
+    if not low:
+        detail = (
+            f"Mean p-values over the roles reach from {number(lowest_p)} ({lowest}) to {number(highest_p)} ({highest})"
+        )
+        headline = "No layer as a whole is less random than chance"
+        return Finding(headline=headline, detail=f"{detail}, and chance is 0.5. {single}", query=shown_by)
+    listed = listing([f"{name} ({number(p)}, z = {signed(z)})" for p, z, name in low])
+    detail = f"Mean p-value over the roles, least random first: {listed}; the most random is {highest} "
+    detail += f"({number(highest_p)}), and chance is 0.5. {single}"
+    names = listing([name.removeprefix("layer ") for _, _, name in low])
+    headline = f"{'Layer' if len(low) == 1 else 'Layers'} {names} learned most"
+    return Finding(headline=headline, detail=detail, query=shown_by)
 
 
 def consistency(rows: Sequence[Row], model: str) -> Finding | None:

@@ -157,7 +157,7 @@ def _model(store: Store, model: str, matrices: list[dict[str, Any]], key: str) -
         findings.coverage(scans),
         findings.small_end(asked("small_end", layers=False), model),
         findings.outliers(asked("outlier_share"), model),
-        findings.depth(asked("layer_trend"), asked("most_learned", top=1), model),
+        findings.depth(matrices, asked("most_learned", top=1), model),
         findings.consistency(asked("role_consistency"), model),
         findings.sigma(matrices, model),
         findings.stored_as(matrices),
