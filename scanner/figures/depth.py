@@ -83,7 +83,10 @@ def depth(
     y = alt.Y("p:Q", title="mean p", scale=domain, axis=alt.Axis(tickCount=5))
     lines = alt.Chart(theme.inline(rows), name="depth").mark_line(strokeWidth=look.line)
     lines = lines.encode(
-        x=x, y=y, color=theme.by_role(roles, symbolStrokeWidth=0.8 * look.line), strokeDash=theme.dashes(roles)
+        x=x,
+        y=y,
+        color=theme.by_role(roles, symbolStrokeWidth=0.8 * look.line),
+        strokeDash=theme.dashes(roles, in_legend=False),
     )
     points = alt.Chart(theme.inline(rows)).mark_point(
         filled=True, size=look.font * (2.5 if len(layers) < 40 else 1.2), opacity=1

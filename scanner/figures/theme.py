@@ -148,10 +148,11 @@ def by_role(roles: Sequence[str], field: str = "role", **legend: Any) -> alt.Col
     return alt.Color(f"{field}:N", scale=scale, legend=alt.Legend(**(options | legend)))
 
 
-def dashes(roles: Sequence[str]) -> alt.StrokeDash:
-    """Dashes by role, in the legend of the colours."""
+def dashes(roles: Sequence[str], *, in_legend: bool = True) -> alt.StrokeDash:
+    """Dashes by role, in the legend of the colours or, where that shows shapes, in none."""
     scale = alt.Scale(domain=[*roles], range=[ROLE_DASHES.get(role, [1, 0]) for role in roles])
-    return alt.StrokeDash("role:N", scale=scale, legend=alt.Legend(orient="top", title=None, columns=4))
+    legend = alt.Legend(orient="top", title=None, columns=4) if in_legend else None
+    return alt.StrokeDash("role:N", scale=scale, legend=legend)
 
 
 def shapes(roles: Sequence[str]) -> alt.Shape:

@@ -45,6 +45,19 @@ def test_every_figure_embeds_little_data_and_all_of_it(pair_store: Store, name: 
     assert ('"tooltip"' in text) == interactive
 
 
+def test_a_large_model_is_still_a_small_file(store: Store) -> None:
+    roles = ("query", "key", "value", "attn_out", "mlp_up", "mlp_gate", "mlp_down")
+    shape = {"rows": 64, "cols": 128, "singular_values": [1.2 - 0.01 * k for k in range(64)]}
+    places = [(layer, role) for layer in range(20) for role in roles]
+    add_scan(
+        store, "whole", [Matrix(tensor=f"{layer}.{role}", layer=layer, role=role, **shape) for layer, role in places]
+    )
+    heads = [Matrix(tensor=f"{n}.query", layer=n, head=head, rows=4, cols=8) for n in range(6) for head in range(40)]
+    add_scan(store, "heads", heads, hours=1)
+    for name in ("spectra_by_role", "pvalues_by_role", "heads", "depth", "outliers"):
+        assert len(json.dumps(FIGURES[name].draw(store, interactive=True).to_dict())) < 200_000, name
+
+
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_says_what_it_shows_and_takes(name: str) -> None:
     figure = FIGURES[name]
