@@ -230,7 +230,9 @@ def _profile_panels(
     rows: Sequence[dict[str, Any]], roles: Sequence[str], layer: int, look: theme.Style, *, interactive: bool
 ) -> Any:
     bins = 1 + max(row["bin"] for row in rows)
-    named = {f"block {layer}": theme.VERMILION, "all blocks": theme.BLUE, "control": theme.GREY}
+    named = {f"block {layer}": theme.VERMILION, "all blocks": theme.BLUE}
+    controlled = any(row["control"] is not None for row in rows)
+    named |= {"control": theme.GREY} if controlled else {}
     data = [{**row, "x": (row["bin"] + 0.5) / bins} for row in rows]
     panels = []
     across = 2 if len(roles) > 1 else 1
@@ -257,7 +259,7 @@ def _profile_panels(
         layers = [
             band,
             half.encode(y="half:Q"),
-            theme.named(control, "control", named),
+            *([theme.named(control, "control", named)] if controlled else []),
             theme.named(mean, "all blocks", named),
             theme.named(block, f"block {layer}", named),
         ]

@@ -89,7 +89,7 @@ def depth(
         strokeDash=theme.dashes(roles, in_legend=False),
     )
     points = alt.Chart(theme.inline(rows)).mark_point(
-        filled=True, size=look.font * (2.5 if len(layers) < 40 else 1.2), opacity=1
+        filled=True, size=look.font * (2.5 if len(layers) <= 16 else 1.2), opacity=1
     )
     points = points.encode(
         x=x, y=y, color=theme.by_role(roles, symbolStrokeWidth=0.8 * look.line), shape=theme.shapes(roles)
