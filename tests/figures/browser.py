@@ -61,8 +61,8 @@ class Browser:
             time.sleep(0.1)
 
     def console(self) -> list[str]:
-        """What the page complained about."""
-        return [entry["message"] for entry in self.driver.get_log("browser")]
+        """The errors that the page or its security policy complained about; a chart's advice to its author is none."""
+        return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
 
     def requests(self) -> list[str]:
         """Every URL that was asked for since the page was opened."""
