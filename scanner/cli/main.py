@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from scanner.cli import ablate, activations, calibrate, compare, inspect, lazy_learning, plot, publish, query, report, scan
+from scanner.cli import (
+    ablate,
+    activations,
+    calibrate,
+    compare,
+    finetune,
+    inspect,
+    lazy_learning,
+    plot,
+    publish,
+    query,
+    report,
+    scan,
+)
 from scanner.errors import ScannerError
 from scanner.version import __version__
 
@@ -28,6 +41,7 @@ query.register(app)
 calibrate.register(app)
 activations.register(app)
 ablate.register(app)
+finetune.register(app)
 lazy_learning.register(app)
 plot.register(app)
 report.register(app)

@@ -1,0 +1,13 @@
+"""Entry point for `ray job submit`: the verb `finetune`, on the cluster that the job runs in.
+
+    ray job submit --address http://HEAD:8265 -- python jobs/finetune.py org/model --task /shared/boolq.jsonl --store s3://bucket/results
+
+Arguments and exit status are those of `rmtscan finetune`; RAY_ADDRESS, which Ray sets for a job, names the cluster.
+"""
+
+import sys
+
+from scanner.cli.main import main
+
+if __name__ == "__main__":
+    main(["finetune", *sys.argv[1:]])
