@@ -3,12 +3,14 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NoReturn
 
 import fsspec
 from fsspec.registry import known_implementations
 
 from scanner.checkpoint.names import is_plain_name, printable
+from scanner.checkpoint.patience import is_temporary, patiently
 from scanner.checkpoint.ranges import Sink
 from scanner.checkpoint.remote_files import RemoteFiles
 from scanner.errors import CheckpointError, MissingError
@@ -23,6 +25,8 @@ _TIMES = ("generation", "mtime", "lastmodified", "last_modified", "last-modified
 
 class FsspecFiles(RemoteFiles):
     """`Files` of a URL like `s3://bucket/folder/` (with `/` at its end) or `s3://bucket/folder/model.safetensors`.
+
+    After errors that pass (a busy server, a connection that was dropped) it is asked again, like the Hub.
 
     Credentials come from where the store's own package looks for them: environment variables, files in the home folder.
 
@@ -92,7 +96,7 @@ class FsspecFiles(RemoteFiles):
 
     def _entries(self, kind: str) -> tuple[str, ...]:
         with _reported(self.place):
-            entries = self._store.ls(self._root, detail=True)
+            entries = patiently(partial(self._store.ls, self._root, detail=True))
         # A store may list the folder itself, as an empty file.
         names = {
             str(entry["name"]).rstrip("/").rpartition("/")[2]
@@ -104,7 +108,7 @@ class FsspecFiles(RemoteFiles):
     def _info(self, name: str) -> Mapping[str, Any]:
         path = self._path(name)
         with _reported(name, self.place):
-            return dict(self._store.info(path))
+            return dict(patiently(partial(self._store.info, path)))
 
     def _fill(self, name: str, start: int, sink: Sink) -> None:
         path = self._path(name)
@@ -112,7 +116,7 @@ class FsspecFiles(RemoteFiles):
             begin = start + sink.done
             count = min(sink.missing, _BLOCK_BYTES)
             with _reported(name, self.place):
-                content = self._store.cat_file(path, start=begin, end=begin + count)
+                content = patiently(partial(self._store.cat_file, path, start=begin, end=begin + count))
             if len(content) != count:
                 raise CheckpointError(
                     f"{printable(name)}: {self.place} was asked for {count} bytes from byte {begin} on and gave {len(content)}"
@@ -141,8 +145,9 @@ def _reported(name: str, place: str = "") -> Iterator[None]:
         yield
     except CheckpointError:
         raise
-    except FileNotFoundError as error:
-        raise MissingError(f"{shown} is not there") from error
     except Exception as error:  # every store has errors of its own, which no common class holds together
-        reason = printable(str(error).strip().partition("\n")[0])
-        raise CheckpointError(f"{shown} cannot be read: {type(error).__name__}: {reason}") from error
+        if isinstance(error, FileNotFoundError) and not is_temporary(error):
+            raise MissingError(f"{shown} is not there") from error
+        told = error.__cause__ if isinstance(error, FileNotFoundError) else error
+        reason = printable(str(told).strip().partition("\n")[0])
+        raise CheckpointError(f"{shown} cannot be read: {type(told).__name__}: {reason}") from error

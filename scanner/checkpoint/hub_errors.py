@@ -41,7 +41,11 @@ def hub_errors(repository: str, *, revision: str | None = None, name: str | None
         yield
     except (OSError, httpx2.HTTPError, httpx2.InvalidURL, EntryNotFoundError, RevisionResolutionError) as error:
         _explain(error, repository, revision=revision, name=name)
-    except (ValueError, XetDownloadError) as error:  # a repository's name or an address that is none
+    except (
+        ValueError,
+        OverflowError,
+        XetDownloadError,
+    ) as error:  # a name or an address that is none, a time without end
         raise CheckpointError(f"{printable(repository)}: {_one_line(error)}") from error
 
 
@@ -94,7 +98,7 @@ def _explain_status(error: HfHubHTTPError, shown: str, thing: str, host: str) ->
     server = _host_of(error) or host
     if status == 429:
         pause = retry_after(error)
-        later = f"in {pause:.0f} s" if pause is not None else "in some minutes"
+        later = f"in {pause:.0f} s" if pause else "in some minutes"
         raise RateLimitedError(
             f"{server} limits requests and did not answer for {thing}: try again {later}; a token in HF_TOKEN raises the limit"
         ) from error

@@ -20,6 +20,9 @@ _ON_THE_HUB = re.compile(
     re.ASCII | re.DOTALL,
 )
 
+# fsspec's way of putting one file system upon another: simplecache::s3://bucket/folder, zip://folder::s3://bucket/x.zip.
+_CHAINED = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*(?:://[^\[\]]*)?::[a-zA-Z][a-zA-Z0-9+.-]*:", re.ASCII | re.DOTALL)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
@@ -44,6 +47,11 @@ def find_place(reference: str) -> Place:
         reference.encode()
     except UnicodeEncodeError as error:
         raise CheckpointError(f"the path {shown} is not valid UTF-8: rename it") from error
+    if _CHAINED.match(reference) and _local_path(reference) is None:
+        raise CheckpointError(
+            f"{shown} is a chain of file systems, which is not read, because each link may read or write anywhere: name the "
+            "store itself (s3://bucket/folder), or copy or unpack the checkpoint to a local folder"
+        )
     scheme = SCHEME.match(reference)
     if scheme is not None:
         return _SCHEMES.get(scheme[1].lower(), _elsewhere)(reference)

@@ -1,3 +1,4 @@
+import errno
 import importlib.util
 import json
 from collections.abc import Iterator
@@ -10,12 +11,12 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.torch import save
 
-from scanner.checkpoint import Selection, list_matrices, open_checkpoint, read_matrix
+from scanner.checkpoint import Selection, list_matrices, open_checkpoint, patience, read_matrix
 from scanner.checkpoint.files import open_files
 from scanner.checkpoint.reading import read_matrices
 from scanner.errors import CheckpointError, MissingError
 
-from .hub_server import Hub
+from .hub_server import Fault, Hub
 from .writing import INDEX
 
 TENSORS = {
@@ -217,3 +218,100 @@ def test_a_file_on_a_web_server_is_read_in_part(hub: Hub) -> None:
     hub.commit("org/name", FILES)
     check_tensors(f"{hub.endpoint}/org/name/resolve/main/model.safetensors")
     assert all("range" in request.headers for request in hub.seen("storage", "GET"))
+
+
+class BusyError(Exception):
+    """What a client of a store raises when the server answers with a status."""
+
+    def __init__(self, status: int, headers: dict[str, str] | None = None) -> None:
+        super().__init__(f"status {status}")
+        self.status, self.headers = status, headers or {}
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long would have been waited."""
+    waited: list[float] = []
+    monkeypatch.setattr(patience.time, "sleep", waited.append)
+    return waited
+
+
+def fail_first(monkeypatch: pytest.MonkeyPatch, method: str, error: Exception, times: int) -> list[str]:
+    """Let the first calls of a method of the store fail; return the list of all its calls."""
+    original = getattr(MemoryFileSystem, method)
+    calls: list[str] = []
+
+    def failing(self: Any, path: str, *arguments: Any, **kwargs: Any) -> Any:
+        calls.append(path)
+        if len(calls) <= times:
+            raise error
+        return original(self, path, *arguments, **kwargs)
+
+    monkeypatch.setattr(MemoryFileSystem, method, failing)
+    return calls
+
+
+PASSING = [BusyError(503), TimeoutError("late"), ConnectionResetError("gone"), OSError(errno.EBUSY, "slow down")]
+
+
+@pytest.mark.parametrize("method", ["ls", "info", "cat_file"])
+@pytest.mark.parametrize("error", PASSING, ids=lambda error: type(error).__name__)
+def test_a_store_that_fails_twice_is_asked_again(
+    memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch, waits: list[float], method: str, error: Exception
+) -> None:
+    url = put("memory://models/bert", {"m-1.safetensors": FILES["model.safetensors"], "config.json": CONFIG})
+    fail_first(monkeypatch, method, error, times=2)
+    check_tensors(url)
+    assert len(waits) == 2
+    assert waits[0] < waits[1]
+
+
+def test_a_store_is_left_alone_as_long_as_it_asks(
+    memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch, waits: list[float]
+) -> None:
+    url = put("memory://models/bert", FILES)
+    fail_first(monkeypatch, "cat_file", BusyError(429, {"retry-after": "37"}), times=1)
+    check_tensors(url)
+    assert len(waits) == 1
+    assert 37 <= waits[0] < 40
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"),
+    [
+        (BusyError(503), patience.MOST_TRIES),
+        (ConnectionRefusedError("no"), patience.MOST_CONNECTION_TRIES),
+        (BusyError(403), 1),
+        (PermissionError("no"), 1),
+        (ValueError("no"), 1),
+    ],
+    ids=["busy", "nobody there", "forbidden", "not permitted", "not understood"],
+)
+def test_a_store_is_not_asked_for_ever(
+    memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch, waits: list[float], error: Exception, tries: int
+) -> None:
+    url = put("memory://models/bert", FILES)
+    calls = fail_first(monkeypatch, "cat_file", error, times=10**9)
+    with pytest.raises(CheckpointError, match=type(error).__name__):
+        open_checkpoint(url)
+    assert len(calls) == tries
+
+
+def test_a_web_server_that_fails_twice_is_asked_again(hub: Hub) -> None:
+    pytest.importorskip("aiohttp")
+    hub.commit("org/name", FILES)
+    url = f"{hub.endpoint}/org/name/resolve/main/model.safetensors"
+    hub.faults = [Fault("storage", times=4, status=503)]  # each try is a HEAD and a GET
+    check_tensors(url)
+    assert len(hub.waits) == 2
+
+
+def test_a_web_server_that_goes_on_failing_is_not_a_missing_file(hub: Hub) -> None:
+    pytest.importorskip("aiohttp")
+    hub.commit("org/name", FILES)
+    hub.faults = [Fault("storage", times=99, status=503)]
+    with pytest.raises(CheckpointError, match="cannot be read: ClientResponseError: 503"):
+        open_checkpoint(f"{hub.endpoint}/org/name/resolve/main/model.safetensors")
+    assert len(hub.waits) == patience.MOST_TRIES - 1
+    with pytest.raises(MissingError, match="is not there"):
+        open_checkpoint(f"{hub.endpoint}/org/name/resolve/main/other.safetensors")

@@ -3,10 +3,12 @@ from typing import Any
 
 import pytest
 from huggingface_hub import constants
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from scanner.checkpoint import open_checkpoint
 from scanner.checkpoint.files import open_files
-from scanner.checkpoint.patience import LONGEST_WAIT, MOST_TRIES
+from scanner.checkpoint.patience import LONGEST_ASKED, LONGEST_WAIT, MOST_TRIES, retry_after
 from scanner.errors import CheckpointError, GatedError, MissingError, RateLimitedError
 
 from .hub_fixtures import WHOLE, check_tensors, part
@@ -94,6 +96,61 @@ def test_a_limit_that_lasts_says_when_to_try_again(hub: Hub, single: str, kind: 
     with pytest.raises(RateLimitedError, match="try again in some minutes"):
         open_checkpoint("org/name")
     assert len(hub.waits) == MOST_TRIES - 1
+
+
+NONSENSE = {
+    "a year without end": {"Retry-After": "Mon, 01 Jan 99999999999999999999 00:00:00 GMT"},
+    "a day that is none": {"Retry-After": "Mon, 99 Jan 2026 00:00:00 GMT"},
+    "a time before all times": {"Retry-After": "Mon, 01 Jan 0001 00:00:00 +2359"},
+    "many seconds": {"Retry-After": "9" * 400},
+    "a limit of many seconds": {"RateLimit": '"api";r=0;t=' + "9" * 400},
+    "words": {"Retry-After": "soon\x1b[31m"},
+}
+
+
+@pytest.mark.parametrize("kind", ["api", "resolve", "storage"])
+@pytest.mark.parametrize("headers", NONSENSE.values(), ids=NONSENSE)
+def test_a_server_that_talks_nonsense_about_waiting_is_limited_like_any_other(
+    hub: Hub, single: str, kind: str, headers: dict[str, str]
+) -> None:
+    hub.faults = [Fault(kind, times=99, status=429, headers=headers)]
+    with pytest.raises(RateLimitedError, match=r"try again in (some minutes|86400 s)") as caught:
+        open_checkpoint("org/name")
+    assert str(caught.value).isprintable()
+    assert sum(hub.waits) < LONGEST_WAIT
+
+
+@pytest.mark.parametrize("kind", ["api", "resolve", "storage"])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"RateLimit": '"api";r=0;t=' + "9" * 5000},
+        {"RateLimit": '"api";r=0;t=1', "RateLimit-Policy": '"w";"api";q=' + "9" * 5000 + ";w=1"},
+    ],
+    ids=["limit", "policy"],
+)
+def test_more_digits_than_python_reads_are_one_error(hub: Hub, single: str, kind: str, headers: dict[str, str]) -> None:
+    hub.faults = [Fault(kind, times=99, status=429, headers=headers)]  # which the client itself cannot read
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint("org/name")
+    assert str(caught.value).isprintable()
+    assert hub.waits == []
+
+
+class Answer(Exception):
+    """An error as the clients of stores raise it."""
+
+    def __init__(self, **headers: str) -> None:
+        super().__init__()
+        self.status, self.headers = 429, headers
+
+
+@settings(max_examples=300)
+@given(text=st.text() | st.from_regex(r"(Mon, )?\d{1,30} (Jan|Feb) \d{1,30} \d+:\d+(:\d+)? ?([+-]\d{1,9}|GMT)?"))
+def test_whatever_a_server_says_it_is_a_time_or_none(text: str) -> None:
+    for name in ("Retry-After", "RateLimit"):
+        found = retry_after(Answer(**{name: text}))
+        assert found is None or 0 <= found <= LONGEST_ASKED
 
 
 def test_a_large_file_sent_whole_instead_of_a_range_is_refused_unread(hub: Hub, single: str) -> None:

@@ -173,3 +173,22 @@ def test_a_url_with_a_secret_in_it_is_refused(reference: str) -> None:
 def test_other_stores_are_named_by_their_paths(reference: str, source: str, model: str) -> None:
     place = find_place(reference)
     assert (place.source, place.model) == (source, model)
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "simplecache::s3://bucket/model",
+        "zip://folder::s3://bucket/model.zip",
+        "zip://*.gguf::filecache::memory://x.zip",
+        "reference::memory://index.json",
+    ],
+)
+def test_a_chain_of_stores_is_refused_and_says_what_to_do(
+    reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "copy or unpack the checkpoint to a local folder" in refused(reference)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "odd::name:").mkdir()
+    assert find_place("odd::name:").source == str(tmp_path / "odd::name:")
+    assert find_place("http://[fe80::abcd:1]/model").source == "http://[fe80::abcd:1]/model/"
