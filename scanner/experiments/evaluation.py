@@ -86,8 +86,9 @@ def _estimate(metric: str, scores: Scores) -> tuple[float, FloatArray]:
     influence = (scores.sums - mean * scores.weights) / total
     if metric != "perplexity":
         return mean, influence
-    value = math.exp(mean) if mean < 700.0 else math.inf  # beyond it float64 has no number
-    return value, influence * value
+    if not mean < 700.0:  # beyond it float64 has no number for the value, nor for its error
+        return math.inf if mean == mean else math.nan, np.full_like(influence, math.nan)
+    return math.exp(mean), influence * math.exp(mean)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,160 @@
+"""Runs of ablations: their points, what is stored, what is not done twice, and how they end on bad input."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from scanner.checkpoint import Selection, read_matrix
+from scanner.engine import PoolOptions
+from scanner.errors import ScannerError
+from scanner.experiments import ablation_run
+from scanner.experiments.ablation_run import AblationReport, ablate
+from scanner.experiments.evaluation import Windows
+from scanner.experiments.measures import MeasureRequest
+from scanner.experiments.models import load_model, model_place
+from scanner.experiments.placing import open_target
+from scanner.experiments.removal import indices_by_rank
+from scanner.experiments.texts import TextSource
+from scanner.store import open_store
+
+from .tiny import WORDS, save, table_file, text_file
+
+
+def run(folder: Path, text: Path, store: Path, **more: Any) -> AblationReport:
+    metric = more.pop("metric", "perplexity")
+    wanted = MeasureRequest(metric=metric, text=TextSource(reference=str(text)), tokens=64, window=16)
+    return ablate(str(folder), wanted, store=str(store), **more)
+
+
+def rows(store: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = open_store(str(store)).sql("select * from ablations order by all").to_pylist()
+    return found
+
+
+def without(folder: Path, text: Path, role: str, wanted: str) -> float:
+    """Perplexity of a model whose weights were rebuilt as U S~ V^T, from the loss of one window at a time."""
+    target = open_target(str(folder), Selection(only=(role,)))
+    model = load_model(model_place(target.checkpoint), head="causal")
+    with torch.no_grad():
+        for ref in target.inventory.matrices:
+            u, s, vh = np.linalg.svd(read_matrix(target.checkpoint.source, ref).double().numpy(), full_matrices=False)
+            if wanted != "none":
+                s[indices_by_rank(wanted, len(s))] = 0.0
+            model.get_parameter(ref.tensor).copy_(torch.from_numpy(u * s @ vh))
+        ids = np.array([4 + WORDS.index(word) for word in text.read_text().split()[:64]], np.int32)
+        windows, loss = Windows.cut(ids, length=16), 0.0
+        for piece in windows.ids:
+            given = torch.from_numpy(piece.astype(np.int64))[None]
+            loss += float(model(input_ids=given, labels=given).loss) * 15
+    return math.exp(loss / sum(windows.scored))
+
+
+def test_points_are_what_a_rebuilt_model_gives_and_are_measured_once(tmp_path: Path, in_process: list[Any]) -> None:
+    folder, text, store = save(tmp_path / "m", "llama"), text_file(tmp_path), tmp_path / "store"
+    report = run(folder, text, store, roles=("mlp_down", "query"), sets="deciles")
+    found = rows(store)
+    by_set = {(row["roles"], row["set"], row["removed"]): row for row in found}
+    assert report.failed == {}
+    assert len(found) == report.points == len(in_process)
+    # 16 values in deciles of 1 or 2: of ten random sets two differ in size.
+    assert len([row for row in found if row["set"] == "random:1"]) == 4
+    for role in ("mlp_down", "query"):
+        for name in ("decile:1", "decile:10"):
+            row = next(row for key, row in by_set.items() if key[:2] == (role, name))
+            assert row["value"] == pytest.approx(without(folder, text, role, name), rel=1e-4)
+            assert row["baseline"] == pytest.approx(without(folder, text, role, "none"), rel=1e-5)
+            assert row["delta"] == pytest.approx(row["value"] - row["baseline"])
+            assert (row["layers"], row["tokens"], row["examples"]) == ("0-1", 60, 4)
+    assert sum(row["set"] == "none" for row in found) == 1
+
+    in_process.clear()
+    again = run(folder, text, store, roles=("mlp_down", "query"), sets="deciles")
+    assert (again.run_id, again.kept, in_process) == (report.run_id, report.points - 1, [])
+    gone = next(path for path in sorted((store / "ablations").iterdir()) if not path.stem.endswith("none"))
+    gone.unlink()
+    run(folder, text, store, roles=("mlp_down", "query"), sets="deciles")
+    assert [task.point for task in in_process] == [gone.stem]  # the baseline is not measured again
+    assert [{**row, "seconds": 0, "finished_at": 0} for row in rows(store)] == [
+        {**row, "seconds": 0, "finished_at": 0} for row in found
+    ]
+    curve = open_store(str(store)).query("ablation_curve", run=report.run_id).to_pylist()
+    assert len(curve) == 20
+    assert all(row["random_sets"] == 1 for row in curve)
+
+
+def test_layers_all_matrices_regions_and_other_metrics(tmp_path: Path, in_process: list[Any]) -> None:
+    folder, text, store = save(tmp_path / "m", "llama"), text_file(tmp_path), tmp_path / "store"
+    run(folder, text, store, by="layer", sets="region:right,region:left", metric="kl")
+    run(folder, text, store, by="all", sets="0:4", metric="kl")
+    found = [row for row in rows(store) if row["set"] != "none"]
+    assert {row["layers"] for row in found} == {"0", "1", "0-1"}
+    assert {row["roles"] for row in found} == {"query,key,value,attn_out,mlp_up,mlp_gate,mlp_down"}
+    assert all(row["baseline"] == pytest.approx(0.0, abs=1e-6) for row in found)
+    whole = next(row for row in found if row["set"] == "range:0:4")
+    assert (whole["removed"], whole["layers"]) == (4 * 14, "0-1")
+    assert whole["value"] > 0.01
+    for row in found:
+        if row["removed"] == 0:
+            assert (row["delta"], row["stderr"]) == (0.0, 0.0)
+
+
+def test_accuracy_of_a_probe_and_pruning(tmp_path: Path, in_process: list[Any]) -> None:
+    folder, store = save(tmp_path / "m", "bert", "features"), tmp_path / "store"
+    report = run(folder, table_file(tmp_path), store, metric="accuracy", by="all", sets="pruning")
+    pruned = open_store(str(store)).query("guided_pruning", run=report.run_id).to_pylist()
+    assert [row["percent"] for row in pruned] == [10, 20, 30, 50]
+    assert all(row[name] is not None for row in pruned for name in ("most_random", "smallest", "random"))
+    assert {row["examples"] for row in rows(store)} == {12}
+
+
+def test_a_point_that_fails_is_told_and_tried_again(
+    tmp_path: Path, in_process: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, text, store = save(tmp_path / "m", "gpt2"), text_file(tmp_path), tmp_path / "store"
+    original = ablation_run.place_matrices
+
+    def fails(model: Any, refs: Any) -> Any:
+        if refs[0].role == "key":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(model, refs)
+
+    monkeypatch.setattr(ablation_run, "place_matrices", fails)
+    report = run(folder, text, store, roles=("key", "query"), sets="0:2", random_sets=0)
+    assert report.failed == {"key 0-1 range:0:2": "OutOfMemoryError: CUDA out of memory"}
+    monkeypatch.setattr(ablation_run, "place_matrices", original)
+    in_process.clear()
+    assert run(folder, text, store, roles=("key", "query"), sets="0:2", random_sets=0).failed == {}
+    assert [task.roles for task in in_process] == ["key"]
+
+
+def test_bad_input_ends_before_a_worker_starts(tmp_path: Path, in_process: list[Any]) -> None:
+    folder = save(tmp_path / "m", "llama")
+    with pytest.raises(ScannerError, match="has 10 tokens, too short for a window of 16"):
+        run(folder, text_file(tmp_path, 10), tmp_path / "store")
+    with pytest.raises(ScannerError, match="no matrix with role 'router'"):
+        run(folder, text_file(tmp_path), tmp_path / "store", roles=("router",))
+    with pytest.raises(ScannerError, match="no set of singular values 'tenths'"):
+        run(folder, text_file(tmp_path), tmp_path / "store", sets="tenths")
+    with pytest.raises(ScannerError, match="cannot be negative"):
+        run(folder, text_file(tmp_path), tmp_path / "store", random_sets=-1)
+    assert in_process == []
+
+
+def test_actors_on_ray_give_the_same_numbers(tmp_path: Path, local_ray: None, in_process: list[Any]) -> None:
+    folder, text = save(tmp_path / "m", "llama"), text_file(tmp_path)
+    run(folder, text, tmp_path / "here", roles=("value",), sets="0:3")
+    from scanner.engine.pool import run_tasks
+
+    ablation_run.run_tasks = run_tasks  # type: ignore[attr-defined]  # the fixture puts it back
+    run(folder, text, tmp_path / "there", roles=("value",), sets="0:3", pool=PoolOptions(workers=2))
+    here, there = (
+        [(row["set"], row["value"], row["stderr"]) for row in rows(tmp_path / name)] for name in ("here", "there")
+    )
+    assert len(here) == 3
+    assert here == there

@@ -1,0 +1,233 @@
+"""Covariances against numpy's on naively hooked activations, overlaps against their definition, and runs on Ray."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import norm
+
+from scanner.checkpoint import Selection, read_matrix
+from scanner.engine import PoolOptions
+from scanner.errors import ScannerError
+from scanner.experiments import activation_run
+from scanner.experiments.activation_run import measure_activations
+from scanner.experiments.activations import (
+    Moments,
+    Recorder,
+    eigensystem,
+    overlaps,
+    random_band,
+)
+from scanner.experiments.models import load_model, load_tokenizer, model_place
+from scanner.experiments.placing import open_target
+from scanner.experiments.texts import TextSource, read_texts
+from scanner.experiments.tokens import Batches, sequences
+from scanner.rmt.marchenko_pastur import FloatArray
+from scanner.store import open_store
+
+from .tiny import save, table_file, text_file
+
+
+def naive(model: Any, module: str, ids: list[Any]) -> FloatArray:
+    """What enters a module, (tokens, features), one sequence at a time and without padding."""
+    seen: list[FloatArray] = []
+    hook = model.get_submodule(module).register_forward_pre_hook(
+        lambda _, given: seen.append(given[0][0].double().numpy())
+    )
+    with torch.no_grad():
+        for one in ids:
+            model(input_ids=torch.from_numpy(one.astype(np.int64))[None])
+    hook.remove()
+    return np.concatenate(seen)
+
+
+def test_moments_give_the_covariance_of_numpy_whatever_the_shards() -> None:
+    rng = np.random.default_rng(1)
+    tokens = rng.standard_normal((500, 7)) @ rng.standard_normal((7, 7)) + 30.0
+    whole, first, second = (Moments.zero(7) for _ in range(3))
+    for start in range(0, 500, 60):
+        whole.add(torch.from_numpy(tokens[start : start + 60]))
+    first.add(torch.from_numpy(tokens[:170]))
+    second.add(torch.from_numpy(tokens[170:]))
+    first.merge(second)
+    for moments in (whole, first):
+        assert moments.count == 500
+        np.testing.assert_allclose(moments.covariance(centred=True), np.cov(tokens.T, bias=True), rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(moments.covariance(centred=False), tokens.T @ tokens / 500, rtol=1e-12)
+    with pytest.raises(ValueError, match="needs tokens"):
+        Moments.zero(3).covariance(centred=True)
+
+
+@pytest.mark.parametrize(("kind", "head"), [("bert", "features"), ("llama", "causal"), ("gpt2", "causal")])
+def test_hooked_sums_leave_padding_out_and_agree_with_one_sequence_at_a_time(
+    tmp_path: Path, kind: str, head: str
+) -> None:
+    target = open_target(str(save(tmp_path, kind, head)), Selection())
+    place = model_place(target.checkpoint)
+    model, tokenizer = load_model(place), load_tokenizer(place)
+    ids = sequences(tokenizer, read_texts(TextSource(reference=str(table_file(tmp_path)))), length=6)
+    assert len({len(one) for one in ids}) > 1
+    names = {"bert": "encoder.layer.1.", "llama": "model.layers.1.", "gpt2": "transformer.h.1."}[kind]
+    linear = {
+        name: m
+        for name, m in model.named_modules()
+        if name.startswith(names) and hasattr(m, "weight") and m.weight.ndim == 2
+    }
+    recorder = Recorder(modules=linear)
+    with recorder:
+        Batches(0, 40).run(ids, lambda batch, indices: recorder.forward(model, batch.inputs(model)))
+    assert (
+        len(recorder.moments) == {"bert": 4, "llama": 4, "gpt2": 4}[kind]
+    )  # query, key, value and gate, up share their input
+    assert {*recorder.shared} == {*linear}
+    for name in linear:
+        moments, expected = recorder.moments[recorder.shared[name]], naive(model, name, ids)
+        assert moments.count == len(expected) == sum(map(len, ids))
+        np.testing.assert_allclose(
+            moments.covariance(centred=True), np.cov(expected.T, bias=True), rtol=1e-4, atol=1e-5
+        )
+        np.testing.assert_allclose(
+            moments.covariance(centred=False), expected.T @ expected / len(expected), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_the_forward_pass_ends_with_the_last_recorded_module(tmp_path: Path) -> None:
+    target = open_target(str(save(tmp_path, "llama")), Selection())
+    model = load_model(model_place(target.checkpoint))
+    ran: list[str] = []
+    for name, module in model.named_modules():
+        module.register_forward_pre_hook(lambda module, given, name=name: ran.append(name))
+    recorder = Recorder(modules={name: model.get_submodule(name) for name in ("model.layers.0.self_attn.q_proj",)})
+    with recorder:
+        ones = torch.ones(1, 4, dtype=torch.int64)
+        recorder.forward(model, {"input_ids": ones, "attention_mask": ones})
+    assert not any("layers.1" in name or "mlp" in name for name in ran)
+    assert not model.model.layers[0].self_attn.q_proj._forward_pre_hooks.keys() - {*range(10**6)}
+
+
+def test_overlaps_find_the_planted_direction() -> None:
+    rng = np.random.default_rng(2)
+    basis = np.linalg.qr(rng.standard_normal((12, 12)))[0]
+    covariance = basis @ np.diag(np.arange(12, 0, -1.0)) @ basis.T
+    eigen = eigensystem(torch.from_numpy(covariance))
+    np.testing.assert_allclose(eigen.values, np.arange(12, 0, -1.0))
+    vectors = np.stack([-basis[:, 3], (basis[:, 0] + 2 * basis[:, 5]) / np.sqrt(5)])
+    found = overlaps(torch.from_numpy(vectors), eigen)
+    np.testing.assert_allclose(found.overlap, [1.0, 2 / np.sqrt(5)], rtol=1e-9)
+    assert found.match.tolist() == [3, 5]
+    np.testing.assert_allclose(found.eigenvalue, [9.0, 7.0])
+
+
+@pytest.mark.parametrize(
+    ("width", "band"),
+    [(768, (0.0949, 0.1198, 0.1725)), (1024, (0.0852, 0.1062, 0.1512)), (4096, (0.0493, 0.0588, 0.0798))],
+)
+def test_the_band_of_random_overlaps_is_that_of_the_papers(width: int, band: tuple[float, ...]) -> None:
+    assert tuple(round(value, 4) for value in random_band(width)) == band
+
+
+def test_the_band_is_that_of_simulated_vectors() -> None:
+    rng = np.random.default_rng(3)
+    drawn = rng.standard_normal((20_000, 300))
+    largest = (np.abs(drawn) / np.linalg.norm(drawn, axis=1, keepdims=True)).max(axis=1)
+    low, middle, high = random_band(300)
+    assert np.quantile(largest, 0.5) == pytest.approx(middle, rel=0.005)
+    assert np.mean(largest < low) < 0.004
+    assert np.mean(largest > high) < 0.004
+    with pytest.raises(ValueError, match="at least one entry"):
+        random_band(0)
+
+
+def run(reference: Path, text: Path, store: Path, **more: Any) -> activation_run.ActivationReport:
+    return measure_activations(str(reference), TextSource(reference=str(text)), store=str(store), window=16, **more)
+
+
+def rows(store: Path) -> list[dict[str, Any]]:
+    query = "select * exclude (run_id) from 'overlaps' order by layer, role, centred, k".replace("'", '"')
+    found: list[dict[str, Any]] = open_store(str(store)).sql(query).to_pylist()
+    return found
+
+
+def test_rows_are_right_and_the_same_for_any_number_of_actors(tmp_path: Path, local_ray: None) -> None:
+    folder, text = save(tmp_path / "model", "llama"), text_file(tmp_path)
+    one = run(folder, text, tmp_path / "one", pool=PoolOptions(workers=1))
+    two = run(folder, text, tmp_path / "two", pool=PoolOptions(workers=2))
+    assert one.run_id == two.run_id
+    assert (one.matrices, one.skipped, one.failed, one.new) == (14, {}, {}, True)
+    found = rows(tmp_path / "one")
+    assert found == rows(tmp_path / "two")
+
+    target = open_target(str(folder), Selection())
+    place = model_place(target.checkpoint)
+    model = load_model(place)
+    ids = sequences(load_tokenizer(place), read_texts(TextSource(reference=str(text))), length=16)
+    ref = next(ref for ref in target.inventory.matrices if (ref.layer, ref.role) == (1, "mlp_down"))
+    hidden = naive(model, "model.layers.1.mlp.down_proj", ids)
+    _, s, vh = np.linalg.svd(read_matrix(target.checkpoint.source, ref).double().numpy(), full_matrices=False)
+    for centred, covariance in ((True, np.cov(hidden.T, bias=True)), (False, hidden.T @ hidden / len(hidden))):
+        values, vectors = np.linalg.eigh(covariance)
+        expected = np.abs(vh @ vectors[:, ::-1])
+        mine = [row for row in found if (row["layer"], row["role"], row["centred"]) == (1, "mlp_down", centred)]
+        np.testing.assert_allclose([row["singular_value"] for row in mine], s, rtol=1e-9)
+        np.testing.assert_allclose([row["overlap"] for row in mine], expected.max(axis=1), atol=2e-3)
+        np.testing.assert_allclose([row["peak"] for row in mine], np.abs(vh).max(axis=1), rtol=1e-5)
+        assert {row["tokens"] for row in mine} == {len(hidden)}
+        query = (
+            "select eigenvalue from activation_spectra where layer = 1 and role = 'mlp_down' "
+            f"and centred = {centred} order by index"
+        )
+        spectrum = open_store(str(tmp_path / "one")).sql(query)["eigenvalue"].to_numpy()
+        np.testing.assert_allclose(spectrum, values[::-1], rtol=1e-4, atol=1e-6 * values.max())
+
+
+def test_finished_blocks_are_not_measured_again(
+    tmp_path: Path, in_process: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, text = save(tmp_path / "model", "bert", "features"), table_file(tmp_path)
+    first = run(folder, text, tmp_path / "store")
+    assert {*first.skipped} == {"pooler.dense.weight"}
+    second = run(folder, text, tmp_path / "store")
+    assert (second.run_id, second.new) == (first.run_id, False)
+    done: list[int] = []
+    original = activation_run._tasks
+    monkeypatch.setattr(
+        activation_run,
+        "_tasks",
+        lambda base, blocks, workers: done.append(len(blocks)) or original(base, blocks, workers),
+    )
+    (tmp_path / "store" / "overlaps" / f"{first.run_id}-00001.parquet").unlink()
+    assert run(folder, text, tmp_path / "store").new
+    assert done == [1]
+    kind = open_store(str(tmp_path / "store")).sql("select kind, dataset, tokens, method from experiments").to_pylist()
+    assert [(row["kind"], row["dataset"], row["tokens"]) for row in kind] == [
+        ("activations", "table.csv", first.tokens)
+    ]
+    assert json.loads(kind[0]["method"])["window"] == 16
+
+
+def test_a_text_or_model_that_does_not_serve_ends_before_ray_starts(tmp_path: Path) -> None:
+    folder = save(tmp_path / "model", "llama")
+    with pytest.raises(ScannerError, match="has 10 tokens, too short for a window of 16"):
+        run(folder, text_file(tmp_path, 10), tmp_path / "store")
+    with pytest.raises(ScannerError, match="no matrix with role 'router'"):
+        run(folder, text_file(tmp_path), tmp_path / "store", selection=Selection(only=("router",)))
+
+
+def test_a_tokenizer_without_padding_serves(tmp_path: Path, in_process: list[Any]) -> None:
+    folder = save(tmp_path / "model", "gpt2", padding=False)
+    with_padding = save(tmp_path / "other", "gpt2")
+    assert run(folder, table_file(tmp_path), tmp_path / "store").tokens > 0
+    run(with_padding, table_file(tmp_path), tmp_path / "second")
+    assert [row["overlap"] for row in rows(tmp_path / "store")] == [row["overlap"] for row in rows(tmp_path / "second")]
+
+
+def test_normal_quantiles_of_the_query_are_those_of_scipy(tmp_path: Path, in_process: list[Any]) -> None:
+    run(save(tmp_path / "model", "llama"), text_file(tmp_path), tmp_path / "store")
+    for row in open_store(str(tmp_path / "store")).query("overlap_vs_region").to_pylist():
+        expected = norm.isf(-np.expm1(np.log([0.00135, 0.5, 0.99865]) / row["cols"]) / 2) / np.sqrt(row["cols"])
+        np.testing.assert_allclose([row["random_low"], row["random_middle"], row["random_high"]], expected, rtol=1e-7)

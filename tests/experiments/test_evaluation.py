@@ -1,0 +1,178 @@
+"""Perplexity against transformers' own loss, divergence and accuracy against their definitions, errors against resampling."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from scanner.checkpoint import Selection
+from scanner.errors import ScannerError
+from scanner.experiments.accuracy import Choice, Classifier, Probe, labels_of
+from scanner.experiments.evaluation import Divergence, Perplexity, Scores, Windows, summarise
+from scanner.experiments.measures import MeasureRequest, measurement
+from scanner.experiments.models import load_model, load_tokenizer, model_place
+from scanner.experiments.placing import open_target
+from scanner.experiments.texts import Texts, TextSource, read_texts
+from scanner.experiments.tokens import Batches, running_ids
+
+from .tiny import save, table_file, text_file, words
+
+
+def loaded(folder: Path, head: str = "causal") -> tuple[Any, Any]:
+    place = model_place(open_target(str(folder), Selection()).checkpoint)
+    return load_model(place, head=head), load_tokenizer(place)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("length", "stride"), [(16, 16), (16, 8), (20, 7), (20, 20), (50, 50)])
+def test_perplexity_is_that_of_the_strided_recipe_with_the_models_own_loss(
+    tmp_path: Path, length: int, stride: int
+) -> None:
+    model, tokenizer = loaded(save(tmp_path, "llama"))
+    ids = running_ids(tokenizer, read_texts(TextSource(reference=str(text_file(tmp_path)))), tokens=50)
+    measure = Perplexity(windows=Windows.cut(ids, length=length, stride=stride))
+    scores = measure.scores(model, None, Batches(0, 64))
+
+    total, count, done = 0.0, 0, 0  # the recipe of transformers' documentation, "Perplexity of fixed-length models"
+    for start in range(0, len(ids), stride):
+        end = min(start + length, len(ids))
+        piece = torch.from_numpy(ids[start:end].astype(np.int64))[None]
+        target = piece.clone()
+        target[:, : -(end - done)] = -100
+        scored = int((target[0, 1:] != -100).sum())
+        if scored:
+            with torch.no_grad():
+                total += float(model(input_ids=piece, labels=target).loss) * scored
+            count += scored
+        done = end
+        if end == len(ids):
+            break
+    # The recipe drops the first token of every window from what it scores; without overlap these windows' ends meet there.
+    if stride < length:
+        assert count == len(ids) - 1
+    assert measure.tokens == count
+    assert summarise("perplexity", scores).value == pytest.approx(math.exp(total / count), rel=1e-5)
+
+
+def test_batches_of_any_size_give_the_same_scores(tmp_path: Path) -> None:
+    model, tokenizer = loaded(save(tmp_path, "gpt2"))
+    ids = running_ids(tokenizer, read_texts(TextSource(reference=str(text_file(tmp_path)))), tokens=100)
+    measure = Perplexity(windows=Windows.cut(ids, length=12, stride=9))
+    one, many = (measure.scores(model, None, Batches(0, size)) for size in (1, 1000))
+    np.testing.assert_allclose(one.sums, many.sums, rtol=1e-5)
+
+
+def test_divergence_is_zero_for_the_intact_model_and_right_for_another(tmp_path: Path) -> None:
+    model, tokenizer = loaded(save(tmp_path, "llama"))
+    ids = running_ids(tokenizer, read_texts(TextSource(reference=str(text_file(tmp_path)))), tokens=48)
+    measure, batches = Divergence(windows=Windows.cut(ids, length=16)), Batches(0, 64)
+    states = measure.prepare(model, batches)
+    np.testing.assert_allclose(measure.scores(model, states, batches).sums, 0.0, atol=1e-4)
+    pieces = [torch.from_numpy(ids[start : start + 16].astype(np.int64))[None] for start in range(0, 48, 16)]
+    with torch.no_grad():
+        before = [model(input_ids=piece).logits[0, :-1].double().log_softmax(-1) for piece in pieces]
+        model.model.layers[1].mlp.down_proj.weight.mul_(0.5)
+        after = [model(input_ids=piece).logits[0, :-1].double().log_softmax(-1) for piece in pieces]
+    expected = [float((p.exp() * (p - q)).sum()) for p, q in zip(before, after, strict=True)]
+    np.testing.assert_allclose(measure.scores(model, states, batches).sums, expected, rtol=1e-4)
+    assert measure.tokens == 45
+
+
+def test_standard_errors_are_those_of_resampled_windows() -> None:
+    rng = np.random.default_rng(0)
+    weights = rng.integers(80, 120, 200).astype(float)
+    base = Scores(sums=weights * (2.0 + 0.3 * rng.standard_normal(200)), weights=weights)
+    other = Scores(sums=base.sums + weights * (0.1 + 0.05 * rng.standard_normal(200)), weights=weights)
+    for metric, value in (("perplexity", np.exp), ("kl", lambda m: m)):
+        drawn = rng.integers(0, 200, (4000, 200))
+        means = [value(s.sums[drawn].sum(1) / weights[drawn].sum(1)) for s in (base, other)]
+        alone, paired = summarise(metric, base), summarise(metric, other, base)
+        assert alone.stderr == pytest.approx(means[0].std(), rel=0.06)
+        assert paired.stderr == pytest.approx((means[1] - means[0]).std(), rel=0.06)
+        assert paired.delta == pytest.approx(paired.value - alone.value)
+        assert paired.stderr < alone.stderr  # the same windows: what they share cancels
+    assert math.isnan(summarise("kl", Scores(sums=np.ones(1), weights=np.ones(1))).stderr)
+    assert summarise("perplexity", Scores(sums=np.array([800.0]), weights=np.ones(1))).value == math.inf
+
+
+def test_a_text_too_short_for_its_window_and_strides_that_are_none() -> None:
+    with pytest.raises(ScannerError, match="has 9 tokens, too short for a window of 10"):
+        Windows.cut(np.arange(9, dtype=np.int32), length=10)
+    with pytest.raises(ScannerError, match="stride 11"):
+        Windows.cut(np.arange(99, dtype=np.int32), length=10, stride=11)
+
+
+def test_a_classifier_is_right_where_its_logits_say_so(tmp_path: Path) -> None:
+    folder = save(tmp_path, "bert", "classification", num_labels=2)
+    place = model_place(open_target(str(folder), Selection()).checkpoint)
+    task = TextSource(reference=str(table_file(tmp_path)))
+    found = measurement(place, MeasureRequest(metric="accuracy", text=task))
+    assert (found.head, type(found.measure)) == ("classification", Classifier)
+    model, tokenizer = loaded(folder, "classification")
+    texts = read_texts(task, labelled=True)
+    with torch.no_grad():
+        right = [
+            model(**tokenizer(text, return_tensors="pt", return_token_type_ids=False)).logits.argmax().item()
+            == int(label)
+            for text, label in zip(texts.items, texts.labels, strict=True)
+        ]
+    np.testing.assert_array_equal(found.measure.scores(model, None, Batches(0, 40)).sums, right)
+
+
+def test_a_language_model_chooses_the_likelier_answer(tmp_path: Path) -> None:
+    folder = save(tmp_path, "llama")
+    place = model_place(open_target(str(folder), Selection()).checkpoint)
+    task = TextSource(reference=str(table_file(tmp_path)))
+    wanted = MeasureRequest(metric="accuracy", text=task, prompt="{text} w9", answers=("w5 w6", "w7"))
+    measure = measurement(place, wanted).measure
+    assert isinstance(measure, Choice)
+    model, tokenizer = loaded(folder)
+    texts = read_texts(task, labelled=True)
+    expected = []
+    for text, label in zip(texts.items, texts.labels, strict=True):
+        likelihoods = []
+        for answer in ("w5 w6", "w7"):
+            ids = torch.tensor(tokenizer(f"{text} w9 {answer}")["input_ids"])[None]
+            count = len(answer.split())
+            with torch.no_grad():
+                log_p = model(input_ids=ids).logits[0].log_softmax(-1)
+            likelihoods.append(sum(float(log_p[-1 - i - 1, ids[0, -1 - i]]) for i in range(count)))
+        expected.append(int(np.argmax(likelihoods)) == int(label))
+    np.testing.assert_array_equal(measure.scores(model, None, Batches(0, 60)).sums, expected)
+    with pytest.raises(ScannerError, match="--answers names 3 and there are 2 classes"):
+        measurement(place, MeasureRequest(metric="accuracy", text=task, answers=("a", "b", "c")))
+    with pytest.raises(ScannerError, match="--prompt must say where the text goes"):
+        measurement(place, MeasureRequest(metric="accuracy", text=task, prompt="text"))
+
+
+def test_a_probe_on_an_encoders_features_learns_what_the_first_word_tells(tmp_path: Path) -> None:
+    folder = save(tmp_path, "bert", "features")
+    place = model_place(open_target(str(folder), Selection()).checkpoint)
+    lines = ["text,label", *(f"w{(i // 2) % 2} w9,{'yes' if (i // 2) % 2 else 'no'}" for i in range(40))]
+    path = tmp_path / "easy.csv"
+    path.write_text("\n".join(lines))
+    found = measurement(place, MeasureRequest(metric="accuracy", text=TextSource(reference=str(path))))
+    assert isinstance(found.measure, Probe)
+    model, _ = loaded(folder, "own")
+    prepared = found.measure.prepare(model, Batches(0, 64))
+    assert found.measure.scores(model, prepared, Batches(0, 64)).sums.tolist() == [1.0] * 20
+
+
+def test_labels_and_metrics_that_do_not_fit_a_model(tmp_path: Path) -> None:
+    texts = Texts(name="t", items=("a", "b", "c"), whole=False, labels=("10", "9", "word"))
+    assert texts.classes == ("9", "10", "word")
+    assert labels_of(texts, ["word", "10", "9"]).tolist() == [1, 2, 0]
+    with pytest.raises(ScannerError, match="3 classes and the model's classifier has 2"):
+        labels_of(texts, ["LABEL_0", "LABEL_1"])
+    encoder = model_place(open_target(str(save(tmp_path, "bert", "features")), Selection()).checkpoint)
+    text = TextSource(reference=str(text_file(tmp_path)))
+    with pytest.raises(ScannerError, match="no causal language model: perplexity needs one"):
+        measurement(encoder, MeasureRequest(text=text))
+    decoder = model_place(open_target(str(save(tmp_path / "d", "llama")), Selection()).checkpoint)
+    with pytest.raises(ScannerError, match=r"--window 65: .* takes 64 tokens at most"):
+        measurement(decoder, MeasureRequest(text=text, window=65))
+    assert len(words(3).split()) == 3

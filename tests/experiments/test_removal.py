@@ -1,0 +1,138 @@
+"""Sets of singular values, and weights without them against an explicit U S~ V^T."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from scanner.checkpoint import Selection
+from scanner.errors import ScannerError
+from scanner.experiments.models import load_model, model_place
+from scanner.experiments.placing import Placed, open_target, place_matrices
+from scanner.experiments.removal import FactorCache, RemovalSet, factors_of, indices_by_rank, parse_sets, removed
+from scanner.rmt.analysis import analyze
+
+from .tiny import save
+
+
+def placed_in(folder: Path, *roles: str) -> tuple[torch.nn.Module, list[Placed]]:
+    target = open_target(str(folder), Selection(only=roles))
+    model = load_model(model_place(target.checkpoint))
+    return model, place_matrices(model, target.inventory.matrices)[0]
+
+
+def test_deciles_are_those_of_the_queries_and_cover_everything_once() -> None:
+    for count in (10, 57, 192, 576):
+        deciles = [indices_by_rank(f"decile:{d}", count) for d in range(1, 11)]
+        assert sorted(np.concatenate(deciles).tolist()) == list(range(count))
+        assert deciles[0][-1] == count - 1  # 1 = the smallest
+        assert deciles[9][0] == 0
+        assert {len(one) for one in deciles} <= {count // 10, count // 10 + 1}
+        assert all((10 * k // count == 10 - d).all() for d, k in enumerate(deciles, start=1))
+
+
+def test_ranges_shares_and_regions_pick_what_their_names_say() -> None:
+    matrix = torch.from_numpy(np.random.default_rng(0).standard_normal((60, 30)) / 8)
+    matrix += 3.0 * torch.outer(
+        torch.ones(60, dtype=torch.float64) / 60**0.5, torch.ones(30, dtype=torch.float64) / 30**0.5
+    )
+    factors = factors_of("name", matrix)
+    analysis = analyze(matrix)
+    assert factors.indices(RemovalSet(name="range:3:7")).tolist() == [3, 4, 5, 6]
+    assert factors.indices(RemovalSet(name="range:28:99")).tolist() == [28, 29]
+    assert factors.indices(RemovalSet(name="smallest:10")).tolist() == [27, 28, 29]
+    for region in ("left", "bulk", "right"):
+        expected = np.flatnonzero(analysis.region == region).tolist()
+        assert factors.indices(RemovalSet(name=f"region:{region}")).tolist() == expected
+    assert 0 in factors.indices(RemovalSet(name="region:right"))
+    p = (analysis.u_p_local + analysis.v_p_local) / 2
+    expected = sorted(np.argsort(-p, kind="stable")[:6].tolist())
+    assert factors.indices(RemovalSet(name="most-random:20")).tolist() == expected
+
+
+def test_random_sets_have_the_size_of_their_neighbour_and_depend_on_seed_and_matrix_only() -> None:
+    matrix = torch.from_numpy(np.random.default_rng(0).standard_normal((40, 25)))
+    one, other = factors_of("one", matrix), factors_of("other", matrix)
+    first = RemovalSet(name="random:1", beside="decile:3")
+    drawn = one.indices(first)
+    assert len(drawn) == len(one.indices(RemovalSet(name="decile:3"))) == len({*drawn.tolist()})
+    assert drawn.tolist() == factors_of("one", matrix).indices(first).tolist()
+    assert drawn.tolist() != other.indices(first).tolist()
+    assert drawn.tolist() != one.indices(RemovalSet(name="random:2", beside="decile:3")).tolist()
+
+
+def test_words_stand_for_sets_each_beside_random_ones() -> None:
+    assert [one.name for one in parse_sets("regions", 0)] == ["region:left", "region:bulk", "region:right"]
+    found = parse_sets("0:5, decile:2", 2)
+    assert [(one.name, one.beside) for one in found] == [
+        ("range:0:5", None),
+        ("random:1", "range:0:5"),
+        ("random:2", "range:0:5"),
+        ("decile:2", None),
+        ("random:1", "decile:2"),
+        ("random:2", "decile:2"),
+    ]
+    assert [one.name for one in parse_sets("random", 3)] == ["random:1", "random:2", "random:3"]
+    assert len(parse_sets("deciles", 1)) == 20
+    assert len(parse_sets("pruning", 0)) == 8
+
+
+@pytest.mark.parametrize(
+    "text", ["", "decile:11", "decile:0", "5:5", "region:middle", "3", "random:1", "smallest:0", "tenths"]
+)
+def test_other_words_are_errors(text: str) -> None:
+    with pytest.raises(ScannerError, match="set of singular values"):
+        parse_sets(text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "role"), [("llama", "mlp_down"), ("llama", "key"), ("gpt2", "key"), ("mixtral", "mlp_down")]
+)
+@pytest.mark.parametrize("name", ["decile:10", "range:0:4", "smallest:50"])
+def test_a_weight_without_a_set_is_u_s_v_and_comes_back_bit_for_bit(
+    tmp_path: Path, kind: str, role: str, name: str
+) -> None:
+    model, placed = placed_in(save(tmp_path, kind), role)
+    intact = {key: value.clone() for key, value in model.state_dict().items()}
+    wanted, cache = RemovalSet(name=name), FactorCache(1 << 30)
+    before = [one.matrix(model).double().numpy().copy() for one in placed]
+    with removed(model, placed, wanted, cache) as (gone, total):
+        assert total == sum(min(w.shape) for w in before)
+        for one, w in zip(placed, before, strict=True):
+            u, s, vh = np.linalg.svd(w, full_matrices=False)
+            k = indices_by_rank(name, len(s))
+            s[k] = 0.0
+            gone -= len(k)
+            np.testing.assert_allclose(one.matrix(model).numpy(), u * s @ vh, atol=3e-6)
+        assert gone == 0
+        changed = {key for key, value in model.state_dict().items() if not torch.equal(value, intact[key])}
+        assert changed == {one.parameter for one in placed}
+    assert all(torch.equal(value, intact[key]) for key, value in model.state_dict().items())
+
+
+def test_weights_come_back_after_an_error_too_and_factors_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, placed = placed_in(save(tmp_path, "llama"), "mlp_up")
+    intact = placed[0].matrix(model).clone()
+    cache = FactorCache(1 << 30)
+    with (
+        pytest.raises(RuntimeError, match="in the middle"),
+        removed(model, placed, RemovalSet(name="decile:10"), cache),
+    ):
+        raise RuntimeError("in the middle")
+    assert torch.equal(placed[0].matrix(model), intact)
+    monkeypatch.setattr("scanner.experiments.removal.factors_of", lambda *given: pytest.fail("computed twice"))
+    with removed(model, placed, RemovalSet(name="decile:9"), cache):
+        pass
+
+
+def test_the_cache_keeps_to_its_limit(tmp_path: Path) -> None:
+    model, placed = placed_in(save(tmp_path, "llama"), "mlp_up", "mlp_down")
+    small = FactorCache(1)
+    for one in placed:
+        small.get(model, one)
+    assert len(small._kept) == 1

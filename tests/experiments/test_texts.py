@@ -1,0 +1,171 @@
+"""Texts from files of every kind, their tokens, and what is wrong with those that do not serve."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from scanner.errors import ScannerError
+from scanner.experiments.texts import Texts, TextSource, read_texts
+from scanner.experiments.tokens import Batch, Batches, affixes, pad, padding_id, running_ids, sequences
+
+from .tiny import tokenizer
+
+ROWS = [
+    {"text": 'one, "two"', "label": "1", "kind": "a"},
+    {"text": "three\tfour é", "label": "0", "kind": "b"},
+    {"text": "", "label": "1", "kind": "b"},
+]
+
+
+def write(path: Path, rows: list[dict[str, str]]) -> Path:
+    if path.suffix == ".jsonl":
+        path.write_text("\n".join(json.dumps(row) for row in rows), "utf-8")
+    elif path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        quote = '"{}"'.format if path.suffix == ".csv" else str
+        separator = "," if path.suffix == ".csv" else "\t"
+        lines = [separator.join(rows[0])]
+        doubled = '""' if path.suffix == ".csv" else '"'
+        lines += [separator.join(quote(value.replace('"', doubled)) for value in row.values()) for row in rows]
+        path.write_text("\n".join(lines) + "\n", "utf-8")
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_a_table_gives_its_texts_and_labels_without_empty_rows(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path / f"rows{suffix}", ROWS)
+    texts = read_texts(TextSource(reference=str(path)), labelled=True)
+    assert texts.items == ('one, "two"', "three\tfour é")
+    assert texts.labels == ("1", "0")
+    assert texts.classes == ("0", "1")
+    assert not texts.whole
+    kept = read_texts(TextSource(reference=str(path), where=("kind", "b")))
+    assert kept.items == ("three\tfour é",)
+    assert kept.digest != read_texts(TextSource(reference=str(path))).digest
+    pairs = read_texts(TextSource(reference=str(path), column="kind", second="label"))
+    assert (pairs.items, pairs.seconds) == (("a", "b", "b"), ("1", "0", "1"))
+
+
+def test_a_tsv_file_may_begin_a_sentence_with_a_quote(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.tsv", [{"sentence": '"good', "label": "1"}, {"sentence": "bad", "label": "0"}])
+    assert read_texts(TextSource(reference=str(path))).items == ('"good', "bad")
+
+
+def test_any_other_file_is_one_running_text(tmp_path: Path) -> None:
+    path = tmp_path / "novel.txt"
+    path.write_bytes("\ufeffCall me.\n".encode())
+    texts = read_texts(TextSource(reference=str(path)))
+    assert texts.whole
+    assert texts.items == ("Call me.\n",)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b" \n", "a.txt is empty"),
+        ("a.txt", b"caf\xe9", r"not UTF-8 \(byte 3\)"),
+        ("a.csv", b"caf\xe9", "not UTF-8"),
+        ("a.csv", b"text,label\n", "a.csv is empty"),
+        ("a.csv", b"text,label\nx\n", "line 2: not as many fields"),
+        ("a.csv", b"one,two\nx,y\n", "which column is the text[?] it has one, two"),
+        ("a.jsonl", b'{"text": "x"}\n{', "line 2 is not JSON"),
+        ("a.jsonl", b"[1]", "line 1 is no object"),
+        ("a.jsonl", b'{"text": 1}', "column 'text' holds no text"),
+        ("a.parquet", b"PAR1", "cannot be read as Parquet"),
+    ],
+)
+def test_a_file_that_does_not_serve_is_one_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ScannerError, match=message) as raised:
+        read_texts(TextSource(reference=str(path), column=None))
+    assert "\n" not in str(raised.value)
+
+
+def test_columns_labels_and_places_that_are_not_there_are_named(tmp_path: Path) -> None:
+    path = str(write(tmp_path / "rows.csv", ROWS))
+    with pytest.raises(ScannerError, match="no column 'words': it has text, label, kind"):
+        read_texts(TextSource(reference=path, column="words"))
+    with pytest.raises(ScannerError, match="no row with kind=z"):
+        read_texts(TextSource(reference=path, where=("kind", "z")))
+    with pytest.raises(ScannerError, match="two or more classes are needed, all are 'a'"):
+        _ = read_texts(TextSource(reference=path, label="kind", where=("kind", "a")), labelled=True).classes
+    with pytest.raises(ScannerError, match="does not exist: give a file"):
+        read_texts(TextSource(reference=str(tmp_path / "gone.txt")))
+    with pytest.raises(ScannerError, match="is a folder"):
+        read_texts(TextSource(reference=str(tmp_path)))
+    novel = tmp_path / "novel.txt"
+    novel.write_text("words")
+    with pytest.raises(ScannerError, match="has no columns"):
+        read_texts(TextSource(reference=str(novel)), labelled=True)
+
+
+def test_a_data_set_of_the_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def load(*arguments: object, **options: object) -> None:
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(ScannerError, match=r"no file here, and as a data set of the Hub it cannot be read: no route$"):
+        read_texts(TextSource(reference="owner/name:config:test"))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: iter([{"text": f"{a} {k}"}]))
+    found = read_texts(TextSource(reference="owner/name:config:test"))
+    assert found.items == ("('owner/name', 'config') {'split': 'test', 'streaming': True}",)
+
+
+def test_a_running_text_is_cut_with_special_tokens_around_each_piece() -> None:
+    made = tokenizer(special=True)
+    assert affixes(made) == ([1], [2])
+    assert affixes(tokenizer()) == ([], [])
+    texts = Texts(name="t", items=(" ".join(f"w{i}" for i in range(25)),), whole=True)
+    pieces = sequences(made, texts, length=10)
+    assert [list(piece) for piece in pieces] == [[1, *range(4 + 8 * i, 12 + 8 * i), 2] for i in range(3)]
+    assert len(sequences(made, texts, length=10, tokens=20)) == 2
+    assert list(running_ids(tokenizer(), texts, tokens=5)) == [4, 5, 6, 7, 8]
+    with pytest.raises(ScannerError, match="text t has 25 tokens, too short for a window of 38"):
+        sequences(made, texts, length=40)
+
+
+def test_items_are_a_sequence_each_up_to_the_number_of_tokens() -> None:
+    texts = Texts(name="t", items=("w0 w1 w2", "w3", "w4 w5"), whole=False)
+    assert [list(one) for one in sequences(tokenizer(), texts, length=2, tokens=4)] == [[4, 5], [7], [8]]
+
+
+def test_padding_is_masked_and_needs_no_padding_token() -> None:
+    assert padding_id(tokenizer()) == 0
+    assert padding_id(tokenizer(padding=False)) == 0
+    batch = pad([np.array([5, 6], np.int32), np.array([7], np.int32)], 9)
+    assert batch.ids.tolist() == [[5, 6], [7, 9]]
+    assert batch.mask.tolist() == [[1, 1], [1, 0]]
+
+
+def test_batches_that_do_not_fit_are_halved_and_that_is_recorded() -> None:
+    ids = [np.full(4, i, np.int32) for i in range(8)]
+    seen: list[list[int]] = []
+
+    def compute(batch: Batch, indices: list[int]) -> int:
+        if len(indices) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        seen.append(indices)
+        return len(indices)
+
+    batches = Batches(0, 32)
+    assert batches.run(ids, compute) == [2, 2, 2, 2]
+    assert sorted(index for group in seen for index in group) == list(range(8))
+    assert batches.smallest == 8
+    assert len(batches.run(ids, compute)) == 4
+
+    def never(batch: Batch, indices: list[int]) -> int:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(ScannerError, match=r"one sequence of 4 tokens does not fit.*--window"):
+        batches.run(ids, never)
