@@ -20,6 +20,7 @@ from scanner.cli import (
     query,
     report,
     scan,
+    slicing,
 )
 from scanner.errors import ScannerError
 from scanner.version import __version__
@@ -43,6 +44,7 @@ activations.register(app)
 ablate.register(app)
 finetune.register(app)
 lazy_learning.register(app)
+slicing.register(app)
 plot.register(app)
 report.register(app)
 publish.register(app)

@@ -1,0 +1,13 @@
+"""Entry point for `ray job submit`: the verb `slicing`, on the cluster that the job runs in.
+
+    ray job submit --address http://HEAD:8265 -- python jobs/slicing.py REF --text FILE --store s3://bucket/results
+
+Arguments and exit status are those of `rmtscan slicing`; RAY_ADDRESS, which Ray sets for a job, names the cluster.
+"""
+
+import sys
+
+from scanner.cli.main import main
+
+if __name__ == "__main__":
+    main(["slicing", *sys.argv[1:]])

@@ -1,0 +1,228 @@
+"""Leaving out directions around norms: against models whose weights are changed instead, and from the command to the table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from scanner.engine import PoolOptions
+from scanner.errors import ScannerError
+from scanner.experiments.measures import MeasureRequest
+from scanner.experiments.slicing import ORDERS, Order, bases, decile_slice, norms_of, sliced
+from scanner.experiments.slicing_run import slicing
+from scanner.experiments.texts import TextSource
+from scanner.experiments.tokens import Batches
+from scanner.store import open_store
+
+from .tiny import CONFIGS, VOCABULARY, save, text_file
+
+IDS = [np.arange(length, dtype=np.int32) % 80 + 4 for length in (30, 17, 44)]
+
+
+def model_of(kind: str, **more: Any) -> Any:
+    """A model with random weights, scales and biases; half of a norm's scales are negative."""
+    config = AutoConfig.for_model(kind, **({"vocab_size": VOCABULARY, "pad_token_id": 0} | more))
+    torch.manual_seed(1)
+    model = (AutoModel if kind == "bert" else AutoModelForCausalLM).from_config(config)
+    for parameter in model.parameters():
+        parameter.data = torch.randn_like(parameter) * (0.3 if parameter.ndim > 1 else 1.0)
+    return model.requires_grad_(False).eval()
+
+
+@pytest.fixture(scope="module")
+def llama() -> Any:
+    return model_of("llama", **CONFIGS["llama"])
+
+
+@pytest.fixture(scope="module")
+def bert() -> Any:
+    return model_of("bert", **CONFIGS["bert"])
+
+
+def directions(model: Any, count: int = 3) -> dict[str, torch.Tensor]:
+    """Random orthonormal directions at every norm."""
+    generator = torch.Generator().manual_seed(2)
+    drawn = {name: torch.randn(len(norm.scale), count, generator=generator) for name, norm in norms_of(model).items()}
+    return {name: torch.linalg.qr(one).Q for name, one in drawn.items()}
+
+
+def output(model: Any) -> torch.Tensor:
+    ids = torch.from_numpy(IDS[0].astype(np.int64))[None]
+    found: torch.Tensor = model(input_ids=ids)[0]
+    return found
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert", "gpt2", "gemma"])
+def test_norms_taken_apart_are_the_norms_themselves(kind: str) -> None:
+    shape = CONFIGS.get(kind, CONFIGS["llama"] | {"head_dim": 4})
+    model = model_of(kind, **shape)
+    norms = norms_of(model)
+    assert len(norms) == 5
+    states = 3.0 * torch.randn(4, 16) + 1.0
+    for norm in norms.values():
+        bias = getattr(norm.module, "bias", None)
+        whole = norm.scale * norm.unit(states) + (0.0 if bias is None else bias)
+        assert torch.allclose(norm.module(states), whole, atol=1e-5)
+        assert torch.allclose(norm.unit(norm.signal(states)), norm.unit(states), atol=1e-5)
+
+
+def test_deciles_cover_every_direction_once() -> None:
+    for width in (16, 576, 10, 3):
+        covered = [index for decile in range(1, 11) for index in range(width)[decile_slice(width, decile)]]
+        assert covered == list(range(width))
+    with pytest.raises(ValueError, match="deciles"):
+        decile_slice(16, 11)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_bases_are_eigenvectors_of_what_numpy_sees_without_padding(
+    kind: str, order: Order, request: pytest.FixtureRequest
+) -> None:
+    model = request.getfixturevalue(kind)
+    found = bases(model, IDS, Batches(0, 1000), order)  # one padded batch
+    seen: dict[str, list[np.ndarray]] = {name: [] for name in found}
+    norms = norms_of(model)
+    for ids in IDS:  # one by one: no padding at all
+        hooks = [
+            norms[name].module.register_forward_pre_hook(
+                lambda _, given, name=name: seen[name].append(given[0][0].numpy())
+            )
+            for name in found
+        ]
+        model(input_ids=torch.from_numpy(ids.astype(np.int64))[None])
+        for hook in hooks:
+            hook.remove()
+    for name, basis in found.items():
+        states = np.concatenate(seen[name]).astype(np.float64)
+        if kind == "bert":
+            states = states - states.mean(axis=1, keepdims=True)
+        if order == "after":
+            states = states / np.sqrt((states**2).mean(axis=1, keepdims=True) + norms[name].eps)
+        q = basis.numpy().astype(np.float64)
+        rotated = q.T @ (states.T @ states / len(states)) @ q
+        values = np.diag(rotated)
+        assert q.T @ q == pytest.approx(np.eye(16), abs=1e-5)
+        assert rotated - np.diag(values) == pytest.approx(np.zeros((16, 16)), abs=1e-4 * values.max())
+        assert np.all(np.diff(values) > -1e-5 * values.max())
+
+
+def test_after_the_norm_is_the_projection_absorbed_by_the_next_matrices(llama: Any) -> None:
+    """SliceGPT: the scale and the projection go into the weights, W diag(g) P diag(1/g)."""
+    dropped = directions(llama)
+    with sliced(llama, dropped, "after") as count:
+        changed = output(llama)
+    assert count == 15
+    absorbed = model_of("llama", **CONFIGS["llama"])
+
+    def absorb(name: str, *modules: torch.nn.Linear) -> None:
+        scale = norms_of(absorbed)[name].scale
+        projection = torch.eye(16) - dropped[name] @ dropped[name].T
+        for module in modules:
+            module.weight.data = module.weight @ torch.diag(scale) @ projection @ torch.diag(1.0 / scale)
+
+    for index, layer in enumerate(absorbed.model.layers):
+        attention, mlp = layer.self_attn, layer.mlp
+        absorb(f"model.layers.{index}.input_layernorm", attention.q_proj, attention.k_proj, attention.v_proj)
+        absorb(f"model.layers.{index}.post_attention_layernorm", mlp.gate_proj, mlp.up_proj)
+    absorb("model.norm", absorbed.lm_head)
+    assert torch.allclose(output(absorbed), changed, atol=1e-3, rtol=1e-3)
+    assert not torch.allclose(output(llama), changed, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_before_the_norm_is_a_norm_of_projected_states(kind: str, request: pytest.FixtureRequest) -> None:
+    model = request.getfixturevalue(kind)
+    dropped = directions(model)
+    with sliced(model, dropped, "before"):
+        changed = output(model)
+    other = model_of(kind, **CONFIGS[kind])
+    for name in norms_of(other):
+        parent, _, own = name.rpartition(".")
+        norm = other.get_submodule(name)
+        setattr(other.get_submodule(parent), own, _Projected(norm, dropped[name]))
+    assert torch.allclose(output(other), changed, atol=1e-3, rtol=1e-3)
+    assert not torch.allclose(output(model), changed, atol=1e-2)
+
+
+class _Projected(torch.nn.Module):
+    def __init__(self, norm: torch.nn.Module, dropped: torch.Tensor) -> None:
+        super().__init__()
+        self.norm, self.projection = norm, torch.eye(len(dropped)) - dropped @ dropped.T
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        if isinstance(self.norm, torch.nn.LayerNorm):
+            states = states - states.mean(dim=-1, keepdim=True)
+        found: torch.Tensor = self.norm(states @ self.projection)
+        return found
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_model_is_whole_again_afterwards_and_with_nothing_left_out(llama: Any, order: Order) -> None:
+    intact = output(llama)
+    with sliced(llama, {name: basis[:, :0] for name, basis in directions(llama).items()}, order) as count:
+        assert count == 0
+        assert torch.allclose(output(llama), intact, atol=1e-5)
+    with pytest.raises(KeyError), sliced(llama, directions(llama), order):
+        raise KeyError
+    assert torch.equal(output(llama), intact)
+
+
+def test_too_few_tokens_and_no_norms_are_told(llama: Any) -> None:
+    with pytest.raises(ScannerError, match="10 tokens for a covariance of 16"):
+        bases(llama, [IDS[0][:10]], Batches(0, 100), "before")
+    bare = torch.nn.Linear(2, 2)
+    bare.config = llama.config
+    with pytest.raises(ScannerError, match="nothing to slice"):
+        norms_of(bare)
+
+
+@pytest.fixture
+def run(tmp_path: Path, local_ray: None) -> Callable[..., Any]:
+    """`slicing` of a tiny Llama on its own text."""
+    checkpoint, text = save(tmp_path / "llama", "llama"), text_file(tmp_path)
+    wanted = MeasureRequest(text=TextSource(reference=str(text)), tokens=150, window=32)
+    common: dict[str, Any] = {
+        "store": str(tmp_path / "store"),
+        "pool": PoolOptions(workers=1),
+        "calibration_tokens": 128,
+    }
+    return lambda **more: slicing(str(checkpoint), wanted, **(common | more))
+
+
+def test_points_are_stored_and_never_computed_twice(tmp_path: Path, run: Callable[..., Any]) -> None:
+    first = run(deciles=(1, 10), orders=("after",))
+    assert (first.points, first.kept, first.failed) == (2, 0, {})
+    second = run(deciles=(1, 10))
+    assert (second.run_id, second.points, second.kept) == (first.run_id, 4, 2)
+    store = open_store(second.store)
+    rows = store.query("slicing").to_pylist()
+    assert [(row["place"], row["decile"], row["removed"]) for row in rows] == [
+        ("before norm", 1, 5),
+        ("before norm", 10, 10),
+        ("after norm", 1, 5),
+        ("after norm", 10, 10),
+    ]
+    assert all(row["delta"] == pytest.approx(row["value"] - row["baseline"]) for row in rows)
+    assert all(row["stderr"] > 0.0 and row["metric"] == "perplexity" for row in rows)
+    for small, large in ((rows[0], rows[1]), (rows[2], rows[3])):
+        assert abs(large["delta"]) > abs(small["delta"])
+    kept = store.sql("select kind, method from experiments").to_pylist()
+    assert [row["kind"] for row in kept] == ["slicing"]
+    assert json.loads(kept[0]["method"])["calibration"]["tokens"] == 128
+    third = run(deciles=(1, 10))
+    assert third.kept == 4
+
+
+def test_what_cannot_be_done_is_told(run: Callable[..., Any]) -> None:
+    with pytest.raises(ScannerError, match="deciles 1 to 10"):
+        run(deciles=(0,))
+    with pytest.raises(ScannerError, match="orders are"):
+        run(orders=())
