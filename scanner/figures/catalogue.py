@@ -5,6 +5,7 @@ from __future__ import annotations
 from scanner.errors import ScannerError
 from scanner.figures.along_spectrum import pvalues_by_role, spectra_by_role
 from scanner.figures.depth import depth, heads, outliers
+from scanner.figures.finetuning import finetuning
 from scanner.figures.lazy import lazy
 from scanner.figures.pairs import overlap, pair_spectra
 from scanner.figures.registry import Figure, figure, nearest
@@ -77,6 +78,12 @@ _ALL = (
         title="Rich and lazy networks without some of their singular values",
         about="Accuracy against the share of removed singular values (from `rmtscan lazy-learning`). A rich network does without "
         "its small ones; a lazy one keeps what it knows in all of them.",
+    ),
+    figure(
+        finetuning,
+        title="Accuracy after fine-tuning without a decile of the singular values, removed before it or after it",
+        about="What lies outside the grey band (three standard deviations of the untouched runs, over seeds) is more than chance "
+        "(from `rmtscan finetune`). What is lost when removed afterwards, and not when removed before, training has repaired.",
     ),
 )
 

@@ -1,0 +1,114 @@
+"""What fine-tuning can repair: accuracy without a decile of the singular values, removed before it or after it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+
+from scanner.checkpoint.names import printable
+from scanner.errors import ScannerError
+from scanner.figures import theme
+from scanner.figures.registry import nearest
+from scanner.store import Store
+
+_ORDERS = {"remove-first": "removed, then fine-tuned", "tune-first": "fine-tuned, then removed"}
+_COLOURS = {"removed, then fine-tuned": theme.BLUE, "fine-tuned, then removed": theme.VERMILION}
+
+
+def finetuning(store: Store, *, interactive: bool = False, base: str | None = None, role: str | None = None) -> Any:
+    """Accuracy by removed decile in both orders, beside the mean of the untouched runs and three standard deviations of it.
+
+    Points are means over seeds, error bars their standard deviation (one seed: none). Of several runs of one base the newest is
+    drawn; without a role, removal from those matrices that its newest points are about.
+
+    Source: arXiv 2410.17770, v1 Fig. 8, v3 Fig. 6.
+
+    Raises:
+        ScannerError: nothing is fine-tuned in this store, or not this base, or without removal from this role.
+    """
+    answer = store.query("finetune_by_decile").to_pylist()
+    if not answer:
+        raise ScannerError(f"nothing is fine-tuned in {store.url}: begin with 'rmtscan finetune BASE --task FILE'")
+    bases = sorted({str(row["base_model"]) for row in answer})
+    if base is None and len(bases) > 1:
+        raise ScannerError(f"several models are fine-tuned, name one with --base: {', '.join(map(printable, bases))}")
+    base = base or bases[0]
+    if base not in bases:
+        raise ScannerError(f"no model {printable(base)!r} is fine-tuned: {nearest(base, map(printable, bases))}")
+    removed = [row for row in answer if row["base_model"] == base and row["order"] in _ORDERS]
+    if not removed:
+        raise ScannerError(f"{printable(base)} was fine-tuned without any removal: give 'rmtscan finetune' an --order")
+    known = sorted({str(row["roles"]) for row in removed})
+    if role is not None and role not in known:
+        raise ScannerError(f"no decile was removed from {printable(role)!r}: {nearest(role, known)}")
+    newest = max((row for row in removed if role in (None, row["roles"])), key=lambda row: row["finished_at"])
+    series = {"run_id": newest["run_id"], "roles": newest["roles"]}
+    removed = [row for row in removed if series.items() <= row.items()]
+    untouched = next((row for row in answer if row["run_id"] == newest["run_id"] and row["order"] == "none"), None)
+    look = theme.style(interactive)
+    chart = alt.layer(*_untouched(look, untouched), *_lines(look, removed, interactive))
+    seeds = sorted({int(row["seeds"]) for row in removed})
+    counted = "1 seed" if seeds == [1] else f"{'-'.join(map(str, {seeds[0]: 0, seeds[-1]: 0}))} seeds"
+    epochs = "1 epoch" if newest["epochs"] == 1 else f"{newest['epochs']} epochs"
+    details = [
+        f"{printable(newest['dataset'])}, {newest['examples']} texts, {epochs}; removed from: {printable(newest['roles'])}",
+        f"{counted}, ± one standard deviation{_words(untouched)}",
+    ]
+    chart = chart.properties(width=look.width, height=look.height)
+    return theme.finish(chart, look, f"Fine-tuning and removal, {printable(base)}", details)
+
+
+def _words(untouched: dict[str, Any] | None) -> str:
+    if untouched is None:
+        return ""
+    band = ", ± three standard deviations" if untouched["three_sigma"] is not None else ""
+    return f"; grey: {untouched['seeds']} untouched{band}"
+
+
+def _accuracy(column: str = "accuracy:Q") -> alt.Y:
+    return alt.Y(column, title="accuracy", scale=alt.Scale(zero=False, nice=True), axis=alt.Axis(tickCount=5))
+
+
+def _decile() -> alt.X:
+    ticks = alt.Axis(grid=False, values=list(range(1, 11)), format="d")
+    scale = alt.Scale(domain=[0.5, 10.5], nice=False)
+    return alt.X("decile:Q", title="removed decile (1: smallest singular values)", scale=scale, axis=ticks)
+
+
+def _untouched(look: theme.Style, row: dict[str, Any] | None) -> list[Any]:
+    if row is None:
+        return []
+    spread = row["three_sigma"] or 0.0
+    low, high = row["untouched"] - spread, row["untouched"] + spread
+    ends = [{"decile": end, "low": low, "high": high, "accuracy": row["untouched"]} for end in (0.5, 10.5)]
+    base = alt.Chart(theme.inline(ends))
+    line = base.mark_line(color=theme.GREY, strokeWidth=look.line, strokeDash=[4, 2]).encode(x=_decile(), y=_accuracy())
+    if not spread:
+        return [line]
+    return [base.mark_area(color=theme.PALE, opacity=0.6).encode(x=_decile(), y=_accuracy("low:Q"), y2="high:Q"), line]
+
+
+def _lines(look: theme.Style, rows: list[dict[str, Any]], interactive: bool) -> list[Any]:
+    drawn = []
+    for row in sorted(rows, key=lambda row: (row["order"], row["decile"])):
+        spread = row["spread"] or 0.0
+        value = {"what": _ORDERS[row["order"]], "decile": row["decile"], "accuracy": row["accuracy"]}
+        value |= {"low": row["accuracy"] - spread, "high": row["accuracy"] + spread, "seeds": row["seeds"]}
+        drawn.append(value | {"delta": row["delta"], "delta in sigma": row["delta_sigma"]})
+    there = {name: colour for name, colour in _COLOURS.items() if any(row["what"] == name for row in drawn)}
+    colour = alt.Color(
+        "what:N",
+        scale=alt.Scale(domain=[*there], range=[*there.values()]),
+        legend=alt.Legend(orient="top", title=None, symbolType="stroke", direction="horizontal"),
+    )
+    hover = [
+        alt.Tooltip(f"{name}:Q", format=".3g") for name in ("decile", "accuracy", "delta", "delta in sigma", "seeds")
+    ]
+    base = alt.Chart(theme.inline(drawn))
+    bars = base.mark_rule(strokeWidth=look.line).encode(x=_decile(), y=_accuracy("low:Q"), y2="high:Q", color=colour)
+    lines = base.mark_line(strokeWidth=1.3 * look.line).encode(x=_decile(), y=_accuracy(), color=colour)
+    dots = base.mark_point(filled=True, size=3.0 * look.font, opacity=1.0).encode(
+        x=_decile(), y=_accuracy(), color=colour, tooltip=hover if interactive else alt.Undefined
+    )
+    return [bars, lines, dots]

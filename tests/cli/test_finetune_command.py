@@ -1,0 +1,128 @@
+"""`rmtscan finetune` from its arguments to its table and exit status."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from scanner.experiments.finetune_task import FineTuneTask
+from tests.experiments.classifiers import bert, jsonl, llama, reviews
+
+from .conftest import Run
+
+QUICK = ("--epochs", 1, "--batch", 16, "--lr", 1e-3, "--length", 32, "--workers", 1)
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return bert(tmp_path / "base")
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    return jsonl(tmp_path / "reviews.jsonl", reviews(60))
+
+
+def test_a_tuned_model_is_measured_kept_and_compared(
+    tmp_path: Path, base: Path, texts: Path, rmtscan: Run, local_ray: None
+) -> None:
+    store = ("--store", tmp_path / "store")
+    command = ("finetune", base, "--task", texts, "--deciles", "1,10", "--seeds", 2, "--order", "tune-first", *QUICK)
+    ran = rmtscan(*command, "--keep", tmp_path / "tuned", *store, "--format", "json")
+    assert ran.status == 0, ran.err
+    rows = json.loads(ran.out)
+    assert [(row["order"], row["decile"], row["seeds"]) for row in rows] == [
+        ("none", None, 2),
+        ("tune-first", 1, 2),
+        ("tune-first", 10, 2),
+    ]
+    assert "2 classes, the commonest is 50.0% of the test" in ran.told
+    assert "6 points, 0 of them kept" in ran.told
+    again = rmtscan(*command, "--keep", tmp_path / "tuned", *store, "--format", "json")
+    assert json.loads(again.out) == rows
+    assert "6 points, 6 of them kept" in again.told
+
+    compared = rmtscan("compare", base, tmp_path / "tuned" / "none-seed0", *store, "--workers", 1, "--format", "json")
+    assert compared.status == 0, compared.err
+    assert "0 exactly unchanged" in compared.told
+    assert {row["role"] for row in json.loads(compared.out)} >= {
+        "query",
+        "key",
+        "value",
+        "attn_out",
+        "mlp_up",
+        "mlp_down",
+    }
+
+
+def test_points_that_fail_are_told_and_the_others_stay(
+    tmp_path: Path, base: Path, texts: Path, rmtscan: Run, local_ray: None
+) -> None:
+    # A file where the folder of models should be: every training ends, and none of its points can be kept.
+    (tmp_path / "taken").write_text("", "utf-8")
+    ran = rmtscan(
+        "finetune", base, "--task", texts, "--order", "none", "--seeds", 1, *QUICK, "--keep", tmp_path / "taken"
+    )
+    assert ran.status == 3
+    assert "FAILED none-seed0: the tuned model cannot be kept in" in ran.told
+
+
+def test_an_interruption_says_that_the_same_command_goes_on(
+    tmp_path: Path, base: Path, texts: Path, rmtscan: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_worker: type, tasks: list[FineTuneTask], *_: object, **__: object) -> None:
+        # One training a seed and decile, and the untouched one that both removals afterwards share.
+        assert [[point.label for point in task.points] for task in tasks] == [
+            ["none-seed0", "tune-first-decile1-seed0", "tune-first-decile2-seed0"],
+            ["remove-first-decile1-seed0"],
+            ["remove-first-decile2-seed0"],
+        ]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("scanner.experiments.finetuning.run_tasks", interrupted)
+    ran = rmtscan("finetune", base, "--task", texts, "--deciles", "1,2", "--seeds", 1, "--store", tmp_path / "store")
+    assert ran.status == 130
+    assert "finished points are kept" in ran.told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (("--order", "sideways"), 2, "'sideways' is not one of none, remove-first, tune-first"),
+        (("--deciles", "one"), 2, "'one' is not a decile"),
+        (("--deciles", "11"), 1, "deciles go from 1"),
+        (("--roles", "mlp"), 2, "'mlp' is not one of"),
+        (("--roles", "mlp_gate"), 1, "no matrix with role 'mlp_gate': it has"),
+        (("--column", "body"), 1, "no column 'body': it has text, label"),
+        (("--where", "label=0"), 1, "two or more classes are needed, all are '0'"),
+        (("--lr", "0"), 1, "learning rate must be positive"),
+        (("--test-share", "2"), 1, "test share lies between 0 and 1"),
+        (("--keep", "s3://bucket/x"), 1, "not behind a URL"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(
+    tmp_path: Path, base: Path, texts: Path, rmtscan: Run, arguments: tuple[str, ...], status: int, said: str
+) -> None:
+    ran = rmtscan("finetune", base, "--task", texts, "--store", tmp_path / "store", *arguments)
+    assert ran.status == status
+    assert said in ran.told
+    assert status == 2 or len(ran.errors) == 1
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_text_or_model_that_does_not_serve_is_one_line(tmp_path: Path, base: Path, texts: Path, rmtscan: Run) -> None:
+    empty, latin = tmp_path / "empty.csv", tmp_path / "latin.csv"
+    empty.write_text("", "utf-8")
+    latin.write_bytes("text,label\ncaf\xe9,1\n".encode("latin-1"))
+    for model, text, said in (
+        (base, empty, "is empty"),
+        (base, latin, "is not UTF-8"),
+        (base, tmp_path / "gone.csv", "does not exist"),
+        (llama(tmp_path / "llama"), texts, "no padding token"),
+    ):
+        ran = rmtscan("finetune", model, "--task", text, "--store", tmp_path / "store")
+        assert ran.status == 1
+        assert len(ran.errors) == 1
+        assert said in ran.told

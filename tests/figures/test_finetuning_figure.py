@@ -1,0 +1,73 @@
+"""Figure `finetuning`: what it draws of the rows of table `finetunes`, and what it says where there are none."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+
+from scanner.errors import ScannerError
+from scanner.figures import FIGURES, save
+from scanner.store import Store, open_store
+from tests.store.test_finetune_queries import AFTER, FIRST, NONE, add
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(str(tmp_path / "store"), create=True)
+
+
+def filled(store: Store) -> Store:
+    add(store, "a", "none", None, NONE)
+    for decile in (1, 5, 10):
+        add(store, "a", "remove-first", decile, FIRST)
+        add(store, "a", "tune-first", decile, AFTER)
+    return store
+
+
+@pytest.mark.parametrize("interactive", [False, True])
+def test_both_orders_stand_beside_the_untouched_runs(store: Store, interactive: bool, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        chart = FIGURES["finetuning"].draw(filled(store), interactive=interactive)
+    drawn = chart.to_dict()
+    text = json.dumps(drawn)
+    assert "removed, then fine-tuned" in text
+    assert "fine-tuned, then removed" in text
+    assert ('"tooltip"' in text) == interactive
+    rows = [row for values in drawn["datasets"].values() for row in values]
+    deciles = {row["decile"] for row in rows if "what" in row}
+    assert deciles == {1, 5, 10}
+    band = next(row for row in rows if row["decile"] == 0.5)
+    assert (band["low"], band["high"]) == pytest.approx((0.72 - 0.06, 0.72 + 0.06))
+    assert drawn["title"]["subtitle"] == [
+        "boolq, 100 texts, 2 epochs; removed from: all",
+        "2-3 seeds, ± one standard deviation; grey: 3 untouched, ± three standard deviations",
+    ]
+    assert save(chart, tmp_path / "f.svg").stat().st_size > 1000
+
+
+def test_the_newest_run_of_the_base_and_role_that_are_meant(store: Store) -> None:
+    add(store, "b", "none", None, [0.8])
+    add(store, "b", "tune-first", 3, [0.7], roles="query")
+    subtitle = FIGURES["finetuning"].draw(filled(store), role="query").to_dict()["title"]["subtitle"]
+    assert subtitle[0].endswith("removed from: query")
+    assert subtitle[1] == "1 seed, ± one standard deviation; grey: 1 untouched"
+    add(store, "c", "none", None, [0.8], base_model="org/other")
+    with pytest.raises(ScannerError, match=r"several models are fine-tuned, name one with --base: org/base, org/other"):
+        FIGURES["finetuning"].draw(store)
+    with pytest.raises(ScannerError, match="org/other was fine-tuned without any removal"):
+        FIGURES["finetuning"].draw(store, base="org/other")
+    with pytest.raises(ScannerError, match=r"no model 'org/bse' is fine-tuned: did you mean 'org/base'"):
+        FIGURES["finetuning"].draw(store, base="org/bse")
+    with pytest.raises(ScannerError, match="no decile was removed from 'key'"):
+        FIGURES["finetuning"].draw(store, base="org/base", role="key")
+
+
+def test_without_any_run_it_says_how_to_begin(store: Store) -> None:
+    with pytest.raises(
+        ScannerError, match=r"nothing is fine-tuned in .*begin with 'rmtscan finetune BASE --task FILE'"
+    ):
+        FIGURES["finetuning"].draw(store)
