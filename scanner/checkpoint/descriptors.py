@@ -194,7 +194,11 @@ class Selection:
 
 @dataclass(frozen=True, kw_only=True)
 class Inventory:
-    """The matrices to analyse and the tensors that are skipped: together every tensor of a checkpoint, once."""
+    """The matrices to analyse and the tensors that are skipped: together every tensor of a checkpoint, once.
+
+    `perhaps_tied` are pairs of tensors among the matrices that may hold the same numbers, which nobody has compared.
+    """
 
     matrices: tuple[MatrixRef, ...]
     skipped: tuple[Skipped, ...]
+    perhaps_tied: tuple[tuple[str, str], ...] = ()

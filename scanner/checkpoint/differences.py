@@ -32,8 +32,14 @@ def difference(base: Checkpoint, tuned: Checkpoint) -> Checkpoint:
     """The virtual checkpoint of the differences; its tensors are those of the tuned model.
 
     Raises:
-        CheckpointError: both references lead to the same content.
+        CheckpointError: both references lead to the same content, or one to a model and the other to an adapter.
     """
+    for one, other in ((base, tuned), (tuned, base)):
+        if one.format == "peft" and other.format != "peft":
+            raise CheckpointError(
+                f"{one.model} is an adapter, and so a difference already: scan it by itself, without {PREFIX} and "
+                f"without {other.model}"
+            )
     if (base.identity or base.source) == (tuned.identity or tuned.source):
         raise CheckpointError(f"{base.model} and {tuned.model} are the same checkpoint: every difference would be zero")
     identity = hashlib.sha256(f"delta {base.identity} {tuned.identity}".encode()).hexdigest()
@@ -61,7 +67,7 @@ def difference_inventory(base: Checkpoint, base_inventory: Inventory, tuned_inve
         for old, ref in matched.different_shape
     ]
     skipped += [Skipped(tensor=ref.tensor, reason=f"only in {base.model}") for ref in matched.only_base]
-    return Inventory(matrices=differences, skipped=tuple(skipped))
+    return Inventory(matrices=differences, skipped=tuple(skipped), perhaps_tied=tuned_inventory.perhaps_tied)
 
 
 def _difference(base_source: str, base: MatrixRef, tuned: MatrixRef) -> MatrixRef:

@@ -1,9 +1,8 @@
 """The tensors of a checkpoint become matrices to analyse, and what is not analysed is listed with its reason."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
 from scanner.checkpoint.adapters import adapter_weights
 from scanner.checkpoint.descriptors import (
@@ -15,33 +14,35 @@ from scanner.checkpoint.descriptors import (
     MatrixRef,
     Selection,
     Skipped,
-    TensorEntry,
 )
 from scanner.checkpoint.differences import difference_inventory
-from scanner.checkpoint.files import BLOCK_BYTES, ByteRange, Files, open_files
+from scanner.checkpoint.files import open_files
 from scanner.checkpoint.gguf_file import classify_gguf
 from scanner.checkpoint.heads import NOT_SPLIT, head_refs, is_split, misfit
 from scanner.checkpoint.layouts import MAX_EXPERTS, Model, Place, matrices_of, model_of, place_of
 from scanner.checkpoint.names import printable
 from scanner.checkpoint.quantized import logical_weights
 from scanner.checkpoint.roles import stacks
+from scanner.checkpoint.ties import find_ties
 from scanner.errors import CheckpointError
 
 EVERYTHING = Selection()
 
-_FIRST_BLOCK_BYTES = 64 * 2**10
 # Of stacks of experts too, whose biases are as long as a matrix is high.
 _BIAS = re.compile(r"(?:^|[._])bias\Z")
 
 
-def list_matrices(checkpoint: Checkpoint, selection: Selection = EVERYTHING) -> Inventory:
+def list_matrices(
+    checkpoint: Checkpoint, selection: Selection = EVERYTHING, *, headers_only: bool = False
+) -> Inventory:
     """List the matrices of a checkpoint that a selection wants, and every other tensor with the reason why not.
 
     A stored tensor is accounted for once: it holds (or is decoded to) one or more of the matrices, or it is skipped.
     Which matrices that are is decided by headers and config alone; see `scanner.checkpoint.layouts`.
 
     Embeddings and output heads are listed only if the selection asks for them, and then once: a copy of a tied
-    weight is skipped. To find copies, tensors of equal shape are compared byte by byte, in blocks.
+    weight is skipped. To find copies, tensors of equal shape are compared byte by byte, in blocks; with `headers_only` no
+    weight is read, and what may be a copy is listed in `perhaps_tied`.
 
     Raises:
         CheckpointError: there are more matrices than in any model, or a file cannot be read while tensors are compared.
@@ -49,7 +50,9 @@ def list_matrices(checkpoint: Checkpoint, selection: Selection = EVERYTHING) -> 
     if checkpoint.base is not None:
         tuned = replace(checkpoint, base=None)
         return difference_inventory(
-            checkpoint.base, list_matrices(checkpoint.base, selection), list_matrices(tuned, selection)
+            checkpoint.base,
+            list_matrices(checkpoint.base, selection, headers_only=headers_only),
+            list_matrices(tuned, selection, headers_only=headers_only),
         )
     logical = adapter_weights if checkpoint.format == "peft" else logical_weights
     weights, parts = logical(checkpoint.tensors, checkpoint.config)
@@ -78,9 +81,15 @@ def list_matrices(checkpoint: Checkpoint, selection: Selection = EVERYTHING) -> 
         matrices += refs
         if reason is not None:
             skipped.append(Skipped(tensor=weight.entry.name, reason=reason))
-    copies = _tied_copies(matrices, open_files(checkpoint.source), checkpoint.config)
-    skipped += [Skipped(tensor=copy, reason=f"tied with {printable(original)}") for copy, original in copies.items()]
-    return Inventory(matrices=tuple(ref for ref in matrices if ref.entry.name not in copies), skipped=tuple(skipped))
+    ties = find_ties(matrices, None if headers_only else open_files(checkpoint.source), checkpoint.config)
+    skipped += [
+        Skipped(tensor=copy, reason=f"tied with {printable(original)}") for copy, original in ties.copies.items()
+    ]
+    return Inventory(
+        matrices=tuple(ref for ref in matrices if ref.entry.name not in ties.copies),
+        skipped=tuple(skipped),
+        perhaps_tied=tuple(ties.perhaps.items()),
+    )
 
 
 def _is_stack(weight: LogicalWeight, place: Place) -> bool:
@@ -142,51 +151,3 @@ def _gguf_stacks(weights: tuple[LogicalWeight, ...]) -> dict[str, str]:
         found[weight.name] = tower or place.stack or ("decoder" if place.layer is not None else None)
     in_blocks = {stack for stack in found.values() if stack is not None}
     return {name: stack for name, stack in found.items() if stack is not None} if len(in_blocks) > 1 else {}
-
-
-def _tied_copies(matrices: list[MatrixRef], files: Files, config: Mapping[str, Any]) -> dict[str, str]:
-    """Return, for each embedding or output head that repeats an earlier one, the name of that earlier one."""
-    declared = config.get("tie_word_embeddings") is True
-    copies: dict[str, str] = {}
-    originals: list[MatrixRef] = []
-    candidates = [ref for ref in matrices if ref.role in VOCABULARY_ROLES]
-    # Embeddings first: it is the head that counts as the copy.
-    for ref in sorted(candidates, key=lambda ref: ref.role == "lm_head"):
-        for original in originals:
-            if _without_place(ref) != _without_place(original):
-                continue
-            by_config = declared and (ref.role, original.role) == ("lm_head", "embedding")
-            if by_config or _same_bytes(files, ref, original):
-                copies[ref.entry.name] = original.tensor
-                break
-        else:
-            originals.append(ref)
-    return copies
-
-
-def _without_place(ref: MatrixRef) -> tuple[object, ...]:
-    """Return all that two matrices must have in common if the same bytes are to mean the same numbers."""
-    stored = [replace(entry, name="", file="", start=0) for entry in _entries(ref)]
-    return ref.rows, ref.cols, ref.dtype, ref.codec, ref.settings, ref.transposed, stored
-
-
-def _entries(ref: MatrixRef) -> list[TensorEntry]:
-    return [ref.entry, *(entry for _, entry in ref.companions)]
-
-
-def _same_bytes(files: Files, one: MatrixRef, other: MatrixRef) -> bool:
-    return all(_same_content(files, *pair) for pair in zip(_entries(one), _entries(other), strict=True))
-
-
-def _same_content(files: Files, one: TensorEntry, other: TensorEntry) -> bool:
-    done, count = 0, _FIRST_BLOCK_BYTES
-    # Blocks that grow: weights that differ do so at once, and reading them may be a download.
-    while done < one.size:
-        count = min(count, one.size - done)
-        mine, theirs = files.read_ranges(
-            [ByteRange(name=entry.file, start=entry.start + done, size=count) for entry in (one, other)]
-        )
-        if mine.tobytes() != theirs.tobytes():
-            return False
-        done, count = done + count, min(2 * count, BLOCK_BYTES)
-    return True

@@ -1,13 +1,14 @@
 """`delta:BASE..TUNED` and the matching of matrices behind it."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from scanner.checkpoint import Selection, list_matrices, open_checkpoint, read_matrices, read_matrix
 from scanner.checkpoint.differences import split_reference
@@ -128,3 +129,31 @@ def test_a_ref_with_a_difference_travels(minilm: Path, minilm_tuned: Path) -> No
     ref = list_matrices(opened).matrices[0]
     assert pickle.loads(pickle.dumps(ref)) == ref
     assert dataclasses.replace(ref, minus=None) != ref
+
+
+def _adapter(folder: Path, seed: int) -> str:
+    random = torch.Generator().manual_seed(seed)
+    folder.mkdir()
+    module = "base_model.model.model.layers.0.self_attn.q_proj"
+    shapes = {f"{module}.lora_A.weight": (2, 4), f"{module}.lora_B.weight": (6, 2)}
+    save_file(
+        {name: torch.randn(shape, generator=random) for name, shape in shapes.items()},
+        folder / "adapter_model.safetensors",
+    )
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2}))
+    return str(folder)
+
+
+def test_an_adapter_is_a_difference_already(tmp_path: Path) -> None:
+    model = checkpoint(tmp_path / "model", _layer(0, seed=1, prefix="model."))
+    one, other = _adapter(tmp_path / "one", 1), _adapter(tmp_path / "other", 2)
+    for reference in (f"delta:{model}..{one}", f"delta:{one}..{model}"):
+        with pytest.raises(CheckpointError, match=r"one is an adapter, and so a difference already: scan it by itself"):
+            open_checkpoint(reference)
+    opened = open_checkpoint(f"delta:{one}..{other}")
+    (ref,) = list_matrices(opened).matrices
+    tensors = [load_file(Path(folder) / "adapter_model.safetensors") for folder in (one, other)]
+    before, after = ([found[name].double() for name in sorted(found)] for found in tensors)
+    found = read_matrix(opened.source, ref)
+    assert isinstance(found, torch.Tensor)
+    assert torch.allclose(found, after[1] @ after[0] - before[1] @ before[0])

@@ -1,16 +1,17 @@
 import json
 import pickle
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scanner.checkpoint import ROLES, Inventory, MatrixRef, Selection, TensorEntry, list_matrices, open_checkpoint
-from scanner.checkpoint.files import BLOCK_BYTES
+from scanner.checkpoint.files import BLOCK_BYTES, LocalFiles
 from scanner.errors import CheckpointError, ScannerError
 
 from .writing import WEIGHTS, checkpoint, info, matrix, raw_checkpoint, reasons, sharded
@@ -175,6 +176,48 @@ def test_the_same_codes_with_other_scales_are_another_matrix(tmp_path: Path) -> 
     assert listed(list_matrices(opened, Selection(embeddings=True))) == {"model.embed_tokens.weight", "lm_head.weight"}
 
 
+def test_without_reading_weights_a_tie_is_a_guess_unless_it_is_declared_or_one_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = LLAMA["model.embed_tokens.weight"]
+    tensors = LLAMA | {"lm_head.weight": values.clone()}
+    plain = open_checkpoint(checkpoint(tmp_path / "plain", tensors))
+    declared = open_checkpoint(checkpoint(tmp_path / "declared", tensors, {"tie_word_embeddings": True}))
+    (tmp_path / "shared").mkdir()
+    torch.save(LLAMA | {"lm_head.weight": values}, tmp_path / "shared" / "pytorch_model.bin")
+    shared = open_checkpoint(str(tmp_path / "shared"))
+    monkeypatch.setattr("scanner.checkpoint.inventory.open_files", lambda source: pytest.fail("weights are read"))
+    both = Selection(embeddings=True)
+    guess = list_matrices(plain, both, headers_only=True)
+    assert guess.perhaps_tied == (("lm_head.weight", "model.embed_tokens.weight"),)
+    assert {"lm_head.weight", "model.embed_tokens.weight"} <= listed(guess)
+    for opened in (declared, shared):
+        known = list_matrices(opened, both, headers_only=True)
+        assert known.perhaps_tied == ()
+        assert reasons(known)["lm_head.weight"] == "tied with model.embed_tokens.weight"
+
+
+def test_tensors_of_one_place_are_tied_without_a_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = LLAMA["model.embed_tokens.weight"]
+    torch.save(LLAMA | {"lm_head.weight": values}, tmp_path / "pytorch_model.bin")
+    opened = open_checkpoint(str(tmp_path))
+    monkeypatch.setattr(LocalFiles, "read_ranges", lambda self, ranges: pytest.fail("weights are read"))
+    inventory = list_matrices(opened, Selection(embeddings=True))
+    assert reasons(inventory)["lm_head.weight"] == "tied with model.embed_tokens.weight"
+
+
+def test_thousands_of_embeddings_are_not_compared_with_each_other(tmp_path: Path) -> None:
+    count = 3000
+    header = {f"model.layers.{at}.embed_tokens.weight": info("F32", (1, 1), 4 * at, 4 * at + 4) for at in range(count)}
+    header |= {f"m{at}.wte.weight": info("F32", (1, 1), 4 * at, 4 * at + 4) for at in range(count, 2 * count)}
+    content = b"".join(at.to_bytes(4, "little") for at in range(2 * count))
+    opened = open_checkpoint(raw_checkpoint(tmp_path / "model", header, content))
+    started = time.process_time()
+    inventory = list_matrices(opened, Selection(embeddings=True))
+    assert sum(ref.role == "embedding" for ref in inventory.matrices) >= count
+    assert time.process_time() - started < 60
+
+
 @pytest.mark.parametrize("declared", [True, False, None])
 def test_a_config_can_declare_the_tie(tmp_path: Path, declared: bool | None) -> None:
     opened = open_checkpoint(checkpoint(tmp_path / "llama", LLAMA, {"tie_word_embeddings": declared}))
@@ -226,6 +269,7 @@ def checkpoints(draw: st.DrawFn) -> dict[str, torch.Tensor]:
     return {name: torch.ones(draw(shapes), dtype=draw(dtypes)) for name in names}
 
 
+@settings(deadline=None)
 @given(
     tensors=checkpoints(),
     only=st.lists(st.sampled_from(ROLES), max_size=2),
