@@ -74,9 +74,9 @@ ranked as (
     select
         *,
         -- Equal values share the mean of their ranks.
-        rank() over (of_group order by damage) + (count(*) over (of_group, damage) - 1) / 2 as damage_rank,
-        rank() over (of_group order by p) + (count(*) over (of_group, p) - 1) / 2 as p_rank,
-        rank() over (of_group order by outliers) + (count(*) over (of_group, outliers) - 1) / 2 as outlier_rank
+        rank() over (of_group order by damage) + (count(*) over (partition by run_id, roles, layers, damage) - 1) / 2 as damage_rank,
+        rank() over (of_group order by p) + (count(*) over (partition by run_id, roles, layers, p) - 1) / 2 as p_rank,
+        rank() over (of_group order by outliers) + (count(*) over (partition by run_id, roles, layers, outliers) - 1) / 2 as outlier_rank
     from points
     join looks using (model, revision, roles, layers, decile)
     window of_group as (partition by run_id, roles, layers)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from scanner.errors import ScannerError
+from scanner.figures.ablation import ablation
+from scanner.figures.activations import activation_overlap, activation_spectrum
 from scanner.figures.along_spectrum import pvalues_by_role, spectra_by_role
 from scanner.figures.depth import depth, heads, outliers
 from scanner.figures.finetuning import finetuning
@@ -84,6 +86,22 @@ _ALL = (
         title="Accuracy after fine-tuning without a decile of the singular values, removed before it or after it",
         about="What lies outside the grey band (three standard deviations of the untouched runs, over seeds) is more than chance "
         "(from `rmtscan finetune`). What is lost when removed afterwards, and not when removed before, training has repaired.",
+    ),
+    figure(
+        activation_overlap,
+        title="Overlap of singular vectors with the principal directions of the activations",
+        about="O_k by singular value, coloured by region; the grey band is what random vectors have. Outliers above it carry what "
+        "the model knows of its input (from `rmtscan activations`).",
+    ),
+    figure(
+        activation_spectrum,
+        title="Spectrum of the activations that enter the matrices",
+        about="Eigenvalues of their covariance by role (from `rmtscan activations`).",
+    ),
+    figure(
+        ablation,
+        title="What a model loses without a tenth of its singular values",
+        about="Damage by decile and role, beside random sets of the same size, and the spectra (from `rmtscan ablate`).",
     ),
 )
 

@@ -24,6 +24,7 @@ PARAMETERS = {
     "tensor": "full name of the tensor, where role and layer leave a choice",
     "side": "v: right singular vectors (input side); u: left ones (output side)",
     "k": "rank of a singular triplet, 0 = largest singular value",
+    "run": "id of a run of an experiment, instead of the newest of the model",
     "ensemble": "the random control that is drawn: gaussian or kaiming_uniform",
     "base": "name of the scanned model before fine-tuning",
     "tuned": "name of the scanned model after it",

@@ -1,0 +1,112 @@
+"""What a model loses without a tenth (or a region) of its singular values, beside random sets of the same size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+
+from scanner.checkpoint.names import printable
+from scanner.errors import ScannerError
+from scanner.figures import theme
+from scanner.figures.activations import one_run
+from scanner.figures.choice import rows_of
+from scanner.store import Store
+
+ADVICE = "'rmtscan ablate REF --text FILE' measures them"
+NAMES = {"perplexity": "rise of perplexity", "kl": "KL divergence (nats a token)", "accuracy": "change of accuracy"}
+ALL = "all roles"
+
+
+def ablation(
+    store: Store,
+    *,
+    interactive: bool = False,
+    model: str | None = None,
+    run: str | None = None,
+    role: str | None = None,
+) -> Any:
+    """Damage by decile, one line a role with its standard error; hollow: random sets of the same size. Below, the spectra.
+
+    A run without deciles is drawn over the sets it has (regions, ranges).
+
+    Source: arXiv 2410.17770, v1 Figs. 7 and 11, v3 Fig. 5 with its inset (the spectra, where the model is scanned).
+
+    Raises:
+        ScannerError: nothing is measured, or not of this model or role.
+    """
+    chosen = one_run(store, "ablation_runs", model, run, ADVICE)
+    found = store.query("ablation_curve", run=chosen["run_id"]).to_pylist()
+    several_layers = len({row["layers"] for row in found}) > 1
+    rows = [_row(row, several_layers) for row in found if role is None or role in row["roles"].split(",")]
+    if not rows:
+        raise ScannerError(f"run {chosen['run_id']} of {printable(chosen['model'])!r} has no point of role {role!r}")
+    deciles = [row for row in rows if row["set"].startswith("decile:")]
+    rows = deciles or rows
+    look = theme.style(interactive)
+    metric = str(found[0]["metric"])
+    order = list(dict.fromkeys(row["label"] for row in rows))
+    top = _damage(rows, order, metric, look, interactive, bool(deciles))
+    details = f"baseline {found[0]['baseline']:.4g}; hollow: random sets of the same size; bars: standard error"
+    chart = top
+    values = rows_of(store, "decile_values", model=chosen["model"]) if deciles else []
+    values = [row | {"what": row["role"]} for row in values if row["role"] in {one["what"] for one in rows}]
+    if values:
+        chart = alt.vconcat(top, _spectra(values, look))
+    return theme.finish(
+        chart, look, "What a model loses without some of its singular values", [printable(chosen["model"]), details]
+    )
+
+
+def _row(row: dict[str, Any], several_layers: bool) -> dict[str, Any]:
+    roles = row["roles"]
+    what = f"layer {row['layers']}" if several_layers else (ALL if "," in roles else roles)
+    label = row["set"].removeprefix("decile:").removeprefix("region:").removeprefix("range:")
+    error = row["stderr"] or 0.0
+    return row | {"what": what, "label": label, "low": row["delta"] - error, "high": row["delta"] + error}
+
+
+def _colour(names: Sequence[str]) -> Any:
+    if all(name in theme.ROLE_COLOURS for name in names):
+        return theme.by_role(names, field="what")
+    return alt.Color("what:N", legend=alt.Legend(orient="top", title=None, columns=4))
+
+
+def _damage(
+    rows: list[dict[str, Any]], order: list[str], metric: str, look: theme.Style, interactive: bool, deciles: bool
+) -> Any:
+    names = list(dict.fromkeys(row["what"] for row in rows))
+    colour = _colour(names)
+    # Damage spans orders of magnitude, and is sometimes a gain.
+    smallest = min((abs(row["delta"]) for row in rows if row["delta"]), default=1.0)
+    largest = max((abs(row["delta"]) for row in rows), default=1.0)
+    scale = (
+        alt.Scale(type="symlog", constant=max(smallest, 1e-4 * largest, 1e-12)) if metric != "accuracy" else alt.Scale()
+    )
+    title = "decile (1: smallest singular values)" if deciles else "singular values removed"
+    x = alt.X("label:O", sort=order, title=title, axis=alt.Axis(labelAngle=0, grid=False))
+    y_axis = alt.Axis(tickCount=5, format="~g")
+    data = theme.inline([{**row, "finished_at": None} for row in rows])
+    hover: list[Any] = ["what:N", "set:N", "removed:Q"]
+    hover += [alt.Tooltip(name, format=".4g") for name in ("value:Q", "delta:Q", "stderr:Q", "random_delta:Q")]
+    base = alt.Chart(data).encode(x=x, color=colour)
+    y = alt.Y("delta:Q", title=NAMES[metric], scale=scale, axis=y_axis)
+    line = base.mark_line(point=alt.OverlayMarkDef(size=12 * look.line), strokeWidth=look.line).encode(
+        y=y, tooltip=hover if interactive else alt.Undefined
+    )
+    bars = base.mark_rule(strokeWidth=look.line).encode(y=alt.Y("low:Q", scale=scale, title=NAMES[metric]), y2="high:Q")
+    random = base.mark_point(filled=False, size=14 * look.line, strokeWidth=0.8 * look.line).encode(
+        y=alt.Y("random_delta:Q", scale=scale, title=NAMES[metric])
+    )
+    return alt.layer(bars, line, random).properties(width=look.width, height=look.height)
+
+
+def _spectra(values: list[dict[str, Any]], look: theme.Style) -> Any:
+    names = list(dict.fromkeys(row["what"] for row in values))
+    chart = alt.Chart(theme.inline(values)).mark_line(strokeWidth=look.line)
+    return chart.encode(
+        x=alt.X("decile:O", title="decile", axis=alt.Axis(labelAngle=0, grid=False)),
+        y=alt.Y("singular_value:Q", title="mean ν", axis=alt.Axis(tickCount=3)),
+        color=_colour(names),
+    ).properties(width=look.width, height=look.height // 2)

@@ -1,0 +1,156 @@
+"""What enters the matrices: overlap of singular vectors with the principal directions of the activations, and their spectra."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+
+from scanner.checkpoint.names import printable
+from scanner.errors import ScannerError
+from scanner.figures import theme
+from scanner.figures.choice import rows_of
+from scanner.figures.registry import nearest
+from scanner.store import Store
+
+REGIONS = {"left": theme.BLUE, "bulk": theme.GREY, "right": theme.VERMILION}
+ADVICE = "'rmtscan activations REF --text FILE' measures them"
+
+
+def one_run(store: Store, table: str, model: str | None, run: str | None, advice: str) -> dict[str, Any]:
+    """The run that is meant: the one named, or the newest of the model; its id and its model.
+
+    Raises:
+        ScannerError: there is none, or several models and none was named.
+    """
+    found = rows_of(store, table, model=None, run=None)
+    if not found:
+        raise ScannerError(f"no {table.replace('_', ' ')} in {store.url}: {advice}")
+    models = _distinct(found, "model")
+    if model is not None and model not in models:
+        raise ScannerError(
+            f"nothing is measured of {printable(model)!r}: {nearest(printable(model), map(printable, models))}"
+        )
+    if model is None and run is None and len(models) > 1:
+        raise ScannerError(f"several models are measured, name one with --model: {', '.join(map(printable, models))}")
+    kept = [row for row in found if model in (None, row["model"]) and run in (None, row["run_id"])]
+    if not kept:
+        raise ScannerError(f"there is no run {printable(str(run))!r}: {nearest(run, _distinct(found, 'run_id'))}")
+    return kept[0]
+
+
+def activation_overlap(
+    store: Store,
+    *,
+    interactive: bool = False,
+    model: str | None = None,
+    run: str | None = None,
+    role: str | None = None,
+    layer: int | None = None,
+) -> Any:
+    """O_k = max_j |v_k . f_j| of right singular vectors with the activations' principal directions, against the singular value.
+
+    The points of all matrices of a role (or of one layer), coloured by region, one panel a role; the band is what random vectors
+    have, 0.135 to 99.865 %, with its median.
+
+    Source: arXiv 2410.17770, v1 Figs. 5, 6 and 13 (not centred there), v3 Figs. 2-4 (centred).
+
+    Raises:
+        ScannerError: nothing is measured, or not of this model, role or layer.
+    """
+    chosen = one_run(store, "overlap_runs", model, run, ADVICE)
+    found = rows_of(store, "overlaps", run=chosen["run_id"], role=role, layer=layer)
+    if not found:
+        raise ScannerError(f"run {chosen['run_id']} has no such role or layer of {printable(chosen['model'])!r}")
+    look = theme.style(interactive)
+    band = store.query("overlap_vs_region", run=chosen["run_id"], model=chosen["model"]).to_pylist()
+    panels = []
+    for name in _distinct(found, "role"):
+        mine = [row for row in found if row["role"] == name]
+        points = [mine[i] for i in theme.thinned(len(mine), 4 * theme.MAX_POINTS)]
+        limits = next(row for row in band if row["role"] == name and row["cols"] == mine[0]["cols"])
+        panels.append(_panel(name, points, limits, look, interactive))
+    chart = alt.concat(*panels, columns=2 if len(panels) > 1 else 1)
+    where = f"layer {layer}" if layer is not None else "all layers"
+    return theme.finish(
+        chart,
+        look,
+        "Overlap of singular vectors with the activations",
+        [printable(chosen["model"]), f"{where}, centred covariance"],
+    )
+
+
+def _panel(
+    role: str, points: list[dict[str, Any]], limits: dict[str, Any], look: theme.Style, interactive: bool
+) -> Any:
+    top = 1.05 * max(limits["random_high"], *(row["overlap"] for row in points))
+    largest = max(row["singular_value"] for row in points)
+    x_scale = alt.Scale(domain=[0, largest], nice=False)
+    y_scale = alt.Scale(domain=[0, top], nice=False)
+    area = alt.Chart(theme.inline([{"low": limits["random_low"], "high": limits["random_high"]}]))
+    band = area.mark_rect(color=theme.PALE, opacity=0.7).encode(y=alt.Y("low:Q", scale=y_scale), y2="high:Q")
+    middle = alt.Chart(theme.inline([{"middle": limits["random_middle"]}])).mark_rule(strokeWidth=0.8 * look.line)
+    hover = [alt.Tooltip(name, format=".4g") for name in ("singular_value:Q", "overlap:Q", "eigenvalue:Q")]
+    hover += [alt.Tooltip(name) for name in ("layer:O", "k:O", "match:O")]
+    dots = alt.Chart(theme.inline(points)).mark_point(filled=True, size=4 * look.line, opacity=0.6)
+    dots = dots.encode(
+        x=alt.X("singular_value:Q", title="singular value ν", scale=x_scale, axis=alt.Axis(grid=False, tickCount=5)),
+        y=alt.Y("overlap:Q", title="overlap O_k", scale=y_scale, axis=alt.Axis(tickCount=4)),
+        color=alt.Color(
+            "region:N",
+            scale=alt.Scale(domain=[*REGIONS], range=[*REGIONS.values()]),
+            legend=alt.Legend(orient="top", title=None, direction="horizontal"),
+        ),
+        tooltip=hover if interactive else alt.Undefined,
+    )
+    layered = alt.layer(band, middle.encode(y="middle:Q"), dots)
+    return layered.properties(width=look.width, height=look.height, title=role.replace("_", " "))
+
+
+def activation_spectrum(
+    store: Store,
+    *,
+    interactive: bool = False,
+    model: str | None = None,
+    run: str | None = None,
+    role: str | None = None,
+    layer: int | None = None,
+) -> Any:
+    """Eigenvalues of the covariance of what enters the matrices, by index, geometric mean over the layers of a role.
+
+    Source: arXiv 2410.17770v3, sec. 4.
+
+    Raises:
+        ScannerError: nothing is measured, or not of this model, role or layer.
+    """
+    chosen = one_run(store, "overlap_runs", model, run, ADVICE)
+    found = rows_of(store, "activation_spectra", run=chosen["run_id"], role=role, layer=layer)
+    if not found:
+        raise ScannerError(f"run {chosen['run_id']} has no such role or layer of {printable(chosen['model'])!r}")
+    look = theme.style(interactive)
+    roles = _distinct(found, "role")
+    points = []
+    for name in roles:
+        mine = [row for row in found if row["role"] == name]
+        points += [mine[i] for i in theme.thinned(len(mine))]
+    chart = alt.Chart(theme.inline(points)).mark_line(strokeWidth=look.line)
+    chart = chart.encode(
+        x=alt.X(
+            "number:Q",
+            title="index of the eigenvalue",
+            scale=alt.Scale(type="log", nice=False),
+            axis=alt.Axis(grid=False),
+        ),
+        y=alt.Y(
+            "eigenvalue:Q", title="eigenvalue", scale=alt.Scale(type="log"), axis=alt.Axis(format=".0e", tickCount=5)
+        ),
+        color=theme.by_role(roles),
+        tooltip=["role:N", "number:O", alt.Tooltip("eigenvalue:Q", format=".4g")] if interactive else alt.Undefined,
+    ).properties(width=look.width, height=look.height)
+    details = "covariance of the activations, centred; inputs that are shared give equal lines"
+    return theme.finish(chart, look, "Spectrum of the activations", [printable(chosen["model"]), details])
+
+
+def _distinct(rows: Sequence[dict[str, Any]], name: str) -> list[Any]:
+    return list(dict.fromkeys(row[name] for row in rows))

@@ -1,0 +1,74 @@
+"""The figures of activations and ablations draw what is in a store, and say what is not."""
+
+from pathlib import Path
+
+import pytest
+
+from scanner.errors import ScannerError
+from scanner.figures import FIGURES
+from scanner.store import Store, open_store
+from tests.store.test_experiment_queries import add_overlaps, add_point, add_run, table
+
+NAMES = ("activation_overlap", "activation_spectrum", "ablation")
+
+
+@pytest.fixture
+def empty_store(tmp_path: Path) -> Store:
+    return open_store(str(tmp_path / "store"), create=True)
+
+
+@pytest.fixture
+def store(empty_store: Store) -> Store:
+    store = empty_store
+    add_run(store, "run", "activations")
+    add_overlaps(store, "run", [0.9, 0.7, 0.2, 0.1])
+    spectrum = [
+        {
+            "run_id": "run",
+            "model": "org/model",
+            "tensor": "t",
+            "layer": 0,
+            "role": "query",
+            "index": i,
+            "eigenvalue": 2.0**-i,
+            "centred": True,
+        }
+        for i in range(5)
+    ]
+    store.write_rows("activation_spectra", "run", table("activation_spectra", spectrum), method={})
+    add_run(store, "points", "ablation")
+    for decile in range(1, 11):
+        add_point(store, f"d{decile}", run_id="points", set=f"decile:{decile}", delta=decile - 2.0)
+    add_point(store, "r", run_id="points", set="random:1", delta=1.0)
+    return store
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("interactive", [False, True])
+def test_every_figure_draws(store: Store, name: str, interactive: bool) -> None:
+    chart = FIGURES[name].draw(store, interactive=interactive, model="org/model").to_dict()
+    assert chart["title"]["subtitle"][0] == "org/model"
+
+
+def test_points_and_random_sets_are_in_the_data_of_an_ablation(store: Store) -> None:
+    chart = FIGURES["ablation"].draw(store).to_dict()
+    values = chart["datasets"][chart["data"]["name"]]
+    assert [(row["label"], row["delta"], row["low"], row["random_delta"]) for row in values] == [
+        (str(decile), decile - 2.0, decile - 2.5, 1.0) for decile in range(1, 11)
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_not_measured_is_one_line(store: Store, name: str) -> None:
+    with pytest.raises(ScannerError, match=r"nothing is measured of 'org/other'.*org/model"):
+        FIGURES[name].draw(store, model="org/other")
+    with pytest.raises(ScannerError, match="there is no run 'x'"):
+        FIGURES[name].draw(store, run="x")
+    with pytest.raises(ScannerError, match="role"):
+        FIGURES[name].draw(store, role="router")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_store_without_runs_says_what_measures_them(empty_store: Store, name: str) -> None:
+    with pytest.raises(ScannerError, match=r"rmtscan (activations|ablate) REF --text FILE"):
+        FIGURES[name].draw(empty_store)

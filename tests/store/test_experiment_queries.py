@@ -1,0 +1,166 @@
+"""The queries over activations and ablations against numbers worked out here."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from scipy.stats import norm, spearmanr
+
+from scanner.store import Store
+
+from .rows import NOON, Matrix, add_scan, table
+
+
+def add_run(store: Store, run_id: str, kind: str, *, model: str = "org/model", hours: int = 0) -> None:
+    row = {
+        "run_id": run_id,
+        "kind": kind,
+        "model": model,
+        "revision": "r1",
+        "finished_at": NOON.replace(hour=12 + hours),
+    }
+    store.write_rows("experiments", run_id, table("experiments", [row]), method={})
+
+
+def add_overlaps(
+    store: Store, run_id: str, overlaps: Sequence[float], *, model: str = "org/model", **more: object
+) -> None:
+    rows = [
+        {
+            "run_id": run_id,
+            "model": model,
+            "tensor": "t",
+            "layer": 0,
+            "role": "query",
+            "rows": 300,
+            "cols": 200,
+            "k": k,
+            "singular_value": 10.0 - k,
+            "region": "right" if k < 2 else "bulk",
+            "overlap": value,
+            "match": k,
+            "eigenvalue": 1.0 + k,
+            "peak": 0.2,
+            "centred": True,
+            "tokens": 99,
+        }
+        | more
+        for k, value in enumerate(overlaps)
+    ]
+    store.write_rows("overlaps", f"{run_id}-{more.get('tensor', 't')}", table("overlaps", rows), method={})
+
+
+def test_overlaps_are_averaged_by_rank_and_by_region_beside_the_band(store: Store) -> None:
+    add_run(store, "old", "activations")
+    add_overlaps(store, "old", [0.1] * 4)
+    add_run(store, "new", "activations", hours=1)
+    add_overlaps(store, "new", [0.9, 0.7, 0.2, 0.1])
+    add_overlaps(store, "new", [0.5, 0.3, 0.4, 0.1], tensor="u", layer=1)
+    band = norm.isf(-np.expm1(np.log([0.00135, 0.5, 0.99865]) / 200) / 2) / math.sqrt(200)
+    by_rank = store.query("overlap_by_role").to_pylist()
+    assert [row["k"] for row in by_rank] == [0, 1, 2, 3]
+    assert [row["matrices"] for row in by_rank] == [2] * 4
+    np.testing.assert_allclose([row["overlap"] for row in by_rank], [0.7, 0.5, 0.3, 0.1], rtol=1e-6)
+    np.testing.assert_allclose([by_rank[0][f"random_{name}"] for name in ("low", "middle", "high")], band, rtol=1e-8)
+    by_region = store.query("overlap_vs_region").to_pylist()
+    assert [(row["region"], row["vectors"]) for row in by_region] == [("bulk", 4), ("right", 4)]
+    np.testing.assert_allclose([row["overlap"] for row in by_region], [0.2, 0.6], rtol=1e-6)
+    assert band[2] == pytest.approx(0.318, abs=0.001)
+    assert [row["above"] for row in by_region] == [0.25, 0.75]
+    assert store.query("overlap_vs_region", run="old").to_pylist()[0]["overlap"] == pytest.approx(0.1)
+    assert store.query("overlap_by_role", centred=False).num_rows == 0
+    assert store.query("overlap_by_role", role="key").num_rows == 0
+
+
+def test_the_band_of_narrow_matrices_is_right_too(store: Store) -> None:
+    add_overlaps(store, "run", [0.5], cols=8)  # its run has not finished: there is no row of experiments
+    row = store.query("overlap_by_role").to_pylist()[0]
+    expected = norm.isf(-np.expm1(np.log([0.00135, 0.5, 0.99865]) / 8) / 2) / math.sqrt(8)
+    np.testing.assert_allclose([row[f"random_{name}"] for name in ("low", "middle", "high")], expected, rtol=1e-8)
+
+
+def add_point(store: Store, name: str, *, run_id: str = "run", **values: object) -> None:
+    row = {
+        "run_id": run_id,
+        "model": "org/model",
+        "revision": "r1",
+        "roles": "query",
+        "layers": "0-1",
+        "removed": 10,
+        "fraction": 0.1,
+        "metric": "perplexity",
+        "baseline": 20.0,
+        "value": 20.0 + float(values.get("delta", 0.0)),  # type: ignore[arg-type]
+        "stderr": 0.5,
+    } | values
+    store.write_rows("ablations", f"{run_id}-{name}", table("ablations", [row]), method={})
+
+
+def test_a_curve_has_its_random_sets_of_the_same_size_beside_it(store: Store) -> None:
+    add_run(store, "run", "ablation")
+    add_run(store, "other", "lazy-learning")
+    add_point(store, "base", set="none", removed=0, roles="", delta=0.0)
+    for decile in (10, 2, 1):
+        add_point(store, f"d{decile}", set=f"decile:{decile}", delta=float(decile), removed=11 if decile == 1 else 10)
+    add_point(store, "r1", set="random:1", delta=3.0)
+    add_point(store, "r2", set="random:2", delta=5.0)
+    add_point(store, "r3", set="random:1", delta=7.0, removed=12)
+    add_point(store, "x", run_id="other", set="decile:1", delta=9.0)
+    found = store.query("ablation_curve").to_pylist()
+    assert [(row["set"], row["delta"], row["random_delta"], row["random_sets"]) for row in found] == [
+        ("decile:1", 1.0, None, None),
+        ("decile:2", 2.0, 4.0, 2),
+        ("decile:10", 10.0, 4.0, 2),
+        ("random:1", 7.0, 7.0, 1),  # beside nothing: it stands for itself
+    ]
+    assert store.query("ablation_curve", metric="kl").num_rows == 0
+    assert store.query("ablation_curve", run="other").num_rows == 0
+
+
+def test_damage_is_correlated_with_what_the_scan_says_of_a_decile(store: Store) -> None:
+    rng = np.random.default_rng(0)
+    damage = rng.permutation(10).astype(float)
+    p = rng.random((2, 20))
+    matrices = [
+        Matrix(
+            tensor=f"m{layer}",
+            layer=layer,
+            rows=20,
+            cols=20,
+            singular_values=list(range(20, 0, -1)),
+            u_p=[0.5] * 20,
+            v_p=list(p[layer]),
+        )
+        for layer in (0, 1)
+    ]
+    strangers = [Matrix(tensor="k", role="key", layer=0, rows=20, cols=20, singular_values=[1.0] * 20)]
+    strangers.append(Matrix(tensor="far", layer=2, rows=20, cols=20, singular_values=[1.0] * 20))
+    add_scan(store, "scan", [*matrices, *strangers])
+    add_run(store, "run", "ablation")
+    for decile in range(1, 11):
+        add_point(store, f"d{decile}", set=f"decile:{decile}", delta=damage[decile - 1])
+    row = store.query("ablation_vs_pvalue").to_pylist()[0]
+    by_decile = [((p[:, 20 - 2 * d : 22 - 2 * d] + 0.5) / 2).mean() for d in range(1, 11)]
+    assert row["p_correlation"] == pytest.approx(spearmanr(damage, by_decile).statistic)
+    assert row["decile_correlation"] == pytest.approx(spearmanr(damage, range(1, 11)).statistic)
+    assert (row["worst"], row["second"]) == (int(np.argmax(damage)) + 1, int(np.argsort(-damage)[1]) + 1)
+    assert (row["damage_1"], row["damage_middle"]) == (damage[0], damage[3:7].mean())
+    add_point(store, "d10", set="decile:10", delta=3.0, roles="value")
+    assert store.query("ablation_vs_pvalue").num_rows == 0  # nine deciles are no curve
+
+
+def test_pruning_puts_three_ways_side_by_side(store: Store) -> None:
+    add_run(store, "run", "ablation")
+    for percent, removed in ((10, 10), (20, 20)):
+        add_point(store, f"s{percent}", set=f"smallest:{percent}", removed=removed, delta=1.0 * percent, stderr=0.1)
+        add_point(store, f"m{percent}", set=f"most-random:{percent}", removed=removed, delta=0.5 * percent, stderr=0.2)
+        add_point(store, f"r{percent}", set="random:1", removed=removed, delta=2.0 * percent, stderr=0.3)
+        add_point(store, f"q{percent}", set="random:2", removed=removed, delta=4.0 * percent, stderr=0.4)
+    found = store.query("guided_pruning").to_pylist()
+    assert [(row["percent"], row["smallest"], row["most_random"], row["random"]) for row in found] == [
+        (10, 10.0, 5.0, 30.0),
+        (20, 20.0, 10.0, 60.0),
+    ]
+    assert found[0]["random_stderr"] == pytest.approx(math.hypot(0.3, 0.4) / 2)
+    assert (found[0]["smallest_stderr"], found[0]["most_random_stderr"]) == (0.1, 0.2)
