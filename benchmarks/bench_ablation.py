@@ -104,7 +104,7 @@ def main() -> None:
         machine = measure.machine()
         rows = compare(target, measured, roles, 1 if args.quick else args.repeats, None if args.quick else LIMIT)
     measure.table(
-        f"{measured.tokens} tokens; CPU seconds, one thread: SVDs of a role (once), an evaluation, a point (remove, evaluate, undo)",
+        f"{measured.tokens} tokens; CPU seconds, one thread: SVDs of a role, once; an evaluation; a point (remove, evaluate, undo)",
         rows,
     )
     measure.write_json(args.json, {"quick": args.quick, "machine": machine, "tokens": measured.tokens, "times": rows})
