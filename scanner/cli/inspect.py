@@ -25,12 +25,16 @@ def inspect(
 ) -> None:
     """List the matrices that a scan would analyse, and everything it would skip and why, without reading a weight.
 
+    The cost of a matrix is that of its decomposition, in GFLOP and as a share of the whole.
+
     Examples:
 
         rmtscan inspect ./my-model
 
         rmtscan inspect ./my-model --format csv | grep expert
     """
+    from collections import Counter
+
     import pyarrow as pa
 
     from scanner.checkpoint import list_matrices, open_checkpoint
@@ -38,26 +42,31 @@ def inspect(
     from scanner.engine.plan import decomposition_cost
 
     checkpoint = open_checkpoint(reference, identify=False)
-    inventory = list_matrices(checkpoint, selection(only, layers, embeddings, heads))
-    costs = {ref.key: decomposition_cost(ref.rows, ref.cols) for ref in inventory.matrices}
-    total = sum(costs.values()) or 1.0
-    columns = ("stack", "layer", "role", "head", "expert", "rows", "cols", "dtype", "role_source")
+    inventory = list_matrices(checkpoint, selection(only, layers, embeddings, heads), headers_only=True)
+    costs = [decomposition_cost(ref.rows, ref.cols) / 1e9 for ref in inventory.matrices]
+    total = sum(costs)
+    columns = ("stack", "layer", "role", "module", "head", "expert", "rows", "cols", "dtype", "role_source")
     lines = [
         {"tensor": printable(ref.tensor)}
         | {name: getattr(ref, name) for name in columns}
-        | {"cost_percent": 100.0 * costs[ref.key] / total, "skipped": None}
-        for ref in inventory.matrices
+        | {"cost_gflop": cost, "cost_percent": 100.0 * cost / total}
+        for ref, cost in zip(inventory.matrices, costs, strict=True)
     ]
     lines += [{"tensor": printable(skip.tensor), "skipped": skip.reason} for skip in inventory.skipped]
-    numbers = {name: pa.int32() for name in ("layer", "head", "expert", "rows", "cols")} | {
-        "cost_percent": pa.float64()
-    }
-    names = ("tensor", *columns, "cost_percent", "skipped")
-    write(
-        pa.Table.from_pylist(lines, schema=pa.schema([(name, numbers.get(name, pa.string())) for name in names])), form
-    )
+    numbers = {name: pa.int32() for name in ("layer", "head", "expert", "rows", "cols")}
+    numbers |= {name: pa.float64() for name in ("cost_gflop", "cost_percent")}
+    names = ("tensor", *columns, "cost_gflop", "cost_percent", "skipped")
+    schema = pa.schema([(name, numbers.get(name, pa.string())) for name in names])
+    write(pa.Table.from_pylist(lines, schema=schema), form, whole=True)
+    for reason, count in Counter(skip.reason for skip in inventory.skipped).most_common():
+        note(f"  {count} skipped: {reason}")
+    for copy, original in inventory.perhaps_tied:
+        note(
+            f"  {printable(copy)} may be tied with {printable(original)}: they have one shape, and no weight is read here; "
+            "scan compares them, and skips a copy"
+        )
     note(
         f"{checkpoint.model}: {checkpoint.format}, {checkpoint.architecture or 'no config'}, "
         f"{checkpoint.parameters:,} parameters ({checkpoint.dtype}); "
-        f"{len(inventory.matrices)} matrices to analyse, {len(inventory.skipped)} tensors skipped"
+        f"{len(inventory.matrices)} matrices to analyse ({total:,.1f} GFLOP), {len(inventory.skipped)} tensors skipped"
     )

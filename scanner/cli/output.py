@@ -6,7 +6,7 @@ import math
 import sys
 from decimal import Decimal
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -41,10 +41,12 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def write(table: pa.Table, form: Format) -> None:
-    """Print a table to stdout."""
+def write(table: pa.Table, form: Format, *, whole: bool = False) -> None:
+    """Print a table to stdout; the one for people is cut after some screens unless it is wanted `whole`."""
     table = _with_distinct_names(table)
-    if form is Format.table:
+    if form is Format.table and whole and table.num_rows > _SHOWN:
+        _write_lines(table)
+    elif form is Format.table:
         _write_text(table)
     elif form is Format.json:
         _write_json(table)
@@ -52,7 +54,7 @@ def write(table: pa.Table, form: Format) -> None:
         import pyarrow.csv as pc
 
         sys.stdout.flush()
-        pc.write_csv(_with_text_for(table, nested=True), sys.stdout.buffer)
+        pc.write_csv(_with_printable_text(_with_text_for(table, nested=True)), sys.stdout.buffer)
     else:
         if sys.stdout.isatty():
             raise typer.BadParameter(
@@ -88,6 +90,27 @@ def _with_text_for(table: pa.Table, *, nested: bool) -> pa.Table:
     return table
 
 
+def _with_printable_text(table: pa.Table) -> pa.Table:
+    """Columns of text without what would steer a terminal; their names, too."""
+    import pyarrow as pa
+
+    def is_text(kind: pa.DataType) -> bool:
+        return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+    for position, field in enumerate(table.schema):
+        of_texts = pa.types.is_dictionary(field.type) and is_text(field.type.value_type)
+        if not of_texts and not is_text(field.type):
+            continue
+        # Of each text once: names and roles come back in every row.
+        columns = []
+        for chunk in table.column(position).chunks:
+            coded = chunk if of_texts else chunk.cast(pa.string()).dictionary_encode()
+            texts = [None if text is None else _printable(text) for text in coded.dictionary.to_pylist()]
+            columns.append(pa.array(texts, pa.string()).take(coded.indices))
+        table = table.set_column(position, field.name, pa.chunked_array(columns, pa.string()))
+    return _with_distinct_names(table.rename_columns([_printable(name) for name in table.column_names]))
+
+
 def _write_json(table: pa.Table) -> None:
     before = "["
     for batch in table.to_batches():
@@ -100,7 +123,8 @@ def _write_json(table: pa.Table) -> None:
 def _json(value: Any) -> str:
     import json
 
-    return json.dumps(_plain(value), default=str, allow_nan=False)
+    # Everything beyond ASCII is written as an escape; of the control characters only DEL is not.
+    return json.dumps(_plain(value), default=str, allow_nan=False).replace("\x7f", "\\u007f")
 
 
 def _plain(value: Any) -> Any:
@@ -133,6 +157,26 @@ def _cell(value: Any) -> str:
     return _printable(str(value))
 
 
+def _is_number(field: pa.Field) -> bool:
+    return str(field.type) not in {"string", "bool"} and not str(field.type).startswith("timestamp")
+
+
+def _write_lines(table: pa.Table) -> None:
+    """A line for every row, however many there are and however wide: what `_write_text` would take minutes for."""
+    from rich.cells import cell_len
+
+    columns = []
+    for field, column in zip(table.schema, table.columns, strict=True):
+        cells = [_printable(field.name), *map(_cell, column.to_pylist())]
+        width = max(map(cell_len, cells))
+        gaps = [" " * (width - cell_len(cell)) for cell in cells]
+        number = _is_number(field)
+        padded = [gap + cell if number else cell + gap for cell, gap in zip(cells, gaps, strict=True)]
+        columns.append([padded[0], "─" * width, *padded[1:]])
+    for line in zip(*columns, strict=True):
+        print(" ".join(line).rstrip())
+
+
 def _write_text(table: pa.Table) -> None:
     from rich import box
     from rich.console import Console
@@ -142,8 +186,8 @@ def _write_text(table: pa.Table) -> None:
     shown = table.slice(0, _SHOWN)
     drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for field in table.schema:
-        number = str(field.type) not in {"string", "bool"} and not str(field.type).startswith("timestamp")
-        drawn.add_column(Text(_printable(field.name)), justify="right" if number else "left", overflow="fold")
+        justify: Literal["left", "right"] = "right" if _is_number(field) else "left"
+        drawn.add_column(Text(_printable(field.name)), justify=justify, overflow="fold")
     for row in shown.to_pylist():
         drawn.add_row(*(Text(_cell(value)) for value in row.values()))
     # Not on a terminal: as wide as it needs, so that grep and less see whole lines.

@@ -67,7 +67,11 @@ def test_json_csv_and_parquet_hold_the_same_rows(rmtscan: Run, store: Path, quer
         assert list(row) == list(as_json) == list(as_csv)
         for name, value in row.items():
             _same(value, as_json[name])
-            _same(value, as_csv[name] if as_csv[name] != "" else None)
+            _same(value.replace(*STEERING) if isinstance(value, str) else value, as_csv[name] or None)
+
+
+# A name in the store, and what a CSV file has in its place.
+STEERING = ('last, "quoted"\n\x1b[31mred', r'last, "quoted"\n\x1b[31mred')
 
 
 def _same(value: Any, written: Any) -> None:
@@ -89,6 +93,33 @@ def test_the_table_for_people_shows_names_but_not_what_steers_a_terminal(rmtscan
     assert len(lines) == 2 + 4
     assert all(line.isprintable() for line in lines)
     assert r'last, "quoted"\n\x1b[31mred' in told.out.decode()
+
+
+HOSTILE = "".join(map(chr, [*range(32), *range(127, 160), 0x2028, 0x202E, 0xFEFF]))
+WAYS = {
+    "column": "SELECT text FROM t",
+    "expression": "SELECT text || tensor AS x FROM t",
+    "enum": "SELECT text::ENUM('a', %s) AS x FROM t",
+    "list": "SELECT [text] AS x FROM t",
+    "struct": "SELECT {'x': text} AS x FROM t",
+    "blob": "SELECT encode(text) AS x FROM t",
+    "name": 'SELECT 1 AS "%s", 2 AS b FROM t',
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("form", ["table", "json", "csv"])
+def test_no_format_for_a_terminal_holds_what_steers_it(rmtscan: Run, store: Path, way: str, form: str) -> None:
+    quoted = " || ".join(f"chr({ord(char)})" for char in HOSTILE[1:])
+    text = HOSTILE[1:]
+    statement = f"WITH t AS (SELECT {quoted} AS text, tensor FROM matrices) {WAYS[way]}"
+    if "%s" in statement:
+        statement %= text if way == "name" else "'" + text + "'"
+    told = rmtscan("sql", statement, "--store", store, "--format", form)
+    assert told.status == 0, told.err
+    assert all(line.isprintable() for line in told.out.decode().splitlines())
+    assert told.out.decode().isascii() or form == "table"
+    assert len(told.out.splitlines()) == (6 if form == "table" else 5 if form == "csv" else 4)
 
 
 def test_a_long_table_says_that_it_is_cut_and_the_other_formats_are_not(rmtscan: Run, store: Path) -> None:

@@ -1,0 +1,79 @@
+"""What `rmtscan inspect` tells: every tensor, from headers alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from scanner.checkpoint.files import LocalFiles
+from tests.checkpoint.writing import checkpoint
+
+from .conftest import Run
+
+LAYERS = 120
+EMBEDDING = torch.randn(12, 4)
+MODEL = {
+    "model.embed_tokens.weight": EMBEDDING,
+    "lm_head.weight": EMBEDDING.clone(),
+    **{f"model.layers.{layer}.self_attn.q_proj.weight": torch.zeros(6, 4) for layer in range(LAYERS)},
+    **{f"model.layers.{layer}.mlp.shared_expert.up_proj.weight": torch.zeros(8, 4) for layer in range(LAYERS)},
+    **{f"model.layers.{layer}.input_layernorm.weight": torch.zeros(4) for layer in range(LAYERS)},
+    "odd\x1b[31m.name\u202e\n": torch.zeros(2, 2, 2),
+}
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    folder = checkpoint(tmp_path / "model", MODEL)
+    monkeypatch.setattr(LocalFiles, "read_ranges", lambda self, ranges: pytest.fail("a weight was read"))
+    return folder
+
+
+def test_the_table_shows_every_matrix_and_every_skipped_tensor(rmtscan: Run, model: str) -> None:
+    told = rmtscan("inspect", model)
+    lines = told.out.decode().splitlines()
+    assert told.status == 0
+    assert len(lines) == 2 + len(MODEL)
+    assert all(line.isprintable() for line in lines)
+    for name in MODEL:
+        shown = name.replace("\x1b", r"\x1b").replace("\u202e", r"\u202e").replace("\n", r"\n")
+        assert sum(line.startswith(shown + " ") for line in lines) == 1
+    assert len({line.index(" query ") for line in lines if " query " in line}) == 1  # columns stand under each other
+    for reason, count in {
+        "1-D: not a matrix": 120,
+        "3-D: not a matrix": 1,
+        "lm_head: ask with --embeddings": 1,
+    }.items():
+        assert f"  {count} skipped: {reason}" in told.err.splitlines()
+        assert sum(reason in line for line in lines) == count
+    assert "240 matrices to analyse" in told.err
+    assert "123 tensors skipped" in told.err
+
+
+def test_every_matrix_has_its_module_and_its_cost(rmtscan: Run, model: str) -> None:
+    rows = json.loads(rmtscan("inspect", model, "--format", "json").out)
+    assert {row["tensor"].replace(r"\x1b", "\x1b") for row in rows} >= {name for name in MODEL if name.isprintable()}
+    matrices = [row for row in rows if row["skipped"] is None]
+    assert {(row["role"], row["module"], row["rows"], row["cols"]) for row in matrices} == {
+        ("query", None, 6, 4),
+        ("mlp_up", "shared_expert", 8, 4),
+    }
+    costs = {row["role"]: row["cost_gflop"] for row in matrices}
+    assert costs == pytest.approx({"query": 16 * (18 + 36) / 1e9, "mlp_up": 16 * (24 + 36) / 1e9})
+    assert sum(row["cost_percent"] for row in matrices) == pytest.approx(100)
+    assert all(row["cost_gflop"] is None for row in rows if row["skipped"])
+
+
+def test_embeddings_are_not_compared_and_it_is_said_that_they_may_be_tied(rmtscan: Run, model: str) -> None:
+    told = rmtscan("inspect", model, "--embeddings", "--format", "json")
+    roles = [row["role"] for row in json.loads(told.out)]
+    assert (told.status, roles.count("embedding"), roles.count("lm_head")) == (0, 1, 1)
+    assert "lm_head.weight may be tied with model.embed_tokens.weight" in told.err
+    (Path(model) / "config.json").write_text(json.dumps({"tie_word_embeddings": True}))
+    told = rmtscan("inspect", model, "--embeddings", "--format", "json")
+    assert "lm_head" not in [row["role"] for row in json.loads(told.out)]
+    assert "may be tied" not in told.err
+    assert "1 skipped: tied with model.embed_tokens.weight" in told.err
