@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scanner.experiments.finetune_task import FineTuneTask
-from tests.experiments.classifiers import bert, jsonl, llama, reviews
+from tests.experiments.classifiers import bert, jsonl, llama, reviews, without_ray
 
 from .conftest import Run
 
@@ -57,15 +57,15 @@ def test_a_tuned_model_is_measured_kept_and_compared(
     }
 
 
-def test_points_that_fail_are_told_and_the_others_stay(
-    tmp_path: Path, base: Path, texts: Path, rmtscan: Run, local_ray: None
+def test_points_that_fail_are_told(
+    tmp_path: Path, base: Path, texts: Path, rmtscan: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    without_ray(monkeypatch)
     # A file where the folder of models should be: every training ends, and none of its points can be kept.
     (tmp_path / "taken").write_text("", "utf-8")
-    ran = rmtscan(
-        "finetune", base, "--task", texts, "--order", "none", "--seeds", 1, *QUICK, "--keep", tmp_path / "taken"
-    )
-    assert ran.status == 3
+    command = ("finetune", base, "--task", texts, "--order", "none", "--seeds", 1, *QUICK)
+    ran = rmtscan(*command, "--keep", tmp_path / "taken", "--store", tmp_path / "store")
+    assert ran.status == 3, ran.err
     assert "FAILED none-seed0: the tuned model cannot be kept in" in ran.told
 
 

@@ -26,7 +26,7 @@ from scanner.experiments.removal import FactorCache
 from scanner.experiments.texts import Texts, TextSource, read_texts
 from scanner.store import open_store
 
-from .classifiers import bert, jsonl, llama, reviews, tokenizer
+from .classifiers import bert, jsonl, llama, reviews, tokenizer, without_ray
 
 QUICK = Recipe(epochs=6, batch=8, rate=3e-3)
 ONE = PoolOptions(workers=1)
@@ -40,6 +40,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return jsonl(tmp_path_factory.mktemp("texts") / "reviews.jsonl", reviews(120))
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_ray(monkeypatch)
 
 
 def task_of(
@@ -304,7 +309,7 @@ def run(store: Path, base: Path, texts: Path, **more: Any) -> FineTuneReport:
 
 
 def test_points_are_stored_once_and_compared_by_a_query(
-    tmp_path: Path, base: Path, texts: Path, local_ray: None
+    tmp_path: Path, base: Path, texts: Path, in_process: None
 ) -> None:
     first = run(tmp_path / "store", base, texts)
     assert (first.points, first.kept, first.failed, first.train, first.test) == (3, 0, {}, 96, 24)
@@ -340,7 +345,7 @@ def test_points_are_stored_once_and_compared_by_a_query(
 
 
 def test_points_that_are_missing_are_computed_and_no_others(
-    tmp_path: Path, base: Path, texts: Path, local_ray: None
+    tmp_path: Path, base: Path, texts: Path, in_process: None
 ) -> None:
     """What an interruption leaves: some files of the run."""
     report = run(tmp_path / "store", base, texts, deciles=(1, 10))
@@ -361,7 +366,7 @@ def accuracies(store: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def test_kept_models_are_whole_checkpoints(tmp_path: Path, base: Path, texts: Path, local_ray: None) -> None:
+def test_kept_models_are_whole_checkpoints(tmp_path: Path, base: Path, texts: Path, in_process: None) -> None:
     plain = run(tmp_path / "store", base, texts, orders=("remove-first",))
     report = run(tmp_path / "store", base, texts, orders=("remove-first",), folder=str(tmp_path / "kept"))
     assert (plain.run_id, report.kept) == (report.run_id, 0)  # points whose models are wanted and not there
