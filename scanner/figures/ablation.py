@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,12 +82,17 @@ def _damage(
     # Damage spans orders of magnitude, and is sometimes a gain.
     smallest = min((abs(row["delta"]) for row in rows if row["delta"]), default=1.0)
     largest = max((abs(row["delta"]) for row in rows), default=1.0)
-    scale = (
-        alt.Scale(type="symlog", constant=max(smallest, 1e-4 * largest, 1e-12)) if metric != "accuracy" else alt.Scale()
-    )
+    constant = max(smallest, 1e-9 * largest, 1e-12)
+    scale = alt.Scale() if metric == "accuracy" else alt.Scale(type="symlog", constant=constant)
     title = "decile (1: smallest singular values)" if deciles else "singular values removed"
     x = alt.X("label:O", sort=order, title=title, axis=alt.Axis(labelAngle=0, grid=False))
-    y_axis = alt.Axis(tickCount=5, format="~g")
+    powers = [
+        10.0**power for power in range(math.floor(math.log10(constant)), math.ceil(math.log10(largest or 1.0)) + 1)
+    ]
+    ticks = [0.0, *powers[:: 1 + len(powers) // 7]]
+    if min(row["low"] for row in rows) < -constant:
+        ticks += [-tick for tick in ticks[1:]]
+    y_axis = alt.Axis(tickCount=5) if metric == "accuracy" else alt.Axis(values=ticks, format="~g")
     data = theme.inline([{**row, "finished_at": None} for row in rows])
     hover: list[Any] = ["what:N", "set:N", "removed:Q"]
     hover += [alt.Tooltip(name, format=".4g") for name in ("value:Q", "delta:Q", "stderr:Q", "random_delta:Q")]
