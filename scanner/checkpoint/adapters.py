@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from scanner.checkpoint.descriptors import LogicalWeight, Skipped, TensorEntry
+from scanner.checkpoint.module_patterns import by_pattern
 from scanner.checkpoint.names import printable
 from scanner.errors import CheckpointError
 
@@ -21,6 +22,13 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 CODEC = "lora"
 
+# What PEFT puts before the names that modules have in their model.
+_WRAPPER = "base_model.model."
+_USUAL_ALPHA = 8
+_LARGEST_ALPHA = 1e30
+# Initialisations that take something out of the base model's weights and put it into the factors: B A is not what was learned.
+_MOVED_WEIGHTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
 # `.default` is the adapter's name, which PEFT leaves out when it saves, but not every tool does.
 _FACTOR = re.compile(
     r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<factor>[AB])(?:\.[\w-]+)??(?:\.weight)?", re.DOTALL
@@ -31,7 +39,7 @@ def check_adapter(config: Mapping[str, Any], tensors: Sequence[TensorEntry]) -> 
     """Refuse adapters whose change of the weights is not scale B A.
 
     Raises:
-        CheckpointError: another method than LoRA, or DoRA.
+        CheckpointError: another method than LoRA, or a kind of LoRA whose factors mean something else.
     """
     kind = config.get("peft_type")
     if kind != "LORA":
@@ -39,10 +47,21 @@ def check_adapter(config: Mapping[str, Any], tensors: Sequence[TensorEntry]) -> 
             f"{ADAPTER_CONFIG} describes an adapter of type '{printable(str(kind))}': only LORA is read; "
             "merge it into its model (PEFT's merge_and_unload) and scan that"
         )
+    merge = "merge it into its model (PEFT's merge_and_unload) and scan delta:BASE..MERGED"
     if config.get("use_dora") or any(".lora_magnitude_vector" in entry.name for entry in tensors):
+        raise CheckpointError(f"this is a DoRA adapter: its change depends on the base model's weights; {merge}")
+    if config.get("target_parameters"):
         raise CheckpointError(
-            "this is a DoRA adapter: its change depends on the base model's weights; merge it into its model "
-            "(PEFT's merge_and_unload) and scan delta:BASE..MERGED"
+            f"this adapter changes parameters that are no modules (target_parameters), as stacks of experts, whose factors "
+            f"are packed in a way of their own: {merge}"
+        )
+    if config.get("use_qalora"):
+        raise CheckpointError(f"this adapter pools its inputs in groups (QA-LoRA): {merge}")
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_MOVED_WEIGHTS):
+        raise CheckpointError(
+            f"this adapter was initialised by {printable(start)} with a part of the base model's weights, so that its factors "
+            f"are not what was learned: {merge}"
         )
 
 
@@ -64,6 +83,8 @@ def adapter_weights(
             weights.append(LogicalWeight(name=entry.name, shape=entry.shape, dtype=entry.dtype, entry=entry))
         else:
             factors.setdefault(found["module"], {})[found["factor"]] = entry
+    names = {module: module.removeprefix(_WRAPPER) for module in factors}
+    alphas = by_pattern(config.get("alpha_pattern"), list(names.values()), "alpha_pattern")
     for module, parts in factors.items():
         a, b = parts.get("A"), parts.get("B")
         reason = _misfit(a, b)
@@ -71,7 +92,8 @@ def adapter_weights(
             skipped += [Skipped(tensor=entry.name, reason=reason) for entry in parts.values()]
             continue
         # Embeddings: PEFT stores A as (r x tokens) and B as (width x r); the weight itself is (tokens x width).
-        settings = (("scale", _scale(config, module, a.shape[0])),)
+        alpha = alphas.get(names[module], config.get("lora_alpha", _USUAL_ALPHA))
+        settings = (("scale", _scale(config, alpha, a.shape[0])),)
         weights.append(
             LogicalWeight(
                 name=f"{module}.weight",
@@ -104,26 +126,8 @@ def _misfit(a: TensorEntry | None, b: TensorEntry | None) -> str:
     return ""
 
 
-def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
-    """alpha / r of a module, with the alpha of the first pattern in the adapter's config that fits."""
-    alpha = _by_pattern(config.get("alpha_pattern"), module)
-    if alpha is None:
-        alpha = config.get("lora_alpha", rank)
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+def _scale(config: Mapping[str, Any], alpha: object, rank: int) -> float:
+    """alpha / r of a module. Its rank is that of its factors, so what the config says of ranks is not needed."""
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < _LARGEST_ALPHA:
         raise CheckpointError(f"{ADAPTER_CONFIG} gives lora_alpha as {printable(repr(alpha))}: it must be a number")
     return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
-
-
-def _by_pattern(patterns: object, module: str) -> Any:
-    """The value of the first pattern that names the module or one of its endings.
-
-    PEFT's patterns may be regular expressions. Those are not run here, because a stranger's expression can take for ever: only
-    literal ones count.
-    """
-    if not isinstance(patterns, Mapping):
-        return None
-    for pattern, value in patterns.items():
-        literal = str(pattern).lstrip("^").replace("\\.", ".")
-        if module == literal or module.endswith(f".{literal}"):
-            return value
-    return None

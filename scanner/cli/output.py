@@ -123,8 +123,8 @@ def _write_json(table: pa.Table) -> None:
 def _json(value: Any) -> str:
     import json
 
-    # Everything beyond ASCII is written as an escape; of the control characters only DEL is not.
-    return json.dumps(_plain(value), default=str, allow_nan=False).replace("\x7f", "\\u007f")
+    # In ASCII: all else, and every control character, is written as an escape.
+    return json.dumps(_plain(value), default=str, allow_nan=False, ensure_ascii=True)
 
 
 def _plain(value: Any) -> Any:

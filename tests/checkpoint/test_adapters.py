@@ -28,6 +28,7 @@ def _adapter(folder: Path, tensors: dict[str, torch.Tensor] | None = None, **con
             tensors[f"{module}.lora_B.weight"] = torch.randn(rows, 4, generator=random)
     save_file(tensors, folder / "adapter_model.safetensors")
     settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "base_model_name_or_path": "org/base-model"} | config
+    settings = {key: value for key, value in settings.items() if value is not ...}
     (folder / "adapter_config.json").write_text(json.dumps(settings))
     return folder
 
@@ -47,7 +48,16 @@ def _product(folder: Path, module: str) -> np.ndarray:
         ({"lora_alpha": 6}, 1.5),
         ({"alpha_pattern": {"q_proj": 16}}, 4.0),
         ({"alpha_pattern": {r"layers\.3\.self_attn.q_proj": 2, "q_proj": 16}}, 0.5),
+        ({"alpha_pattern": {r"model\.layers\.[0-5]\..*": 16}}, 4.0),
+        ({"alpha_pattern": {r"layers\.\d+\.self_attn\.(q|k)_proj": 16}}, 4.0),
+        ({"alpha_pattern": {r"^model\.layers\.3\.self_attn\.q_proj": 16}}, 4.0),
+        ({"alpha_pattern": {r"^layers\.3\.self_attn\.q_proj": 16}}, 2.0),
+        ({"alpha_pattern": {"proj": 16, "self_attn": 99, "q_.{4}$": 6}}, 1.5),
+        ({"alpha_pattern": {"model.layers.3.self_attn.q_proj": 16}}, 4.0),
+        ({"alpha_pattern": {"base_model.model.model.layers.3.self_attn.q_proj": 16}}, 2.0),
         ({"alpha_pattern": {"(a+)+$": 99}}, 2.0),
+        ({"alpha_pattern": {}, "rank_pattern": {".*": 4}}, 2.0),
+        ({"lora_alpha": ...}, 2.0),
     ],
 )
 def test_what_an_adapter_adds_is_scale_b_a(tmp_path: Path, config: dict[str, Any], scale: float) -> None:
@@ -74,6 +84,12 @@ def test_what_an_adapter_adds_is_scale_b_a(tmp_path: Path, config: dict[str, Any
         ({"peft_type": "IA3"}, {}, "type 'IA3'"),
         ({"peft_type": None}, {}, "only LORA"),
         ({"lora_alpha": "much"}, {}, "must be a number"),
+        ({"lora_alpha": 10**400}, {}, "must be a number"),
+        ({"alpha_pattern": {"q_proj": None}}, {}, "must be a number"),
+        ({"target_parameters": ["mlp.experts.gate_up_proj"]}, {}, "target_parameters"),
+        ({"use_qalora": True}, {}, "QA-LoRA"),
+        ({"init_lora_weights": "pissa_niter_16"}, {}, "initialised by pissa_niter_16"),
+        ({"init_lora_weights": "olora"}, {}, "not what was learned"),
     ],
 )
 def test_other_adapters_are_refused(tmp_path: Path, config: dict[str, Any], extra: Any, message: str) -> None:
