@@ -18,6 +18,9 @@ from scanner.errors import CheckpointError
 
 MAX_HEADER_BYTES = 256 * 2**20
 MAX_KEYS = 10_000
+MAX_ELEMENTS = 4_000_000
+"""Texts and arrays inside of arrays, which have to be passed one by one: the largest vocabularies with all their merges have
+a fifth of it."""
 
 # What is longer than this is a vocabulary, a chat template or an attack; none of them says what the model is made of.
 MAX_KEPT_TEXT = 4096
@@ -29,7 +32,7 @@ _MAX_NESTING = 4
 _MAX_ENTRIES = 2**56
 _DEFAULT_ALIGNMENT = 32
 
-_SMALLEST_BLOCK, _LARGEST_BLOCK = 64 * 2**10, 2**20
+_SMALLEST_BLOCK, _LARGEST_BLOCK = 4 * 2**10, 2**18
 
 _SCALARS = {
     0: struct.Struct("<B"), 1: struct.Struct("<b"), 2: struct.Struct("<H"), 3: struct.Struct("<h"),
@@ -86,6 +89,7 @@ class _Reader:
         self._files, self._name = files, name
         self.size = files.size(name)
         self.at = 0
+        self.elements = 0
         self._block, self._block_start = b"", 0
 
     def wrong(self, what: str, to_do: str = "download it again") -> NoReturn:
@@ -113,8 +117,15 @@ class _Reader:
         self._check(count)
         self.at += count
 
-    def skip_string(self) -> None:
-        self.skip(self.number(_U64))
+    def skip_strings(self, count: int) -> None:
+        while count:
+            begin = at = self._buffered(8, promised=8 * count)
+            # A loop of its own: vocabularies have hundreds of thousands.
+            block, last, length = self._block, len(self._block) - 8, _U64.unpack_from
+            while count and at <= last:
+                at += 8 + length(block, at)[0]
+                count -= 1
+            self.skip(at - begin)
 
     def name(self, of: str) -> str:
         length = self.number(_U64)
@@ -133,13 +144,21 @@ class _Reader:
         if self.at + count > MAX_HEADER_BYTES:
             self.wrong(f"its header is longer than {MAX_HEADER_BYTES} bytes")
 
-    def _buffered(self, count: int) -> int:
-        """Have the next `count` bytes in the block; return where in it they begin."""
+    def expect(self, promised: int) -> None:
+        """Have as many bytes in the block as there must be at least, if that is not too many."""
+        if promised:
+            self._buffered(min(promised, self.left, _SMALLEST_BLOCK), promised=promised)
+
+    def _buffered(self, count: int, *, promised: int = 0) -> int:
+        """Have the next `count` bytes in the block; return where in it they begin.
+
+        The block is as long as what is `promised` to follow, or grows with the header: few reads of a long one, little
+        more than it of any.
+        """
         self._check(count)
         begin = self.at - self._block_start
         if begin + count > len(self._block):
-            # Blocks grow with the header: few reads of a long one, little more than it of a short one.
-            wanted = max(count, _SMALLEST_BLOCK, min(self.at // 8, _LARGEST_BLOCK))
+            wanted = max(count, _SMALLEST_BLOCK, min(max(self.at // 32, promised), _LARGEST_BLOCK))
             self._block = self._files.read(self._name, self.at, min(wanted, self.left))
             self._block_start, begin = self.at, 0
             if len(self._block) < count:
@@ -201,6 +220,10 @@ def _array_head(reader: _Reader) -> tuple[int, int]:
     width = _SCALARS[element].size if element in _SCALARS else smallest[element]
     if length * width > reader.left:
         reader.wrong(f"it promises an array of {length} elements")
+    if element in smallest:
+        reader.elements += length
+        if reader.elements > MAX_ELEMENTS:
+            reader.wrong(f"its arrays hold more than {MAX_ELEMENTS} texts, which no vocabulary does")
     return element, length
 
 
@@ -208,8 +231,7 @@ def _skip_array(reader: _Reader, element: int, length: int, *, nesting: int) -> 
     if element in _SCALARS:
         reader.skip(length * _SCALARS[element].size)
     elif element == _STRING:
-        for _ in range(length):
-            reader.skip_string()
+        reader.skip_strings(length)
     else:
         if nesting == _MAX_NESTING:
             reader.wrong(f"its arrays are nested more than {_MAX_NESTING} deep")
@@ -221,7 +243,9 @@ def _described_tensors(reader: _Reader, count: int) -> list[tuple[str, tuple[int
     """Name, shape in row-major order, ggml type and offset of every tensor."""
     described = []
     seen: set[str] = set()
-    for _ in range(count):
+    for number in range(count):
+        if number % 64 == 0:
+            reader.expect((count - number) * _SMALLEST_TENSOR)
         name = reader.name("tensor")
         if name in seen:
             reader.wrong(f"tensor '{printable(name)}' occurs twice")

@@ -48,8 +48,8 @@ class RemoteFiles(ABC):
     def read(self, name: str, start: int, size: int) -> bytes:
         """Return `size` bytes from byte `start` on; fewer only where the file ends.
 
-        What is read from the beginning on is kept and read in blocks that grow with what was read before, so that many
-        small reads cost few requests and a tenth of a header or so that nobody asked for.
+        What is read from the beginning on is kept. Small reads of it become blocks that grow with what was read before, so
+        that many of them cost few requests and a tenth or so that nobody asked for; who asks for more gets just that.
         """
         head = self._heads.get(name, b"")
         if start + size <= len(head):
@@ -59,7 +59,8 @@ class RemoteFiles(ABC):
         if end <= start:
             return b""
         if start <= len(head) < end <= _KEPT_BYTES and size <= _LARGEST_BLOCK_BYTES:
-            ahead = min(max(_FIRST_BLOCK_BYTES, len(head) // 4), _LARGEST_BLOCK_BYTES)
+            small = size < _FIRST_BLOCK_BYTES
+            ahead = min(max(_FIRST_BLOCK_BYTES, len(head) // 4), _LARGEST_BLOCK_BYTES) if small else 0
             head += self._fetch(name, len(head), min(max(end, len(head) + ahead), file_size))
             with self._lock:
                 self._heads[name] = max(self._heads.get(name, b""), head, key=len)

@@ -38,7 +38,8 @@ ITEM_BYTES = {
 # The largest thing that is read at once is an archive's directory: some 70 bytes a tensor.
 _MAX_READ_BYTES = 16 * 2**20
 _MAX_LINE_BYTES = 2**10
-_BLOCK_BYTES = 64 * 2**10
+_SMALLEST_BLOCK_BYTES, _LARGEST_BLOCK_BYTES = 4 * 2**10, 2**18
+_LAST_BLOCK_BYTES = 2**10
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 _HAS_DESCRIPTOR = 1 << 3
 _ALIGNMENT = 64
@@ -332,9 +333,11 @@ class _Stream:
             _wrong(self._name, f"it wants {size} bytes to be read that are not weights")
         begin = self._at - self._block_start
         if begin < 0 or begin + size > len(self._block):
-            # Near the end the last block: an archive's directory is there, and is read from its end.
-            self._block_start = min(self._at, max(self._size - max(size, _BLOCK_BYTES), 0))
-            self._block = self._files.read(self._name, self._block_start, max(size, _BLOCK_BYTES))
+            # Near the end the last block: the parts of an archive's end are found from its last byte backwards.
+            self._block_start = min(self._at, max(self._size - max(size, _LAST_BLOCK_BYTES), 0))
+            # Blocks grow with what comes before the weights, of which there may be nothing but a few bytes.
+            wanted = max(size, _SMALLEST_BLOCK_BYTES, min(self._at // 8, _LARGEST_BLOCK_BYTES))
+            self._block = self._files.read(self._name, self._block_start, wanted)
             begin = self._at - self._block_start
         self._at += size
         return self._block[begin : begin + size]

@@ -1,14 +1,17 @@
 import errno
 import importlib.util
 import json
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import fsspec
+import numpy as np
 import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
+from gguf import GGUFReader
 from safetensors.torch import save
 
 from scanner.checkpoint import Selection, list_matrices, open_checkpoint, patience, read_matrix
@@ -16,6 +19,7 @@ from scanner.checkpoint.files import open_files
 from scanner.checkpoint.reading import read_matrices
 from scanner.errors import CheckpointError, MissingError
 
+from .gguf_writing import write_gguf
 from .hub_server import Fault, Hub
 from .writing import INDEX
 
@@ -114,6 +118,43 @@ def test_only_headers_and_the_selection_are_read(asked: list[int], layers: tuple
     header = 8 + int.from_bytes(FILES["model.safetensors"][:8], "little")
     wanted = header + len(CONFIG) + sum(ref.entry.size for ref in chosen)
     assert wanted <= sum(asked) <= 1.05 * wanted
+
+
+def header_bytes(path: Path) -> int:
+    """How much of a file describes its tensors."""
+    if path.suffix == ".gguf":
+        return int(min(tensor.data_offset for tensor in GGUFReader(path).tensors))
+    with zipfile.ZipFile(path) as archive:
+        pickle = next(info for info in archive.infolist() if info.filename.endswith("/data.pkl"))
+        return pickle.file_size + path.stat().st_size - archive.start_dir
+
+
+@pytest.mark.parametrize("layers", [(), (2,), (0, 1, 2)])
+@pytest.mark.parametrize("count", [8, 100])
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "llama.gguf"])
+def test_of_other_formats_too_only_descriptions_and_the_selection_are_read(
+    asked: list[int], tmp_path: Path, name: str, count: int, layers: tuple[int, ...]
+) -> None:
+    if name == "pytorch_model.bin":
+        tensors = {f"model.layers.{at}.{one}_proj.weight": torch.randn(256, 256) for at in range(count) for one in "qk"}
+        torch.save(tensors, tmp_path / name)
+    else:
+        weights = {
+            f"blk.{at}.attn_{one}.weight": np.ones((256, 256), np.float32) for at in range(count) for one in "qk"
+        }
+        words = {
+            "tokenizer.ggml.tokens": ["x" * (at % 13) for at in range(count * 100)],
+            "tokenizer.ggml.scores": [0.5] * 9000,
+        }
+        write_gguf(tmp_path / name, weights, words)
+    body = (tmp_path / name).read_bytes()
+    opened = open_checkpoint(put("memory://models/bert", {name: body, "config.json": CONFIG}))
+    chosen = list_matrices(opened, Selection(only=("query",), layers=layers)).matrices
+    assert len(chosen) == (len(layers) or count)
+    read_matrices(opened.source, chosen)
+    selected = len(CONFIG) + sum(ref.entry.size for ref in chosen)
+    assert selected <= sum(asked) <= 1.05 * (selected + header_bytes(tmp_path / name))
+    assert len(asked) < 40 + len(chosen)
 
 
 def test_large_ranges_are_read_in_blocks(asked: list[int], monkeypatch: pytest.MonkeyPatch) -> None:

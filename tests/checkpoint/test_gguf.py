@@ -1,4 +1,5 @@
 import struct
+import time
 import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
@@ -169,6 +170,25 @@ def test_only_the_header_is_read(tmp_path: Path) -> None:
     assert length > 1_500_000
     assert files.total <= 1.2 * length
     assert peak < 2**20  # blocks of the header, and nothing of the vocabulary
+
+
+def test_a_large_vocabulary_is_passed_in_seconds(tmp_path: Path) -> None:
+    words = array(STRING, 300_000, text(b"word") * 300_000)
+    (tmp_path / GGUF).write_bytes(gguf_bytes(items=[item(b"tokenizer.ggml.tokens", ARRAY, words)]))
+    started = time.process_time()
+    assert read_gguf_header(LocalFiles(str(tmp_path)), GGUF).lengths == {"tokenizer.ggml.tokens": 300_000}
+    assert time.process_time() - started < 5
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("nested", [False, True])
+def test_millions_of_empty_texts_are_refused(tmp_path: Path, nested: bool) -> None:
+    many = array(ARRAY, 5000, array(STRING, 1000, bytes(8000)) * 5000) if nested else array(STRING, 30_000_000)
+    with (tmp_path / GGUF).open("wb") as file:
+        file.write(gguf_bytes(items=[item(b"key", ARRAY, many)], data=b""))
+        file.truncate(250_000_000)
+    with pytest.raises(CheckpointError, match="more than 4000000 texts"):
+        read_gguf_header(LocalFiles(str(tmp_path)), GGUF)
 
 
 # ---- hostile headers
