@@ -75,8 +75,8 @@ def best_overlaps(base: torch.Tensor, tuned: torch.Tensor) -> Overlaps:
         tuned: (r, n), unit vectors as rows.
     """
     overlap, match = [], []
-    for block in tuned.split(_BLOCK):
-        found = (block @ base.T).abs_().max(dim=1)
+    for start in range(0, len(tuned), _BLOCK):
+        found = (tuned[start : start + _BLOCK] @ base.T).abs_().max(dim=1)
         overlap.append(found.values)
         match.append(found.indices)
     return Overlaps(
