@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from scanner.checkpoint import MatrixRef, TensorEntry, list_matrices, open_checkpoint, read_matrix
+from scanner.checkpoint import MatrixRef, Selection, TensorEntry, list_matrices, open_checkpoint, read_matrix
 from scanner.checkpoint.codecs_gguf import READABLE_GGUF_TYPES
 from scanner.checkpoint.decoding import TORCH_DTYPES, Stored, decode
 from scanner.checkpoint.files import LocalFiles
@@ -746,16 +746,14 @@ def test_a_model_is_opened_listed_and_read(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def as_transformers_loads_it(smollm2: Path) -> dict[str, torch.Tensor]:
-    """The dequantised weights of `smollm2` under transformers' names, by transformers' own loader."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+    """The dequantised weights of `smollm2` under transformers' names: the checkpoint that transformers makes of it."""
+    pytest.importorskip("accelerate")
+    from transformers import AutoModelForCausalLM, GgufConfig
 
-    sizes = {"num_hidden_layers": 30, "hidden_size": 576, "intermediate_size": 1536, "vocab_size": 49152}
-    with torch.device("meta"):
-        model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=9, num_key_value_heads=3))
-    # from_pretrained(gguf_file=..., quantization_config=GgufConfig(dequantize=True)) comes down to this, after which
-    # accelerate moves the tensors into the model.
-    return dict(load_gguf_checkpoint(str(smollm2), return_tensors=True, model_to_load=model)["tensors"])
+    model = AutoModelForCausalLM.from_pretrained(
+        smollm2.parent, gguf_file=smollm2.name, quantization_config=GgufConfig(dequantize=True)
+    )
+    return dict(model.state_dict())
 
 
 MODULES = {
@@ -769,36 +767,31 @@ MODULES = {
 }
 
 
-def test_smollm2_reads_as_gguf_and_as_transformers_read_it(
+def test_all_matrices_of_smollm2_are_those_that_transformers_makes_of_it(
     smollm2: Path, as_transformers_loads_it: dict[str, torch.Tensor]
 ) -> None:
-    weights = find_weights(LocalFiles(str(smollm2)))
+    opened = open_checkpoint(str(smollm2), identify=False)
+    inventory = list_matrices(opened)
+    assert {(ref.layer, ref.role) for ref in inventory.matrices} == {(at, role) for at in range(30) for role in MODULES}
+    assert len(inventory.matrices) == 210
+    for ref in inventory.matrices:
+        matrix = read_matrix(opened.source, ref)
+        assert isinstance(matrix, torch.Tensor)
+        # The same bits, so the same singular values.
+        assert torch.equal(matrix, as_transformers_loads_it[f"model.layers.{ref.layer}.{MODULES[ref.role]}.weight"])
+    assert opened.config["num_key_value_heads"] == 3
+    assert opened.config["head_dim"] == 64
+
+
+def test_smollm2_reads_as_gguf_reads_it(smollm2: Path) -> None:
+    opened = open_checkpoint(str(smollm2), identify=False)
     by_gguf = {found.name: found for found in GGUFReader(smollm2).tensors}
-    assert {entry.name for entry in weights.tensors} == set(by_gguf)
-    counts: dict[str, int] = {}
-    for entry in weights.tensors:
-        found = classify_gguf(entry.name)
-        if found.role not in MODULES or len(entry.shape) != 2:
-            continue
-        counts[found.role] = counts.get(found.role, 0) + 1
-        rope_heads = rope_permuted(weights.config, entry.name)
-        assert rope_heads == {"query": 9, "key": 3}.get(found.role)
-        ref = MatrixRef(
-            tensor=entry.name, stack=None, layer=found.layer, role=found.role, role_source=found.source, head=None,
-            expert=None, rows=entry.shape[0], cols=entry.shape[1], dtype=entry.dtype, entry=entry, transposed=False,
-            codec="gguf",
-        )  # fmt: skip
-        if found.layer == 29:
-            source = by_gguf[entry.name]
-            assert np.array_equal(
-                read_matrix(str(smollm2), ref).numpy(), quants.dequantize(source.data, source.tensor_type)
-            )
-        matrix = read_matrix(str(smollm2), replace(ref, rope_heads=rope_heads))
-        expected = as_transformers_loads_it[f"model.layers.{found.layer}.{MODULES[found.role]}.weight"]
-        assert torch.equal(matrix, expected)
-    assert counts == dict.fromkeys(MODULES, 30)
-    assert weights.config["num_key_value_heads"] == 3
-    assert weights.config["head_dim"] == 64
+    assert {entry.name for entry in opened.tensors} == set(by_gguf)
+    for ref in list_matrices(opened, Selection(layers=(29,))).matrices:
+        assert ref.rope_heads == {"query": 9, "key": 3}.get(ref.role)
+        stored = read_matrix(opened.source, replace(ref, rope_heads=None)).numpy()
+        source = by_gguf[ref.tensor]
+        assert np.array_equal(stored, quants.dequantize(source.data, source.tensor_type))
 
 
 def test_smollm2s_header_is_read_without_its_weights(smollm2: Path) -> None:

@@ -24,7 +24,7 @@ ESCAPES = [
     "../secret.safetensors", "..\\secret.safetensors", "../model/model-1.safetensors", "./model-1.safetensors", "..", ".", "",
     "sub/model-1.safetensors", "C:model-1.safetensors", "C:\\x.safetensors", "\\\\host\\x.safetensors", "file:///x.safetensors",
     "s3://bucket/x.safetensors", "model-1.safetensors\0", "model-1.safetensors\0.safetensors", "link.safetensors",
-    "\ud800.safetensors", "\x1b[31m.safetensors", "x" * 5000 + ".safetensors", "config.json", INDEX, "~/x.safetensors", "*.safetensors",
+    "\ud800.safetensors", "\x1b[31m.safetensors", "x" * 5000 + ".safetensors", "config.json", INDEX, "*.safetensors",
     "nul.safetensors",
 ]  # fmt: skip
 NUMBERS = st.integers() | st.floats() | st.just(10**400)
