@@ -51,7 +51,7 @@ def scanned(references: str | Path | list[str], folder: Path, **options: object)
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Within, whoever asks for Ray fails the test."""
     with monkeypatch.context() as patch:
-        patch.setattr(MODULE, "ray_session", lambda options: pytest.fail("Ray was asked for"))
+        patch.setattr(MODULE, "run_tasks", lambda *_, **__: pytest.fail("Ray was asked for"))
         yield
 
 
