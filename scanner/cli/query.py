@@ -77,10 +77,12 @@ def _describe(name: str) -> None:
     if found.params:
         print("Parameters:")
         for param in found.params:
-            print(f"  {param.name} {param.type} = {'NULL' if param.default is None else param.default}   {param.help}")
+            print(
+                f"  {param.name} {param.type} = {'NULL' if param.default is None else param.default}   {' '.join(param.help.split())}"
+            )
     print("Columns:")
     for column in found.columns:
-        print(f"  {column.name}   {column.help}")
+        print(f"  {column.name}   {' '.join(column.help.split())}")
 
 
 def sql(
