@@ -77,9 +77,8 @@ def _describe(name: str) -> None:
     if found.params:
         print("Parameters:")
         for param in found.params:
-            print(
-                f"  {param.name} {param.type} = {'NULL' if param.default is None else param.default}   {' '.join(param.help.split())}"
-            )
+            default = "NULL" if param.default is None else param.default
+            print(f"  {param.name} {param.type} = {default}   {' '.join(param.help.split())}")
     print("Columns:")
     for column in found.columns:
         print(f"  {column.name}   {' '.join(column.help.split())}")
