@@ -15,7 +15,7 @@ from scanner.checkpoint.names import printable
 from scanner.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from scanner.checkpoint.decoding import Stored
+    from scanner.checkpoint.stored import Stored
     from scanner.rmt.decomposition import LowRank
 
 ADAPTER_CONFIG = "adapter_config.json"

@@ -24,7 +24,7 @@ from scanner.errors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
-    from scanner.checkpoint.decoding import Stored
+    from scanner.checkpoint.stored import Stored
 
 _MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _CHUNK_BYTES = 2**21

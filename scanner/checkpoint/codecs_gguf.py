@@ -10,7 +10,7 @@ from scanner.errors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
-    from scanner.checkpoint.decoding import Stored
+    from scanner.checkpoint.stored import Stored
 
 CODEC = "gguf"
 

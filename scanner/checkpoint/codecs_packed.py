@@ -29,7 +29,7 @@ from scanner.errors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
-    from scanner.checkpoint.decoding import Stored
+    from scanner.checkpoint.stored import Stored
 
 AWQ_NIBBLES = (0, 4, 1, 5, 2, 6, 3, 7)
 """Where in a word of AWQ each of eight neighbouring columns is."""

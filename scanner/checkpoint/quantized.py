@@ -7,13 +7,13 @@ from typing import Any
 
 from scanner.checkpoint.codecs_gguf import CODEC as GGUF
 from scanner.checkpoint.codecs_gguf import READABLE_GGUF_TYPES
-from scanner.checkpoint.decoding import TORCH_DTYPES
 from scanner.checkpoint.descriptors import LogicalWeight, Skipped, TensorEntry
 from scanner.checkpoint.names import printable
 from scanner.checkpoint.quantization_config import quantization_settings
 from scanner.checkpoint.quantized_names import FLOAT8, WHAT_TO_DO, find_parts, is_lone_part
 from scanner.checkpoint.quantized_parts import PART_NAMES, Parts
 from scanner.checkpoint.safetensors_header import DTYPE_BITS
+from scanner.checkpoint.stored import TORCH_DTYPES
 from scanner.errors import CheckpointError
 
 _READ_METHODS = frozenset(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from scanner.checkpoint import MatrixRef, Selection, TensorEntry, list_matrices, open_checkpoint, read_matrix
 from scanner.checkpoint.codecs_gguf import READABLE_GGUF_TYPES
-from scanner.checkpoint.decoding import TORCH_DTYPES, Stored, decode
+from scanner.checkpoint.decoding import decode
 from scanner.checkpoint.files import LocalFiles
 from scanner.checkpoint.gguf_file import (
     METADATA_KEY,
@@ -31,6 +31,7 @@ from scanner.checkpoint.gguf_file import (
 )
 from scanner.checkpoint.gguf_header import MAX_KEPT_NUMBERS, MAX_KEPT_TEXT, GgufHeader, read_gguf_header
 from scanner.checkpoint.role_tables import GGUF_ROLES
+from scanner.checkpoint.stored import TORCH_DTYPES, Stored
 from scanner.checkpoint.weights import find_weights
 from scanner.errors import CheckpointError
 

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scanner.checkpoint.decoding import Stored, decode
+from scanner.checkpoint.decoding import decode
 from scanner.checkpoint.descriptors import LogicalWeight, TensorEntry
 from scanner.checkpoint.quantized import logical_weights, narrow
 from scanner.checkpoint.safetensors_header import DTYPE_BITS
+from scanner.checkpoint.stored import Stored
 from scanner.errors import CheckpointError
 
 Shapes = dict[str, tuple[str, tuple[int, ...]]]

@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scanner.checkpoint import Selection, TensorEntry, list_matrices, open_checkpoint, read_matrix
-from scanner.checkpoint.decoding import Stored
 from scanner.checkpoint.files import ByteRange, LocalFiles
+from scanner.checkpoint.stored import Stored
 from scanner.checkpoint.torch_file import read_torch_file
 from scanner.checkpoint.weights import find_weights
 from scanner.errors import CheckpointError
