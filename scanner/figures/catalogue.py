@@ -96,7 +96,7 @@ _ALL = (
     figure(
         activation_spectrum,
         title="Spectrum of the activations that enter the matrices",
-        about="Eigenvalues of their covariance by role (from `rmtscan activations`).",
+        about="Eigenvalues of the covariance of what enters each matrix, by role and index (from `rmtscan activations`).",
     ),
     figure(
         ablation,
