@@ -204,7 +204,7 @@ def run_tasks(
         worker_class: a class whose `run(task)` returns errors of the task as data, and whose `ready()` returns once it is up.
         tasks: at least one.
         options: where, and on how many workers.
-        on_start: called with `environment` before work begins.
+        on_start: called with `environment` once the workers are on their way, before work begins.
         on_done: called with a task and its outcome.
         on_lost: called with a task that took every worker with it, and why.
         on_workers: called whenever a worker comes up or is lost.
@@ -221,11 +221,10 @@ def run_tasks(
                 f"--gpus-per-worker {shape.gpus:g}, and this machine has {resources.get('GPU', 0.0):g} GPUs: leave it out, or "
                 "name a cluster with --address"
             )
-        on_start(environment(shape))
         pool: Pool[AnyTask] = Pool(
             worker_class, shape, on_done=on_done, on_lost=on_lost, on_workers=on_workers, on_waiting=on_waiting
         )
-        pool.run(tasks)
+        pool.run(tasks, on_start=lambda: on_start(environment(shape)))
 
 
 class Pool(Generic[AnyTask]):
@@ -259,8 +258,8 @@ class Pool(Generic[AnyTask]):
         self._wanted = shape.workers
         self._actors: list[_Actor] = []
 
-    def run(self, tasks: Sequence[AnyTask]) -> None:
-        """Run all tasks, first to last as workers become free.
+    def run(self, tasks: Sequence[AnyTask], *, on_start: Callable[[], None] = lambda: None) -> None:
+        """Run all tasks, first to last as workers become free; `on_start` is called while the workers start.
 
         Raises:
             ScannerError: no worker can start.
@@ -268,6 +267,7 @@ class Pool(Generic[AnyTask]):
         self._queue.extend(tasks)
         try:
             self._actors += [self._start() for _ in range(self._wanted)]
+            on_start()
             while self._queue or any(call.task is not None for call in self._calls.values()):
                 self._dispatch()
                 finished, _ = ray.wait(list(self._calls), num_returns=1, timeout=WAITING_SECONDS)

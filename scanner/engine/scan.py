@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+import pyarrow as pa
+
 from scanner.checkpoint import Checkpoint, Inventory, list_matrices, open_checkpoint
 from scanner.engine import rows
 from scanner.engine.method import Method, scan_id
@@ -186,6 +188,8 @@ class ScanRun:
         """Ray is there: what an earlier run left complete but for the commit is committed before new work begins."""
         self.environment = environment
         self.commit_complete()
+        # pyarrow looks for pandas at its first Python list: now, while the workers start, and not between last matrix and commit.
+        pa.array([0])
 
     def carry_out(self, tasks: Sequence[MatrixTask | ControlTask], options: PoolOptions) -> None:
         """Run the tasks on Ray, which is not started when there are none, and commit what is complete."""
@@ -218,13 +222,11 @@ class ScanRun:
         job = self.jobs[task.scan_id]
         failed = []
         for result in outcome.results:
-            if result.failures is not None:
-                job.writer.stage_failure(result.key, rows.unpack(result.failures))
+            if result.failure:
+                job.writer.stage_failure(result.key, rows.unpack(result.failure))
                 failed.append(result.key)
             else:
-                assert result.matrices is not None, "no failure: there are rows"
-                assert result.vectors is not None, "no failure: there are rows"
-                job.writer.stage(result.key, rows.unpack(result.matrices), rows.unpack(result.vectors))
+                job.writer.stage_part(result.key, result.part)
         self._finish(job, task, failed)
 
     def lost(self, task: MatrixTask | ControlTask, reason: str) -> None:

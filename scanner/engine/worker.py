@@ -16,16 +16,16 @@ from scanner.engine.plan import ControlTask, MatrixTask
 from scanner.engine.pool import granted_device
 from scanner.rmt.analysis import Analysis, analyze
 from scanner.rmt.ensembles import control
+from scanner.store import finished_part
 
 
 @dataclass(frozen=True, kw_only=True)
 class MatrixResult:
-    """What came of one matrix: its rows, or the row of its failure, packed by `rows.pack`."""
+    """What came of one matrix: its rows as a part of the store, or the row of its failure, packed by `rows.pack`."""
 
     key: str
-    matrices: bytes | None = None
-    vectors: bytes | None = None
-    failures: bytes | None = None
+    part: bytes = b""
+    failure: bytes = b""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,10 +94,11 @@ class Worker:
                 error, stage = raised, "analyse"
         if error is not None:
             row = rows.failure_row(task, ref, stage=stage, error=type(error).__name__, message=str(error))
-            return MatrixResult(key=ref.key, failures=rows.pack(row))
+            return MatrixResult(key=ref.key, failure=rows.pack(row))
         row = rows.matrix_row(task, ref, timed.analysis, seconds=read.seconds + timed.seconds, device=self._device)
         vectors = rows.vector_rows(task, ref, timed.analysis)
-        return MatrixResult(key=ref.key, matrices=rows.pack(row), vectors=rows.pack(vectors))
+        # Packed here, where the cores are: the driver only puts the bytes down.
+        return MatrixResult(key=ref.key, part=finished_part(task.scan_id, ref.key, row, vectors))
 
     def _analyze(self, matrix: Any, **method: Any) -> _Timed:
         # Thread counts are limited in the thread that computes: Ray calls from a pool of them, and OpenMP counts for each.

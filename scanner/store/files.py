@@ -65,16 +65,16 @@ class StoreFiles:
             self.fs.invalidate_cache()
             return bool(self.fs.isfile(self.full(path)))
 
-    def names(self, folder: str) -> list[str]:
-        """Names of the complete Parquet files of a folder, without the suffix, sorted; none if it does not exist."""
-        return [name for name, _ in self.versions(folder)]
+    def names(self, folder: str, suffix: str = _SUFFIX) -> list[str]:
+        """Names of the complete files of a folder, without the suffix, sorted; none if it does not exist."""
+        return [name for name, _ in self.versions(folder, suffix)]
 
-    def versions(self, folder: str) -> list[tuple[str, str]]:
+    def versions(self, folder: str, suffix: str = _SUFFIX) -> list[tuple[str, str]]:
         """Like `names`, each with a text that changes when the file is replaced."""
         found = []
         for name, info in self._list(folder):
-            if info["type"] != "directory" and name.endswith(_SUFFIX):
-                found.append((name.removesuffix(_SUFFIX), repr(sorted((key, str(info[key])) for key in info))))
+            if info["type"] != "directory" and name.endswith(suffix):
+                found.append((name.removesuffix(suffix), repr(sorted((key, str(info[key])) for key in info))))
         return sorted(found)
 
     def folders(self, folder: str) -> list[str]:
@@ -136,12 +136,16 @@ class StoreFiles:
         buffer = io.BytesIO()
         options = {"compression": "zstd"} if lasting else _TEMPORARY
         pq.write_table(table.replace_schema_metadata(dict(metadata)), buffer, row_group_size=rows, **options)
+        self.write_bytes(path, buffer.getvalue(), lasting=lasting)
+
+    def write_bytes(self, path: str, content: bytes, *, lasting: bool = True) -> None:
+        """Replace one small file; `lasting` as for `write`. Raises StoreError: the store is full or not writable."""
         with self._explained("written"):
             try:
-                self._put(path, buffer.getvalue(), lasting=lasting)
+                self._put(path, content, lasting=lasting)
             except FileNotFoundError:
                 # Another driver of the same scan committed and removed the folder between our making it and using it.
-                self._put(path, buffer.getvalue(), lasting=lasting)
+                self._put(path, content, lasting=lasting)
 
     @contextmanager
     def replacing(self, path: str) -> Iterator[IO[bytes]]:

@@ -11,9 +11,10 @@ from scanner.errors import StoreError
 from scanner.store.batch import Batch
 from scanner.store.database import LISTED, Params, connect, read, refuse_all_but_select
 from scanner.store.files import StoreFiles
+from scanner.store.parts import SUFFIX, read_matrix_row
 from scanner.store.queries import Query, find_query, load_queries
 from scanner.store.schemas import SCHEMAS, conform, file_metadata
-from scanner.store.writer import FIRST, ROW_GROUP, ScanWriter, is_scan_id, read_matrix_row
+from scanner.store.writer import FIRST, ROW_GROUP, ScanWriter, is_scan_id
 
 _EXPERIMENTS = ("experiments", "overlaps", "activation_spectra", "ablations", "finetunes")
 _FOLDERS = ("scans", "controls", "staging")
@@ -242,9 +243,10 @@ class Store:
 
     def _unfinished(self, scan_id: str) -> Unfinished:
         folder = f"staging/{scan_id}/{FIRST}"
-        matrices = self._files.names(f"{folder}/finished")
+        matrices = self._files.names(f"{folder}/finished", SUFFIX)
         failures = sorted({*self._files.names(f"{folder}/failures")} - {*matrices})
-        found = [read_matrix_row(self._files, f"{folder}/finished/{name}.parquet") for name in matrices[:1]]
+        parts = (self._files.read_bytes(f"{folder}/finished/{name}{SUFFIX}") for name in matrices[:1])
+        found = [matrix.row for matrix in map(read_matrix_row, parts) if matrix is not None]
         found += [self._files.read(f"{folder}/failures/{name}.parquet") for name in failures[:1]]
         tables = [table for table in found if table is not None and table.num_rows]
         model = tables[0]["model"][0].as_py() if tables else None

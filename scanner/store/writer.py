@@ -1,17 +1,16 @@
 """One scan on its way into a store: finished matrices are staged one by one, then committed together.
 
-A part lies in STORE/staging/<scan_id>/<generation>/{finished,failures}/<hash of key>.parquet. A finished one holds the rows
-of `vectors` of one matrix, and its row of `matrices` in the file's metadata: one file, which is there or is not. The
-generation names the committed result that this scan is going to replace (`first` when there is none). So whatever a
-crash leaves behind belongs to a generation that the next commit makes obsolete, and needs no bookkeeping.
+A part lies in STORE/staging/<scan_id>/<generation>/finished/<hash of key>.arrow (see `parts`), or, where a matrix failed,
+in failures/<hash of key>.parquet beside it. The generation names the committed result that this scan is going to replace
+(`first` when there is none). So whatever a crash leaves behind belongs to a generation that the next commit makes obsolete, and
+needs no bookkeeping.
 """
 
-import base64
 import hashlib
-import io
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,7 +18,16 @@ import pyarrow.parquet as pq
 
 from scanner.errors import StoreError
 from scanner.store.files import StoreFiles
-from scanner.store.schemas import SCHEMAS, conform, file_metadata, to_json
+from scanner.store.parts import (
+    SUFFIX,
+    DamagedPartError,
+    MatrixRow,
+    finished_part,
+    read_matrix_row,
+    read_vectors,
+    rows_of_scan,
+)
+from scanner.store.schemas import SCHEMAS, file_metadata, to_json
 from scanner.version import __version__
 
 ROW_GROUP = 250_000
@@ -28,11 +36,13 @@ SMALLEST_ROW_GROUP = 100_000
 """A file's last group is not smaller than this, unless the file is."""
 
 FIRST = "first"
-_MATRIX = b"rmtscan.matrix"
 _ORDER = ["layer", "role", "tensor", "head", "expert"]
 _JSON_COLUMNS = ("method", "environment", "skipped_tensors")
 _READERS = 16
 _SCAN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+AnyRead = TypeVar("AnyRead")
 
 
 class _PartsGoneError(Exception):
@@ -48,26 +58,6 @@ def generation(files: StoreFiles, scan_id: str) -> str:
     """Names the committed result of a scan by its content, or `first` when nothing is committed yet."""
     row = files.read_bytes(f"scans/{scan_id}.parquet")
     return FIRST if row is None else hashlib.sha256(row).hexdigest()[:16]
-
-
-def read_matrix_row(files: StoreFiles, path: str) -> pa.Table | None:
-    """The row of `matrices` that a finished part carries; None if the part is gone, or damaged by a power cut."""
-    content = files.read_bytes(path)
-    if content is None:
-        return None
-    try:
-        metadata = pq.read_schema(io.BytesIO(content)).metadata or {}
-        row: pa.Table = pa.ipc.open_stream(base64.b64decode(metadata[_MATRIX])).read_all()
-    except (pa.ArrowException, OSError, KeyError, ValueError):
-        return None
-    return row.replace_schema_metadata({b"rmtscan.key": metadata[b"rmtscan.key"]})
-
-
-def _with_matrix_row(matrices: pa.Table) -> str:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, matrices.schema) as stream:
-        stream.write_table(matrices)
-    return base64.b64encode(sink.getvalue()).decode()
 
 
 class ScanWriter:
@@ -88,9 +78,9 @@ class ScanWriter:
     def staged(self) -> set[str]:
         """Keys of the matrices that are finished: both of their parts are there."""
         keys = set()
-        for name, row in self._matrix_rows(self._files.names(f"{self._folder}/finished")):
-            if row is not None:  # a damaged part is none: its matrix is scanned again
-                keys.add(row.schema.metadata[b"rmtscan.key"].decode())
+        for name, found in self._matrix_rows(self._finished_names()):
+            if found is not None:  # a damaged part is none: its matrix is scanned again
+                keys.add(found.key)
                 self._finished.add(name)
         return keys
 
@@ -103,14 +93,18 @@ class ScanWriter:
             ValueError: not one row of `matrices`, rows of another scan, or columns that do not fit the schemas.
             StoreError: the store is full or not writable.
         """
-        matrices = self._own("matrices", matrices)
-        vectors = self._own("vectors", vectors).sort_by("k")
-        if matrices.num_rows != 1:
-            raise ValueError(f"{key!r}: one row of table 'matrices' expected, not {matrices.num_rows}")
-        metadata = self._metadata(key=key, matrix=_with_matrix_row(matrices))
-        self._files.write(self._part("finished", key), vectors, metadata, lasting=False)
-        self._files.remove(self._part("failures", key))
-        self._finished.add(key_hash(key))
+        self.stage_part(key, finished_part(self.scan_id, key, matrices, vectors))
+
+    def stage_part(self, key: str, part: bytes) -> None:
+        """Keep the result of one matrix as `parts.finished_part` packed it for this scan and key, where it was computed.
+
+        Raises:
+            StoreError: the store is full or not writable.
+        """
+        name = key_hash(key)
+        self._files.write_bytes(self._finished_path(name), part, lasting=False)
+        self._files.remove(self._failure_path(name))
+        self._finished.add(name)
 
     def stage_failure(self, key: str, failures: pa.Table) -> None:
         """Keep why a matrix could not be analysed. `staged` leaves it out, so a resumed scan tries it again.
@@ -119,9 +113,8 @@ class ScanWriter:
             ValueError: rows of another scan, or columns that do not fit the schema.
             StoreError: the store is full or not writable.
         """
-        self._files.write(
-            self._part("failures", key), self._own("failures", failures), self._metadata(key=key), lasting=False
-        )
+        rows = rows_of_scan(self.scan_id, "failures", failures)
+        self._files.write(self._failure_path(key_hash(key)), rows, self._metadata(), lasting=False)
 
     def commit(self, scan: Mapping[str, object], *, clean_up: bool = True) -> None:
         """Merge the staged parts into one sorted file per table and write the row of `scans`, which commits them.
@@ -141,7 +134,7 @@ class ScanWriter:
         unknown = sorted({*scan} - {*SCHEMAS["scans"].names})
         if unknown:
             raise ValueError(f"table 'scans' has no columns {unknown}")
-        matrices = self._files.names(f"{self._folder}/finished")
+        matrices = self._finished_names()
         failures = sorted({*self._files.names(f"{self._folder}/failures")} - {*matrices})
         # Looked up after the parts: the other driver writes its row before it removes them.
         committed = generation(self._files, self.scan_id)
@@ -185,14 +178,14 @@ class ScanWriter:
         self._files.remove_empty_folder(folder)
 
     def _merge(self, matrix_names: list[str], failure_names: list[str], scan: Mapping[str, object]) -> None:
-        parts = [row for _, row in self._matrix_rows(matrix_names) if row is not None]
+        parts = [found.row for _, found in self._matrix_rows(matrix_names) if found is not None]
         if len(parts) < len(matrix_names):
             raise _PartsGoneError
         matrices = _stack("matrices", parts).append_column("part", pa.array(matrix_names, pa.string()))
         # Nulls come last.
         matrices = matrices.sort_by([(column, "ascending") for column in _ORDER])
-        vector_parts = (f"{self._folder}/finished/{name}.parquet" for name in matrices["part"].to_pylist())
-        parts = self._read_all(f"{self._folder}/failures/{name}.parquet" for name in failure_names)
+        vector_parts = (self._vectors(name) for name in matrices["part"].to_pylist())
+        parts = self._read_many(self._read, (self._failure_path(name) for name in failure_names))
         failures = _stack("failures", parts)
 
         vectors = self._write_vectors(vector_parts)
@@ -203,7 +196,7 @@ class ScanWriter:
         seconds = pc.sum(matrices["seconds"]).as_py()
         self._write_scan({"seconds": seconds, **scan}, counts)
 
-    def _write_vectors(self, paths: Iterable[str]) -> int:
+    def _write_vectors(self, parts: Iterable[pa.Table]) -> int:
         """Append the parts to the scan's file, in the order given, a row group at a time; the number of rows."""
         schema = SCHEMAS["vectors"].with_metadata(self._metadata())
         waiting: list[pa.Table] = []
@@ -212,8 +205,7 @@ class ScanWriter:
             self._files.replacing(f"vectors/{self.scan_id}.parquet") as file,
             pq.ParquetWriter(file, schema, compression="zstd") as writer,
         ):
-            for path in paths:
-                part = self._read(path)
+            for part in parts:
                 waiting.append(part)
                 rows += part.num_rows
                 while rows - written >= ROW_GROUP + SMALLEST_ROW_GROUP:
@@ -235,24 +227,29 @@ class ScanWriter:
         table = pa.Table.from_pylist([row], schema=SCHEMAS["scans"])
         self._files.write(f"scans/{self.scan_id}.parquet", table, self._metadata())
 
-    def _own(self, name: str, table: pa.Table) -> pa.Table:
-        table = conform(name, table)
-        others = set(pc.unique(table["scan_id"]).to_pylist()) - {self.scan_id}
-        if others:
-            raise ValueError(f"table {name!r} holds rows of other scans than {self.scan_id!r}: {sorted(others)}")
-        return table
+    def _finished_names(self) -> list[str]:
+        return self._files.names(f"{self._folder}/finished", SUFFIX)
 
-    def _part(self, name: str, key: str) -> str:
-        return f"{self._folder}/{name}/{key_hash(key)}.parquet"
+    def _finished_path(self, name: str) -> str:
+        return f"{self._folder}/finished/{name}{SUFFIX}"
 
-    def _matrix_rows(self, names: Iterable[str]) -> list[tuple[str, pa.Table | None]]:
-        """Read many small files at once: on an object store the time goes into waiting."""
-        with ThreadPoolExecutor(_READERS) as pool:
-            return list(
-                pool.map(
-                    lambda name: (name, read_matrix_row(self._files, f"{self._folder}/finished/{name}.parquet")), names
-                )
-            )
+    def _failure_path(self, name: str) -> str:
+        return f"{self._folder}/failures/{name}.parquet"
+
+    def _matrix_rows(self, names: Iterable[str]) -> list[tuple[str, MatrixRow | None]]:
+        """What the finished parts say of their matrices."""
+        read = self._files.read_bytes
+        return self._read_many(lambda name: (name, read_matrix_row(read(self._finished_path(name)))), names)
+
+    def _vectors(self, name: str) -> pa.Table:
+        path = self._finished_path(name)
+        content = self._files.read_bytes(path)
+        if content is None:
+            raise _PartsGoneError(path)
+        try:
+            return read_vectors(content)
+        except DamagedPartError as error:
+            raise StoreError(f"{self._files.full(path)!r} is damaged ({error}): remove it and scan again") from error
 
     def _metadata(self, **more: str) -> dict[str, str]:
         return file_metadata(self._method, **more)
@@ -263,10 +260,12 @@ class ScanWriter:
             raise _PartsGoneError(path)
         return table
 
-    def _read_all(self, paths: Iterable[str]) -> list[pa.Table]:
-        """Read many small files at once: on an object store the time goes into waiting."""
+    def _read_many(self, read: Callable[[str], AnyRead], names: Iterable[str]) -> list[AnyRead]:
+        """Read many small files: at once on an object store, where the time goes into waiting; threads only cost on a disk."""
+        if self._files.local:
+            return [read(name) for name in names]
         with ThreadPoolExecutor(_READERS) as pool:
-            return list(pool.map(self._read, paths))
+            return list(pool.map(read, names))
 
 
 def key_hash(key: str) -> str:

@@ -117,7 +117,7 @@ def test_staged_holds_the_keys_of_finished_matrices_only(store: Store) -> None:
 
 
 def test_a_matrix_whose_part_was_not_written_is_not_finished(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = StoreFiles.write
+    write = StoreFiles.write_bytes
 
     def killed(self: StoreFiles, path: str, *rest: object, **options: object) -> None:
         if "/finished/" in path:
@@ -125,7 +125,7 @@ def test_a_matrix_whose_part_was_not_written_is_not_finished(store: Store, monke
         write(self, path, *rest, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(StoreFiles, "write", killed)
+        patch.setattr(StoreFiles, "write_bytes", killed)
         with pytest.raises(KeyboardInterrupt):
             stage(begin(store), Matrix())
     assert begin(store).staged() == set()
