@@ -18,14 +18,16 @@
 -- column: mp_upper | upper edge, mean, same units
 with scales as (
     select
-        model,
         scan_id,
         tensor,
-        role,
         head,
         expert,
+        model,
+        role,
         rows,
         cols,
+        -- One number for what a line of the answer is about: a fleet has too many lines to group by texts.
+        dense_rank() over (order by model, role_order(role), role, rows, cols) as place,
         nullif(sigma, 0) * sqrt(greatest(rows, cols)) as scale,
         mp_lower / scale as mp_lower,
         mp_upper / scale as mp_upper
@@ -34,19 +36,22 @@ with scales as (
     where ($role is null or role = $role) and (head is not null) = $heads
 ),
 
--- The same at every rank.
-edges as (
-    select model, role, rows, cols, avg(mp_lower) as mp_lower, avg(mp_upper) as mp_upper
+places as (
+    select
+        place,
+        any_value(model) as model,
+        any_value(role) as role,
+        any_value(rows) as rows,
+        any_value(cols) as cols,
+        avg(mp_lower) as mp_lower,
+        avg(mp_upper) as mp_upper
     from scales
-    group by model, role, rows, cols
+    group by place
 ),
 
 spectrum as (
     select
-        vectors.model,
-        vectors.role,
-        vectors.rows,
-        vectors.cols,
+        scales.place,
         vectors.k,
         count(*)::integer as matrices,
         avg(vectors.singular_value / scales.scale) as singular_value,
@@ -57,13 +62,24 @@ spectrum as (
         on scales.scan_id = vectors.scan_id
         and scales.tensor = vectors.tensor
         and scales.role = vectors.role
-        and scales.head is not distinct from vectors.head
-        and scales.expert is not distinct from vectors.expert
+        -- Twice as fast as `is not distinct from`.
+        and coalesce(scales.head, -1) = coalesce(vectors.head, -1)
+        and coalesce(scales.expert, -1) = coalesce(vectors.expert, -1)
     where ($role is null or vectors.role = $role) and (vectors.head is not null) = $heads
-    group by vectors.model, vectors.role, vectors.rows, vectors.cols, vectors.k
+    group by scales.place, vectors.k
 )
 
-select spectrum.*, edges.mp_lower, edges.mp_upper
+select
+    places.model,
+    places.role,
+    places.rows,
+    places.cols,
+    spectrum.k,
+    spectrum.matrices,
+    spectrum.singular_value,
+    spectrum.singular_value_std,
+    places.mp_lower,
+    places.mp_upper
 from spectrum
-join edges using (model, role, rows, cols)
-order by model, role_order(role), role, rows, cols, k;
+join places using (place)
+order by place, k;

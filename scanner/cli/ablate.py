@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from enum import StrEnum
 from typing import Annotated
 
 import typer
 
-from scanner.cli.output import DEFAULT_STORE, Format, FormatOption, StoreOption, note, write
-from scanner.cli.pool import AddressOption, GpusOption, WorkersOption, terminate_like_interrupt
+from scanner.cli.output import DEFAULT_STORE, Format, FormatOption, StoreOption
+from scanner.cli.points import (
+    DEFAULT_EXAMPLES,
+    DEFAULT_TOKENS,
+    ExamplesOption,
+    LabelOption,
+    Metric,
+    MetricOption,
+    TokensOption,
+    WindowOption,
+    run_points,
+)
+from scanner.cli.pool import AddressOption, GpusOption, WorkersOption
 from scanner.cli.selection import LayersOption, one_of, parse_layers, split_names
 from scanner.cli.texts import ColumnOption, Dtype, DtypeOption, SecondOption, TextOption, WhereOption, text_source
-
-
-class Metric(StrEnum):
-    """What is measured."""
-
-    perplexity = "perplexity"
-    accuracy = "accuracy"
-    kl = "kl"
 
 
 class By(StrEnum):
@@ -59,21 +60,16 @@ def ablate(
     random_sets: Annotated[
         int, typer.Option("--random", min=0, help="Random sets of the same size beside each set.")
     ] = 1,
-    metric: Annotated[Metric, typer.Option(help="What is measured.")] = Metric.perplexity,
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens of the text (perplexity, kl).")] = 4096,
-    window: Annotated[
-        int | None, typer.Option(min=2, help="Tokens in a window.", show_default="512, or what the model takes")
-    ] = None,
+    metric: MetricOption = Metric.perplexity,
+    tokens: TokensOption = DEFAULT_TOKENS,
+    window: WindowOption = None,
     stride: Annotated[
         int | None, typer.Option(min=1, help="Tokens from window to window.", show_default="the window")
     ] = None,
-    examples: Annotated[int, typer.Option(min=2, help="Examples (accuracy), the same number of each class.")] = 1000,
+    examples: ExamplesOption = DEFAULT_EXAMPLES,
     column: ColumnOption = None,
     second: SecondOption = None,
-    label: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="The column with the labels (accuracy).", show_default="found by its name"),
-    ] = None,
+    label: LabelOption = None,
     where: WhereOption = None,
     prompt: Annotated[
         str, typer.Option(help="What a language model is asked (accuracy): {text}, {second}.")
@@ -105,11 +101,10 @@ def ablate(
         rmtscan ablate ./encoder --task reviews.csv --where source=rotten_tomatoes --metric accuracy --sets pruning --by all
     """
     from scanner.checkpoint import ROLES
-    from scanner.cli.progress import Progress
-    from scanner.engine import PoolOptions
+    from scanner.engine import PoolOptions, ScanObserver
     from scanner.experiments.ablation_run import ablate as run_ablations
     from scanner.experiments.measures import MeasureRequest
-    from scanner.store import open_store
+    from scanner.experiments.points import PointReport
 
     wanted = MeasureRequest(
         metric=metric.value,
@@ -121,33 +116,20 @@ def ablate(
         prompt=prompt.replace("\\n", "\n"),
         answers=split_names(answers),
     )
-    pool = PoolOptions(address=address, workers=workers, gpus_per_worker=gpus_per_worker)
-    started = time.monotonic()
-    with terminate_like_interrupt(), Progress(sys.stderr) as progress:
-        try:
-            report = run_ablations(
-                reference,
-                wanted,
-                roles=one_of(split_names(roles), ROLES, "--roles"),
-                layers=parse_layers(layers),
-                by=by.value,
-                sets=sets,
-                random_sets=random_sets,
-                store=store,
-                dtype=dtype.value,
-                pool=pool,
-                observer=progress,
-            )
-        except KeyboardInterrupt:
-            progress.stop()
-            note(f"\ninterrupted: finished points are kept in {store}; the same command goes on from there")
-            raise
-    write(open_store(store).query("ablation_curve", model=report.model, run=report.run_id), form)
-    for name, why in sorted(report.failed.items()):
-        note(f"  FAILED {name}: {why}")
-    note(
-        f"run {report.run_id}: {report.points} points, {report.kept} of them from earlier runs, {len(report.failed)} failed; "
-        f"store: {report.store} ({time.monotonic() - started:.0f} s)"
-    )
-    if report.failed:
-        raise typer.Exit(3)
+
+    def run(observer: ScanObserver) -> PointReport:
+        return run_ablations(
+            reference,
+            wanted,
+            roles=one_of(split_names(roles), ROLES, "--roles"),
+            layers=parse_layers(layers),
+            by=by.value,
+            sets=sets,
+            random_sets=random_sets,
+            store=store,
+            dtype=dtype.value,
+            pool=PoolOptions(address=address, workers=workers, gpus_per_worker=gpus_per_worker),
+            observer=observer,
+        )
+
+    run_points(run, query="ablation_curve", store=store, form=form)

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from enum import StrEnum
 from typing import Annotated
 
 import typer
 
-from scanner.cli.output import DEFAULT_STORE, Format, FormatOption, StoreOption, note, write
-from scanner.cli.pool import AddressOption, GpusOption, WorkersOption, terminate_like_interrupt
+from scanner.cli.output import DEFAULT_STORE, Format, FormatOption, StoreOption
+from scanner.cli.points import (
+    DEFAULT_EXAMPLES,
+    DEFAULT_TOKENS,
+    ExamplesOption,
+    LabelOption,
+    Metric,
+    MetricOption,
+    TokensOption,
+    WindowOption,
+    run_points,
+)
+from scanner.cli.pool import AddressOption, GpusOption, WorkersOption
 from scanner.cli.selection import parse_layers
 from scanner.cli.texts import ColumnOption, Dtype, DtypeOption, SecondOption, TextOption, WhereOption, text_source
-
-
-class Metric(StrEnum):
-    """What is measured."""
-
-    perplexity = "perplexity"
-    accuracy = "accuracy"
-    kl = "kl"
 
 
 class Order(StrEnum):
@@ -48,18 +49,13 @@ def slicing(
     deciles: Annotated[
         str, typer.Option(metavar="A-B,...", help="Which tenths, one at a time; 1 has the smallest eigenvalues.")
     ] = "1-10",
-    metric: Annotated[Metric, typer.Option(help="What is measured.")] = Metric.perplexity,
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens of the text (perplexity, kl).")] = 4096,
-    window: Annotated[
-        int | None, typer.Option(min=2, help="Tokens in a window.", show_default="512, or what the model takes")
-    ] = None,
-    examples: Annotated[int, typer.Option(min=2, help="Examples (accuracy), the same number of each class.")] = 1000,
+    metric: MetricOption = Metric.perplexity,
+    tokens: TokensOption = DEFAULT_TOKENS,
+    window: WindowOption = None,
+    examples: ExamplesOption = DEFAULT_EXAMPLES,
     column: ColumnOption = None,
     second: SecondOption = None,
-    label: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="The column with the labels (accuracy).", show_default="found by its name"),
-    ] = None,
+    label: LabelOption = None,
     where: WhereOption = None,
     calibration: Annotated[
         str | None,
@@ -83,14 +79,13 @@ def slicing(
 
         rmtscan slicing ./encoder --task reviews.csv --metric accuracy --order after --deciles 1,10
     """
-    from scanner.cli.progress import Progress
-    from scanner.engine import PoolOptions
+    from scanner.engine import PoolOptions, ScanObserver
     from scanner.experiments.measures import MeasureRequest
+    from scanner.experiments.points import PointReport
     from scanner.experiments.slicing import ORDERS
     from scanner.experiments.slicing import Order as Place
-    from scanner.experiments.slicing_run import slicing as run
+    from scanner.experiments.slicing_run import slicing as run_slices
     from scanner.experiments.texts import TextSource
-    from scanner.store import open_store
 
     wanted = MeasureRequest(
         metric=metric.value,
@@ -100,31 +95,19 @@ def slicing(
         window=window,
     )
     orders: tuple[Place, ...] = tuple(one for one in ORDERS if order is Order.both or order.value == one)
-    started = time.monotonic()
-    with terminate_like_interrupt(), Progress(sys.stderr) as progress:
-        try:
-            report = run(
-                reference,
-                wanted,
-                orders=orders,
-                deciles=parse_layers(deciles),
-                calibration=TextSource(reference=calibration) if calibration is not None else None,
-                calibration_tokens=calibration_tokens,
-                store=store,
-                dtype=dtype.value,
-                pool=PoolOptions(address=address, workers=workers, gpus_per_worker=gpus_per_worker),
-                observer=progress,
-            )
-        except KeyboardInterrupt:
-            progress.stop()
-            note(f"\ninterrupted: finished points are kept in {store}; the same command goes on from there")
-            raise
-    write(open_store(store).query("slicing", run=report.run_id), form)
-    for name, why in sorted(report.failed.items()):
-        note(f"  FAILED {name}: {why}")
-    note(
-        f"run {report.run_id}: {report.points} points, {report.kept} of them from earlier runs, {len(report.failed)} failed; "
-        f"store: {report.store} ({time.monotonic() - started:.0f} s)"
-    )
-    if report.failed:
-        raise typer.Exit(3)
+
+    def run(observer: ScanObserver) -> PointReport:
+        return run_slices(
+            reference,
+            wanted,
+            orders=orders,
+            deciles=parse_layers(deciles),
+            calibration=TextSource(reference=calibration) if calibration is not None else None,
+            calibration_tokens=calibration_tokens,
+            store=store,
+            dtype=dtype.value,
+            pool=PoolOptions(address=address, workers=workers, gpus_per_worker=gpus_per_worker),
+            observer=observer,
+        )
+
+    run_points(run, query="slicing", store=store, form=form)

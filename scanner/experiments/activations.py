@@ -7,6 +7,7 @@ basis (v3, App. C). Everything in float64.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -165,10 +166,8 @@ class Recorder:
         self._inputs.clear()
         self._pending = set(self.modules)
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), contextlib.suppress(_Enough):
                 model(**inputs)
-        except _Enough:
-            pass
         finally:
             self._inputs.clear()
 

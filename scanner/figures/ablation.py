@@ -37,7 +37,8 @@ def ablation(
     Raises:
         ScannerError: nothing is measured, or not of this model or role.
     """
-    chosen = one_run(store, "ablation_runs", model, run, ADVICE)
+    runs = rows_of(store, "point_runs", kind="ablation")
+    chosen = one_run(runs, model, run, f"no ablations in {store.url}: {ADVICE}")
     found = store.query("ablation_curve", run=chosen["run_id"]).to_pylist()
     several_layers = len({row["layers"] for row in found}) > 1
     rows = [_row(row, several_layers) for row in found if role is None or role in row["roles"].split(",")]
@@ -48,7 +49,8 @@ def ablation(
     look = theme.style(interactive)
     metric = str(found[0]["metric"])
     order = list(dict.fromkeys(row["label"] for row in rows))
-    top = _damage(rows, order, metric, look, interactive, bool(deciles))
+    title = "decile (1: smallest singular values)" if deciles else "singular values removed"
+    top = damage(rows, order, title, metric, look, interactive)
     details = f"baseline {found[0]['baseline']:.4g}; hollow: random sets of the same size; bars: standard error"
     chart = top
     values = rows_of(store, "decile_values", model=chosen["model"]) if deciles else []
@@ -74,9 +76,10 @@ def _colour(names: Sequence[str]) -> Any:
     return alt.Color("what:N", legend=alt.Legend(orient="top", title=None, columns=4))
 
 
-def _damage(
-    rows: list[dict[str, Any]], order: list[str], metric: str, look: theme.Style, interactive: bool, deciles: bool
+def damage(
+    rows: list[dict[str, Any]], order: list[str], title: str, metric: str, look: theme.Style, interactive: bool
 ) -> Any:
+    """What is lost (`delta`, from `low` to `high`) by `label`, in this order; a line for each `what`, random sets hollow."""
     names = list(dict.fromkeys(row["what"] for row in rows))
     colour = _colour(names)
     # Damage spans orders of magnitude, and is sometimes a gain.
@@ -84,7 +87,6 @@ def _damage(
     largest = max((abs(row["delta"]) for row in rows), default=1.0)
     constant = max(smallest, 1e-9 * largest, 1e-12)
     scale = alt.Scale() if metric == "accuracy" else alt.Scale(type="symlog", constant=constant)
-    title = "decile (1: smallest singular values)" if deciles else "singular values removed"
     x = alt.X("label:O", sort=order, title=title, axis=alt.Axis(labelAngle=0, grid=False))
     powers = [
         10.0**power for power in range(math.floor(math.log10(constant)), math.ceil(math.log10(largest or 1.0)) + 1)

@@ -18,15 +18,14 @@ REGIONS = {"left": theme.BLUE, "bulk": theme.GREY, "right": theme.VERMILION}
 ADVICE = "'rmtscan activations REF --text FILE' measures them"
 
 
-def one_run(store: Store, table: str, model: str | None, run: str | None, advice: str) -> dict[str, Any]:
-    """The run that is meant: the one named, or the newest of the model; its id and its model.
+def one_run(found: list[dict[str, Any]], model: str | None, run: str | None, nothing: str) -> dict[str, Any]:
+    """Of the runs found, newest first, the one that is meant: the one named, or the newest of the model.
 
     Raises:
         ScannerError: there is none, or several models and none was named.
     """
-    found = rows_of(store, table, model=None, run=None)
     if not found:
-        raise ScannerError(f"no {table.replace('_', ' ')} in {store.url}: {advice}")
+        raise ScannerError(nothing)
     models = _distinct(found, "model")
     if model is not None and model not in models:
         raise ScannerError(
@@ -59,7 +58,7 @@ def activation_overlap(
     Raises:
         ScannerError: nothing is measured, or not of this model, role or layer.
     """
-    chosen = one_run(store, "overlap_runs", model, run, ADVICE)
+    chosen = one_run(rows_of(store, "overlap_runs"), model, run, f"no overlaps in {store.url}: {ADVICE}")
     found = rows_of(store, "overlaps", run=chosen["run_id"], role=role, layer=layer)
     if not found:
         raise ScannerError(f"run {chosen['run_id']} has no such role or layer of {printable(chosen['model'])!r}")
@@ -124,7 +123,7 @@ def activation_spectrum(
     Raises:
         ScannerError: nothing is measured, or not of this model, role or layer.
     """
-    chosen = one_run(store, "overlap_runs", model, run, ADVICE)
+    chosen = one_run(rows_of(store, "overlap_runs"), model, run, f"no overlaps in {store.url}: {ADVICE}")
     found = rows_of(store, "activation_spectra", run=chosen["run_id"], role=role, layer=layer)
     if not found:
         raise ScannerError(f"run {chosen['run_id']} has no such role or layer of {printable(chosen['model'])!r}")

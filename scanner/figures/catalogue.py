@@ -11,6 +11,7 @@ from scanner.figures.finetuning import finetuning
 from scanner.figures.lazy import lazy
 from scanner.figures.pairs import overlap, pair_spectra
 from scanner.figures.registry import Figure, figure, nearest
+from scanner.figures.slicing import slicing
 from scanner.figures.spectrum import spectrum
 from scanner.figures.theory import theory
 from scanner.figures.vector import vector
@@ -102,6 +103,12 @@ _ALL = (
         ablation,
         title="What a model loses without a tenth of its singular values",
         about="Damage by decile and role, beside random sets of the same size, and the spectra (from `rmtscan ablate`).",
+    ),
+    figure(
+        slicing,
+        title="What a model loses when its norms leave out a tenth of the directions of their signal",
+        about="Damage by decile of the activation covariance's eigenvalues, projected before and after the norms (from `rmtscan "
+        "slicing`).",
     ),
 )
 

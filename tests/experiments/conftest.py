@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from scanner.experiments import ablation_run, activation_run, running
+from scanner.experiments import activation_run, points, running
 
 
 @pytest.fixture
@@ -31,6 +31,6 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             on_done(task, worker.run(task))
 
     monkeypatch.setattr(running, "granted_device", lambda: "cpu")
-    for module in (activation_run, ablation_run):
+    for module in (activation_run, points):
         monkeypatch.setattr(module, "run_tasks", run_tasks)
     return ran

@@ -13,12 +13,13 @@ import torch
 from scanner.checkpoint import Selection, read_matrix
 from scanner.engine import PoolOptions
 from scanner.errors import ScannerError
-from scanner.experiments import ablation_run
-from scanner.experiments.ablation_run import AblationReport, ablate
+from scanner.experiments import ablation_run, points
+from scanner.experiments.ablation_run import ablate
 from scanner.experiments.evaluation import Windows
 from scanner.experiments.measures import MeasureRequest
 from scanner.experiments.models import load_model, model_place
 from scanner.experiments.placing import open_target
+from scanner.experiments.points import PointReport
 from scanner.experiments.removal import indices_by_rank
 from scanner.experiments.texts import TextSource
 from scanner.store import open_store
@@ -26,7 +27,7 @@ from scanner.store import open_store
 from .tiny import WORDS, save, table_file, text_file
 
 
-def run(folder: Path, text: Path, store: Path, **more: Any) -> AblationReport:
+def run(folder: Path, text: Path, store: Path, **more: Any) -> PointReport:
     metric = more.pop("metric", "perplexity")
     wanted = MeasureRequest(metric=metric, text=TextSource(reference=str(text)), tokens=64, window=16)
     return ablate(str(folder), wanted, store=str(store), **more)
@@ -151,7 +152,7 @@ def test_actors_on_ray_give_the_same_numbers(tmp_path: Path, local_ray: None, in
     run(folder, text, tmp_path / "here", roles=("value",), sets="0:3")
     from scanner.engine.pool import run_tasks
 
-    ablation_run.run_tasks = run_tasks  # type: ignore[attr-defined]  # the fixture puts it back
+    points.run_tasks = run_tasks  # type: ignore[attr-defined]  # the fixture puts it back
     run(folder, text, tmp_path / "there", roles=("value",), sets="0:3", pool=PoolOptions(workers=2))
     here, there = (
         [(row["set"], row["value"], row["stderr"]) for row in rows(tmp_path / name)] for name in ("here", "there")

@@ -199,7 +199,7 @@ def run(tmp_path: Path, local_ray: None) -> Callable[..., Any]:
 
 def test_points_are_stored_and_never_computed_twice(tmp_path: Path, run: Callable[..., Any]) -> None:
     first = run(deciles=(1, 10), orders=("after",))
-    assert (first.points, first.kept, first.failed) == (2, 0, {})
+    assert (first.points, first.kept, first.failed) == (3, 0, {})
     second = run(deciles=(1, 10))
     assert (second.run_id, second.points, second.kept) == (first.run_id, 4, 2)
     store = open_store(second.store)

@@ -9,7 +9,7 @@ from scanner.figures import FIGURES
 from scanner.store import Store, open_store
 from tests.store.test_experiment_queries import add_overlaps, add_point, add_run, table
 
-NAMES = ("activation_overlap", "activation_spectrum", "ablation")
+NAMES = ("activation_overlap", "activation_spectrum", "ablation", "slicing")
 
 
 @pytest.fixture
@@ -40,6 +40,9 @@ def store(empty_store: Store) -> Store:
     for decile in range(1, 11):
         add_point(store, f"d{decile}", run_id="points", set=f"decile:{decile}", delta=decile - 2.0)
     add_point(store, "r", run_id="points", set="random:1", delta=1.0)
+    add_run(store, "slices", "slicing")
+    for decile in range(1, 11):
+        add_point(store, f"s{decile}", run_id="slices", set=f"slice:{decile}", roles="after norm", delta=2.0 * decile)
     return store
 
 
@@ -64,11 +67,24 @@ def test_what_is_not_measured_is_one_line(store: Store, name: str) -> None:
         FIGURES[name].draw(store, model="org/other")
     with pytest.raises(ScannerError, match="there is no run 'x'"):
         FIGURES[name].draw(store, run="x")
+
+
+@pytest.mark.parametrize("name", NAMES[:3])
+def test_a_role_that_is_not_there_is_one_line(store: Store, name: str) -> None:
     with pytest.raises(ScannerError, match="role"):
         FIGURES[name].draw(store, role="router")
 
 
+def test_slices_are_drawn_in_the_order_of_their_deciles(store: Store) -> None:
+    chart = FIGURES["slicing"].draw(store).to_dict()
+    values = chart["datasets"][chart["data"]["name"]]
+    assert [(row["what"], row["label"], row["delta"], row["high"]) for row in values] == [
+        ("after norm", str(decile), 2.0 * decile, 2.0 * decile + 0.5) for decile in range(1, 11)
+    ]
+    assert chart["layer"][0]["encoding"]["x"]["sort"] == [str(decile) for decile in range(1, 11)]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_store_without_runs_says_what_measures_them(empty_store: Store, name: str) -> None:
-    with pytest.raises(ScannerError, match=r"rmtscan (activations|ablate) REF --text FILE"):
+    with pytest.raises(ScannerError, match=r"rmtscan (activations|ablate|slicing) REF --text FILE"):
         FIGURES[name].draw(empty_store)
