@@ -99,7 +99,7 @@ types: install
 	@$(BIN)/mypy
 
 tests: install samples
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 format: install ## format the code and mend what ruff can mend
 	@$(BIN)/ruff check --fix .

@@ -15,6 +15,16 @@ import pytest  # noqa: E402
 
 SAMPLES = Path(os.environ.get("RMTSCAN_SAMPLES", Path(__file__).parent.parent / ".cache" / "samples"))
 
+#: Where every test starts Ray, or a process that does.
+_WITH_RAY = {"cli", "engine", "test_benchmarks.py", "test_cluster.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One group for all that runs on Ray: with `-n 2 --dist loadgroup` these have a process, and one Ray at a time, to themselves."""
+    for item in items:
+        if "local_ray" in getattr(item, "fixturenames", ()) or _WITH_RAY & set(item.path.parts):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
 
 def _sample(*parts: str, file: str = "model.safetensors") -> Path:
     folder = SAMPLES.joinpath(*parts)

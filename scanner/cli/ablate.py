@@ -104,7 +104,7 @@ def ablate(
     from scanner.engine import PoolOptions, ScanObserver
     from scanner.experiments.ablation_run import ablate as run_ablations
     from scanner.experiments.measures import MeasureRequest
-    from scanner.experiments.points import PointReport
+    from scanner.experiments.point_run import PointReport
 
     wanted = MeasureRequest(
         metric=metric.value,

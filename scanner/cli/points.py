@@ -15,7 +15,7 @@ from scanner.cli.pool import terminate_like_interrupt
 
 if TYPE_CHECKING:
     from scanner.engine import ScanObserver
-    from scanner.experiments.points import PointReport
+    from scanner.experiments.point_run import PointReport
 
 
 class Metric(StrEnum):

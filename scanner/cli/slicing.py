@@ -81,7 +81,7 @@ def slicing(
     """
     from scanner.engine import PoolOptions, ScanObserver
     from scanner.experiments.measures import MeasureRequest
-    from scanner.experiments.points import PointReport
+    from scanner.experiments.point_run import PointReport
     from scanner.experiments.slicing import ORDERS
     from scanner.experiments.slicing import Order as Place
     from scanner.experiments.slicing_run import slicing as run_slices

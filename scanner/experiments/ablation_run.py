@@ -1,88 +1,26 @@
-"""`rmtscan ablate`: which points there are, the actor that takes singular values out, and the call that runs them."""
+"""`rmtscan ablate`: which points there are, and the call that runs them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
-
-import torch
 
 from scanner.checkpoint import ROLES, MatrixRef, Selection
 from scanner.checkpoint.names import printable
 from scanner.engine import PoolOptions, ScanObserver
 from scanner.errors import ScannerError
+from scanner.experiments.ablation_task import AblationTask, AblationWorker
 from scanner.experiments.measures import MeasureRequest, measurement
 from scanner.experiments.models import Precision, model_place
-from scanner.experiments.placing import open_target, place_matrices
-from scanner.experiments.points import PointReport, PointRun, PointTask, PointWorker
-from scanner.experiments.removal import FactorCache, RemovalSet, parse_sets, removed, size_by_rank
-from scanner.experiments.tokens import Batches
+from scanner.experiments.placing import open_target
+from scanner.experiments.point_run import PointReport, PointRun
+from scanner.experiments.removal import RemovalSet, parse_sets, size_by_rank
 from scanner.store import open_store
 
 By = Literal["role", "layer", "all"]
 BYS: tuple[By, ...] = get_args(By)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AblationTask(PointTask):
-    """Measure the model without one set of singular values of some matrices."""
-
-    refs: tuple[MatrixRef, ...]
-    wanted: RemovalSet
-    roles: str
-    layers: str
-
-    @property
-    def intact(self) -> bool:
-        """Never: a set is taken out."""
-        return False
-
-    @property
-    def columns(self) -> dict[str, object]:
-        """Roles, layers, the set and its seed."""
-        return {"roles": self.roles, "layers": self.layers, "set": self.wanted.name, "seed": self.wanted.seed}
-
-    @property
-    def note(self) -> dict[str, str]:
-        """Of a random set: beside which it stands."""
-        return {"beside": self.wanted.beside} if self.wanted.beside else {}
-
-
-class AblationWorker(PointWorker):
-    """An actor that keeps the SVDs of the matrices it has met."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._cache: tuple[str, FactorCache] | None = None
-
-    def get_ready(self, model: Any, task: AblationTask, batches: Batches) -> None:
-        """A cache for the run's SVDs."""
-        if self._cache is None or self._cache[0] != task.run_id:
-            self._cache = (task.run_id, FactorCache(memory_for_factors(self._device)))
-
-    @contextmanager
-    def without(self, model: Any, task: AblationTask) -> Iterator[tuple[int, int]]:
-        """The model without the set; yields how many singular values of how many."""
-        assert self._cache is not None, "made ready"
-        placed, unplaced = place_matrices(model, task.refs)
-        if unplaced:
-            name, why = next(iter(unplaced.items()))
-            raise ScannerError(f"{len(unplaced)} matrices cannot be changed, {printable(name)} among them: {why}")
-        with removed(model, placed, task.wanted, self._cache[1]) as counts:
-            yield counts
-
-
-def memory_for_factors(device: str) -> int:
-    """Bytes that an actor may keep SVDs in: half of what a GPU has free, or its core's share of half of the machine's memory."""
-    if device == "cuda":
-        return int(torch.cuda.mem_get_info()[0]) // 2
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return int(memory // (2 * (os.cpu_count() or 1)))
 
 
 def ablate(

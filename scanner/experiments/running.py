@@ -9,17 +9,19 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from threadpoolctl import ThreadpoolController
 
-from scanner.engine import ScanObserver
 from scanner.engine.pool import granted_device
 from scanner.engine.rows import pack, unpack
 from scanner.errors import ScannerError
 from scanner.experiments.models import Head, ModelPlace, Precision, load_model
-from scanner.store import SCHEMAS
+from scanner.store.schemas import SCHEMAS
+
+if TYPE_CHECKING:
+    from scanner.engine import ScanObserver
 
 __all__ = ["Errors", "Failure", "Resident", "pack", "rows_table", "run_hash", "unpack"]
 

@@ -1,4 +1,4 @@
-"""`rmtscan slicing`: which points there are, the actor that projects around the norms, and the call that runs them.
+"""`rmtscan slicing`: which points there are, and the call that runs them.
 
 In `ablations`, `set` is `slice:K` (K the decile of eigenvalues that is left out, 1 the smallest) and `roles` says where: `before
 norm` or `after norm`; `removed` counts directions over all norms of the model.
@@ -6,12 +6,7 @@ norm` or `after norm`; `removed` counts directions over all norms of the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
-
-import torch
+from collections.abc import Sequence
 
 from scanner.checkpoint import Selection
 from scanner.engine import PoolOptions, ScanObserver
@@ -19,56 +14,15 @@ from scanner.errors import ScannerError
 from scanner.experiments.measures import MeasureRequest, measurement
 from scanner.experiments.models import Precision, load_tokenizer, model_place
 from scanner.experiments.placing import open_target
-from scanner.experiments.points import PointReport, PointRun, PointTask, PointWorker
-from scanner.experiments.slicing import DECILES, ORDERS, Order, bases, decile_slice, sliced
+from scanner.experiments.point_run import PointReport, PointRun
+from scanner.experiments.slicing import DECILES, ORDERS, Order
+from scanner.experiments.slicing_task import SlicingTask, SlicingWorker
 from scanner.experiments.texts import TextSource, read_texts
-from scanner.experiments.tokens import Batches, Ids, sequences
+from scanner.experiments.tokens import sequences
 from scanner.store import open_store
 
 DEFAULT_CALIBRATION = 4096
 DEFAULT_LENGTH = 512
-
-
-@dataclass(frozen=True, kw_only=True)
-class SlicingTask(PointTask):
-    """Measure the model without one tenth of the directions at its norms."""
-
-    calibration: tuple[Ids, ...]
-    order: Order
-    decile: int
-
-    @property
-    def intact(self) -> bool:
-        """Never: a tenth is left out."""
-        return False
-
-    @property
-    def columns(self) -> dict[str, object]:
-        """Where, and which tenth."""
-        return {"roles": f"{self.order} norm", "set": f"slice:{self.decile}"}
-
-
-class SlicingWorker(PointWorker):
-    """An actor that keeps the bases of one order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._bases: tuple[tuple[str, Order], dict[str, torch.Tensor]] | None = None
-
-    def get_ready(self, model: Any, task: SlicingTask, batches: Batches) -> None:
-        """The bases of the task's order."""
-        if self._bases is None or self._bases[0] != (task.run_id, task.order):
-            self._bases = None  # two do not fit
-            self._bases = ((task.run_id, task.order), bases(model, task.calibration, batches, task.order))
-
-    @contextmanager
-    def without(self, model: Any, task: SlicingTask) -> Iterator[tuple[int, int]]:
-        """The model without the tenth; yields how many directions of how many."""
-        assert self._bases is not None, "made ready"
-        found = self._bases[1]
-        dropped = {name: basis[:, decile_slice(basis.shape[0], task.decile)] for name, basis in found.items()}
-        with sliced(model, dropped, task.order) as removed:
-            yield removed, sum(basis.shape[0] for basis in found.values())
 
 
 def slicing(

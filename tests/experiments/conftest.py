@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from scanner.experiments import activation_run, points, running
+from scanner.experiments import activation_run, point_run, running
 
 
 @pytest.fixture
@@ -31,6 +31,6 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             on_done(task, worker.run(task))
 
     monkeypatch.setattr(running, "granted_device", lambda: "cpu")
-    for module in (activation_run, points):
+    for module in (activation_run, point_run):
         monkeypatch.setattr(module, "run_tasks", run_tasks)
     return ran

@@ -13,13 +13,13 @@ import torch
 from scanner.checkpoint import Selection, read_matrix
 from scanner.engine import PoolOptions
 from scanner.errors import ScannerError
-from scanner.experiments import ablation_run, points
+from scanner.experiments import ablation_task, point_run
 from scanner.experiments.ablation_run import ablate
 from scanner.experiments.evaluation import Windows
 from scanner.experiments.measures import MeasureRequest
 from scanner.experiments.models import load_model, model_place
 from scanner.experiments.placing import open_target
-from scanner.experiments.points import PointReport
+from scanner.experiments.point_run import PointReport
 from scanner.experiments.removal import indices_by_rank
 from scanner.experiments.texts import TextSource
 from scanner.store import open_store
@@ -118,17 +118,17 @@ def test_a_point_that_fails_is_told_and_tried_again(
     tmp_path: Path, in_process: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, text, store = save(tmp_path / "m", "gpt2"), text_file(tmp_path), tmp_path / "store"
-    original = ablation_run.place_matrices
+    original = ablation_task.place_matrices
 
     def fails(model: Any, refs: Any) -> Any:
         if refs[0].role == "key":
             raise torch.OutOfMemoryError("CUDA out of memory")
         return original(model, refs)
 
-    monkeypatch.setattr(ablation_run, "place_matrices", fails)
+    monkeypatch.setattr(ablation_task, "place_matrices", fails)
     report = run(folder, text, store, roles=("key", "query"), sets="0:2", random_sets=0)
     assert report.failed == {"key 0-1 range:0:2": "OutOfMemoryError: CUDA out of memory"}
-    monkeypatch.setattr(ablation_run, "place_matrices", original)
+    monkeypatch.setattr(ablation_task, "place_matrices", original)
     in_process.clear()
     assert run(folder, text, store, roles=("key", "query"), sets="0:2", random_sets=0).failed == {}
     assert [task.roles for task in in_process] == ["key"]
@@ -152,7 +152,7 @@ def test_actors_on_ray_give_the_same_numbers(tmp_path: Path, local_ray: None, in
     run(folder, text, tmp_path / "here", roles=("value",), sets="0:3")
     from scanner.engine.pool import run_tasks
 
-    points.run_tasks = run_tasks  # type: ignore[attr-defined]  # the fixture puts it back
+    point_run.run_tasks = run_tasks  # type: ignore[attr-defined]  # the fixture puts it back
     run(folder, text, tmp_path / "there", roles=("value",), sets="0:3", pool=PoolOptions(workers=2))
     here, there = (
         [(row["set"], row["value"], row["stderr"]) for row in rows(tmp_path / name)] for name in ("here", "there")
