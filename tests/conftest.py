@@ -20,9 +20,10 @@ _WITH_RAY = {"cli", "engine", "test_benchmarks.py", "test_cluster.py"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One group for all that runs on Ray: with `-n 2 --dist loadgroup` these have a process, and one Ray at a time, to themselves."""
+    """One group for all that runs on Ray: with `-n 2 --dist loadgroup` these have one process, and so one Ray at a time."""
+    tests = Path(__file__).parent
     for item in items:
-        if "local_ray" in getattr(item, "fixturenames", ()) or _WITH_RAY & set(item.path.parts):
+        if "local_ray" in getattr(item, "fixturenames", ()) or _WITH_RAY & set(item.path.relative_to(tests).parts):
             item.add_marker(pytest.mark.xdist_group("ray"))
 
 

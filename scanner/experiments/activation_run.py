@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
 
-from scanner.checkpoint import MatrixRef, Selection
+from scanner.checkpoint import Checkpoint, MatrixRef, Selection
 from scanner.engine import PoolOptions, ScanObserver
 from scanner.engine.pool import run_tasks
 from scanner.errors import ScannerError
@@ -22,7 +21,7 @@ from scanner.experiments.placing import open_target
 from scanner.experiments.running import Errors, Failure, rows_table, run_hash, unpack
 from scanner.experiments.texts import TextSource, read_texts
 from scanner.experiments.tokens import padding_id, sequences
-from scanner.store import open_store
+from scanner.store import Store, open_store
 from scanner.version import __version__
 
 DEFAULT_TOKENS = 16_384
@@ -51,6 +50,67 @@ class ActivationReport:
     """Blocks without a result, and why; the same call tries them again."""
     new: bool
     warning: str | None = None
+
+
+@dataclass(kw_only=True)
+class _Run:
+    """The state of a run: every group of blocks is written as it comes, the run's row when none is missing."""
+
+    store: Store
+    observer: ScanObserver
+    checkpoint: Checkpoint
+    parameters: dict[str, object]
+    dataset: str
+    tokens: int
+    skipped: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    def __post_init__(self) -> None:
+        self.run_id = run_hash("activations", self.checkpoint.identity, self.parameters)
+        self.errors = Errors(observer=self.observer)
+        self._shared = {
+            "run_id": self.run_id,
+            "model": self.checkpoint.model,
+            "revision": self.checkpoint.revision,
+        }
+
+    def done(self, task: ActivationTask, outcome: ActivationOutcome) -> None:
+        """Write the blocks of a task."""
+        if outcome.failure is not None:
+            self.errors.add(task.name, outcome.failure)
+        self.skipped |= outcome.skipped
+        if outcome.batch_tokens is not None:
+            self.environment["batch_tokens"] = outcome.batch_tokens
+        for name, rows in outcome.blocks.items():
+            for table, packed in (("activation_spectra", rows.spectra), ("overlaps", rows.overlaps)):
+                filled = _with(unpack(packed), self._shared)
+                self.store.write_rows(table, name, filled, method=self.parameters)
+        self.observer.task_done(task, failed=[task.name] if outcome.failure is not None else [])
+
+    def lost(self, task: ActivationTask, reason: str) -> None:
+        """Keep the name of a task that took every worker with it."""
+        self.errors.add(task.name, Failure(message=reason))
+        self.observer.task_done(task, failed=[task.name])
+
+    def finish(self) -> None:
+        """Write the run's row, unless blocks are missing or it is there."""
+        if self.errors.messages or self.store.has_rows("experiments", self.run_id):
+            return
+        finished_at = datetime.now(UTC)
+        row = self._shared | {
+            "kind": "activations",
+            "source": self.checkpoint.source,
+            "dataset": self.dataset,
+            "started_at": self.started_at,
+            "finished_at": finished_at,
+            "seconds": (finished_at - self.started_at).total_seconds(),
+            "tokens": self.tokens,
+            "scanner_version": __version__,
+            "method": json.dumps(self.parameters),
+            "environment": json.dumps(self.environment | {"skipped": self.skipped}),
+        }
+        self.store.write_rows("experiments", self.run_id, rows_table("experiments", row, 1), method=self.parameters)
 
 
 def measure_activations(
@@ -104,35 +164,19 @@ def measure_activations(
         "only": sorted({*selection.only}),
         "layers": sorted({*selection.layers}),
     }
-    run_id = run_hash("activations", checkpoint.identity, parameters)
-    opened = open_store(store, create=True)
-    blocks = _blocks(target.inventory.matrices, run_id)
-    todo = {name: refs for name, refs in blocks.items() if not opened.has_rows("overlaps", name)}
-    known = opened.has_rows("experiments", run_id)
-    errors, skipped = Errors(observer=observer), dict[str, str]()
-    state: dict[str, Any] = {"environment": {}, "seconds": 0.0}
-    count = sum(len(one) for one in ids)
-    shared = {"run_id": run_id, "model": checkpoint.model, "revision": checkpoint.revision}
-    started_at, clock = datetime.now(UTC), time.monotonic()
-
-    def done(task: ActivationTask, outcome: ActivationOutcome) -> None:
-        if outcome.failure is not None:
-            errors.add(task.name, outcome.failure)
-        skipped.update(outcome.skipped)
-        if outcome.batch_tokens is not None:
-            state["environment"]["batch_tokens"] = outcome.batch_tokens
-        for name, rows in outcome.blocks.items():
-            opened.write_rows("activation_spectra", name, _with(unpack(rows.spectra), shared), method=parameters)
-            opened.write_rows("overlaps", name, _with(unpack(rows.overlaps), shared), method=parameters)
-        observer.task_done(task, failed=[task.name] if outcome.failure is not None else [])
-
-    def lost(task: ActivationTask, reason: str) -> None:
-        errors.add(task.name, Failure(message=reason))
-        observer.task_done(task, failed=[task.name])
-
+    run = _Run(
+        store=open_store(store, create=True),
+        observer=observer,
+        checkpoint=checkpoint,
+        parameters=parameters,
+        dataset=texts.name,
+        tokens=sum(len(one) for one in ids),
+    )
+    blocks = _blocks(target.inventory.matrices, run.run_id)
+    todo = {name: refs for name, refs in blocks.items() if not run.store.has_rows("overlaps", name)}
     if todo:
         base = ActivationTask(
-            run_id=run_id, place=place, dtype=dtype, blocks=(), ids=ids, padding=padding_id(tokenizer), cost=0.0
+            run_id=run.run_id, place=place, dtype=dtype, blocks=(), ids=ids, padding=padding_id(tokenizer), cost=0.0
         )
         tasks = _tasks(base, todo, _planned_workers(options))
         observer.starting(len(tasks), sum(task.cost for task in tasks), len(blocks) - len(todo), "groups of blocks")
@@ -140,39 +184,26 @@ def measure_activations(
             ActivationWorker,
             tasks,
             options,
-            on_start=state["environment"].update,
-            on_done=done,
-            on_lost=lost,
+            on_start=run.environment.update,
+            on_done=run.done,
+            on_lost=run.lost,
             on_workers=observer.workers,
             on_waiting=observer.waiting,
         )
-    if not errors.messages and not known:
-        row = shared | {
-            "kind": "activations",
-            "source": checkpoint.source,
-            "dataset": texts.name,
-            "started_at": started_at,
-            "finished_at": datetime.now(UTC),
-            "seconds": time.monotonic() - clock,
-            "tokens": count,
-            "scanner_version": __version__,
-            "method": json.dumps(parameters),
-            "environment": json.dumps(state["environment"] | {"skipped": skipped}),
-        }
-        opened.write_rows("experiments", run_id, rows_table("experiments", row, 1), method=parameters)
+    run.finish()
     widest = max(ref.cols for ref in target.inventory.matrices)
     return ActivationReport(
-        run_id=run_id,
+        run_id=run.run_id,
         model=checkpoint.model,
         revision=checkpoint.revision,
-        store=opened.url,
-        tokens=count,
+        store=run.store.url,
+        tokens=run.tokens,
         matrices=len(target.inventory.matrices),
-        skipped=skipped,
-        failed=errors.messages,
+        skipped=run.skipped,
+        failed=run.errors.messages,
         new=bool(todo),
-        warning=f"{count} tokens are fewer than the {widest} features of the widest matrix: its covariance has no full rank"
-        if count <= widest
+        warning=f"{run.tokens} tokens are fewer than the {widest} features of the widest matrix: its covariance has no full rank"
+        if run.tokens <= widest
         else None,
     )
 

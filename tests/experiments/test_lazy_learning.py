@@ -12,7 +12,8 @@ import torch
 from scanner.cli.main import main
 from scanner.engine import PoolOptions
 from scanner.errors import ScannerError
-from scanner.experiments.lazy_learning import LazyReport, Point, compute, digest, lazy_learning
+from scanner.experiments.lazy_learning import LazyReport, lazy_learning
+from scanner.experiments.lazy_task import Point, compute, digest
 from scanner.experiments.mlp import Network, Regime, Training, correct, initial, removals, removed_ranks, train
 from scanner.experiments.pictures import Pictures, load_pictures
 from scanner.store import open_store

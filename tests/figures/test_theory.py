@@ -11,7 +11,8 @@ import pytest
 
 from scanner.cli.main import main
 from scanner.errors import ScannerError
-from scanner.experiments.lazy_learning import Outcome, Point, write_point
+from scanner.experiments.lazy_learning import write_point
+from scanner.experiments.lazy_task import Outcome, Point
 from scanner.experiments.mlp import Regime, Removal, Training
 from scanner.figures import FIGURES
 from scanner.rmt.theory import MinimalModel
