@@ -15,7 +15,7 @@ import signal
 import socket
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Generic, TypeVar
@@ -193,7 +193,7 @@ def run_tasks(
     options: PoolOptions,
     *,
     on_start: Callable[[dict[str, Any]], None],
-    on_done: Callable[[AnyTask, Any], None],
+    on_done: Callable[[AnyTask, Any], Iterable[AnyTask] | None],
     on_lost: Callable[[AnyTask, str], None],
     on_workers: Callable[[int, int], None] = lambda alive, wanted: None,
     on_waiting: Callable[[str], None] = lambda reason: None,
@@ -205,7 +205,7 @@ def run_tasks(
         tasks: at least one.
         options: where, and on how many workers.
         on_start: called with `environment` once the workers are on their way, before work begins.
-        on_done: called with a task and its outcome.
+        on_done: called with a task and its outcome; may return tasks that follow from it, which are next.
         on_lost: called with a task that took every worker with it, and why.
         on_workers: called whenever a worker comes up or is lost.
         on_waiting: told why nothing happens, once a minute while there is no worker.
@@ -242,7 +242,7 @@ class Pool(Generic[AnyTask]):
         worker_class: type,
         shape: PoolShape,
         *,
-        on_done: Callable[[AnyTask, Any], None],
+        on_done: Callable[[AnyTask, Any], Iterable[AnyTask] | None],
         on_lost: Callable[[AnyTask, str], None],
         on_workers: Callable[[int, int], None] = lambda alive, wanted: None,
         on_waiting: Callable[[str], None] = lambda reason: None,
@@ -313,7 +313,7 @@ class Pool(Generic[AnyTask]):
             self._on_workers(self._alive, len(self._actors))
             return
         call.actor.running.remove(call.task.name)
-        self._on_done(call.task, outcome)
+        self._queue.extendleft(self._on_done(call.task, outcome) or ())
 
     def _lose(self, call: _Call[AnyTask], reason: str) -> None:
         actor, task = call.actor, call.task

@@ -15,19 +15,21 @@ from scanner.checkpoint import Checkpoint, MatrixRef, Selection
 from scanner.engine import PoolOptions, ScanObserver
 from scanner.engine.pool import run_tasks
 from scanner.errors import ScannerError
-from scanner.experiments.activation_task import ActivationOutcome, ActivationTask, ActivationWorker
+from scanner.experiments.activation_task import ActivationOutcome, ActivationTask, ActivationWorker, Sums
 from scanner.experiments.models import Precision, load_config, load_tokenizer, longest_input, model_place
 from scanner.experiments.placing import open_target
 from scanner.experiments.running import Errors, Failure, rows_table, run_hash, unpack
 from scanner.experiments.texts import TextSource, read_texts
-from scanner.experiments.tokens import padding_id, sequences
+from scanner.experiments.tokens import Ids, padding_id, sequences
 from scanner.store import Store, open_store
 from scanner.version import __version__
 
 DEFAULT_TOKENS = 16_384
 DEFAULT_WINDOW = 512
-#: Covariances that one actor may hold at a time.
-MEMORY = 4 << 30
+#: Covariances that one actor may hold at a time, and that may travel in one piece.
+MEMORY, TRAVELLING = 4 << 30, 1 << 30
+#: A longer text is cut into shards of about so many tokens, which actors share.
+SHARD_TOKENS = 16_384
 #: Tasks for each worker: what an interruption loses shrinks with it, and repeated forward passes grow.
 _TASKS_PER_WORKER = 2
 #: Workers to plan for on a cluster whose size nobody has told.
@@ -69,14 +71,16 @@ class _Run:
     def __post_init__(self) -> None:
         self.run_id = run_hash("activations", self.checkpoint.identity, self.parameters)
         self.errors = Errors(observer=self.observer)
+        self._totals: dict[str, tuple[int, Sums | None]] = {}
+        self._waiting: dict[str, dict[int, Sums]] = {}
         self._shared = {
             "run_id": self.run_id,
             "model": self.checkpoint.model,
             "revision": self.checkpoint.revision,
         }
 
-    def done(self, task: ActivationTask, outcome: ActivationOutcome) -> None:
-        """Write the blocks of a task."""
+    def done(self, task: ActivationTask, outcome: ActivationOutcome) -> list[ActivationTask]:
+        """Write the blocks of a task, or add its sums; the last shard of some blocks is followed by their comparison."""
         if outcome.failure is not None:
             self.errors.add(task.name, outcome.failure)
         self.skipped |= outcome.skipped
@@ -87,6 +91,25 @@ class _Run:
                 filled = _with(unpack(packed), self._shared)
                 self.store.write_rows(table, name, filled, method=self.parameters)
         self.observer.task_done(task, failed=[task.name] if outcome.failure is not None else [])
+        return [] if outcome.sums is None else self._add(task, outcome.sums)
+
+    def _add(self, task: ActivationTask, sums: Sums) -> list[ActivationTask]:
+        """Add the sums of a shard, in the order of the text: rounding must not depend on which shard comes first."""
+        block = task.blocks[0][0]
+        waiting = self._waiting.setdefault(block, {})
+        waiting[task.shard] = sums
+        done, total = self._totals.pop(block, (0, None))
+        while done in waiting:
+            following = waiting.pop(done)
+            if total is None:
+                total = following
+            else:
+                total.add(following)
+            done += 1
+        if done < task.shards or total is None:
+            self._totals[block] = (done, total)
+            return []
+        return [replace(task, ids=(), sums=total)]
 
     def lost(self, task: ActivationTask, reason: str) -> None:
         """Keep the name of a task that took every worker with it."""
@@ -179,7 +202,10 @@ def measure_activations(
             run_id=run.run_id, place=place, dtype=dtype, blocks=(), ids=ids, padding=padding_id(tokenizer), cost=0.0
         )
         tasks = _tasks(base, todo, _planned_workers(options))
-        observer.starting(len(tasks), sum(task.cost for task in tasks), len(blocks) - len(todo), "groups of blocks")
+        # Where there are several shards, the comparison of their sums is one more.
+        following = [task for task in tasks if task.shard == 0 and task.shards > 1]
+        cost = sum(task.cost for task in [*tasks, *following])
+        observer.starting(len(tasks) + len(following), cost, len(blocks) - len(todo), "groups of blocks")
         run_tasks(
             ActivationWorker,
             tasks,
@@ -232,10 +258,29 @@ def _planned_workers(options: PoolOptions) -> int:
     return _CLUSTER if remote else (os.cpu_count() or 1)
 
 
-def _tasks(base: ActivationTask, blocks: dict[str, tuple[MatrixRef, ...]], workers: int) -> list[ActivationTask]:
-    """Neighbouring blocks in groups of about equal size; no group's covariances exceed `MEMORY`, unless one block's do."""
+def _shards(ids: Sequence[Ids]) -> list[tuple[Ids, ...]]:
+    """Consecutive sequences of at most `SHARD_TOKENS` together; a function of the text alone."""
+    found: list[list[Ids]] = [[]]
+    held = 0
+    for one in ids:
+        if found[-1] and held + len(one) > SHARD_TOKENS:
+            found.append([])
+            held = 0
+        found[-1].append(one)
+        held += len(one)
+    return [tuple(shard) for shard in found]
+
+
+def _groups(
+    blocks: dict[str, tuple[MatrixRef, ...]], shards: int, workers: int
+) -> list[tuple[tuple[str, tuple[MatrixRef, ...]], ...]]:
+    """Neighbouring blocks whose covariances fit into memory together, unless one block's alone do not.
+
+    Where there is one shard, blocks are what the workers share: in groups of about equal size.
+    """
     size = {name: sum(8 * ref.cols**2 for ref in refs) for name, refs in blocks.items()}
-    target = min(float(MEMORY), sum(size.values()) / min(len(blocks), _TASKS_PER_WORKER * workers) * 1.01)
+    share = sum(size.values()) / min(len(blocks), _TASKS_PER_WORKER * workers) * 1.01
+    target = min(float(MEMORY), share) if shards == 1 else float(TRAVELLING)
     groups: list[list[str]] = [[]]
     held = 0
     for name in blocks:
@@ -244,11 +289,21 @@ def _tasks(base: ActivationTask, blocks: dict[str, tuple[MatrixRef, ...]], worke
             held = 0
         groups[-1].append(name)
         held += size[name]
+    return [tuple((name, blocks[name]) for name in group) for group in groups]
+
+
+def _tasks(base: ActivationTask, blocks: dict[str, tuple[MatrixRef, ...]], workers: int) -> list[ActivationTask]:
+    """One for each group of blocks and shard of the text; the largest first, the shards of a group together."""
+    shards = _shards(base.ids)
     before, tasks = 0, []
-    for group in groups:
+    for group in _groups(blocks, len(shards), workers):
         before += len(group)
-        # Accumulation and decompositions of its own blocks, and a forward pass up to the last of them.
-        cost = sum(float(ref.cols**2) * (ref.cols + sum(map(len, base.ids))) for name in group for ref in blocks[name])
-        cost *= 1 + before / len(blocks)
-        tasks.append(replace(base, blocks=tuple((name, blocks[name]) for name in group), cost=cost))
+        for number, ids in enumerate(shards):
+            # Accumulation and decompositions of its own blocks, and a forward pass up to the last of them.
+            tokens = sum(map(len, ids))
+            cost = sum(float(ref.cols**2) * (ref.cols + tokens) for _, refs in group for ref in refs)
+            cost *= 1 + before / len(blocks)
+            tasks.append(replace(base, blocks=group, ids=ids, cost=cost, shard=number, shards=len(shards)))
+    if len(shards) > 1:
+        return tasks
     return sorted(tasks, key=lambda task: (-task.cost, task.name))

@@ -1,20 +1,21 @@
-"""The actor of `rmtscan activations`: measures what enters the matrices of some blocks, on all of the text.
+"""The actor of `rmtscan activations`: sums over what enters the matrices of some blocks, and what the sums say of them.
 
-Covariances do not travel. One is n x n in float64 (134 MB at n = 4096), and there are four in a block, so a task is some blocks
-of the model and *all* of the text: its actor runs the shards of the text one after the other through its replica, as far as the
-last of its blocks, and keeps the sums to itself; only eigenvalues and overlaps come back. That costs forward passes, of which
-every task makes its own, and these are the cheaper half: accumulation in float64 takes as long or longer. A matrix's sum is
-built by one actor in one order, so the result is the same bit for bit, however many actors there are.
+A task is some blocks of the model and one shard of the text. Where the text is one shard, its actor keeps the sums to itself: a
+covariance is n x n in float64 (134 MB at n = 4096), there are four in a block, and only eigenvalues and overlaps come back. Of a
+longer text the sums of each shard come back and are added in the order of the text (`Sums.add`); then one more task of the blocks,
+which carries the totals, compares them with the singular vectors. Shards are cut by the text alone and added in one order, so the
+result is the same bit for bit, however many actors there are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from scanner.checkpoint import MatrixRef
 from scanner.errors import ScannerError
@@ -29,9 +30,41 @@ from scanner.rmt.marchenko_pastur import singular_value_edges
 from scanner.rmt.sigma import sigma_median
 
 
+@dataclass(kw_only=True)
+class Sums:
+    """What a shard of the text tells of the inputs of some modules; modules that read the same tensor share one sum."""
+
+    moments: dict[str, Moments]
+    """By the module that stands for its group."""
+    shared: dict[str, str]
+    """Every module to the one that stands for it."""
+    unusable: dict[str, str]
+    """Modules whose input cannot be told apart into tokens, and why."""
+
+    def to(self, device: Any) -> Sums:
+        """The same on another device: on the CPU they can travel."""
+        moved = {name: moments.to(device) for name, moments in self.moments.items()}
+        return Sums(moments=moved, shared=self.shared, unusable=self.unusable)
+
+    def add(self, other: Sums) -> None:
+        """Add the sums of the next shard.
+
+        Raises:
+            ScannerError: modules shared an input in one shard and not in the other.
+        """
+        if other.shared != self.shared:
+            raise ScannerError("which matrices read the same input differs between shards of the text")
+        self.unusable |= other.unusable
+        for name, moments in other.moments.items():
+            if name in self.moments:
+                self.moments[name].merge(moments)
+            else:
+                self.moments[name] = moments
+
+
 @dataclass(frozen=True, kw_only=True)
 class ActivationTask:
-    """Measure the inputs of all matrices of some neighbouring blocks, on all of the text."""
+    """Measure the inputs of all matrices of some neighbouring blocks on one shard of the text, or compare what all shards gave."""
 
     run_id: str
     place: ModelPlace
@@ -39,13 +72,21 @@ class ActivationTask:
     blocks: tuple[tuple[str, tuple[MatrixRef, ...]], ...]
     """Name of the block's file, and its matrices."""
     ids: tuple[Ids, ...]
+    """The shard's sequences."""
     padding: int
     cost: float
+    shard: int = 0
+    shards: int = 1
+    sums: Sums | None = None
+    """Of all shards: nothing is measured any more, and the matrices are compared with them."""
 
     @property
     def name(self) -> str:
-        """The run and the first of its blocks."""
-        return f"{self.run_id}/{self.blocks[0][0]}"
+        """The run, the first of its blocks and the shard."""
+        block = f"{self.run_id}/{self.blocks[0][0]}"
+        if self.sums is not None or self.shards == 1:
+            return block
+        return f"{block} (shard {self.shard + 1} of {self.shards})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +99,11 @@ class BlockRows:
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationOutcome:
-    """What came of a task: rows by block, matrices without rows and why, and how far batches had to be cut down."""
+    """What came of a task: rows by block or the shard's sums, matrices without rows and why, and how far batches were cut down."""
 
-    blocks: dict[str, BlockRows]
-    skipped: dict[str, str]
+    blocks: dict[str, BlockRows] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    sums: Sums | None = None
     batch_tokens: int | None = None
     failure: Failure | None = None
 
@@ -75,32 +117,45 @@ class ActivationWorker(Resident):
             try:
                 model = self.model(task.place, "own", task.dtype)
             except ScannerError as error:
-                return ActivationOutcome(blocks={}, skipped={}, failure=Failure(message=str(error), hopeless=True))
+                return ActivationOutcome(failure=Failure(message=str(error), hopeless=True))
             batches = Batches(task.padding, BATCH_TOKENS[self._device])
             try:
-                blocks, skipped = measure_blocks(model, task, batches)
+                return measure(model, task, batches)
             except Exception as error:  # whatever a block does, the others go on, and a line says what it was
-                return ActivationOutcome(
-                    blocks={}, skipped={}, failure=Failure(message=f"{type(error).__name__}: {error}")
-                )
-            return ActivationOutcome(blocks=blocks, skipped=skipped, batch_tokens=batches.smallest)
+                return ActivationOutcome(failure=Failure(message=f"{type(error).__name__}: {error}"))
 
 
-def measure_blocks(model: Any, task: ActivationTask, batches: Batches) -> tuple[dict[str, BlockRows], dict[str, str]]:
-    """Run the text through the model and measure the inputs of a task's matrices; a pure function of both.
+def measure(model: Any, task: ActivationTask, batches: Batches) -> ActivationOutcome:
+    """Carry out a task on a model: a pure function of both."""
+    modules, placed, skipped = _modules(model, task)
+    if task.sums is not None:
+        blocks = compare(model, task, placed, task.sums.to(model.device), skipped)
+        return ActivationOutcome(blocks=blocks, skipped=skipped)
+    sums = accumulate(model, task.ids, modules, batches)
+    if task.shards > 1:
+        return ActivationOutcome(sums=sums.to("cpu"), batch_tokens=batches.smallest)
+    blocks = compare(model, task, placed, sums, skipped)
+    return ActivationOutcome(blocks=blocks, skipped=skipped, batch_tokens=batches.smallest)
 
-    Returns:
-        Rows by block, and of matrices without rows name and reason.
-    """
+
+def _modules(model: Any, task: ActivationTask) -> tuple[dict[str, torch.nn.Module], dict[str, Placed], dict[str, str]]:
+    """Modules whose inputs are measured; where the matrices are that they hold, by key; name and reason of the others."""
     refs = [ref for _, of_block in task.blocks for ref in of_block]
     placed, skipped = place_matrices(model, refs)
-    modules = {}
+    modules: dict[str, torch.nn.Module] = {}
+    kept: dict[str, Placed] = {}
     for one in placed:
         module = model.get_submodule(one.module)
         if one.index is not None or getattr(module, "weight", None) is None or module.weight.ndim != 2:
             skipped[one.ref.tensor] = "it is not the weight of a linear layer of its own: no hook sees its input"
         else:
             modules[one.module] = module
+            kept[one.ref.key] = one
+    return modules, kept, skipped
+
+
+def accumulate(model: Any, ids: Sequence[Ids], modules: dict[str, torch.nn.Module], batches: Batches) -> Sums:
+    """Run sequences through the model as far as the last of the modules, and sum over what enters these, padding left out."""
     recorder = Recorder(modules=modules)
 
     def compute(batch: Batch, indices: list[int]) -> None:
@@ -108,28 +163,34 @@ def measure_blocks(model: Any, task: ActivationTask, batches: Batches) -> tuple[
 
     if modules:
         with recorder:
-            batches.run(task.ids, compute)
-    by_key = {one.ref.key: one for one in placed}
+            batches.run(ids, compute)
+    return Sums(moments=recorder.moments, shared=recorder.shared, unusable=recorder.unusable)
+
+
+def compare(
+    model: Any, task: ActivationTask, placed: dict[str, Placed], sums: Sums, skipped: dict[str, str]
+) -> dict[str, BlockRows]:
+    """Compare singular vectors with the sums' eigenvectors: rows by block. Matrices without a sum are added to `skipped`."""
     eigen: dict[tuple[str, bool], Eigensystem] = {}
     found: dict[str, BlockRows] = {}
     for name, of_block in task.blocks:
         eigen.clear()  # those of the block before are not needed any more
         tables: list[tuple[pa.Table, pa.Table]] = []
         for ref in of_block:
-            at = by_key.get(ref.key)
-            if at is None or at.module not in modules:
+            at = placed.get(ref.key)
+            if at is None:
                 continue
-            group = recorder.shared.get(at.module, at.module)
-            moments = recorder.moments.get(group)
+            group = sums.shared.get(at.module, at.module)
+            moments = sums.moments.get(group)
             if moments is None or moments.count == 0:
-                skipped[ref.tensor] = recorder.unusable.get(group, "no token reached it")
+                skipped[ref.tensor] = sums.unusable.get(group, "no token reached it")
                 continue
             tables += _rows(model, at, group, moments, eigen)
         found[name] = BlockRows(
             overlaps=pack(_joined("overlaps", [pair[0] for pair in tables])),
             spectra=pack(_joined("activation_spectra", [pair[1] for pair in tables])),
         )
-    return found, skipped
+    return found
 
 
 def _joined(name: str, tables: Sequence[pa.Table]) -> pa.Table:

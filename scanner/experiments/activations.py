@@ -54,11 +54,15 @@ class Moments:
         done = dsyrk(1.0, rows.numpy().T, beta=1.0, c=target, trans=0, lower=0, overwrite_c=1)
         assert np.shares_memory(done, target), "syrk works in place on memory in Fortran's order"
 
+    def to(self, device: Any) -> Moments:
+        """The same sums on another device."""
+        return Moments(count=self.count, first=self.first.to(device), second=self.second.to(device))
+
     def merge(self, other: Moments) -> None:
         """Add the sums of other tokens: of the next shard of a text."""
         self.count += other.count
-        self.first += other.first
-        self.second += other.second
+        self.first = self.first + other.first
+        self.second = self.second + other.second
 
     def covariance(self, *, centred: bool) -> torch.Tensor:
         """C (centred) or F, (width, width), symmetric.

@@ -21,14 +21,16 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         options: object,
         *,
         on_start: Callable[[dict[str, Any]], None],
-        on_done: Callable[[Any, Any], None],
+        on_done: Callable[[Any, Any], Any],
         **_: object,
     ) -> None:
         on_start({"workers": 1})
         worker = worker_class()
-        for task in tasks:
+        queue = [*tasks]
+        while queue:
+            task = queue.pop(0)
             ran.append(task)
-            on_done(task, worker.run(task))
+            queue[:0] = on_done(task, worker.run(task)) or []
 
     monkeypatch.setattr(running, "granted_device", lambda: "cpu")
     for module in (activation_run, point_run):

@@ -14,7 +14,7 @@ from scipy.stats import norm
 from scanner.checkpoint import Selection, read_matrix
 from scanner.engine import PoolOptions
 from scanner.errors import ScannerError
-from scanner.experiments import activation_run
+from scanner.experiments import activation_run, activation_task
 from scanner.experiments.activation_run import measure_activations
 from scanner.experiments.activations import (
     Moments,
@@ -208,6 +208,64 @@ def test_finished_blocks_are_not_measured_again(
         ("activations", "table.csv", first.tokens)
     ]
     assert json.loads(kind[0]["method"])["window"] == 16
+
+
+def test_sums_of_shards_are_added(tmp_path: Path, in_process: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, text = save(tmp_path / "model", "llama"), text_file(tmp_path)
+    whole = run(folder, text, tmp_path / "whole")
+    in_process.clear()
+    monkeypatch.setattr(activation_run, "SHARD_TOKENS", 32)
+    sharded = run(folder, text, tmp_path / "sharded")
+    assert len(in_process) == whole.tokens // 32 + 1
+    assert (sharded.run_id, sharded.tokens, sharded.failed) == (whole.run_id, whole.tokens, {})
+    of_one, of_many = rows(tmp_path / "whole"), rows(tmp_path / "sharded")
+    assert len(of_one) == len(of_many) > 0
+    for one, other in zip(of_one, of_many, strict=True):
+        assert other == {
+            **one,
+            "overlap": pytest.approx(one["overlap"], abs=1e-9),
+            "eigenvalue": pytest.approx(one["eigenvalue"]),
+        }
+    # Whichever shard is ready first, they are added in the order of the text.
+    serially = activation_run.run_tasks
+    monkeypatch.setattr(
+        activation_run, "run_tasks", lambda worker, tasks, options, **on: serially(worker, tasks[::-1], options, **on)
+    )
+    run(folder, text, tmp_path / "backwards")
+    assert rows(tmp_path / "backwards") == of_many
+
+
+def test_sums_of_shards_are_added_by_actors_on_ray(
+    tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, text = save(tmp_path / "model", "llama"), text_file(tmp_path)
+    monkeypatch.setattr(activation_run, "SHARD_TOKENS", 32)
+    run(folder, text, tmp_path / "one", pool=PoolOptions(workers=1))
+    run(folder, text, tmp_path / "two", pool=PoolOptions(workers=2))
+    assert rows(tmp_path / "one") == rows(tmp_path / "two") != []
+
+
+def test_a_shard_that_fails_leaves_its_blocks_to_the_next_call(
+    tmp_path: Path, in_process: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, text = save(tmp_path / "model", "llama"), text_file(tmp_path)
+    monkeypatch.setattr(activation_run, "SHARD_TOKENS", 32)
+    original = activation_task.accumulate
+    calls: list[int] = []
+
+    def fails_once(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("lost its way")
+        return original(*arguments)
+
+    monkeypatch.setattr(activation_task, "accumulate", fails_once)
+    report = run(folder, text, tmp_path / "store")
+    assert [*report.failed.values()] == ["RuntimeError: lost its way"]
+    assert "shard 2 of" in next(iter(report.failed))
+    assert open_store(str(tmp_path / "store")).sql('from "overlaps"').num_rows == 0
+    assert run(folder, text, tmp_path / "store").failed == {}
+    assert len(rows(tmp_path / "store")) > 0
 
 
 def test_a_text_or_model_that_does_not_serve_ends_before_ray_starts(tmp_path: Path) -> None:
