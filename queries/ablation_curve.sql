@@ -18,31 +18,7 @@
 -- column: stderr | standard error of delta
 -- column: random_delta | mean delta of random sets of the same size
 -- column: random_sets | how many there are
-with points as (
-    select ablations.*
-    from ablations
-    semi join (select run_id from experiments where kind = 'ablation') using (run_id)
-    where
-        ($model is null or model = $model)
-        and ($run is null or run_id = $run)
-        and ($metric is null or metric = $metric)
-        and set != 'none'
-),
-
--- Random sets belong to a run, roles, layers and size.
-controls as (
-    select
-        run_id,
-        roles,
-        layers,
-        removed,
-        avg(delta) as random_delta,
-        sqrt(sum(stderr * stderr)) / count(*) as random_stderr,
-        count(*)::integer as random_sets
-    from points
-    where starts_with(set, 'random:')
-    group by run_id, roles, layers, removed
-)
+with points as (from ablation_points($model, $run, $metric))
 
 select
     run_id,
@@ -60,7 +36,7 @@ select
     random_delta,
     random_sets
 from points
-left join controls using (run_id, roles, layers, removed)
+left join random_sets() using (run_id, roles, layers, removed)
 where
     not starts_with(set, 'random:')
     -- Random sets that stand for themselves.

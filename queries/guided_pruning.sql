@@ -17,38 +17,12 @@
 -- column: smallest_stderr | its standard error
 -- column: random | delta without random ones, mean of the random sets
 -- column: random_stderr | its standard error, over windows or examples
-with points as (
-    select ablations.*
-    from ablations
-    semi join (select run_id from experiments where kind = 'ablation') using (run_id)
-    where
-        ($model is null or model = $model)
-        and ($run is null or run_id = $run)
-        and ($metric is null or metric = $metric)
-        and set != 'none'
-),
-
--- Random sets belong to a run, roles, layers and size.
-controls as (
-    select
-        run_id,
-        roles,
-        layers,
-        removed,
-        avg(delta) as random_delta,
-        sqrt(sum(stderr * stderr)) / count(*) as random_stderr,
-        count(*)::integer as random_sets
-    from points
-    where starts_with(set, 'random:')
-    group by run_id, roles, layers, removed
-),
-
-pruned as (
+with pruned as (
     select
         *,
         split_part(set, ':', 1) as kind,
         split_part(set, ':', 2)::integer as percent
-    from points
+    from ablation_points($model, $run, $metric)
     where regexp_matches(set, '^(smallest|most-random):\d+$')
 )
 
@@ -67,7 +41,7 @@ select
     any_value(random_delta) as random,
     any_value(random_stderr) as random_stderr
 from pruned
-left join controls using (run_id, roles, layers, removed)
+left join random_sets() using (run_id, roles, layers, removed)
 group by run_id, model, metric, roles, layers, percent
 order by
     model,

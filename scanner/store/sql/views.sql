@@ -61,3 +61,67 @@ create macro role_order(role) as
         ),
         100
     );
+
+-- Overlaps of one run: the one that is wanted, or each model's newest (null), and of one role or all (null).
+create macro chosen_overlaps(wanted_model, wanted_run, wanted_role, wanted_centred) as table
+select *
+from "overlaps"
+semi join (
+    select run_id
+    from (select distinct run_id, model from "overlaps")
+    left join experiments using (run_id, model)
+    where (wanted_model is null or model = wanted_model) and (wanted_run is null or run_id = wanted_run)
+    qualify row_number() over (partition by model order by finished_at desc nulls last, run_id desc) = 1
+) using (run_id)
+where centred = wanted_centred and (wanted_role is null or role = wanted_role);
+
+-- x with P(X > x) = tail for a standard normal X, tail <= 1/2. Acklam's rational approximation (relative error 1e-9), once near the
+-- middle (y = 1/2 - tail, r = y^2) and once in the tail (t = sqrt(-2 ln tail)).
+create macro normal_in_tail(t) as
+    -(
+        ((((-7.784894002430293e-03 * t - 3.223964580411365e-01) * t - 2.400758277161838) * t - 2.549732539343734) * t
+        + 4.374664141464968) * t + 2.938163982698783
+    ) / ((((7.784695709041462e-03 * t + 3.224671290700398e-01) * t + 2.445134137142996) * t + 3.754408661907416) * t + 1);
+create macro normal_in_middle(y, r) as
+    (
+        ((((-3.969683028665376e+01 * r + 2.209460984245205e+02) * r - 2.759285104469687e+02) * r
+        + 1.383577518672690e+02) * r - 3.066479806614716e+01) * r + 2.506628277459239
+    ) * y / (
+        ((((-5.447609879822406e+01 * r + 1.615858368580409e+02) * r - 1.556989798598866e+02) * r
+        + 6.680131188771972e+01) * r - 1.328068155288572e+01) * r + 1
+    );
+create macro normal_above(tail) as
+    case
+        when tail < 0.02425 then normal_in_tail(sqrt(-2 * ln(tail)))
+        else normal_in_middle(0.5 - tail, (0.5 - tail) * (0.5 - tail))
+    end;
+
+-- Quantile q of O_k for a random vector: the largest of n Gaussian |entries| of variance 1/n is below x with probability
+-- (2 Phi(x sqrt n) - 1)^n.
+create macro random_overlap(entries, q) as
+    normal_above((1 - exp(ln(q::double) / entries)) / 2) / sqrt(entries);
+
+-- Points of the runs that are wanted (null: all), without the intact model.
+create macro ablation_points(wanted_model, wanted_run, wanted_metric) as table
+select ablations.*
+from ablations
+semi join (select run_id from experiments where kind = 'ablation') using (run_id)
+where
+    (wanted_model is null or model = wanted_model)
+    and (wanted_run is null or run_id = wanted_run)
+    and (wanted_metric is null or metric = wanted_metric)
+    and set != 'none';
+
+-- What random sets do: they belong to a run, roles, layers and size. `left join random_sets() using (run_id, roles, layers, removed)`.
+create macro random_sets() as table
+select
+    run_id,
+    roles,
+    layers,
+    removed,
+    avg(delta) as random_delta,
+    sqrt(sum(stderr * stderr)) / count(*) as random_stderr,
+    count(*)::integer as random_sets
+from ablations
+where starts_with(set, 'random:')
+group by run_id, roles, layers, removed;
