@@ -179,7 +179,7 @@ def measure_activations(
     ids = tuple(sequences(tokenizer, texts, length=length, tokens=tokens))
     if not ids:
         raise ScannerError(f"text {texts.name} has no tokens")
-    parameters = {
+    parameters: dict[str, object] = {
         "text": texts.digest,
         "tokens": tokens,
         "window": length,
