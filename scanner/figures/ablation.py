@@ -15,9 +15,13 @@ from scanner.figures.activations import one_run
 from scanner.figures.choice import rows_of
 from scanner.store import Store
 
+#: Without some sets a model is destroyed; perplexities beyond so many times the baseline are drawn at the edge.
+BEYOND = 1000
 ADVICE = "'rmtscan ablate REF --text FILE' measures them"
 NAMES = {"perplexity": "rise of perplexity", "kl": "KL divergence (nats a token)", "accuracy": "change of accuracy"}
 ALL = "all roles"
+#: A tick by itself: an axis would give all of them one unit.
+_TICK = "format(datum.value, abs(datum.value) < 10000 ? '~r' : '.0e')"
 
 
 def ablation(
@@ -57,9 +61,14 @@ def ablation(
     values = [row | {"what": row["role"]} for row in values if row["role"] in {one["what"] for one in rows}]
     if values:
         chart = alt.vconcat(top, _spectra(values, look))
-    return theme.finish(
-        chart, look, "What a model loses without some of its singular values", [printable(chosen["model"]), details]
-    )
+    title = "What a model loses without some of its singular values"
+    return theme.finish(chart, look, title, [printable(chosen["model"]), details, *beyond(rows)])
+
+
+def beyond(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What the caption says of points that are drawn at the edge; nothing where there are none."""
+    there = any(row["metric"] == "perplexity" and row["delta"] > BEYOND * row["baseline"] for row in rows)
+    return [f"▲: more than {BEYOND} times the baseline"] if there else []
 
 
 def _row(row: dict[str, Any], several_layers: bool) -> dict[str, Any]:
@@ -82,32 +91,55 @@ def damage(
     """What is lost (`delta`, from `low` to `high`) by `label`, in this order; a line for each `what`, random sets hollow."""
     names = list(dict.fromkeys(row["what"] for row in rows))
     colour = _colour(names)
-    # Damage spans orders of magnitude, and is sometimes a gain.
-    smallest = min((abs(row["delta"]) for row in rows if row["delta"]), default=1.0)
-    largest = max((abs(row["delta"]) for row in rows), default=1.0)
-    constant = max(smallest, 1e-9 * largest, 1e-12)
-    scale = alt.Scale() if metric == "accuracy" else alt.Scale(type="symlog", constant=constant)
+    cap = BEYOND * rows[0]["baseline"] if metric == "perplexity" else math.inf
+    rows = [_capped(row, cap) for row in rows]
+    scale, ticks = (alt.Scale(), None) if metric == "accuracy" else _symlog(rows, cap)
     x = alt.X("label:O", sort=order, title=title, axis=alt.Axis(labelAngle=0, grid=False))
-    powers = [
-        10.0**power for power in range(math.floor(math.log10(constant)), math.ceil(math.log10(largest or 1.0)) + 1)
-    ]
-    ticks = [0.0, *powers[:: 1 + len(powers) // 7]]
-    if min(row["low"] for row in rows) < -constant:
-        ticks += [-tick for tick in ticks[1:]]
-    y_axis = alt.Axis(tickCount=5) if metric == "accuracy" else alt.Axis(values=ticks, format="~g")
+    y_axis = alt.Axis(tickCount=5) if ticks is None else alt.Axis(values=ticks, labelExpr=_TICK, labelOverlap=False)
     data = theme.inline([{**row, "finished_at": None} for row in rows])
     hover: list[Any] = ["what:N", "set:N", "removed:Q"]
     hover += [alt.Tooltip(name, format=".4g") for name in ("value:Q", "delta:Q", "stderr:Q", "random_delta:Q")]
     base = alt.Chart(data).encode(x=x, color=colour)
-    y = alt.Y("delta:Q", title=NAMES[metric], scale=scale, axis=y_axis)
-    line = base.mark_line(point=alt.OverlayMarkDef(size=12 * look.line), strokeWidth=look.line).encode(
-        y=y, tooltip=hover if interactive else alt.Undefined
+    y = alt.Y("drawn:Q", title=NAMES[metric], scale=scale, axis=y_axis)
+    line = base.mark_line(strokeWidth=look.line).encode(y=y)
+    shape = alt.Shape(
+        "beyond:N", legend=None, scale=alt.Scale(domain=["within", "beyond"], range=["circle", "triangle-up"])
     )
-    bars = base.mark_rule(strokeWidth=look.line).encode(y=alt.Y("low:Q", scale=scale, title=NAMES[metric]), y2="high:Q")
+    dots = base.mark_point(filled=True, opacity=1.0, size=12 * look.line).encode(
+        y=y, shape=shape, tooltip=hover if interactive else alt.Undefined
+    )
+    bars = base.mark_rule(strokeWidth=look.line).encode(
+        y=alt.Y("low:Q", scale=scale, title=NAMES[metric], axis=y_axis), y2="high:Q"
+    )
     random = base.mark_point(filled=False, size=14 * look.line, strokeWidth=0.8 * look.line).encode(
-        y=alt.Y("random_delta:Q", scale=scale, title=NAMES[metric])
+        y=alt.Y("random_drawn:Q", scale=scale, title=NAMES[metric], axis=y_axis)
     )
-    return alt.layer(bars, line, random).properties(width=look.width, height=look.height)
+    return alt.layer(bars, line, dots, random).properties(width=look.width, height=look.height)
+
+
+def _capped(row: dict[str, Any], cap: float) -> dict[str, Any]:
+    """The row with what is drawn of it: nothing beyond the cap."""
+    beyond = row["delta"] > cap
+    drawn: dict[str, Any] = {"drawn": min(row["delta"], cap), "beyond": "beyond" if beyond else "within"}
+    drawn |= {"low": cap if beyond else row["low"], "high": min(row["high"], cap)}
+    return row | drawn | {"random_drawn": None if row["random_delta"] is None else min(row["random_delta"], cap)}
+
+
+def _symlog(rows: list[dict[str, Any]], cap: float) -> tuple[Any, list[float]]:
+    """Scale and ticks for damage that spans orders of magnitude, and is sometimes a gain."""
+    largest = max((abs(row["drawn"]) for row in rows), default=1.0) or 1.0
+    if math.isfinite(cap):
+        constant = 1e-2 * cap / BEYOND  # a change of one per cent of the baseline is small
+    else:
+        smallest = min((abs(row["drawn"]) for row in rows if row["drawn"]), default=largest)
+        constant = max(smallest, 1e-5 * largest)
+    exponents = range(math.ceil(math.log10(constant)), math.floor(math.log10(max(largest, constant))) + 1)
+    powers = [10.0**exponent for exponent in exponents]
+    ticks = [0.0, *powers[:: 1 + len(powers) // 7]]
+    lowest = min(row["drawn"] for row in rows)
+    ticks += [-tick for tick in ticks[1:] if tick <= -lowest]
+    floor = min(1.2 * lowest, -0.3 * constant)
+    return alt.Scale(type="symlog", constant=constant, domain=[floor, 1.5 * largest], nice=False, clamp=True), ticks
 
 
 def _spectra(values: list[dict[str, Any]], look: theme.Style) -> Any:

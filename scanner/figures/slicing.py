@@ -6,7 +6,7 @@ from typing import Any
 
 from scanner.checkpoint.names import printable
 from scanner.figures import theme
-from scanner.figures.ablation import damage
+from scanner.figures.ablation import beyond, damage
 from scanner.figures.activations import one_run
 from scanner.figures.choice import rows_of
 from scanner.store import Store
@@ -41,4 +41,4 @@ def slicing(store: Store, *, interactive: bool = False, model: str | None = None
     chart = damage(rows, order, "decile of eigenvalues (1: smallest)", str(found[0]["metric"]), look, interactive)
     details = f"baseline {found[0]['baseline']:.4g}; bars: standard error"
     title = "What a model loses without a tenth of the directions at its norms"
-    return theme.finish(chart, look, title, [printable(chosen["model"]), details])
+    return theme.finish(chart, look, title, [printable(chosen["model"]), details, *beyond(rows)])

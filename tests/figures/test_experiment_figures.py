@@ -61,6 +61,22 @@ def test_points_and_random_sets_are_in_the_data_of_an_ablation(store: Store) -> 
     ]
 
 
+def test_a_destroyed_model_does_not_hide_the_others(empty_store: Store) -> None:
+    add_run(empty_store, "points", "ablation")
+    for decile in range(1, 10):
+        add_point(empty_store, f"d{decile}", run_id="points", set=f"decile:{decile}", delta=0.1 * decile)
+    add_point(empty_store, "d10", run_id="points", set="decile:10", delta=3e15, stderr=5e15)
+    chart = FIGURES["ablation"].draw(empty_store).to_dict()
+    *others, last = chart["datasets"][chart["data"]["name"]]
+    cap = 1000 * last["baseline"]
+    assert (last["drawn"], last["low"], last["high"], last["beyond"], last["delta"]) == (cap, cap, cap, "beyond", 3e15)
+    assert [row["drawn"] for row in others] == [row["delta"] for row in others]
+    scale = chart["layer"][1]["encoding"]["y"]["scale"]
+    assert scale["domain"][1] <= 1.5 * cap
+    assert scale["constant"] == pytest.approx(0.01 * last["baseline"])
+    assert chart["title"]["subtitle"][-1] == "▲: more than 1000 times the baseline"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_not_measured_is_one_line(store: Store, name: str) -> None:
     with pytest.raises(ScannerError, match=r"nothing is measured of 'org/other'.*org/model"):
