@@ -3,6 +3,8 @@
 import dataclasses
 import hashlib
 import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from scanner.checkpoint.descriptors import Checkpoint, Inventory, MatrixRef, Skipped
 from scanner.checkpoint.matching import match_matrices
@@ -28,11 +30,40 @@ def split_reference(reference: str) -> tuple[str, str]:
     return text[: places[0]], text[places[0] + 2 :]
 
 
+def reference_of(scan: Mapping[str, Any], scans_of: Callable[[str], Iterable[Mapping[str, Any]]]) -> str:
+    """What to open to have the checkpoint of a scan again: its source; of a difference, both sides' sources.
+
+    The scan of a difference tells where the tuned checkpoint is, and what the base is called; where that is, its own
+    scan says.
+
+    Args:
+        scan: the row of table `scans`.
+        scans_of: the rows of the scans of a model by its name, the best first.
+
+    Raises:
+        CheckpointError: the base of a difference is not scanned.
+    """
+    model, source, base_model = (str(scan[name] or "") for name in ("model", "source", "base_model"))
+    if not model.startswith(PREFIX) or source.startswith(PREFIX):
+        return source
+    bases = [base for base in scans_of(base_model) if base["source"]]
+    tuned = [other["identity"] for other in scans_of(model.removeprefix(f"{PREFIX}{base_model}.."))]
+    # Of several revisions or folders of one name, the one that was subtracted.
+    same = [base for base in bases if any(_identity(base["identity"], other) == scan["identity"] for other in tuned)]
+    if not bases:
+        raise CheckpointError(
+            f"the store does not say where {printable(base_model)!r} is, which is subtracted in {printable(model)!r}: "
+            "scan it too"
+        )
+    return f"{PREFIX}{reference_of((same or bases)[0], scans_of)}..{source}"
+
+
 def difference(base: Checkpoint, tuned: Checkpoint) -> Checkpoint:
     """The virtual checkpoint of the differences; its tensors are those of the tuned model.
 
     Raises:
-        CheckpointError: both references lead to the same content, or one to a model and the other to an adapter.
+        CheckpointError: both references lead to the same content, or one to a model and the other to an adapter, or
+            the tuned one is a difference itself.
     """
     for one, other in ((base, tuned), (tuned, base)):
         if one.format == "peft" and other.format != "peft":
@@ -40,9 +71,13 @@ def difference(base: Checkpoint, tuned: Checkpoint) -> Checkpoint:
                 f"{one.model} is an adapter, and so a difference already: scan it by itself, without {PREFIX} and "
                 f"without {other.model}"
             )
+    if tuned.base is not None:
+        raise CheckpointError(
+            f"{tuned.model} is a difference already, and nothing can be subtracted from it: name the models themselves"
+        )
     if (base.identity or base.source) == (tuned.identity or tuned.source):
         raise CheckpointError(f"{base.model} and {tuned.model} are the same checkpoint: every difference would be zero")
-    identity = hashlib.sha256(f"delta {base.identity} {tuned.identity}".encode()).hexdigest()
+    identity = _identity(base.identity, tuned.identity)
     return dataclasses.replace(
         tuned,
         model=f"{PREFIX}{base.model}..{tuned.model}",
@@ -72,3 +107,7 @@ def difference_inventory(base: Checkpoint, base_inventory: Inventory, tuned_inve
 
 def _difference(base_source: str, base: MatrixRef, tuned: MatrixRef) -> MatrixRef:
     return dataclasses.replace(tuned, minus=(base_source, base))
+
+
+def _identity(base: str | None, tuned: str | None) -> str:
+    return hashlib.sha256(f"delta {base} {tuned}".encode()).hexdigest()

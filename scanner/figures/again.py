@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from scanner.checkpoint import ROLES, MatrixRef, Selection, list_matrices, open_checkpoint, read_matrix
+from scanner.checkpoint.differences import reference_of
 from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
 from scanner.figures.choice import Matrix
@@ -31,15 +32,21 @@ def decomposed(store: Store, matrix: Matrix) -> Decomposition:
         ScannerError: the checkpoint is no longer there, or is another one than was scanned.
     """
     scan = scan_of(store, matrix)
-    name, source = printable(matrix.model), printable(str(scan["source"]))
+    name, reference = printable(matrix.model), reference_of(scan, lambda model: _scans_of(store, model))
+    source = printable(reference)
     try:
-        checkpoint = open_checkpoint(str(scan["source"]))
+        checkpoint = open_checkpoint(reference)
     except ScannerError as error:
         raise ScannerError(f"{name!r} must be read again from {source}: {error}") from error
     if scan["identity"] and checkpoint.identity != scan["identity"]:
         raise ScannerError(f"{source} is not what was scanned as {name!r}: its content has changed, scan it again")
     read = read_matrix(checkpoint.source, _find(list_matrices(checkpoint, _selection(matrix)).matrices, matrix))
     return decompose_low_rank(read) if isinstance(read, LowRank) else decompose(read)
+
+
+def _scans_of(store: Store, model: str) -> list[dict[str, Any]]:
+    rows = (store.scan_row(scan_id) for scan_id in store.query("scans", model=model)["scan_id"].to_pylist())
+    return [row for row in rows if row is not None]
 
 
 def _selection(matrix: Matrix) -> Selection:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from scanner.checkpoint.differences import PREFIX, split_reference
 from scanner.checkpoint.metadata import model_name
 from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
@@ -16,7 +17,8 @@ from scanner.store import Store
 def choose_models(store: Store, references: Sequence[str]) -> list[str]:
     """The models that are meant, each once, in the order named; all of the store, differences last, when none is.
 
-    A reference is the name of a scanned model, the place it was scanned from (a folder, a file, a URL), or `org/name@revision`.
+    A reference is the name of a scanned model, the place it was scanned from (a folder, a file, a URL), `org/name@revision`,
+    or `delta:BASE..TUNED` with two of these. A place means the checkpoint that lies there, never a difference from it.
 
     Raises:
         ScannerError: nothing is scanned, one is not (says what is), or its scan is not finished (says how to finish it).
@@ -25,7 +27,7 @@ def choose_models(store: Store, references: Sequence[str]) -> list[str]:
     models = sorted({row["model"] for row in known})
     if not references:
         if models:
-            return sorted(models, key=lambda model: model.startswith("delta:"))
+            return sorted(models, key=lambda model: model.startswith(PREFIX))
         unfinished = store.unfinished()
         if unfinished:
             raise ScannerError(_not_finished(store, unfinished[0].model or unfinished[0].scan_id, unfinished[0].parts))
@@ -36,14 +38,20 @@ def choose_models(store: Store, references: Sequence[str]) -> list[str]:
 def _choose(store: Store, reference: str, known: Sequence[dict[str, str | None]], models: Sequence[str]) -> str:
     if reference in models:
         return reference
+    if reference.startswith(PREFIX):
+        sides = [_choose(store, side, known, models) for side in split_reference(reference)]
+        name = f"{PREFIX}{'..'.join(sides)}"
+        if name in models:
+            return name
+    places = [row for row in known if row["model"] and not row["model"].startswith(PREFIX)]
     path = _local(reference)
     names = {reference.removeprefix("hf://").rstrip("/")}
     if path is not None:
         names = {model_name(path)}
-        sources = [row["model"] for row in known if row["source"] == str(path)]
+        sources = [row["model"] for row in places if row["source"] == str(path)]
         if sources and sources[0]:
             return sources[0]
-    sources = [row["model"] for row in known if row["source"] and row["source"].rstrip("/") == reference.rstrip("/")]
+    sources = [row["model"] for row in places if row["source"] and row["source"].rstrip("/") == reference.rstrip("/")]
     found = [*sources, *(model for model in models if model in names)]
     if not found:
         name, at, revision = reference.removeprefix("hf://").partition("@")

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from scanner.checkpoint import Selection, list_matrices, open_checkpoint, read_matrices, read_matrix
-from scanner.checkpoint.differences import split_reference
+from scanner.checkpoint.differences import difference, split_reference
 from scanner.checkpoint.files import ByteRange, LocalFiles
 from scanner.errors import CheckpointError
 
@@ -120,6 +120,22 @@ def test_all_heads_of_a_difference_cost_one_read_of_each_weight(
 def test_the_same_checkpoint_twice_is_refused(minilm: Path) -> None:
     with pytest.raises(CheckpointError, match="same checkpoint"):
         open_checkpoint(f"delta:{minilm}..{minilm}")
+
+
+def test_a_base_may_be_a_difference_and_a_tuned_one_may_not(tmp_path: Path) -> None:
+    weights = [_layer(0, seed) for seed in (1, 2, 3)]
+    one, two, three = (
+        open_checkpoint(checkpoint(tmp_path / name, made)) for name, made in zip("abc", weights, strict=True)
+    )
+    change = difference(one, two)
+    opened = difference(change, three)
+    for ref in list_matrices(opened).matrices:
+        a, b, c = (made[ref.tensor].double() for made in weights)
+        found = read_matrix(opened.source, ref)
+        assert isinstance(found, torch.Tensor)
+        torch.testing.assert_close(found, c - (b - a), rtol=0, atol=1e-12)
+    with pytest.raises(CheckpointError, match=r"delta:a\.\.b is a difference already"):
+        difference(three, change)
 
 
 def test_a_ref_with_a_difference_travels(minilm: Path, minilm_tuned: Path) -> None:
