@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
-from scanner.experiments.evaluation import Scores
+from scanner.experiments.evaluation import Scores, require_finite
 from scanner.experiments.texts import Texts
 from scanner.experiments.tokens import Batch, Batches, Ids, encode
 
@@ -47,6 +47,11 @@ def examples(tokenizer: Any, texts: Texts, *, length: int) -> tuple[Ids, ...]:
     )
 
 
+def _right(found: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """1 where the largest of a row is that of its label, else 0; NaN where one is: no class is the largest there."""
+    return np.where(np.isnan(found).any(axis=1), np.nan, found.argmax(axis=1) == labels)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Classifier:
     """Share of examples that the checkpoint's own classifier gets right."""
@@ -73,8 +78,8 @@ class Classifier:
         right = np.zeros(self.units)
 
         def compute(batch: Batch, indices: list[int]) -> None:
-            guesses = model(**batch.inputs(model)).logits.argmax(dim=-1).cpu().numpy()
-            right[indices] = guesses == self.labels[indices]
+            logits = model(**batch.inputs(model)).logits.double().cpu().numpy()
+            right[indices] = _right(logits, self.labels[indices])
 
         # A decoder's classifier looks at the last token that is no padding, and must be told what padding is.
         alone = getattr(model.config, "pad_token_id", None) is None
@@ -124,7 +129,7 @@ class Choice:
 
         with torch.inference_mode():
             batches.run(whole, compute)
-        return Scores(sums=(likelihood.argmax(axis=1) == self.labels).astype(np.float64), weights=np.ones(self.units))
+        return Scores(sums=_right(likelihood, self.labels), weights=np.ones(self.units))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +137,8 @@ class Probe:
     """Share of examples that a linear classifier on the model's features gets right.
 
     Features are the last hidden states averaged over tokens. The classifier (ridge regression on the classes' indicators,
-    standardised features) is fitted once, on the intact model and the even examples; the odd ones are what counts.
+    standardised features) is fitted once, on the intact model and every other example of each class, the first of them included;
+    the rest is what counts.
     """
 
     ids: tuple[Ids, ...]
@@ -142,32 +148,44 @@ class Probe:
     @property
     def tokens(self) -> int:
         """Tokens of the examples that count."""
-        return sum(map(len, self.ids[1::2]))
+        return sum(len(self.ids[index]) for index in self._half(1))
 
     @property
     def units(self) -> int:
         """Examples that count."""
-        return len(self.ids[1::2])
+        return len(self._half(1))
 
     def prepare(self, model: Any, batches: Batches) -> torch.Tensor:
         """The classifier: mean and scale of the features and weights, (3 + classes) x features with the intercepts in a column."""
-        features = self._features(model, self.ids[0::2], batches)
+        chosen = self._half(0)
+        features = self._features(model, chosen, batches)
+        require_finite(self.metric, float(features.sum()), model)
         mean, scale = features.mean(dim=0), features.std(dim=0).clamp_min(1e-12)
         standard = (features - mean) / scale
-        targets = torch.nn.functional.one_hot(torch.from_numpy(self.labels[0::2])).double()
+        classes = int(self.labels.max()) + 1
+        targets = torch.nn.functional.one_hot(torch.from_numpy(self.labels[chosen]), num_classes=classes).double()
         gram = standard.T @ standard + RIDGE * torch.eye(standard.shape[1], dtype=torch.float64)
         weights = torch.linalg.solve(gram, standard.T @ (targets - targets.mean(dim=0)))
         intercept = targets.mean(dim=0) - (mean / scale) @ weights
         return torch.cat([weights / scale[:, None], intercept[None]])
 
     def scores(self, model: Any, prepared: torch.Tensor, batches: Batches) -> Scores:
-        """1 for every odd example that is right, else 0."""
-        features = self._features(model, self.ids[1::2], batches)
-        guesses = (features @ prepared[:-1] + prepared[-1]).argmax(dim=1).numpy()
-        return Scores(sums=(guesses == self.labels[1::2]).astype(np.float64), weights=np.ones(self.units))
+        """1 for every example that counts and is right, else 0."""
+        chosen = self._half(1)
+        found = self._features(model, chosen, batches) @ prepared[:-1] + prepared[-1]
+        return Scores(sums=_right(found.numpy(), self.labels[chosen]), weights=np.ones(len(chosen)))
 
-    def _features(self, model: Any, ids: Sequence[Ids], batches: Batches) -> torch.Tensor:
+    def _half(self, which: int) -> NDArray[np.int64]:
+        """Examples that the classifier is fitted on (0) or that count (1), by turns within each class."""
+        turn = np.zeros(len(self.labels), dtype=np.int64)
+        for label in np.unique(self.labels):
+            mine = np.flatnonzero(self.labels == label)
+            turn[mine] = np.arange(len(mine)) % 2
+        return np.flatnonzero(turn == which)
+
+    def _features(self, model: Any, chosen: NDArray[np.int64], batches: Batches) -> torch.Tensor:
         """(examples, features) in float64 on the CPU."""
+        ids = [self.ids[index] for index in chosen]
         found: list[torch.Tensor] = [torch.empty(0)] * len(ids)
 
         def compute(batch: Batch, indices: list[int]) -> None:

@@ -76,7 +76,8 @@ def summarise(metric: str, scores: Scores, baseline: Scores | None = None) -> Su
         reference, of_baseline = _estimate(metric, baseline)
         influence = influence - of_baseline
     count = len(influence)
-    stderr = math.sqrt(count / (count - 1) * float(np.sum(influence**2))) if count > 1 else math.nan
+    # hypot: the squares of a ruined model's perplexities may be beyond float64 where their root is not.
+    stderr = math.sqrt(count / (count - 1)) * math.hypot(*influence) if count > 1 else math.nan
     return Summary(value=value, delta=value - reference if baseline is not None else 0.0, stderr=stderr)
 
 
@@ -91,12 +92,27 @@ def _estimate(metric: str, scores: Scores) -> tuple[float, FloatArray]:
     return math.exp(mean), influence * math.exp(mean)
 
 
+def require_finite(metric: str, value: float, model: Any) -> None:
+    """Nothing can be compared with what is no number.
+
+    Raises:
+        ScannerError: `value`, measured on `model`, is NaN or infinite.
+    """
+    if math.isfinite(value):
+        return
+    what = "not a number" if math.isnan(value) else "larger than any number"
+    narrow = getattr(model, "dtype", None) == torch.float16
+    why = "float16 overflow? try --dtype float32" if narrow else "the model overflows, or its weights hold no numbers"
+    raise ScannerError(f"its {metric} is {what}: {why}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Windows:
     """A running text in strided windows.
 
-    Of a window's tokens the last `scored[w]` are predicted, with all before them in the window as context; every token of the text
-    except the first is predicted once.
+    Of a window's tokens the last `scored[w]` are predicted, with all before them in the window as context. No token is predicted
+    twice; the first of the text is not, nor, without overlap (`stride` = `length`), the first of any window: nothing stands before
+    it.
     """
 
     ids: tuple[Ids, ...]
@@ -213,6 +229,7 @@ class Divergence:
             for row, index in enumerate(indices):
                 part = self._part(index)
                 states[index] = seen[0][row, part].clone()
+                require_finite(self.metric, float(logits[row, part].double().sum()), model)
                 if not torch.allclose(head(states[index][-1:]), logits[row, part][-1:], rtol=1e-3, atol=1e-3):
                     raise ScannerError(
                         f"{type(model).__name__} changes its logits after the output head: KL divergence is not measured for it"

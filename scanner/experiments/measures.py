@@ -116,8 +116,10 @@ def _accuracy(
         return Classifier(ids=ids, labels=labels), "classification", parameters | {"kind": "classifier"}
     labels = labels_of(texts)
     if not is_causal(config):
-        ids = examples(tokenizer, texts, length=length)
-        return Probe(ids=ids, labels=labels), "own", parameters | {"kind": "probe"}
+        probe = Probe(ids=examples(tokenizer, texts, length=length), labels=labels)
+        if not probe.units:
+            raise ScannerError(f"{printable(texts.name)}: no class has a second text, and half of each is what counts")
+        return probe, "own", parameters | {"kind": "probe"}
     answers = wanted.answers or classes
     if len(answers) != len(classes):
         raise ScannerError(

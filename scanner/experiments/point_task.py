@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scanner.errors import ScannerError
-from scanner.experiments.evaluation import Measure, Scores
+from scanner.experiments.evaluation import Measure, Scores, require_finite, summarise
 from scanner.experiments.models import Head, ModelPlace, Precision
 from scanner.experiments.running import Failure, Resident
 from scanner.experiments.tokens import BATCH_TOKENS, Batches
@@ -119,6 +119,8 @@ class PointWorker(Resident):
             with self.without(model, task) as (removed, total):
                 if removed:
                     scores = task.measure.scores(model, remembered, batches)
+        if scores is not None:
+            require_finite(task.measure.metric, summarise(task.measure.metric, scores).value, model)
         return PointOutcome(
             scores=scores,
             removed=removed,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Errors", "Failure", "Resident", "pack", "rows_table", "run_hash", "unpack"]
 
 #: Raised whenever the same call would give different numbers; part of every run's identity.
-EXPERIMENTS_VERSION = 1
+EXPERIMENTS_VERSION = 2
 
 
 def run_hash(kind: str, identity: str, parameters: Mapping[str, object]) -> str:

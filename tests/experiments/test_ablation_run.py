@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ import torch
 from scanner.checkpoint import Selection, read_matrix
 from scanner.engine import PoolOptions
 from scanner.errors import ScannerError
-from scanner.experiments import ablation_task, point_run
+from scanner.experiments import ablation_task, point_run, running
 from scanner.experiments.ablation_run import ablate
+from scanner.experiments.ablation_task import AblationWorker
 from scanner.experiments.evaluation import Windows
 from scanner.experiments.measures import MeasureRequest
 from scanner.experiments.models import load_model, model_place
@@ -112,6 +115,8 @@ def test_accuracy_of_a_probe_and_pruning(tmp_path: Path, in_process: list[Any]) 
     assert [row["percent"] for row in pruned] == [10, 20, 30, 50]
     assert all(row[name] is not None for row in pruned for name in ("most_random", "smallest", "random"))
     assert {row["examples"] for row in rows(store)} == {12}
+    # The labels alternate: each half has both classes, and the first word tells them.
+    assert all(row["baseline"] >= 0.75 for row in rows(store))
 
 
 def test_a_point_that_fails_is_told_and_tried_again(
@@ -132,6 +137,51 @@ def test_a_point_that_fails_is_told_and_tried_again(
     in_process.clear()
     assert run(folder, text, store, roles=("key", "query"), sets="0:2", random_sets=0).failed == {}
     assert [task.roles for task in in_process] == ["key"]
+
+
+@pytest.mark.parametrize("metric", ["perplexity", "kl"])
+def test_a_point_that_is_no_number_is_told_and_the_others_go_on(
+    tmp_path: Path, in_process: list[Any], monkeypatch: pytest.MonkeyPatch, metric: str
+) -> None:
+    folder, text, store = save(tmp_path / "m", "gpt2"), text_file(tmp_path), tmp_path / "store"
+    original = AblationWorker.without
+
+    @contextmanager
+    def overflows(worker: Any, model: Any, task: Any) -> Iterator[Any]:
+        with original(worker, model, task) as counts:
+            norm = model.transformer.ln_f.bias
+            kept = norm.clone()
+            if task.roles == "key":
+                norm.fill_(math.nan)
+            yield counts
+            norm.copy_(kept)
+
+    monkeypatch.setattr(AblationWorker, "without", overflows)
+    wanted: dict[str, Any] = {"roles": ("key", "query"), "sets": "0:2", "random_sets": 0, "metric": metric}
+    report = run(folder, text, store, **wanted)
+    assert report.failed == {
+        "key 0-1 range:0:2": f"its {metric} is not a number: the model overflows, or its weights hold no numbers"
+    }
+    assert {row["roles"] for row in rows(store)} == {None, "query"}
+
+
+@pytest.mark.parametrize("metric", ["perplexity", "kl", "accuracy"])
+def test_an_intact_model_that_is_no_number_ends_the_run(
+    tmp_path: Path, in_process: list[Any], metric: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, text = save(tmp_path / "m", "llama"), text_file(tmp_path)
+    original = running.load_model
+
+    def half(*arguments: Any, **options: Any) -> Any:
+        model = original(*arguments, **options)
+        model.model.norm.weight.fill_(6e4)  # times a row of the head this is more than float16 has
+        model.lm_head.weight.fill_(9.0)
+        return model
+
+    monkeypatch.setattr(running, "load_model", half)
+    reference = table_file(tmp_path) if metric == "accuracy" else text
+    with pytest.raises(ScannerError, match=rf"its {metric} is .*: float16 overflow\? try --dtype float32$"):
+        run(folder, reference, tmp_path / "store", metric=metric, roles=("key",), sets="0:2", dtype="float16")
 
 
 def test_bad_input_ends_before_a_worker_starts(tmp_path: Path, in_process: list[Any]) -> None:

@@ -162,6 +162,24 @@ def test_a_probe_on_an_encoders_features_learns_what_the_first_word_tells(tmp_pa
     assert found.measure.scores(model, prepared, Batches(0, 64)).sums.tolist() == [1.0] * 20
 
 
+@pytest.mark.parametrize("labels", [[0, 1] * 20, [0] * 20 + [1] * 20, [0, 1, 1, 0] * 10, [0] * 38 + [1] * 2])
+def test_a_probe_is_fitted_and_tested_on_half_of_every_class(tmp_path: Path, labels: list[int]) -> None:
+    model, _ = loaded(save(tmp_path, "bert", "features"), "own")
+    ids = tuple(np.array([1, 4 + label, 13, 2], np.int32) for label in labels)
+    probe = Probe(ids=ids, labels=np.array(labels))
+    batches = Batches(0, 64)
+    assert probe.scores(model, probe.prepare(model, batches), batches).sums.tolist() == [1.0] * 20
+    assert (probe.units, probe.tokens) == (20, 80)
+
+
+def test_a_probe_needs_a_class_with_two_texts(tmp_path: Path) -> None:
+    place = model_place(open_target(str(save(tmp_path, "bert", "features")), Selection()).checkpoint)
+    path = tmp_path / "two.csv"
+    path.write_text("text,label\nw1,a\nw2,b\n")
+    with pytest.raises(ScannerError, match=r"two\.csv: no class has a second text"):
+        measurement(place, MeasureRequest(metric="accuracy", text=TextSource(reference=str(path))))
+
+
 def test_labels_and_metrics_that_do_not_fit_a_model(tmp_path: Path) -> None:
     texts = Texts(name="t", items=("a", "b", "c"), whole=False, labels=("10", "9", "word"))
     assert texts.classes == ("9", "10", "word")
