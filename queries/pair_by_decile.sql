@@ -7,6 +7,7 @@
 -- param: tuned VARCHAR = NULL | only pairs with this fine-tuned model
 -- param: role VARCHAR = NULL | only this role
 -- param: heads BOOLEAN = FALSE | slices of single attention heads instead of whole matrices
+-- param: pair_id VARCHAR = NULL | only this comparison, whole, even where a later one has newer results
 -- column: base_model | the pretrained model
 -- column: tuned_model | the fine-tuned model
 -- column: role | what the matrix does in its block
@@ -23,9 +24,11 @@
 -- column: v_p_base | right vectors before: mean p-value
 -- column: v_p_tuned | right vectors after: mean p-value
 -- column: p_change | mean of both sides, after minus before; negative = less random
+-- column: base_revision | the pretrained model's revision, the first 12 characters
+-- column: tuned_revision | the fine-tuned model's revision, the first 12 characters
 with per_decile as (
     select
-        pair_id,
+        model_pair,
         role,
         10 - (10 * k) // least(rows, cols) as decile,
         1 - avg(u_overlap) as u_turned,
@@ -36,31 +39,28 @@ with per_decile as (
         avg(u_p_tuned) as u_p_tuned,
         avg(v_p_base) as v_p_base,
         avg(v_p_tuned) as v_p_tuned
-    from pair_vectors
-    semi join chosen_comparisons($base, $tuned) using (pair_id)
+    from chosen_pair_vectors($base, $tuned, $pair_id)
     where ($role is null or role = $role) and (head is not null) = $heads
     group by all
 ),
 
 counts as (
-    select pair_id, role, count(*)::integer as matrices
-    from pair_vectors
-    semi join chosen_comparisons($base, $tuned) using (pair_id)
+    select model_pair, role, count(*)::integer as matrices
+    from chosen_pair_vectors($base, $tuned, $pair_id)
     where k = 0 and ($role is null or role = $role) and (head is not null) = $heads
-    group by pair_id, role
+    group by model_pair, role
 ),
 
 subspaces as (
     select
-        pair_id,
+        model_pair,
         role,
         decile,
         1 - avg(overlap) filter (where side = 'u') as u_left,
         1 - avg(overlap) filter (where side = 'v') as v_left
-    from pair_subspaces
-    semi join chosen_comparisons($base, $tuned) using (pair_id)
+    from chosen_pair_subspaces($base, $tuned, $pair_id)
     where (head is not null) = $heads
-    group by pair_id, role, decile
+    group by model_pair, role, decile
 )
 
 select
@@ -79,9 +79,11 @@ select
     u_p_tuned,
     v_p_base,
     v_p_tuned,
-    (u_p_tuned + v_p_tuned - u_p_base - v_p_base) / 2 as p_change
+    (u_p_tuned + v_p_tuned - u_p_base - v_p_base) / 2 as p_change,
+    base_revision,
+    tuned_revision
 from per_decile
-join comparisons using (pair_id)
-left join counts using (pair_id, role)
-left join subspaces using (pair_id, role, decile)
-order by base_model, tuned_model, role_order(per_decile.role), per_decile.role, per_decile.decile;
+join files.model_pairs using (model_pair)
+left join counts using (model_pair, role)
+left join subspaces using (model_pair, role, decile)
+order by base_model, tuned_model, model_pair, role_order(per_decile.role), per_decile.role, per_decile.decile;

@@ -1,12 +1,15 @@
 -- title: How much fine-tuning changed each matrix
 -- about: One line per pair of matrices, in the order of the model. The relative change is |W_tuned - W_base| / |W_base|
 --   (Frobenius norms). Intruders are those among the ten largest tuned left vectors that overlap with no base vector by
---   0.5 or more. The columns delta_ are about the difference W_tuned - W_base itself: a random one has p 0.5 and no
+--   0.5 or more. An outlier is gained if the base vector that it overlaps with most, on the side where that is more, is no
+--   outlier on the same side of the bulk, or if that overlap is below 0.5; a base outlier is lost if it is no tuned
+--   outlier's match in this sense. The columns delta_ are about the difference W_tuned - W_base itself: a random one has p 0.5 and no
 --   outliers.
 -- param: base VARCHAR = NULL | only pairs with this base model
 -- param: tuned VARCHAR = NULL | only pairs with this tuned model
 -- param: role VARCHAR = NULL | only this role
 -- param: heads BOOLEAN = FALSE | slices of single attention heads instead of whole matrices
+-- param: pair_id VARCHAR = NULL | only this comparison, whole, even where a later one has newer results
 -- column: base_model | the base model's name
 -- column: tuned_model | the tuned model's name
 -- column: stack | encoder or decoder where the model has both
@@ -20,32 +23,146 @@
 -- column: identical | whether both are equal to the last bit
 -- column: left | singular values below the bulk, before -> after
 -- column: right | singular values above the bulk, before -> after
+-- column: left_gained | singular values below the bulk that were not outliers before
+-- column: left_lost | singular values below the bulk before that are none now
+-- column: right_gained | singular values above the bulk that were not outliers before
+-- column: right_lost | singular values above the bulk before that are none now
 -- column: intruders | intruder dimensions among the ten largest tuned left vectors
 -- column: delta_effective_rank | effective rank of the change
 -- column: delta_right | singular values of the change above its bulk
 -- column: delta_u_p | left vectors of the change: mean p-value
 -- column: delta_v_p | right vectors of the change: mean p-value
+-- column: base_revision | the pretrained model's revision, the first 12 characters
+-- column: tuned_revision | the fine-tuned model's revision, the first 12 characters
+with changes as (
+    from chosen_pairs($base, $tuned, $pair_id)
+    where ($role is null or role = $role) and (head is not null) = $heads
+),
+
+triplets as (
+    select
+        pair_id,
+        base_tensor,
+        role,
+        head,
+        expert,
+        k,
+        coalesce(u_p_base, v_p_base) is not null as in_base,
+        coalesce(u_p_tuned, v_p_tuned) is not null as in_tuned,
+        greatest(u_overlap, v_overlap) as overlap,
+        if(u_overlap >= v_overlap, u_match, coalesce(v_match, u_match)) as match
+    from chosen_pair_vectors($base, $tuned, $pair_id)
+    where ($role is null or role = $role) and (head is not null) = $heads
+),
+
+-- Rank 0 is the largest singular value; numerically zero ones have no p-value, and are no outliers.
+ranks as (
+    select
+        pair_id,
+        base_tensor,
+        role,
+        head,
+        expert,
+        count(*) filter (where in_base) as rank_base,
+        count(*) filter (where in_tuned) as rank_tuned,
+        count(overlap) > 0 as compared
+    from triplets
+    group by all
+),
+
+known as (
+    select
+        changes.*,
+        rank_base,
+        rank_tuned,
+        rank_base - outliers_left_base as left_from_base,
+        rank_tuned - outliers_left_tuned as left_from_tuned
+    from changes
+    join ranks
+        on ranks.pair_id = changes.pair_id
+        and ranks.base_tensor = changes.base_tensor
+        and ranks.role = changes.role
+        and ranks.head is not distinct from changes.head
+        and ranks.expert is not distinct from changes.expert
+    where compared
+),
+
+outliers as (
+    select
+        known.pair_id,
+        known.base_tensor,
+        known.role,
+        known.head,
+        known.expert,
+        k < outliers_right_tuned as is_right,
+        k >= left_from_tuned and k < rank_tuned as is_left,
+        case when overlap >= 0.5 and match < outliers_right_base then match end as right_before,
+        case when overlap >= 0.5 and match >= left_from_base and match < rank_base then match end as left_before
+    from triplets
+    join known
+        on known.pair_id = triplets.pair_id
+        and known.base_tensor = triplets.base_tensor
+        and known.role = triplets.role
+        and known.head is not distinct from triplets.head
+        and known.expert is not distinct from triplets.expert
+),
+
+matched as (
+    select
+        pair_id,
+        base_tensor,
+        role,
+        head,
+        expert,
+        count(*) filter (where is_left and left_before is null) as left_gained,
+        count(distinct left_before) filter (where is_left) as left_kept,
+        count(*) filter (where is_right and right_before is null) as right_gained,
+        count(distinct right_before) filter (where is_right) as right_kept
+    from outliers
+    group by all
+)
+
 select
-    base_model,
-    tuned_model,
+    model_pairs.base_model,
+    model_pairs.tuned_model,
     stack,
     layer,
-    role,
-    head,
-    expert,
+    changes.role,
+    changes.head,
+    changes.expert,
     tuned_tensor as tensor,
     relative_change,
     cosine,
     identical,
     outliers_left_base || ' -> ' || outliers_left_tuned as "left",
     outliers_right_base || ' -> ' || outliers_right_tuned as "right",
+    left_gained::integer as left_gained,
+    (outliers_left_base - left_kept)::integer as left_lost,
+    right_gained::integer as right_gained,
+    (outliers_right_base - right_kept)::integer as right_lost,
     intruders,
     delta_effective_rank,
     delta_outliers_right as delta_right,
     delta_u_p_mean as delta_u_p,
-    delta_v_p_mean as delta_v_p
-from pairs
-semi join chosen_comparisons($base, $tuned) using (pair_id)
-where ($role is null or role = $role) and (head is not null) = $heads
+    delta_v_p_mean as delta_v_p,
+    base_revision,
+    tuned_revision
+from changes
+join files.model_pairs using (model_pair)
+left join matched
+    on matched.pair_id = changes.pair_id
+    and matched.base_tensor = changes.base_tensor
+    and matched.role = changes.role
+    and matched.head is not distinct from changes.head
+    and matched.expert is not distinct from changes.expert
 order by
-    base_model, tuned_model, stack desc nulls first, layer nulls last, role_order(role), role, head, expert, tensor;
+    model_pairs.base_model,
+    model_pairs.tuned_model,
+    model_pair,
+    stack desc nulls first,
+    layer nulls last,
+    role_order(changes.role),
+    changes.role,
+    changes.head,
+    changes.expert,
+    tensor;

@@ -8,6 +8,7 @@
 -- param: heads BOOLEAN = FALSE | slices of single attention heads instead of whole matrices
 -- param: top INTEGER = 10 | so many of the largest singular values are looked at
 -- param: threshold DOUBLE = 0.5 | an overlap |u . u_base| below this makes an intruder
+-- param: pair_id VARCHAR = NULL | only this comparison, whole, even where a later one has newer results
 -- column: base_model | the pretrained model
 -- column: tuned_model | the fine-tuned model
 -- column: stack | encoder or decoder where the model has both
@@ -24,9 +25,12 @@
 -- column: u_p | mean p-value of the intruders' left vectors
 -- column: relative_change | |W_tuned - W_base| / |W_base|
 -- column: right_gained | singular values above the Marchenko-Pastur bulk, after minus before
+-- column: base_revision | the pretrained model's revision, the first 12 characters
+-- column: tuned_revision | the fine-tuned model's revision, the first 12 characters
 with examined as (
     select
         pair_id,
+        model_pair,
         base_tensor,
         stack,
         layer,
@@ -39,8 +43,7 @@ with examined as (
         string_agg(k, ', ' order by k) filter (where u_overlap < $threshold) as ranks,
         min(u_overlap) as smallest_overlap,
         avg(u_p_tuned) filter (where u_overlap < $threshold) as u_p
-    from pair_vectors
-    semi join chosen_comparisons($base, $tuned) using (pair_id)
+    from chosen_pair_vectors($base, $tuned, $pair_id)
     where k < $top and ($role is null or role = $role) and (head is not null) = $heads
     group by all
 ),
@@ -54,8 +57,7 @@ changes as (
         expert,
         relative_change,
         outliers_right_tuned - outliers_right_base as right_gained
-    from pairs
-    semi join chosen_comparisons($base, $tuned) using (pair_id)
+    from chosen_pairs($base, $tuned, $pair_id)
 )
 
 select
@@ -74,9 +76,11 @@ select
     examined.smallest_overlap,
     examined.u_p,
     changes.relative_change,
-    changes.right_gained
+    changes.right_gained,
+    base_revision,
+    tuned_revision
 from examined
-join comparisons on comparisons.pair_id = examined.pair_id
+join files.model_pairs using (model_pair)
 left join changes
     on changes.pair_id = examined.pair_id
     and changes.base_tensor = examined.base_tensor
@@ -87,6 +91,7 @@ where examined.intruders > 0
 order by
     base_model,
     tuned_model,
+    model_pair,
     examined.intruders desc,
     examined.smallest_overlap,
     examined.stack desc nulls first,

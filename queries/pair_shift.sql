@@ -6,6 +6,7 @@
 -- param: tuned VARCHAR = NULL | only pairs with this fine-tuned model
 -- param: role VARCHAR = NULL | only this role
 -- param: heads BOOLEAN = FALSE | slices of single attention heads instead of whole matrices
+-- param: pair_id VARCHAR = NULL | only this comparison, whole, even where a later one has newer results
 -- column: base_model | the pretrained model
 -- column: tuned_model | the fine-tuned model
 -- column: role | what the matrix does in its block
@@ -21,9 +22,11 @@
 -- column: v_p_base | right vectors before: mean p-value
 -- column: v_p_tuned | right vectors after: mean p-value
 -- column: p_change | mean of both sides, after minus before; negative = less random
+-- column: base_revision | the pretrained model's revision, the first 12 characters
+-- column: tuned_revision | the fine-tuned model's revision, the first 12 characters
 with shifts as (
     select
-        pair_id,
+        model_pair,
         role,
         rows,
         cols,
@@ -36,17 +39,18 @@ with shifts as (
         avg(u_p_tuned) as u_p_tuned,
         avg(v_p_base) as v_p_base,
         avg(v_p_tuned) as v_p_tuned
-    from pair_vectors
-    semi join chosen_comparisons($base, $tuned) using (pair_id)
+    from chosen_pair_vectors($base, $tuned, $pair_id)
     where ($role is null or role = $role) and (head is not null) = $heads
-    group by pair_id, role, rows, cols, k
+    group by model_pair, role, rows, cols, k
 )
 
 select
     base_model,
     tuned_model,
-    shifts.* exclude (pair_id),
-    (u_p_tuned + v_p_tuned - u_p_base - v_p_base) / 2 as p_change
+    shifts.* exclude (model_pair),
+    (u_p_tuned + v_p_tuned - u_p_base - v_p_base) / 2 as p_change,
+    base_revision,
+    tuned_revision
 from shifts
-join comparisons using (pair_id)
-order by base_model, tuned_model, role_order(role), role, rows, cols, k;
+join files.model_pairs using (model_pair)
+order by base_model, tuned_model, model_pair, role_order(role), role, rows, cols, k;

@@ -4,6 +4,7 @@
 -- param: base VARCHAR = NULL | only pairs with this base model
 -- param: tuned VARCHAR = NULL | only pairs with this tuned model
 -- param: heads BOOLEAN = FALSE | slices of single attention heads instead of whole matrices
+-- param: pair_id VARCHAR = NULL | only this comparison, whole, even where a later one has newer results
 -- column: base_model | the base model's name
 -- column: tuned_model | the tuned model's name
 -- column: role | what the matrix does in its block
@@ -18,9 +19,11 @@
 -- column: delta_rank | effective rank of the change, mean
 -- column: delta_right | singular values of the change above its bulk, mean
 -- column: delta_p | mean p-value of the singular vectors of the change, both sides
+-- column: base_revision | the pretrained model's revision, the first 12 characters
+-- column: tuned_revision | the fine-tuned model's revision, the first 12 characters
 select
-    base_model,
-    tuned_model,
+    model_pairs.base_model,
+    model_pairs.tuned_model,
     role,
     count(*)::integer as matrices,
     (count(*) filter (where identical))::integer as identical,
@@ -32,9 +35,11 @@ select
     sum(intruders)::integer as intruders,
     avg(delta_effective_rank) as delta_rank,
     avg(delta_outliers_right) as delta_right,
-    avg((delta_u_p_mean + delta_v_p_mean) / 2) as delta_p
-from pairs
-semi join chosen_comparisons($base, $tuned) using (pair_id)
+    avg((delta_u_p_mean + delta_v_p_mean) / 2) as delta_p,
+    base_revision,
+    tuned_revision
+from chosen_pairs($base, $tuned, $pair_id) as pairs
+join files.model_pairs using (model_pair)
 where (head is not null) = $heads
-group by base_model, tuned_model, role
-order by base_model, tuned_model, role_order(role), role;
+group by model_pair, model_pairs.base_model, model_pairs.tuned_model, base_revision, tuned_revision, role
+order by model_pairs.base_model, model_pairs.tuned_model, model_pair, role_order(role), role;

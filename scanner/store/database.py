@@ -114,9 +114,14 @@ def _make_relations(
     relation("all_vectors", "vectors", [name for name in with_matrices if name in with_vectors])
     relation("failures", "failures", [scan_id for scan_id, _, _, failed, _ in scans if failed])
     for table in _OF_COMPARISONS:
-        relation(table, table, listed["comparisons"])
+        relation(f"all_{table}", table, listed["comparisons"])
     for table in LISTED[1:]:
         relation(table, table, listed[table])
+
+    connection.execute(_statements("comparisons"))
+    again = connection.sql("select pair_id from files.comparing where again order by pair_id").fetchall()
+    relation("files.recompared", "pairs", [pair_id for (pair_id,) in again])
+    connection.execute(_statements("superseded_pairs"))
 
     # Only models and revisions with more than one scan can have superseded results.
     relation("files.rescanned", "matrices", [scan_id for scan_id, matrices, _, _, again in scans if matrices and again])

@@ -203,12 +203,14 @@ def add_comparison(
     base: str = "org/base",
     tuned: str = "org/tuned",
     hours: float = 0,
+    scans: tuple[str, str] = ("b", "t"),
+    **more: object,
 ) -> None:
-    """A committed comparison; `hours` after noon is when it was finished."""
-    names: dict[str, object] = {"pair_id": pair_id, "base_scan_id": "b", "tuned_scan_id": "t"}
+    """A committed comparison of two scans; `hours` after noon is when it was finished; `more` are columns of `comparisons`."""
+    names: dict[str, object] = {"pair_id": pair_id, "base_scan_id": scans[0], "tuned_scan_id": scans[1]}
     names |= {"base_model": base, "tuned_model": tuned}
     batch = store.comparison(pair_id, method={})
     for pair in pairs:
         batch.stage(pair.key, pair.tables(names))
-    row = {**names, "finished_at": NOON + timedelta(hours=hours), "matrices": len(pairs)}
+    row = {**names, "finished_at": NOON + timedelta(hours=hours), "matrices": len(pairs), **more}
     batch.commit([pair.key for pair in pairs], lambda _: row)

@@ -32,8 +32,8 @@ def test_a_comparison_is_seen_once_it_is_committed_and_sorted_then(store: Store)
     assert not batch.committed
     batch.commit(["late", "early"], lambda tables: row())
     assert batch.committed
-    assert store.sql("SELECT base_tensor FROM pairs")["base_tensor"].to_pylist() == ["a", "z"]
-    found = store.sql("SELECT layer, k FROM pair_vectors").to_pylist()
+    assert store.sql("SELECT base_tensor FROM all_pairs")["base_tensor"].to_pylist() == ["a", "z"]
+    found = store.sql("SELECT layer, k FROM all_pair_vectors").to_pylist()
     assert [(one["layer"], one["k"]) for one in found] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert store.unfinished() == []
 
@@ -59,18 +59,6 @@ def test_a_piece_needs_rows_of_every_table(store: Store) -> None:
     batch = store.comparison("pair", method=METHOD)
     with pytest.raises(ValueError, match="pair_subspaces"):
         batch.stage("one", {"pairs": piece("a", 0)["pairs"]})
-
-
-def test_the_newest_comparison_of_a_pair_is_the_chosen_one(store: Store) -> None:
-    from datetime import timedelta
-
-    from .rows import NOON
-
-    for number, pair_id in enumerate(["old", "new"]):
-        batch = store.comparison(pair_id, method=METHOD)
-        when = {"pair_id": pair_id, "finished_at": NOON + timedelta(hours=number)}
-        batch.commit([], lambda tables, when=when: row() | when)
-    assert store.sql("SELECT * FROM chosen_comparisons(NULL, NULL)")["pair_id"].to_pylist() == ["new"]
 
 
 def test_a_finished_point_is_there_at_once_and_for_all_who_open_the_store(store: Store) -> None:

@@ -1,12 +1,15 @@
 """The named queries about pretrained and fine-tuned pairs against numbers worked out here, by hand or with numpy."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from scanner.store import Store
 
-from .rows import Pair, add_comparison
+from .rows import Matrix, Pair, add_comparison, add_scan
 
 P_COLUMNS = ("u_p_base", "u_p_tuned", "v_p_base", "v_p_tuned")
 
@@ -28,6 +31,105 @@ def drawn(seed: int, tensor: str, rows: int, cols: int, **more: object) -> Pair:
     vectors = {name: random.uniform(size=low).tolist() for name in (*P_COLUMNS, "u_overlap", "v_overlap")}
     vectors |= {name: [*vectors[name][:-1], None] for name in ("u_p_base", "v_p_base")}
     return Pair(tensor=tensor, rows=rows, cols=cols, base=base.tolist(), tuned=tuned.tolist(), vectors=vectors, **more)
+
+
+CHANGED: dict[str, object] = {
+    "relative_change": 0.02,
+    "cosine": 0.75,
+    "outliers_left_base": 1,
+    "outliers_left_tuned": 2,
+    "outliers_right_base": 2,
+    "outliers_right_tuned": 2,
+    "intruders": 1,
+    "delta_effective_rank": 3.5,
+    "delta_outliers_right": 4,
+    "delta_u_p_mean": 0.5,
+    "delta_v_p_mean": 0.25,
+}
+
+
+def test_pair_changes_has_one_line_a_matrix_in_the_order_of_the_model(store: Store) -> None:
+    values = [6.0, 5.0, 4.0, 3.0, 2.0, 0.0]
+    p: list[float | None] = [0.5, 0.5, 0.5, 0.5, 0.5, None]  # the last singular value is numerically zero
+    vectors: dict[str, list[float | None]] = dict.fromkeys(P_COLUMNS, p)
+    # Rank 0 is what base rank 1 was and rank 1 nothing that the base has; ranks 3 and 4 are below the bulk now, of which
+    # rank 4 was before.
+    vectors |= {"u_overlap": [0.9, 0.4, 0.9, 0.9, 0.4, 0.9], "u_match": [1, 1, 2, 3, 0, 5]}
+    vectors |= {"v_overlap": [0.8, 0.3, 0.9, 0.9, 0.7, 0.9], "v_match": [3, 0, 2, 3, 4, 5]}
+    one = Pair(tensor="q", rows=6, cols=6, base=values, tuned=values, vectors=vectors, more=CHANGED)
+    plain = Pair(tensor="v", role="value", layer=1, more=CHANGED | {"identical": True, "relative_change": 0.0})
+    embedding = Pair(tensor="e", role="embedding", layer=None)
+    add_comparison(store, "one", [plain, embedding, one, Pair(tensor="q", head=0, more={"cosine": 0.5})])
+    found = store.query("pair_changes").to_pylist()
+    assert found[0] == {
+        "base_model": "org/base",
+        "tuned_model": "org/tuned",
+        "stack": None,
+        "layer": 0,
+        "role": "query",
+        "head": None,
+        "expert": None,
+        "tensor": "q",
+        "relative_change": 0.02,
+        "cosine": 0.75,
+        "identical": False,
+        "left": "1 -> 2",
+        "right": "2 -> 2",
+        "left_gained": 1,
+        "left_lost": 0,
+        "right_gained": 1,
+        "right_lost": 1,
+        "intruders": 1,
+        "delta_effective_rank": 3.5,
+        "delta_right": 4,
+        "delta_u_p": 0.5,
+        "delta_v_p": 0.25,
+        "base_revision": None,
+        "tuned_revision": None,
+    }
+    assert [(row["tensor"], row["identical"], row["relative_change"]) for row in found[1:]] == [
+        ("v", True, 0.0),
+        ("e", False, None),
+    ]
+    assert found[1]["right_gained"] is None, "overlaps are not known"
+    assert rows(store.query("pair_changes", role="value"), "tensor") == [("v",)]
+    assert rows(store.query("pair_changes", heads=True), "head", "cosine") == [(0, 0.5)]
+
+
+def test_pair_summary_has_one_line_a_role(store: Store) -> None:
+    pairs = [
+        Pair(tensor="a", layer=0, more=CHANGED),
+        Pair(
+            tensor="b",
+            layer=7,
+            more=CHANGED
+            | {"relative_change": 0.06, "outliers_left_base": 2, "outliers_right_tuned": 5, "intruders": 2},
+        ),
+        Pair(tensor="c", layer=3, more=CHANGED | {"relative_change": 0.0, "identical": True}),
+        Pair(tensor="d", role="mlp_up", more=CHANGED | {"delta_effective_rank": 9.0}),
+    ]
+    add_comparison(store, "one", [*pairs, Pair(tensor="a", head=0, more=CHANGED)])
+    first, second = store.query("pair_summary").to_pylist()
+    assert first == {
+        "base_model": "org/base",
+        "tuned_model": "org/tuned",
+        "role": "query",
+        "matrices": 3,
+        "identical": 1,
+        "change_median": 0.02,
+        "change_max": 0.06,
+        "largest_in": 7,
+        "left": "1.3 -> 2.0",
+        "right": "2.0 -> 3.0",
+        "intruders": 4,
+        "delta_rank": 3.5,
+        "delta_right": 4.0,
+        "delta_p": 0.375,
+        "base_revision": None,
+        "tuned_revision": None,
+    }
+    assert (second["role"], second["matrices"], second["delta_rank"]) == ("mlp_up", 1, 9.0)
+    assert rows(store.query("pair_summary", heads=True), "role", "matrices") == [("query", 1)]
 
 
 def test_pair_shift_averages_rank_by_rank_over_matrices_of_one_role_and_shape(store: Store) -> None:
@@ -169,3 +271,102 @@ def test_pair_queries_show_the_newest_comparison_of_the_pairs_that_are_wanted(st
     assert shown(role="mlp_up") == expected(other)
     assert shown(heads=True) == expected(("org/tuned", "query", 4))
     assert shown(base="nobody") == []
+
+
+def of(marker: int, **more: object) -> Pair:
+    """A pair whose relative change is the marker, and whose overlaps are a tenth of it."""
+    values = [marker / 10] * 4
+    vectors: dict[str, object] = {"u_overlap": values, "v_overlap": values} | dict.fromkeys(P_COLUMNS, [0.5] * 4)
+    own: dict[str, object] = {"relative_change": float(marker)}
+    return Pair(vectors=vectors, overlaps={("u", 1): marker / 10}, more=own, **more)  # type: ignore[arg-type]
+
+
+def changes(store: Store, **params: object) -> list[tuple[object, ...]]:
+    return rows(store.query("pair_changes", **params), "tensor", "relative_change")
+
+
+def test_a_comparison_of_some_matrices_replaces_those_only(store: Store) -> None:
+    whole = [of(1, tensor="q0"), of(2, tensor="q1", layer=1), of(3, tensor="up", role="mlp_up", layer=1)]
+    add_comparison(store, "whole", whole, hours=1)
+    add_comparison(store, "some", [of(4, tensor="q1", layer=1)], hours=2)
+    add_comparison(store, "heads", [of(1, tensor="q0", head=head) for head in range(2)], hours=3)
+    assert changes(store) == [("q0", 1.0), ("q1", 4.0), ("up", 3.0)]
+    assert rows(store.query("pair_summary"), "role", "matrices", "change_max") == [
+        ("query", 2, 4.0),
+        ("mlp_up", 1, 3.0),
+    ]
+    assert set(rows(store.query("pair_shift", role="query"), "k", "matrices")) == {(k, 2) for k in range(4)}
+    [smallest] = [row for row in store.query("pair_by_decile", role="query").to_pylist() if row["decile"] == 3]
+    assert smallest["u_turned"] == pytest.approx(1 - (0.1 + 0.4) / 2)
+    assert rows(store.query("pair_intruders"), "tensor", "relative_change") == [("q0", 1.0), ("up", 3.0), ("q1", 4.0)]
+    assert store.query("pair_summary", heads=True).num_rows == 1
+    # The same for who asks the tables.
+    for table, each in (("pairs", 1), ("pair_vectors", 4), ("pair_subspaces", 1)):
+        assert store.sql(f"from {table}").num_rows == 5 * each
+        assert store.sql(f"from all_{table}").num_rows == 6 * each
+        assert store.sql(f"select distinct pair_id from {table} where base_tensor = 'q1'").to_pylist() == [
+            {"pair_id": "some"}
+        ]
+    assert store.sql("from pairs").column_names == store.sql("from all_pairs").column_names
+
+
+@pytest.mark.parametrize("name", ["pair_changes", "pair_summary", "pair_shift", "pair_by_decile", "pair_intruders"])
+def test_one_comparison_can_be_asked_for_whole(store: Store, name: str) -> None:
+    add_comparison(store, "old", [of(1, tensor="q"), of(1, tensor="up", role="mlp_up")], hours=1)
+    add_comparison(store, "new", [of(2, tensor="q")], hours=2)
+
+    def shown(pair_id: str) -> set[tuple[object, ...]]:
+        return set(rows(store.query(name, pair_id=pair_id), "role"))
+
+    assert shown("old") == {("query",), ("mlp_up",)}
+    assert shown("new") == {("query",)}
+    assert shown("none") == set()
+    assert changes(store, pair_id="old") == [("q", 1.0), ("up", 1.0)]
+
+
+def test_a_comparison_with_no_newest_result_is_not_chosen(store: Store) -> None:
+    add_comparison(store, "old", [of(1)], hours=1)
+    add_comparison(store, "new", [of(2), of(3, tensor="other")], hours=2)
+    chosen = store.sql("select pair_id from chosen_comparisons(null, null)").to_pylist()
+    assert chosen == [{"pair_id": "new"}]
+    assert store.sql("select pair_id from pairs semi join chosen_comparisons(null, null) using (pair_id)").num_rows == 2
+
+
+def test_revisions_are_models_of_their_own(store: Store) -> None:
+    for number, revision in enumerate(("step1000", "step2000", "0123456789abcdef")):
+        add_scan(store, f"s{number}", [Matrix()], model="org/run", revision=revision, hours=number)
+    run = {"base": "org/run", "tuned": "org/run"}
+    add_comparison(store, "early", [of(1)], scans=("s0", "s1"), hours=1, **run)
+    add_comparison(store, "late", [of(2)], scans=("s1", "s2"), hours=2, **run)
+    add_comparison(store, "early-again", [of(3)], scans=("s0", "s1"), hours=3, **run)
+    for name in ("pair_changes", "pair_summary"):
+        found = store.query(name, base="org/run")
+        assert rows(found, "base_revision", "tuned_revision") == [
+            ("step1000", "step2000"),
+            ("step2000", "0123456789ab"),
+        ]
+    assert rows(store.query("pair_changes"), "relative_change") == [(3.0,), (2.0,)]
+    assert store.query("pair_shift").num_rows == 8
+
+
+def test_questions_about_one_pair_read_no_other_pair_s_rows(store: Store) -> None:
+    many = [drawn(n, f"t{n}", 20, 20, layer=n) for n in range(20)]
+    for number in range(4):
+        add_comparison(store, f"p{number}", many, tuned=f"m{number}")
+    add_comparison(store, "again", many[:1], tuned="m2", hours=1)
+
+    def scans(operators: list[dict[str, object]]) -> list[dict[str, object]]:
+        own = [one for one in operators if "READ_PARQUET" in str(one["extra_info"].get("Function"))]  # type: ignore[attr-defined]
+        return own + [scan for one in operators for scan in scans(one.get("children", []))]  # type: ignore[arg-type]
+
+    for query in store.queries():
+        if not query.name.startswith("pair_") or "pair_id" not in [param.name for param in query.params]:
+            continue
+        for model, own in (("m1", ["p1"]), ("m2", ["p2", "again"])):
+            text = f"explain (analyze, format json) {query.sql}"
+            [(_, profile)] = store._database().execute(text, query.bind({"tuned": model})).fetchall()
+            for scan in scans(json.loads(profile)["operator"]):
+                place = Path(str(scan["extra_info"]["Filename(s)"]).split(",")[0]).parent.name  # type: ignore[index]
+                pushed = str(scan["extra_info"].get("Dynamic Filters"))  # type: ignore[attr-defined]
+                if place in ("pairs", "pair_vectors"):
+                    assert all(f"'{name}'" in pushed for name in own), (query.name, place, pushed)

@@ -38,16 +38,64 @@ qualify
         order by (revision = wanted_revision) desc nulls last, finished_at desc nulls last, scan_id desc
     );
 
--- The newest comparison of every pair of models, or of the pairs that are wanted (null: all).
+-- Comparisons that hold a newest result of the pairs of models that are wanted (null: all), or the one that is wanted.
 -- `semi join chosen_comparisons($base, $tuned) using (pair_id)`.
-create macro chosen_comparisons(wanted_base, wanted_tuned) as table
-select pair_id
-from comparisons
+create macro chosen_comparisons(wanted_base, wanted_tuned, wanted_pair := null) as table
+select pair_id, model_pair
+from files.compared
 where
     (wanted_base is null or base_model = wanted_base)
     and (wanted_tuned is null or tuned_model = wanted_tuned)
-qualify
-    row_number() over (partition by base_model, tuned_model order by finished_at desc nulls last, pair_id desc) = 1;
+    and case when wanted_pair is null then not superseded else pair_id = wanted_pair end;
+
+-- The newest results of the pairs of models that are wanted, or all results of one comparison, with the number of the pair of
+-- models: `join files.model_pairs using (model_pair)` has its names. The condition on pair_id reaches READ_PARQUET, so that
+-- other pairs' row groups are skipped.
+create macro chosen_pairs(wanted_base, wanted_tuned, wanted_pair) as table
+select result.*, chosen.model_pair
+from all_pairs as result
+join chosen_comparisons(wanted_base, wanted_tuned, wanted_pair) as chosen using (pair_id)
+anti join (from files.superseded_pairs where wanted_pair is null) as old
+    on old.pair_id = result.pair_id
+    and old.base_tensor = result.base_tensor
+    and old.role = result.role
+    and old.head is not distinct from result.head
+    and old.expert is not distinct from result.expert;
+
+create macro chosen_pair_vectors(wanted_base, wanted_tuned, wanted_pair) as table
+select result.*, chosen.model_pair
+from all_pair_vectors as result
+join chosen_comparisons(wanted_base, wanted_tuned, wanted_pair) as chosen using (pair_id)
+anti join (from files.superseded_pairs where wanted_pair is null) as old
+    on old.pair_id = result.pair_id
+    and old.base_tensor = result.base_tensor
+    and old.role = result.role
+    and old.head is not distinct from result.head
+    and old.expert is not distinct from result.expert;
+
+create macro chosen_pair_subspaces(wanted_base, wanted_tuned, wanted_pair) as table
+select result.*, chosen.model_pair
+from all_pair_subspaces as result
+join chosen_comparisons(wanted_base, wanted_tuned, wanted_pair) as chosen using (pair_id)
+anti join (from files.superseded_pairs where wanted_pair is null) as old
+    on old.pair_id = result.pair_id
+    and old.base_tensor = result.base_tensor
+    and old.role = result.role
+    and old.head is not distinct from result.head
+    and old.expert is not distinct from result.expert;
+
+-- The newest result of every pair of matrices; `all_pairs`, `all_pair_vectors`, `all_pair_subspaces` hold those of every comparison.
+create view pairs as
+select * exclude (model_pair)
+from chosen_pairs(null, null, null);
+
+create view pair_vectors as
+select * exclude (model_pair)
+from chosen_pair_vectors(null, null, null);
+
+create view pair_subspaces as
+select * exclude (model_pair)
+from chosen_pair_subspaces(null, null, null);
 
 -- Roles in the order of the data's way through a block, for ORDER BY.
 create macro role_order(role) as
