@@ -56,7 +56,9 @@ def finetune(
     keep: Annotated[
         str | None,
         typer.Option(
-            metavar="FOLDER", help="Keep the tuned models there, to be scanned and compared.", show_default="not kept"
+            metavar="FOLDER",
+            help="Keep the tuned models there, as RUN-none-seed0 and so on, to be scanned and compared.",
+            show_default="not kept",
         ),
     ] = None,
     address: AddressOption = None,
@@ -75,7 +77,7 @@ def finetune(
 
         rmtscan finetune org/model --task boolq.jsonl --column question --second passage --label answer --order remove-first
 
-        rmtscan finetune ./encoder --task sst2.tsv --order none --keep tuned && rmtscan compare ./encoder tuned/none-seed0
+        rmtscan finetune ./encoder --task sst2.tsv --order none --keep tuned && rmtscan compare ./encoder tuned/*-none-seed0
     """
     from scanner.checkpoint import ROLES
     from scanner.cli.progress import Progress

@@ -39,6 +39,12 @@ class Point:
         return f"{self.order}{middle}-seed{self.seed}"
 
 
+def point_file(run_id: str, point: Point, roles: str) -> str:
+    """Name of a point's file, and of the folder of its model: the series, the point, and the roles if they are not all."""
+    of_roles = "" if point.decile is None or roles == "all" else f"-{roles.replace(',', '.')}"
+    return f"{run_id}-{point.label}{of_roles}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class FineTuneTask:
     """One training, from a base without the decile `first` (None: as it is), and the points that are measured on its result."""
@@ -54,13 +60,19 @@ class FineTuneTask:
     seed: int
     first: int | None
     points: tuple[Point, ...]
+    roles: str
+    """Of the matrices, as in column `roles`."""
     folder: str | None
-    """Where the models of its points are kept."""
+    """Where the models of its points are kept, each in a folder with the name of the point's file."""
 
     @property
     def name(self) -> str:
         """The series and the first of its points."""
         return f"{self.run_id}/{self.points[0].label}"
+
+    def file(self, point: Point) -> str:
+        """As `point_file`."""
+        return point_file(self.run_id, point, self.roles)
 
     @property
     def cost(self) -> float:
@@ -142,7 +154,7 @@ def fine_tune(body: Any, task: FineTuneTask, of_base: FactorCache, measured: lis
             )
             with after as (taken, _):
                 accuracy = float(correct(model, data.test, data.padding).mean())
-                folder = None if task.folder is None else Path(task.folder) / point.label
+                folder = None if task.folder is None else Path(task.folder) / task.file(point)
                 if folder is not None:
                     keep(model, load_tokenizer(task.place), folder)
             measured.append(

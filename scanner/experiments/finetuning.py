@@ -31,6 +31,7 @@ from scanner.experiments.finetune_task import (
     Measured,
     Order,
     Point,
+    point_file,
 )
 from scanner.experiments.finetune_training import Recipe
 from scanner.experiments.labels import SHORTEST, Dataset, prepare
@@ -99,7 +100,8 @@ def finetune(
         length: longest sequence, in tokens.
         examples: to train on at most; None: all but the test part.
         test_share: share of the texts that accuracy is measured on.
-        folder: where the tuned models are kept; None: they are not. On a cluster a place that all machines share.
+        folder: where the tuned models are kept, each in a folder of its own whose name is that of the point's file
+            (`RUN-none-seed0`); None: they are not. On a cluster a place that all machines share.
         store: where the results go; made if it is not there.
         pool: where and on how many workers.
         observer: told of progress.
@@ -146,6 +148,7 @@ def finetune(
             seed=0,
             first=None,
             points=(),
+            roles=series.roles,
             folder=None if keeping is None else str(keeping),
         )
         tasks = _tasks(base_task, todo)
@@ -193,8 +196,7 @@ class _Series:
 
     def name(self, point: Point) -> str:
         """The point's file: the series, and what is special to the point."""
-        roles = "" if point.decile is None or self.roles == "all" else f"-{self.roles.replace(',', '.')}"
-        return f"{self.run_id}-{point.label}{roles}"
+        return point_file(self.run_id, point, self.roles)
 
     def has(self, point: Point) -> bool:
         """Whether a point needs nothing done: it is in the store, and so is its model if models are to be kept."""

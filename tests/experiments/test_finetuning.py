@@ -64,6 +64,7 @@ def task_of(
         seed=points[0].seed,
         first=first,
         points=points,
+        roles="all",
         folder=None,
     )
     return dataclasses.replace(task, **more)
@@ -372,8 +373,9 @@ def test_kept_models_are_whole_checkpoints(tmp_path: Path, base: Path, texts: Pa
     assert (plain.run_id, report.kept) == (report.run_id, 0)  # points whose models are wanted and not there
     again = run(tmp_path / "store", base, texts, orders=("remove-first",), folder=str(tmp_path / "kept"))
     assert again.kept == again.points == 2
-    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["none-seed0", "remove-first-decile1-seed0"]
-    folder = tmp_path / "kept" / "none-seed0"
+    names = [f"{report.run_id}-{label}" for label in ("none-seed0", "remove-first-decile1-seed0")]
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == names
+    folder = tmp_path / "kept" / names[0]
     rows = open_store(str(tmp_path / "store")).sql("select checkpoint from finetunes").to_pylist()
     assert {row["checkpoint"] for row in rows} == {str(path) for path in (tmp_path / "kept").iterdir()}
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
@@ -388,6 +390,26 @@ def test_kept_models_are_whole_checkpoints(tmp_path: Path, base: Path, texts: Pa
     accuracy = next(row["accuracy"] for row in accuracies(tmp_path / "store") if row["order"] == "none")
     assert correct(model.eval(), data.test, data.padding).mean() == pytest.approx(accuracy)
     assert {ref.role for ref in open_target(str(folder), Selection()).inventory.matrices} >= {"query", "mlp_down"}
+
+
+def test_kept_models_of_other_roles_and_recipes_stand_beside_each_other(
+    tmp_path: Path, base: Path, texts: Path, in_process: None
+) -> None:
+    more: dict[str, Any] = {"orders": ("tune-first",), "folder": str(tmp_path / "kept")}
+    first = run(tmp_path / "store", base, texts, **more)
+    run(tmp_path / "store", base, texts, roles=("value", "query"), **more)
+    third = run(tmp_path / "store", base, texts, recipe=Recipe(epochs=1, batch=16, rate=2e-3), **more)
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == sorted(
+        [
+            f"{first.run_id}-none-seed0",
+            f"{first.run_id}-tune-first-decile1-seed0",
+            f"{first.run_id}-tune-first-decile1-seed0-query.value",
+            f"{third.run_id}-none-seed0",
+            f"{third.run_id}-tune-first-decile1-seed0",
+        ]
+    )
+    rows = open_store(str(tmp_path / "store")).sql("select checkpoint from finetunes").to_pylist()
+    assert {Path(row["checkpoint"]) for row in rows} == {*(tmp_path / "kept").iterdir()}
 
 
 @pytest.mark.parametrize(
