@@ -30,7 +30,7 @@ from scanner.store import SCHEMAS, Store, open_store
 from scanner.version import __version__
 
 #: Raised whenever the same pair would give different rows; part of every comparison's identity.
-COMPARISON_VERSION = 1
+COMPARISON_VERSION = 2
 
 _PLACE = "stack layer role head expert rows cols module".split()
 _VECTOR_COLUMNS = "tensor role head expert k u_p v_p".split()
@@ -55,9 +55,9 @@ class ComparisonReport:
     identical: tuple[str, ...]
     """Tuned tensors that are equal to their base to the last bit."""
     unmatched: dict[str, list[str]] = field(default_factory=dict)
-    """Why there is no pair, to the tensors."""
+    """Why there is no pair, to the matrices."""
     failed: tuple[str, ...] = ()
-    """Tuned tensors that could not be compared, each with the reason."""
+    """Tuned matrices that could not be compared, or whose difference could not be analysed, each with the reason."""
     new: bool = True
     """False when the store had this comparison already."""
 
@@ -148,7 +148,7 @@ class _Comparison:
         text = json.dumps([COMPARISON_VERSION, self.scan_ids["base"], self.scan_ids["tuned"]])
         self.batch = store.comparison(hashlib.sha256(text.encode()).hexdigest()[:16], method=self.method)
         self.environment: dict[str, Any] = {}
-        self.failed: dict[str, str] = {}
+        self.failed: dict[str, str] = {}  # the key of a tuned matrix to what was wrong; it has no rows
         self.started_at = datetime.now(UTC)
         self._rows: dict[str, dict[Key, dict[str, object]]] = {}
         self._p_values: dict[str, dict[Key, pa.Table]] = {}
@@ -189,14 +189,14 @@ class _Comparison:
     def _done(self, task: PairTask, outcome: PairOutcome) -> None:
         lacking = [name for name in ("base", "tuned") if _key_of(task, name) not in self._rows[name]]
         if outcome.error or lacking:
-            self.failed[task.tuned.tensor] = outcome.error or f"its scan of the {lacking[0]} checkpoint failed"
+            self.failed[task.name] = outcome.error or f"its scan of the {lacking[0]} checkpoint failed"
             self.observer.task_done(task, failed=[task.name])
             return
         self.batch.stage(task.name, self._tables(task, outcome))
         self.observer.task_done(task, failed=[])
 
     def _lost(self, task: PairTask, reason: str) -> None:
-        self.failed[task.tuned.tensor] = reason
+        self.failed[task.name] = reason
         self.observer.task_done(task, failed=[task.name])
 
     def _tables(self, task: PairTask, outcome: PairOutcome) -> dict[str, pa.Table]:
@@ -239,8 +239,8 @@ class _Comparison:
         return self._p_values[side]
 
     def _commit(self) -> None:
-        keys = [tuned.key for _, tuned in self.matching.pairs if tuned.tensor not in self.failed]
-        unmatched = self._unmatched()
+        keys = [tuned.key for _, tuned in self.matching.pairs if tuned.key not in self.failed]
+        unmatched, failed = self._unmatched(), self._failures()
         finished_at = datetime.now(UTC)
         row = {
             "pair_id": self.batch.batch_id,
@@ -254,8 +254,8 @@ class _Comparison:
             "seconds": (finished_at - self.started_at).total_seconds(),
             "matrices": len(keys),
             "unmatched": sum(len(names) for names in unmatched.values()),
-            "failed": len(self.failed),
-            "unmatched_tensors": json.dumps(unmatched | {_FAILED: [f"{t}: {why}" for t, why in self.failed.items()]}),
+            "failed": len(failed),
+            "unmatched_tensors": json.dumps(unmatched | {_FAILED: failed}),
             "scanner_version": __version__,
             "method": json.dumps(self.method),
             "environment": json.dumps(self.environment),
@@ -279,13 +279,26 @@ class _Comparison:
             new=new,
         )
 
+    def _failures(self) -> list[str]:
+        """What could not be compared, and what was, but has no rows about its difference; in the order of the model."""
+        reasons = {str(row["tensor"]): row for row in self.store.file_rows("failures", self.scan_ids["delta"])}
+        found = []
+        for _, tuned in self.matching.pairs:
+            why = self.failed.get(tuned.key)
+            if why is None and _key_of_ref(tuned) not in self._rows["delta"]:
+                failure = reasons.get(tuned.tensor, {"error": "not scanned", "message": "no row"})
+                why = f"its difference was not analysed: {failure['error']}: {failure['message']}"
+            if why is not None:
+                found.append(f"{_named(tuned)}: {why}")
+        return found
+
     def _unmatched(self) -> dict[str, list[str]]:
         matching = self.matching
         found = {
-            f"only in {self.base.model}": [ref.tensor for ref in matching.only_base],
-            f"only in {self.tuned.model}": [ref.tensor for ref in matching.only_tuned],
+            f"only in base ({self.base.model})": [_named(ref) for ref in matching.only_base],
+            f"only in tuned ({self.tuned.model})": [_named(ref) for ref in matching.only_tuned],
             "of another shape": [
-                f"{new.tensor} ({old.rows}x{old.cols} became {new.rows}x{new.cols})"
+                f"{_named(new)} ({old.rows}x{old.cols} became {new.rows}x{new.cols})"
                 for old, new in matching.different_shape
             ],
         }
@@ -297,8 +310,18 @@ def _key(row: dict[str, object]) -> Key:
 
 
 def _key_of(task: PairTask, name: str) -> Key:
-    ref: MatrixRef = task.base if name == "base" else task.tuned  # a difference is called after the tuned matrix
+    return _key_of_ref(task.base if name == "base" else task.tuned)  # a difference is called after the tuned matrix
+
+
+def _key_of_ref(ref: MatrixRef) -> Key:
     return ref.tensor, ref.role, ref.head, ref.expert
+
+
+def _named(ref: MatrixRef) -> str:
+    """A matrix by its tensor, and which of the matrices that the tensor holds: `qkv.weight (query, head 3)`."""
+    words = [ref.role] if ref.row_pattern is not None or ref.head is not None else []
+    words += [f"{name} {index}" for name, index in (("head", ref.head), ("expert", ref.expert)) if index is not None]
+    return f"{ref.tensor} ({', '.join(words)})" if words else ref.tensor
 
 
 def _by_matrix(vectors: pa.Table) -> Iterator[tuple[Key, pa.Table]]:

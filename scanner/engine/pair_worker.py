@@ -98,11 +98,13 @@ def compare_pair(base: torch.Tensor, tuned: torch.Tensor) -> PairOutcome:
         "singular_value_base": before.singular_values.cpu().numpy(),
         "singular_value_tuned": after.singular_values.cpu().numpy(),
     }
+    # A decile with vectors of numerically zero values is no subspace of the matrix.
+    known = min(rank_before, rank_after)
+    sound = {decile for decile, ranks in pairs.decile_ranks(len(after.singular_values)) if ranks.stop <= known}
     intruders = 0
     subspaces: list[dict[str, object]] = []
     for side, old, new in (("u", before.left, after.left), ("v", before.right, after.right)):
         # The vectors of numerically zero values are arbitrary: they are like nothing, and nothing is like them.
-        missing = len(new) - rank_after
         found = pairs.best_overlaps(old[:rank_before], new[:rank_after]) if rank_before and rank_after else None
         overlap = [] if found is None else found.overlap.tolist()
         match = [] if found is None else found.match.tolist()
@@ -110,11 +112,11 @@ def compare_pair(base: torch.Tensor, tuned: torch.Tensor) -> PairOutcome:
         columns[f"{side}_match"] = pa.array(match + [None] * (len(new) - len(match)), pa.int32())
         if side == "u" and found is not None:
             intruders = pairs.intruders(found)
-        if not missing and rank_before == len(old):
-            subspaces += [
-                {"side": side, "decile": decile} | dataclasses.asdict(angles)
-                for decile, angles in pairs.decile_subspaces(old, new)
-            ]
+        subspaces += [
+            {"side": side, "decile": decile} | dataclasses.asdict(angles)
+            for decile, angles in (pairs.decile_subspaces(old, new) if sound else ())
+            if decile in sound
+        ]
     return PairOutcome(
         change=change,
         intruders=intruders,

@@ -9,9 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from scanner import PoolOptions, Store, compare, open_store
+from scanner import Method, PoolOptions, Selection, Store, compare, open_checkpoint, open_store
+from scanner.checkpoint import difference, list_matrices
+from scanner.engine.method import scan_id
+from scanner.engine.pair_worker import compare_pair
+from scanner.engine.rows import unpack
 from scanner.errors import CheckpointError
 from tests.checkpoint.writing import checkpoint
+from tests.store.rows import failure, scan_values
 
 from .checkpoints import small, tensors, weight
 from .observer import Recorder
@@ -129,10 +134,81 @@ def test_what_has_no_counterpart_is_listed_and_a_broken_matrix_fails_alone(tmp_p
     assert report.matrices == 9
     assert [line.split(":")[0] for line in report.failed] == [broken]
     assert report.unmatched == {
-        f"only in {report.base_model}": [gone],
-        f"only in {report.tuned_model}": ["model.layers.3.self_attn.q_proj.weight"],
+        f"only in base ({report.base_model})": [gone],
+        f"only in tuned ({report.tuned_model})": ["model.layers.3.self_attn.q_proj.weight"],
         "of another shape": [f"{wider} (48x24 became 60x24)"],
     }
+
+
+def test_one_broken_head_leaves_its_siblings_and_each_is_named(tmp_path: Path) -> None:
+    config = CONFIG | {"num_attention_heads": 4, "hidden_size": 24}
+    query, gone = (f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1))
+    before = tensors(layers=2)
+    changed = before | {query: before[query] + 0.1 * weight(24, 24, 5)}
+    changed[query][6:12] = float("nan")
+    del changed[gone]
+    base, tuned = checkpoint(tmp_path / "base", before, config), checkpoint(tmp_path / "tuned", changed, config)
+    method = Method(selection=Selection(heads=True, only=("query",)))
+    report = compare(base, tuned, store=tmp_path / "store", method=method, pool=POOL)
+    assert report.matrices == 3
+    assert [line.partition(": ")[0] for line in report.failed] == [f"{query} (query, head 1)"]
+    assert report.unmatched == {"only in base (base)": [f"{gone} (query, head {head})" for head in range(4)]}
+    rows = open_store(report.store).sql("SELECT head, relative_change FROM pairs ORDER BY head").to_pylist()
+    assert [row["head"] for row in rows] == [0, 2, 3]
+    assert all(0 < row["relative_change"] < 1 for row in rows)
+
+
+def test_two_checkpoints_of_one_name_keep_their_lists_apart(tmp_path: Path) -> None:
+    before = tensors(layers=1)
+    changed = {name: tensor + 0.1 if tensor.ndim == 2 else tensor for name, tensor in before.items()}
+    gone, new = "model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight"
+    changed[new] = changed.pop(gone)
+    folders = [checkpoint(tmp_path / side / "same", made, CONFIG) for side, made in (("a", before), ("b", changed))]
+    report = compare(folders[0], folders[1], store=tmp_path / "store", pool=POOL)
+    assert report.base_model == report.tuned_model == "same"
+    assert report.unmatched == {"only in base (same)": [gone], "only in tuned (same)": [new]}
+
+
+def test_a_difference_that_was_not_analysed_is_a_failure_and_the_pair_is_kept(tmp_path: Path) -> None:
+    changed = {name: tensor * 1.5 for name, tensor in tensors(layers=1).items()}
+    base, tuned = small(tmp_path / "base", layers=1), checkpoint(tmp_path / "tuned", changed, CONFIG)
+    opened = difference(open_checkpoint(base), open_checkpoint(tuned))
+    store = open_store(str(tmp_path / "store"), create=True)
+    refs = list_matrices(opened).matrices
+    writer = store.writer(scan_id(opened.identity, Method()), method=Method().as_dict(), model=opened.model)
+    for ref in refs:
+        writer.stage_failure(ref.key, failure(writer.scan_id, ref.tensor, opened.model))
+    writer.commit(scan_values())
+    report = compare(base, tuned, store=store.url, pool=POOL)
+    assert report.matrices == 4
+    assert report.unmatched == {}
+    assert sorted(report.failed) == sorted(
+        f"{ref.tensor}: its difference was not analysed: OSError: gone" for ref in refs
+    )
+    [row] = store.sql("SELECT failed FROM comparisons").to_pylist()
+    assert row["failed"] == 4
+    for pair in store.sql("SELECT * FROM pairs").to_pylist():
+        assert pair["relative_change"] == pytest.approx(0.5)
+        assert pair["delta_effective_rank"] is None
+
+
+def test_deciles_above_the_numerical_rank_keep_their_angles() -> None:
+    base, tuned = weight(40, 30, 1).double(), weight(40, 30, 2).double()
+    whole = unpack(compare_pair(base, tuned).subspaces).to_pylist()
+    u, s, vh = torch.linalg.svd(base, full_matrices=False)
+    s[-1] = 0.0  # in decile 1; the others are as they were
+    lacking = unpack(compare_pair(u @ torch.diag(s) @ vh, tuned).subspaces).to_pylist()
+    assert [(row["side"], row["decile"]) for row in lacking] == [
+        (side, decile) for side in "uv" for decile in range(2, 11)
+    ]
+    expected = {(row["side"], row["decile"]): row for row in whole}
+    for row in lacking:
+        assert row == pytest.approx(expected[row["side"], row["decile"]], abs=1e-6)
+
+
+def test_a_zero_matrix_has_no_subspaces() -> None:
+    outcome = compare_pair(torch.zeros(12, 12), weight(12, 12, 3))
+    assert unpack(outcome.subspaces).num_rows == 0
 
 
 def test_checkpoints_that_are_no_pair_are_refused(tmp_path: Path, pair: tuple[str, str, Store]) -> None:
