@@ -190,7 +190,10 @@ class Probe:
 
         def compute(batch: Batch, indices: list[int]) -> None:
             inputs = batch.inputs(model)
-            states = model(**inputs, output_hidden_states=True).hidden_states[-1].double()
+            layers = getattr(model(**inputs, output_hidden_states=True), "hidden_states", None)
+            if layers is None:
+                raise ScannerError(f"{type(model).__name__} shows no hidden states: a probe has no features")
+            states = layers[-1].double()
             mask = inputs["attention_mask"].double()[:, :, None]
             mean = (states * mask).sum(dim=1) / mask.sum(dim=1)
             for row, index in enumerate(indices):

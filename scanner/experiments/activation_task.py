@@ -22,7 +22,7 @@ from scanner.errors import ScannerError
 from scanner.experiments.activations import Eigensystem, Moments, Recorder, eigensystem, overlaps
 from scanner.experiments.models import ModelPlace, Precision
 from scanner.experiments.placing import Placed, place_matrices
-from scanner.experiments.running import Failure, Resident, pack, rows_table
+from scanner.experiments.running import Failure, Resident, one_line, pack, rows_table
 from scanner.experiments.tokens import BATCH_TOKENS, Batch, Batches, Ids
 from scanner.rmt import metrics
 from scanner.rmt.decomposition import decompose
@@ -116,13 +116,13 @@ class ActivationWorker(Resident):
         with self.computing():
             try:
                 model = self.model(task.place, "own", task.dtype)
-            except ScannerError as error:
-                return ActivationOutcome(failure=Failure(message=str(error), hopeless=True))
+            except Exception as error:  # nothing escapes an actor: Ray's traceback would take the place of the line
+                return ActivationOutcome(failure=Failure(message=one_line(error), hopeless=True))
             batches = Batches(task.padding, BATCH_TOKENS[self._device])
             try:
                 return measure(model, task, batches)
             except Exception as error:  # whatever a block does, the others go on, and a line says what it was
-                return ActivationOutcome(failure=Failure(message=f"{type(error).__name__}: {error}"))
+                return ActivationOutcome(failure=Failure(message=one_line(error)))
 
 
 def measure(model: Any, task: ActivationTask, batches: Batches) -> ActivationOutcome:
@@ -182,7 +182,8 @@ def compare(
                 continue
             group = sums.shared.get(at.module, at.module)
             moments = sums.moments.get(group)
-            if moments is None or moments.count == 0:
+            # Of a module that could not be read in every batch the sums are those of some chosen by their padding.
+            if group in sums.unusable or moments is None or moments.count == 0:
                 skipped[ref.tensor] = sums.unusable.get(group, "no token reached it")
                 continue
             tables += _rows(model, at, group, moments, eigen)

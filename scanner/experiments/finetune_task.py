@@ -16,7 +16,8 @@ from scanner.experiments.labels import Dataset
 from scanner.experiments.models import ModelPlace, load_tokenizer
 from scanner.experiments.placing import Placed, place_matrices
 from scanner.experiments.removal import FactorCache, RemovalSet, removed
-from scanner.experiments.running import Failure, Resident
+from scanner.experiments.running import Failure, Resident, one_line
+from scanner.experiments.tokens import BATCH_TOKENS, Batches
 
 Order = Literal["none", "remove-first", "tune-first"]
 ORDERS: tuple[Order, ...] = get_args(Order)
@@ -89,6 +90,8 @@ class Measured:
     seconds: float
     removed: int
     """Singular values."""
+    batch_tokens: int | None
+    """Tokens that batches were cut down to for measuring, None while all fitted."""
     checkpoint: str | None
 
 
@@ -115,11 +118,8 @@ class FineTuneWorker(Resident):
             measured: list[Measured] = []
             try:
                 trained = fine_tune(self.model(task.place, "features", "float32"), task, self._cache(task), measured)
-            except ScannerError as error:
-                return self._failed(measured, str(error))
             except Exception as error:  # whatever it is, the other points go on, and a line says what it was
-                reason = (str(error).strip().splitlines() or [""])[0]
-                return self._failed(measured, f"{type(error).__name__}: {reason}")
+                return self._failed(measured, one_line(error))
             return FineTuneOutcome(measured=tuple(measured), trained=trained, device=self._device)
 
     def _failed(self, measured: list[Measured], message: str) -> FineTuneOutcome:
@@ -146,6 +146,7 @@ def fine_tune(body: Any, task: FineTuneTask, of_base: FactorCache, measured: lis
     with before as (gone, _):
         trained = train(model, data.train, data.padding, task.recipe, task.seed)
         of_tuned = FactorCache(_FACTORS)
+        batches = Batches(data.padding, BATCH_TOKENS[model.device.type])
         for point in task.points:
             after = (
                 removed(model, placed, _decile(point.decile), of_tuned)
@@ -153,7 +154,7 @@ def fine_tune(body: Any, task: FineTuneTask, of_base: FactorCache, measured: lis
                 else nullcontext((gone, 0))
             )
             with after as (taken, _):
-                accuracy = float(correct(model, data.test, data.padding).mean())
+                accuracy = float(correct(model, data.test, batches).mean())
                 folder = None if task.folder is None else Path(task.folder) / task.file(point)
                 if folder is not None:
                     keep(model, load_tokenizer(task.place), folder)
@@ -163,6 +164,7 @@ def fine_tune(body: Any, task: FineTuneTask, of_base: FactorCache, measured: lis
                     accuracy=accuracy,
                     seconds=time.perf_counter() - clock,
                     removed=taken,
+                    batch_tokens=batches.smallest,
                     checkpoint=None if folder is None else str(folder),
                 )
             )

@@ -16,7 +16,7 @@ import torch
 from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
 from scanner.experiments.labels import Examples
-from scanner.experiments.tokens import BATCH_TOKENS, Batch, Batches, pad
+from scanner.experiments.tokens import Batch, Batches, is_memory, pad
 
 #: Batches that are sorted by length together: little padding, and still a different mixture in every epoch.
 _SORTED_TOGETHER = 16
@@ -140,7 +140,7 @@ def train(model: Any, data: Examples, padding: int, recipe: Recipe, seed: int) -
     return Trained(loss=loss, at_a_time=at_a_time)
 
 
-def correct(model: Any, data: Examples, padding: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def correct(model: Any, data: Examples, batches: Batches) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     """Which examples a classifier gets right.
 
     Raises:
@@ -153,7 +153,7 @@ def correct(model: Any, data: Examples, padding: int) -> np.ndarray[tuple[int], 
         right[indices] = predicted == data.labels[indices]
 
     with torch.inference_mode():
-        Batches(padding, BATCH_TOKENS[model.device.type]).run(data.ids, compute)
+        batches.run(data.ids, compute)
     return right
 
 
@@ -209,8 +209,8 @@ def _gradients(model: Any, data: Examples, indices: list[int], padding: int, at_
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += float(loss.detach())
             return total, at_a_time
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _is_memory(error):
+        except (MemoryError, RuntimeError) as error:
+            if not is_memory(error):
                 raise
             if at_a_time == 1:
                 raise ScannerError(
@@ -220,11 +220,6 @@ def _gradients(model: Any, data: Examples, indices: list[int], padding: int, at_
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         at_a_time = min(at_a_time, len(indices)) // 2 or 1
-
-
-def _is_memory(error: Exception) -> bool:
-    # On a CPU torch has no error of its own for it.
-    return not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError) or "memory" in str(error)
 
 
 def _inputs(model: Any, data: Examples, batch: Batch, indices: Sequence[int]) -> dict[str, torch.Tensor]:

@@ -221,6 +221,8 @@ class _Series:
             note["loss"] = outcome.trained.loss
             if outcome.trained.at_a_time < task.recipe.batch:
                 note["examples_at_a_time"] = self.smaller[point.label] = outcome.trained.at_a_time
+        if measured.batch_tokens is not None:
+            note["batch_tokens"] = measured.batch_tokens
         self._write_run(name, note, measured.seconds)
         row: dict[str, object] = {
             "run_id": self.run_id,

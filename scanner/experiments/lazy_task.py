@@ -14,9 +14,9 @@ from functools import lru_cache
 import torch
 
 from scanner.engine.pool import granted_device
-from scanner.errors import ScannerError
 from scanner.experiments.mlp import DivergedError, Regime, Removal, Training, removals, train
 from scanner.experiments.pictures import Pictures, load_pictures
+from scanner.experiments.running import one_line
 from scanner.store.schemas import to_json
 
 KIND = "lazy_learning"
@@ -106,8 +106,10 @@ def compute(point: Point, device: str = "cpu") -> Outcome:
             )
         network = train(pictures, point.regime, point.training, point.seed, device)
         baseline, found = removals(network, pictures, point.shares, point.seed)
-    except (ScannerError, DivergedError, torch.OutOfMemoryError) as error:
+    except DivergedError as error:
         return Outcome(error=str(error))
+    except Exception as error:  # whatever it is, the other networks go on, and a line says what it was
+        return Outcome(error=one_line(error))
     return Outcome(
         baseline=baseline,
         removals=tuple(found),

@@ -91,8 +91,9 @@ def _language(
     place: ModelPlace, config: Any, tokenizer: Any, texts: Texts, wanted: MeasureRequest, longest: int
 ) -> tuple[Measure, Head, dict[str, object]]:
     if not is_causal(config):
+        otherwise = "" if _is_pair(config) else "; --metric accuracy does not"
         raise ScannerError(
-            f"{printable(place.model)} is no causal language model: {wanted.metric} needs one; --metric accuracy does not"
+            f"{printable(place.model)} is no causal language model: {wanted.metric} needs one{otherwise}"
         )
     length = wanted.window if wanted.window is not None else min(DEFAULT_WINDOW, longest)
     if length > longest:
@@ -115,6 +116,11 @@ def _accuracy(
         ids = examples(tokenizer, texts, length=length)
         return Classifier(ids=ids, labels=labels), "classification", parameters | {"kind": "classifier"}
     labels = labels_of(texts)
+    if _is_pair(config):
+        raise ScannerError(
+            f"{printable(place.model)} is a pair of encoder and decoder: accuracy is measured on encoders, decoders and models "
+            "with a classifier of their own"
+        )
     if not is_causal(config):
         probe = Probe(ids=examples(tokenizer, texts, length=length), labels=labels)
         if not probe.units:
@@ -133,6 +139,11 @@ def _accuracy(
     ids = tuple(one[-room:] for one in examples(tokenizer, filled, length=1 << 20))
     more: dict[str, object] = {"kind": "choice", "prompt": wanted.prompt, "answers": list(answers)}
     return Choice(ids=ids, answers=tokens, labels=labels), "causal", parameters | more
+
+
+def _is_pair(config: Any) -> bool:
+    alone = any(str(name).endswith("EncoderModel") for name in getattr(config, "architectures", None) or [])
+    return bool(getattr(config, "is_encoder_decoder", False)) and not alone
 
 
 def _prompts(texts: Texts, prompt: str) -> tuple[str, ...]:

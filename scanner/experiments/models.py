@@ -148,7 +148,7 @@ def load_model(
             f"missing): {_advice(head)}"
         )
     model.requires_grad_(False)
-    return model.to(device).eval()
+    return _explained(place, lambda: model.to(device)).eval()
 
 
 def is_causal(config: Any) -> bool:

@@ -172,7 +172,9 @@ class PointRun:
             "finished_at": datetime.now(UTC),
         }
         rows = rows_table("ablations", row | task.columns, 1)
-        self.store.write_rows("ablations", task.point, rows, method=self.parameters | task.note)
+        # The run's row may be older than this point: that batches were cut down stands beside the point itself.
+        smaller = {} if outcome.batch_tokens is None else {"batch_tokens": outcome.batch_tokens}
+        self.store.write_rows("ablations", task.point, rows, method=self.parameters | task.note | smaller)
 
     def _write_run(self, baseline: Scores, seconds: float) -> None:
         """The run's row, with the baseline window by window."""

@@ -10,10 +10,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from scanner.errors import ScannerError
 from scanner.experiments.evaluation import Measure, Scores, require_finite, summarise
 from scanner.experiments.models import Head, ModelPlace, Precision
-from scanner.experiments.running import Failure, Resident
+from scanner.experiments.running import Failure, Resident, one_line
 from scanner.experiments.tokens import BATCH_TOKENS, Batches
 
 #: What the point without removal is called in the column `set`.
@@ -89,7 +88,7 @@ class PointWorker(Resident):
         raise NotImplementedError
 
     def get_ready(self, model: Any, task: Any, batches: Batches) -> None:
-        """Make what several points share. Raises ScannerError where no point of the run can succeed."""
+        """Make what several points share. An error of it ends the run."""
 
     def run(self, task: PointTask) -> PointOutcome:
         """Measure a point; errors are outcomes."""
@@ -102,13 +101,12 @@ class PointWorker(Resident):
                 _, batches, remembered = self._prepared
                 if not task.intact:
                     self.get_ready(model, task, batches)
-            except ScannerError as error:
-                return PointOutcome(failure=Failure(message=str(error), hopeless=True))
+            except Exception as error:  # nothing escapes an actor: Ray's traceback would take the place of the line
+                return PointOutcome(failure=Failure(message=one_line(error), hopeless=True))
             try:
                 return self._measure(model, task, remembered, batches, started)
             except Exception as error:  # whatever a point does, the others go on, and a line says what it was
-                text = str(error) if isinstance(error, ScannerError) else f"{type(error).__name__}: {error}"
-                return PointOutcome(failure=Failure(message=text, hopeless=task.intact))
+                return PointOutcome(failure=Failure(message=one_line(error), hopeless=task.intact))
 
     def _measure(self, model: Any, task: PointTask, remembered: Any, batches: Batches, started: float) -> PointOutcome:
         scores: Scores | None = None

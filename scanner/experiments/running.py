@@ -23,7 +23,7 @@ from scanner.store.schemas import SCHEMAS
 if TYPE_CHECKING:
     from scanner.engine import ScanObserver
 
-__all__ = ["Errors", "Failure", "Resident", "pack", "rows_table", "run_hash", "unpack"]
+__all__ = ["Errors", "Failure", "Resident", "one_line", "pack", "rows_table", "run_hash", "unpack"]
 
 #: Raised whenever the same call would give different numbers; part of every run's identity.
 EXPERIMENTS_VERSION = 2
@@ -64,6 +64,14 @@ class Failure:
 
     message: str
     hopeless: bool = False
+
+
+def one_line(error: Exception) -> str:
+    """What an error says: the words of a ScannerError, of any other its type and first line."""
+    if isinstance(error, ScannerError):
+        return str(error)
+    text = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 @dataclass(kw_only=True)

@@ -131,6 +131,17 @@ def pad(ids: Sequence[Ids], padding: int) -> Batch:
     return Batch(ids=torch.from_numpy(padded), mask=torch.from_numpy(mask))
 
 
+#: Parts of the messages of torch's RuntimeErrors for it: its allocator on the CPU has no error of its own.
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "alloc_failed")
+
+
+def is_memory(error: Exception) -> bool:
+    """Whether an error says that memory does not suffice."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_MEMORY)
+
+
 class Batches:
     """Groups of sequences of like length, no group larger than fits: after an out-of-memory error half of it is tried.
 
@@ -155,7 +166,9 @@ class Batches:
     def _run(self, ids: Sequence[Ids], group: list[int], compute: Callable[[Batch, list[int]], Result]) -> list[Result]:
         try:
             return [compute(pad([ids[i] for i in group], self.padding), group)]
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except (MemoryError, RuntimeError) as error:
+            if not is_memory(error):
+                raise
             size = len(group) * max(len(ids[i]) for i in group)
             if len(group) == 1:
                 raise ScannerError(

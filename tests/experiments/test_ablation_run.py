@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from scanner.checkpoint import Selection, read_matrix
 from scanner.engine import PoolOptions
 from scanner.errors import ScannerError
-from scanner.experiments import ablation_task, point_run, running
+from scanner.experiments import ablation_task, point_run, running, tokens
 from scanner.experiments.ablation_run import ablate
 from scanner.experiments.ablation_task import AblationWorker
-from scanner.experiments.evaluation import Windows
+from scanner.experiments.evaluation import Perplexity, Windows
 from scanner.experiments.measures import MeasureRequest
 from scanner.experiments.models import load_model, model_place
 from scanner.experiments.placing import open_target
@@ -182,6 +184,52 @@ def test_an_intact_model_that_is_no_number_ends_the_run(
     reference = table_file(tmp_path) if metric == "accuracy" else text
     with pytest.raises(ScannerError, match=rf"its {metric} is .*: float16 overflow\? try --dtype float32$"):
         run(folder, reference, tmp_path / "store", metric=metric, roles=("key",), sets="0:2", dtype="float16")
+
+
+def test_smaller_batches_stand_beside_the_point_that_needed_them(
+    tmp_path: Path, in_process: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, text, store = save(tmp_path / "m", "gpt2"), text_file(tmp_path), tmp_path / "store"
+    original, calls = tokens.pad, []
+
+    def scarce(ids: Any, padding: int) -> Any:
+        calls.append(len(ids))
+        if len(calls) > 1 and len(ids) > 2:  # there is enough for the intact model
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+        return original(ids, padding)
+
+    monkeypatch.setattr(tokens, "pad", scarce)
+    report = run(folder, text, store, roles=("key",), sets="0:2", random_sets=0)
+    assert report.failed == {}
+    methods = {}
+    for path in (store / "ablations").iterdir():
+        found = json.dumps([value.decode() for value in (pq.read_schema(path).metadata or {}).values()])
+        methods[path.stem.endswith("none")] = "batch_tokens" in found
+    assert methods == {True: False, False: True}
+
+
+@pytest.mark.parametrize("where", ["load_model", "prepare"])
+def test_what_stops_every_point_is_one_line_whatever_it_is(
+    tmp_path: Path, in_process: list[Any], monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("cublas does not start\nat line 1")
+
+    monkeypatch.setattr(*((running, "load_model") if where == "load_model" else (Perplexity, "prepare")), fails)
+    with pytest.raises(ScannerError, match=r"^RuntimeError: cublas does not start$"):
+        run(save(tmp_path / "m", "gpt2"), text_file(tmp_path), tmp_path / "store")
+    assert len(in_process) == 1
+
+
+def test_a_pair_of_encoder_and_decoder_has_no_accuracy_and_that_is_said_at_once(
+    tmp_path: Path, in_process: list[Any]
+) -> None:
+    folder = save(tmp_path / "m", "t5", "features")
+    with pytest.raises(ScannerError, match=r"is a pair of encoder and decoder: accuracy is measured on"):
+        run(folder, table_file(tmp_path), tmp_path / "store", metric="accuracy")
+    with pytest.raises(ScannerError, match=r"is no causal language model: perplexity needs one$"):
+        run(folder, text_file(tmp_path), tmp_path / "store")
+    assert in_process == []
 
 
 def test_bad_input_ends_before_a_worker_starts(tmp_path: Path, in_process: list[Any]) -> None:

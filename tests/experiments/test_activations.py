@@ -14,7 +14,7 @@ from scipy.stats import norm
 from scanner.checkpoint import Selection, read_matrix
 from scanner.engine import PoolOptions
 from scanner.errors import ScannerError
-from scanner.experiments import activation_run, activation_task
+from scanner.experiments import activation_run, activation_task, running
 from scanner.experiments.activation_run import measure_activations
 from scanner.experiments.activations import (
     Moments,
@@ -266,6 +266,29 @@ def test_a_shard_that_fails_leaves_its_blocks_to_the_next_call(
     assert open_store(str(tmp_path / "store")).sql('from "overlaps"').num_rows == 0
     assert run(folder, text, tmp_path / "store").failed == {}
     assert len(rows(tmp_path / "store")) > 0
+
+
+def test_a_matrix_that_is_read_in_batches_without_padding_only_has_no_rows(
+    tmp_path: Path, in_process: list[Any]
+) -> None:
+    """A pooler's input has no token of its own in padded batches; the first batch here needs no padding."""
+    folder, text = save(tmp_path / "model", "bert", "features"), tmp_path / "table.csv"
+    text.write_text("text\n" + "w1 w2\n" * 300 + "w1 w2 w3 w4\nw5 w6 w7\n")
+    report = run(folder, text, tmp_path / "store")
+    assert report.failed == {}
+    assert [*report.skipped] == ["pooler.dense.weight"]
+    assert not any(row["tensor"].startswith("pooler") for row in rows(tmp_path / "store"))
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_run_with_a_line(
+    tmp_path: Path, in_process: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("no kernel\nat line 1")
+
+    monkeypatch.setattr(running, "load_model", fails)
+    with pytest.raises(ScannerError, match=r"^RuntimeError: no kernel$"):
+        run(save(tmp_path / "model", "llama"), text_file(tmp_path), tmp_path / "store")
 
 
 def test_a_text_or_model_that_does_not_serve_ends_before_ray_starts(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ import transformers
 from scanner.checkpoint import Selection
 from scanner.engine import PoolOptions
 from scanner.errors import ScannerError
-from scanner.experiments import finetune_training
 from scanner.experiments.finetune_task import FineTuneTask, FineTuneWorker, Measured, Point, fine_tune
 from scanner.experiments.finetune_training import Recipe, correct, new_classifier, train
 from scanner.experiments.finetuning import FineTuneReport, finetune
@@ -24,6 +23,7 @@ from scanner.experiments.models import load_model, load_tokenizer, model_place
 from scanner.experiments.placing import open_target
 from scanner.experiments.removal import FactorCache
 from scanner.experiments.texts import Texts, TextSource, read_texts
+from scanner.experiments.tokens import Batch, Batches, pad
 from scanner.store import open_store
 
 from .classifiers import bert, jsonl, llama, reviews, tokenizer, without_ray
@@ -132,7 +132,7 @@ def test_types_reach_a_model_that_knows_them(base: Path) -> None:
     model = new_classifier(load_model(place, head="features"), data.classes, data.padding, 0, pooler=True)
     seen: list[dict[str, Any]] = []
     model.bert.register_forward_pre_hook(lambda _, __, given: seen.append(given), with_kwargs=True)
-    correct(model, data.test, data.padding)
+    correct(model, data.test, Batches(data.padding, 1024))
     assert seen[0]["token_type_ids"].sum() > 0
 
 
@@ -187,7 +187,7 @@ def test_a_training_learns_and_is_the_same_again(base: Path, texts: Path) -> Non
         torch.rand(5)  # whatever else draws numbers
         trained = train(model, task.data.train, task.data.padding, QUICK, seed)
         states.append((head, model.state_dict()))
-        assert correct(model, task.data.test, task.data.padding).mean() >= 0.9
+        assert correct(model, task.data.test, Batches(task.data.padding, 1024)).mean() >= 0.9
         assert trained.loss < 0.5
     assert all(torch.equal(states[0][1][name], tensor) for name, tensor in states[1][1].items())
     assert not torch.equal(states[0][0], states[2][0])
@@ -345,6 +345,25 @@ def test_points_are_stored_once_and_compared_by_a_query(
     ]
 
 
+def test_smaller_batches_of_the_test_are_noted(
+    tmp_path: Path, base: Path, texts: Path, in_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scarce(ids: Any, padding: int) -> Batch:
+        if len(ids) > 20:
+            raise RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+            )
+        return pad(ids, padding)
+
+    monkeypatch.setattr("scanner.experiments.tokens.pad", scarce)
+    report = run(tmp_path / "store", base, texts, orders=("none",))
+    assert report.failed == {}
+    kept = open_store(str(tmp_path / "store")).sql("select environment from experiments").to_pylist()
+    note = json.loads(kept[0]["environment"])["points"][f"{report.run_id}-none-seed0"]
+    assert 0 < note["batch_tokens"] < 1024
+    assert "examples_at_a_time" not in note
+
+
 def test_points_that_are_missing_are_computed_and_no_others(
     tmp_path: Path, base: Path, texts: Path, in_process: None
 ) -> None:
@@ -388,7 +407,7 @@ def test_kept_models_are_whole_checkpoints(tmp_path: Path, base: Path, texts: Pa
         test_share=0.2,
     )
     accuracy = next(row["accuracy"] for row in accuracies(tmp_path / "store") if row["order"] == "none")
-    assert correct(model.eval(), data.test, data.padding).mean() == pytest.approx(accuracy)
+    assert correct(model.eval(), data.test, Batches(data.padding, 1024)).mean() == pytest.approx(accuracy)
     assert {ref.role for ref in open_target(str(folder), Selection()).inventory.matrices} >= {"query", "mlp_down"}
 
 
@@ -469,10 +488,3 @@ def test_a_model_without_a_classifier_is_told(base: Path) -> None:
     config = transformers.ViTConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
     with pytest.raises(ScannerError, match="no classifier of texts for 'vit' models"):
         new_classifier(transformers.ViTModel(config), ("a", "b"), 0, 0, pooler=True)
-
-
-def test_memory_errors_of_the_cpu_are_recognised() -> None:
-    cpu = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
-    assert finetune_training._is_memory(cpu)
-    assert finetune_training._is_memory(MemoryError())
-    assert not finetune_training._is_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))

@@ -181,6 +181,14 @@ def test_the_same_point_gives_the_same_rows_wherever_its_files_are(tmp_path: Pat
     assert "others than the driver's" in str(compute(wrong).error)
 
 
+def test_whatever_goes_wrong_is_an_outcome(blobs: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = load_pictures(blobs)
+    common = {"dataset": "blobs", "sizes": (3, 512, 512, 512, 3), "regime": LAZY, "shares": (0.2,), "seed": 1}
+    point = Point(data=blobs, digest=digest(pictures), training=Training(epochs=1), **common)  # type: ignore[arg-type]
+    monkeypatch.setattr("scanner.experiments.lazy_task.train", lambda *_: 1 / 0)
+    assert compute(point).error == "ZeroDivisionError: division by zero"
+
+
 def test_a_network_that_diverges_is_told_and_tried_again(tmp_path: Path, blobs: str, local_ray: None) -> None:
     report = run(tmp_path / "store", blobs, regimes=(RICH,), training=Training(epochs=3, rate=1e9))
     assert report.run_ids == ()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM, BertConfig
+from transformers import AutoModelForMaskedLM, BertConfig, PreTrainedModel
 
 from scanner.checkpoint import Selection, read_matrix
 from scanner.errors import ScannerError
@@ -83,6 +83,16 @@ def test_a_head_that_is_not_in_the_checkpoint_is_not_made_up(tmp_path: Path) -> 
         load_model(place, head="causal")
     with pytest.raises(ScannerError, match=r"has no classifier.*fine-tune it first"):
         load_model(place, head="classification")
+
+
+def test_a_model_that_does_not_fit_onto_its_device_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    place = model_place(open_target(str(save(tmp_path, "llama")), Selection()).checkpoint)
+    monkeypatch.setattr(PreTrainedModel, "to", full)
+    with pytest.raises(ScannerError, match="does not fit into the device's memory"):
+        load_model(place)
 
 
 def test_a_masked_language_model_is_not_causal(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from scanner.errors import ScannerError
 from scanner.experiments.texts import Texts, TextSource, read_texts
-from scanner.experiments.tokens import Batch, Batches, affixes, pad, padding_id, running_ids, sequences
+from scanner.experiments.tokens import Batch, Batches, affixes, is_memory, pad, padding_id, running_ids, sequences
 
 from .tiny import tokenizer
 
@@ -169,3 +169,26 @@ def test_batches_that_do_not_fit_are_halved_and_that_is_recorded() -> None:
 
     with pytest.raises(ScannerError, match=r"one sequence of 4 tokens does not fit.*--window"):
         batches.run(ids, never)
+
+
+def test_memory_errors_of_the_cpu_are_recognised_and_no_others() -> None:
+    cpu = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+    assert is_memory(cpu)
+    assert is_memory(MemoryError())
+    assert is_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not is_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_memory(RuntimeError("the written-to tensor refers to a single memory location"))
+    ids = [np.full(4, i, np.int32) for i in range(8)]
+
+    def scarce(batch: Batch, indices: list[int]) -> int:
+        if len(indices) > 2:
+            raise cpu
+        return len(indices)
+
+    assert Batches(0, 32).run(ids, scarce) == [2, 2, 2, 2]
+
+    def wrong(batch: Batch, indices: list[int]) -> int:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="mat1"):
+        Batches(0, 32).run(ids, wrong)
