@@ -30,8 +30,8 @@ def slicing(store: Store, *, interactive: bool = False, model: str | None = None
             "what": row["place"],
             "label": str(row["decile"]),
             "set": f"decile {row['decile']}",
-            "low": row["delta"] - row["stderr"],
-            "high": row["delta"] + row["stderr"],
+            "low": row["delta"] - (row["stderr"] or 0.0),
+            "high": row["delta"] + (row["stderr"] or 0.0),
             "random_delta": None,
         }
         for row in found

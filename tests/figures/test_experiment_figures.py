@@ -100,6 +100,14 @@ def test_slices_are_drawn_in_the_order_of_their_deciles(store: Store) -> None:
     assert chart["layer"][0]["encoding"]["x"]["sort"] == [str(decile) for decile in range(1, 11)]
 
 
+def test_slices_of_a_single_window_have_no_error_and_are_drawn(empty_store: Store) -> None:
+    add_run(empty_store, "slices", "slicing")
+    add_point(empty_store, "s", run_id="slices", set="slice:1", roles="after norm", delta=2.0, stderr=None)
+    chart = FIGURES["slicing"].draw(empty_store).to_dict()
+    (row,) = chart["datasets"][chart["data"]["name"]]
+    assert (row["low"], row["delta"], row["high"]) == (2.0, 2.0, 2.0)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_store_without_runs_says_what_measures_them(empty_store: Store, name: str) -> None:
     with pytest.raises(ScannerError, match=r"rmtscan (activations|ablate|slicing) REF --text FILE"):
