@@ -28,7 +28,12 @@ def activations(
     column: ColumnOption = None,
     second: SecondOption = None,
     where: WhereOption = None,
-    tokens: Annotated[int, typer.Option(min=1, help="Read so many tokens at most.")] = 16_384,
+    tokens: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Read so many at most; of a table rows drawn from all of it (of the Hub's, from its first)."
+        ),
+    ] = 16_384,
     window: Annotated[
         int | None, typer.Option(min=2, help="Tokens in a sequence.", show_default="512, or what the model takes")
     ] = None,

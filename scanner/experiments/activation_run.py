@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
+import torch
 
 from scanner.checkpoint import Checkpoint, MatrixRef, Selection
 from scanner.engine import PoolOptions, ScanObserver
-from scanner.engine.pool import run_tasks
+from scanner.engine.pool import PoolShape, run_tasks
 from scanner.errors import ScannerError
 from scanner.experiments.activation_task import ActivationOutcome, ActivationTask, ActivationWorker, Sums
 from scanner.experiments.models import Precision, load_config, load_tokenizer, longest_input, model_place
@@ -158,7 +160,7 @@ def measure_activations(
         text: what it reads.
         store: where the results go; made if it is not there.
         selection: roles and layers; None: all of them.
-        tokens: read so many at most; None: the whole text.
+        tokens: read so many at most, of a table rows drawn from all of it; None: the whole text.
         window: length of a sequence; None: 512, or what the model takes.
         dtype: precision of the model; sums are in float64.
         pool: where and on how many workers.
@@ -171,11 +173,11 @@ def measure_activations(
     observer, options, selection = observer or ScanObserver(), pool or PoolOptions(), selection or Selection()
     observer.opening(reference)
     target = open_target(reference, selection)
-    texts = read_texts(text)
     checkpoint = target.checkpoint
     place = model_place(checkpoint)
     config, tokenizer = load_config(place), load_tokenizer(place)
     length = min(window or DEFAULT_WINDOW, longest_input(config, tokenizer))
+    texts = read_texts(text, tokens=tokens, length=length)
     ids = tuple(sequences(tokenizer, texts, length=length, tokens=tokens))
     if not ids:
         raise ScannerError(f"text {texts.name} has no tokens")
@@ -254,8 +256,10 @@ def _blocks(refs: Sequence[MatrixRef], run_id: str) -> dict[str, tuple[MatrixRef
 def _planned_workers(options: PoolOptions) -> int:
     if options.workers is not None:
         return options.workers
-    remote = options.address or os.environ.get("RAY_ADDRESS")
-    return _CLUSTER if remote else (os.cpu_count() or 1)
+    if options.address or os.environ.get("RAY_ADDRESS"):
+        return _CLUSTER
+    here = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+    return PoolShape.fit(options, here, tasks=sys.maxsize).workers
 
 
 def _shards(ids: Sequence[Ids]) -> list[tuple[Ids, ...]]:
@@ -271,6 +275,16 @@ def _shards(ids: Sequence[Ids]) -> list[tuple[Ids, ...]]:
     return [tuple(shard) for shard in found]
 
 
+#: Roles that read the same states of their block as a rule; which do in fact is seen in the forward pass.
+_SHARED = {"query": "attention", "key": "attention", "value": "attention", "mlp_up": "mlp", "mlp_gate": "mlp"}
+
+
+def _input(ref: MatrixRef) -> tuple[object, ...]:
+    """Equal for matrices of which one covariance is expected."""
+    where = (ref.stack, ref.layer, ref.module, ref.expert)
+    return (*where, _SHARED.get(ref.role, ref.tensor), ref.cols)
+
+
 def _groups(
     blocks: dict[str, tuple[MatrixRef, ...]], shards: int, workers: int
 ) -> list[tuple[tuple[str, tuple[MatrixRef, ...]], ...]]:
@@ -278,7 +292,7 @@ def _groups(
 
     Where there is one shard, blocks are what the workers share: in groups of about equal size.
     """
-    size = {name: sum(8 * ref.cols**2 for ref in refs) for name, refs in blocks.items()}
+    size = {name: 8 * sum({_input(ref): ref.cols**2 for ref in refs}.values()) for name, refs in blocks.items()}
     share = sum(size.values()) / min(len(blocks), _TASKS_PER_WORKER * workers) * 1.01
     target = min(float(MEMORY), share) if shards == 1 else float(TRAVELLING)
     groups: list[list[str]] = [[]]

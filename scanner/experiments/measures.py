@@ -70,7 +70,8 @@ def measurement(place: ModelPlace, wanted: MeasureRequest) -> Measurement:
     """
     if wanted.metric not in METRICS:
         raise ScannerError(f"unknown metric {wanted.metric!r}: it is one of {', '.join(METRICS)}")
-    texts = read_texts(wanted.text, labelled=wanted.metric == "accuracy")
+    labelled = wanted.metric == "accuracy"
+    texts = read_texts(wanted.text, labelled=labelled, tokens=None if labelled else wanted.tokens)
     config, tokenizer = load_config(place), load_tokenizer(place)
     longest = longest_input(config, tokenizer)
     parameters: dict[str, object] = {"metric": wanted.metric, "text": texts.digest}

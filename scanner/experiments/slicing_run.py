@@ -12,7 +12,7 @@ from scanner.checkpoint import Selection
 from scanner.engine import PoolOptions, ScanObserver
 from scanner.errors import ScannerError
 from scanner.experiments.measures import MeasureRequest, measurement
-from scanner.experiments.models import Precision, load_tokenizer, model_place
+from scanner.experiments.models import Precision, load_config, load_tokenizer, longest_input, model_place
 from scanner.experiments.placing import open_target
 from scanner.experiments.point_run import PointReport, PointRun
 from scanner.experiments.slicing import DECILES, ORDERS, Order
@@ -46,7 +46,7 @@ def slicing(
         orders: project before the norms, after them, or each in turn.
         deciles: which tenths, each a point of its own; 1 has the smallest eigenvalues.
         calibration: the text that the covariances are of; None: the measured one.
-        calibration_tokens: how many tokens of it.
+        calibration_tokens: how many tokens of it, of a table from rows drawn from all of it.
         store: where the results go; made if it is not there.
         dtype: precision of the model.
         pool: where and on how many workers.
@@ -63,9 +63,10 @@ def slicing(
     checkpoint = open_target(reference, Selection()).checkpoint
     place = model_place(checkpoint)
     measured = measurement(place, wanted)
-    texts = read_texts(calibration or wanted.text)
-    length = wanted.window or DEFAULT_LENGTH
-    ids = sequences(load_tokenizer(place), texts, length=length, tokens=calibration_tokens)
+    tokenizer = load_tokenizer(place)
+    length = min(wanted.window or DEFAULT_LENGTH, longest_input(load_config(place), tokenizer))
+    texts = read_texts(calibration or wanted.text, tokens=calibration_tokens, length=length)
+    ids = sequences(tokenizer, texts, length=length, tokens=calibration_tokens)
     described = {"text": texts.digest, "tokens": calibration_tokens, "length": length}
     run = PointRun(
         kind="slicing",

@@ -19,6 +19,8 @@ _TABLES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", 
 _TEXT_COLUMNS = ("text", "sentence", "content", "review", "document", "question", "premise", "sentence1")
 _LABEL_COLUMNS = ("label", "labels", "class", "target", "sentiment")
 _FIELD_LIMIT = 1 << 27
+#: Characters that are enough for one token of any tokenizer that is not made of bytes.
+CHARACTERS_PER_TOKEN = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +73,16 @@ class Texts:
         return tuple(found)
 
 
-def read_texts(source: TextSource, *, labelled: bool = False) -> Texts:
-    """Read all texts of a source.
+def read_texts(
+    source: TextSource, *, labelled: bool = False, tokens: int | None = None, length: int | None = None
+) -> Texts:
+    """Read all texts of a source; of a data set of the Hub, which may be endless, only as many rows as are enough for `tokens`.
 
     Args:
         source: what was named.
         labelled: a label is needed with every text.
+        tokens: how many are needed; None: all rows of a data set are.
+        length: how many of one row are used at most; None: all of them.
 
     Raises:
         ScannerError: nothing is there, it is empty, not UTF-8, or not the table that its name promises; a column is missing.
@@ -90,7 +96,9 @@ def read_texts(source: TextSource, *, labelled: bool = False) -> Texts:
     if is_folder:
         raise ScannerError(f"text {shown} is a folder: name a file in it")
     if not is_file:
-        return _from_rows(source, _hub_rows(source.reference), source.reference, labelled)
+        enough = None if tokens is None else CHARACTERS_PER_TOKEN * tokens
+        each = None if length is None else CHARACTERS_PER_TOKEN * length
+        return _from_rows(source, _hub_rows(source.reference), source.reference, labelled, enough, each)
     kind = _TABLES.get(path.suffix.lower())
     if kind is None:
         if labelled or source.column or source.where:
@@ -103,7 +111,16 @@ def read_texts(source: TextSource, *, labelled: bool = False) -> Texts:
     return _from_rows(source, rows, path.name, labelled)
 
 
-def _from_rows(source: TextSource, rows: Iterable[Mapping[str, Any]], name: str, labelled: bool) -> Texts:
+def _from_rows(
+    source: TextSource,
+    rows: Iterable[Mapping[str, Any]],
+    name: str,
+    labelled: bool,
+    enough: int | None = None,
+    each: int | None = None,
+) -> Texts:
+    """Texts of rows; no more of them are read than hold `enough` characters, of which at most `each` of a row count."""
+    held = 0
     shown = printable(source.reference)
     items: list[str] = []
     seconds: list[str] = []
@@ -129,6 +146,9 @@ def _from_rows(source: TextSource, rows: Iterable[Mapping[str, Any]], name: str,
             if value is None or value == "":
                 raise ScannerError(f"text {shown}, row {number}: no {printable(label)}")
             labels.append(str(value))
+        held += len(text[:each])
+        if enough is not None and held >= enough:
+            break
     if not items:
         filtered = f" with {source.where[0]}={source.where[1]}" if source.where else ""
         raise ScannerError(f"text {shown} is empty: no row{printable(filtered)} has a text")

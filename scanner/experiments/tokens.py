@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 
 from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
-from scanner.experiments.texts import Texts
+from scanner.experiments.texts import CHARACTERS_PER_TOKEN, Texts
 
 Ids = NDArray[np.int32]
 Result = TypeVar("Result")
 
 #: Padded tokens in one batch: on a CPU more is no faster, a GPU wants to be filled.
 BATCH_TOKENS = {"cpu": 1024, "cuda": 8192}
-#: Characters that are enough for one token of any tokenizer that is not made of bytes.
-_CHARACTERS_PER_TOKEN = 32
+#: Seed of the order in which rows of a table are drawn.
+_DRAW_SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ def running_ids(tokenizer: Any, texts: Texts, *, tokens: int | None = None) -> I
     text = texts.items[0] if texts.whole else "\n\n".join(texts.items)
     prefix, _ = affixes(tokenizer)
     if tokens is not None:
-        text = text[: _CHARACTERS_PER_TOKEN * tokens]
+        text = text[: CHARACTERS_PER_TOKEN * tokens]
     ids = [*prefix, *encode(tokenizer, text, special=False)]
     return np.array(ids[:tokens], dtype=np.int32)
 
@@ -73,26 +73,18 @@ def sequences(tokenizer: Any, texts: Texts, *, length: int, tokens: int | None =
     """Sequences of at most `length` tokens for a model's forward pass, `tokens` of them in all (None: everything).
 
     A running text is cut into pieces of equal length, each with the model's special tokens around it; what is left at its end is
-    dropped. Items of a table are a sequence each, cut at `length`. Special tokens count: the model sees them.
+    dropped. Items of a table are a sequence each, cut at `length`; where `tokens` does not take all of them, they are drawn from
+    the whole table, with a fixed seed, for many tables are sorted (by label, say). They come in the table's order. Special tokens
+    count: the model sees them.
 
     Raises:
         ScannerError: a running text that does not fill one sequence.
     """
-    found: list[Ids] = []
-    total = 0
     if not texts.whole:
-        pairs: list[str | None] = [*texts.seconds] or [None] * len(texts.items)
-        for text, second in zip(texts.items, pairs, strict=True):
-            if tokens is not None and total >= tokens:
-                break
-            room = length if tokens is None else min(length, tokens - total)
-            ids = encode(tokenizer, text[: _CHARACTERS_PER_TOKEN * length], second)[:room]
-            found.append(np.array(ids, dtype=np.int32))
-            total += len(ids)
-        return [ids for ids in found if len(ids)]
+        return _drawn(tokenizer, texts, length, tokens)
     prefix, suffix = affixes(tokenizer)
     body = length - len(prefix) - len(suffix)
-    text = texts.items[0] if tokens is None else texts.items[0][: _CHARACTERS_PER_TOKEN * (tokens + length)]
+    text = texts.items[0] if tokens is None else texts.items[0][: CHARACTERS_PER_TOKEN * (tokens + length)]
     ids = encode(tokenizer, text, special=False)
     wanted = len(ids) // body if tokens is None else min(len(ids) // body, max(1, tokens // length))
     if wanted == 0:
@@ -101,6 +93,23 @@ def sequences(tokenizer: Any, texts: Texts, *, length: int, tokens: int | None =
         np.array([*prefix, *ids[start : start + body], *suffix], dtype=np.int32)
         for start in range(0, wanted * body, body)
     ]
+
+
+def _drawn(tokenizer: Any, texts: Texts, length: int, tokens: int | None) -> list[Ids]:
+    """Items of a table, a sequence each, in the table's order."""
+    count = len(texts.items)
+    order = range(count) if tokens is None else np.random.default_rng(_DRAW_SEED).permutation(count).tolist()
+    found: dict[int, Ids] = {}
+    total = 0
+    for index in order:
+        if tokens is not None and total >= tokens:
+            break
+        room = length if tokens is None else min(length, tokens - total)
+        second = texts.seconds[index] if texts.seconds else None
+        ids = encode(tokenizer, texts.items[index][: CHARACTERS_PER_TOKEN * length], second)[:room]
+        found[index] = np.array(ids, dtype=np.int32)
+        total += len(ids)
+    return [found[index] for index in sorted(found) if len(found[index])]
 
 
 def too_short(texts: Texts, tokens: int, window: int) -> ScannerError:

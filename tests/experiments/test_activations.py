@@ -245,6 +245,34 @@ def test_sums_of_shards_are_added_by_actors_on_ray(
     assert rows(tmp_path / "one") == rows(tmp_path / "two") != []
 
 
+def test_groups_are_sized_by_inputs_that_matrices_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refs = open_target(str(save(tmp_path, "llama")), Selection()).inventory.matrices
+    blocks = activation_run._blocks(refs, "run")
+    # A block has four inputs: of query, key and value, of attn_out, of up and gate (16 wide), and of down (28 wide).
+    monkeypatch.setattr(activation_run, "TRAVELLING", 2 * 8 * (3 * 16**2 + 28**2))
+    assert [len(group) for group in activation_run._groups(blocks, 2, 1)] == [2]
+    monkeypatch.setattr(activation_run, "TRAVELLING", 2 * 8 * (3 * 16**2 + 28**2) - 1)
+    assert [len(group) for group in activation_run._groups(blocks, 2, 1)] == [1, 1]
+
+
+def test_experts_have_inputs_of_their_own(tmp_path: Path) -> None:
+    refs = open_target(str(save(tmp_path, "mixtral")), Selection(only=("mlp_up", "mlp_gate"))).inventory.matrices
+    assert len({activation_run._input(ref) for ref in refs}) == 3 == len(refs) // 2
+
+
+@pytest.mark.parametrize(
+    ("share", "planned"), [(None, 2), (0.5, 4), (0.0, 16)], ids=["one a GPU", "two a GPU", "on the CPU"]
+)
+def test_workers_are_planned_as_the_pool_starts_them(
+    monkeypatch: pytest.MonkeyPatch, share: float | None, planned: int
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    assert activation_run._planned_workers(PoolOptions(gpus_per_worker=share)) == planned
+    assert activation_run._planned_workers(PoolOptions(workers=3, gpus_per_worker=share)) == 3
+
+
 def test_a_shard_that_fails_leaves_its_blocks_to_the_next_call(
     tmp_path: Path, in_process: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -226,3 +226,10 @@ def test_what_cannot_be_done_is_told(run: Callable[..., Any]) -> None:
         run(deciles=(0,))
     with pytest.raises(ScannerError, match="orders are"):
         run(orders=())
+
+
+def test_the_calibration_fits_into_the_model(tmp_path: Path, in_process: list[Any]) -> None:
+    checkpoint, text = save(tmp_path / "llama", "llama"), text_file(tmp_path)  # it takes 64 tokens
+    wanted = MeasureRequest(text=TextSource(reference=str(text)), tokens=150)
+    slicing(str(checkpoint), wanted, store=str(tmp_path / "store"), deciles=(1,), orders=("after",))
+    assert {len(one) for task in in_process if not task.intact for one in task.calibration} == {64}

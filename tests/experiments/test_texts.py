@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +124,23 @@ def test_a_data_set_of_the_hub_that_cannot_be_reached_is_one_line(monkeypatch: p
     assert found.items == ("('owner/name', 'config') {'split': 'test', 'streaming': True}",)
 
 
+def test_of_a_data_set_of_the_hub_no_more_is_read_than_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    read: list[int] = []
+
+    def endless() -> Iterator[dict[str, str]]:
+        for number in itertools.count():
+            read.append(number)
+            yield {"text": "word " * 100, "label": str(number % 2)}
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: endless())
+    source = TextSource(reference="owner/name")
+    assert len(read_texts(source, tokens=100).items) == 7  # 500 characters each, 32 are a token at most
+    assert len(read_texts(source, tokens=100, length=10).items) == 10
+    assert len(read) == 17
+
+
 def test_a_running_text_is_cut_with_special_tokens_around_each_piece() -> None:
     made = tokenizer(special=True)
     assert affixes(made) == ([1], [2])
@@ -137,7 +156,23 @@ def test_a_running_text_is_cut_with_special_tokens_around_each_piece() -> None:
 
 def test_items_are_a_sequence_each_up_to_the_number_of_tokens() -> None:
     texts = Texts(name="t", items=("w0 w1 w2", "w3", "w4 w5"), whole=False)
-    assert [list(one) for one in sequences(tokenizer(), texts, length=2, tokens=4)] == [[4, 5], [7], [8]]
+    assert [list(one) for one in sequences(tokenizer(), texts, length=2)] == [[4, 5], [7], [8, 9]]
+    assert [list(one) for one in sequences(tokenizer(), texts, length=2, tokens=5)] == [[4, 5], [7], [8, 9]]
+    assert sum(map(len, sequences(tokenizer(), texts, length=2, tokens=4))) == 4
+
+
+@pytest.mark.parametrize("sorted_by_label", [True, False])
+def test_rows_are_drawn_from_all_of_a_table_in_its_order(sorted_by_label: bool) -> None:
+    labels = [i // 500 if sorted_by_label else i % 2 for i in range(1000)]
+    texts = Texts(name="t", items=tuple(f"w{label} w{9 + i % 80}" for i, label in enumerate(labels)), whole=False)
+    drawn = sequences(tokenizer(), texts, length=8, tokens=200)
+    assert sum(map(len, drawn)) == 200
+    first = [int(one[0]) - 4 for one in drawn]
+    assert 30 < sum(first) < 70
+    if sorted_by_label:
+        assert first == sorted(first)
+    again = sequences(tokenizer(), texts, length=8, tokens=200)
+    assert [one.tolist() for one in drawn] == [one.tolist() for one in again]
 
 
 def test_padding_is_masked_and_needs_no_padding_token() -> None:
