@@ -33,7 +33,12 @@ def compare(
     layers: LayersOption = "",
     embeddings: EmbeddingsOption = False,
     heads: HeadsOption = False,
-    sigma: Annotated[Sigma, typer.Option(help="The estimate of sigma that the bulk's edges come from.")] = Sigma.median,
+    sigma: Annotated[
+        Sigma | None, typer.Option(help="The estimate of sigma that the bulk's edges come from; median unless named.")
+    ] = None,
+    null: Annotated[
+        str | None, typer.Option(metavar="table|mc:N", help="Where p-values come from; table unless named.")
+    ] = None,
     address: AddressOption = None,
     workers: WorkersOption = None,
     gpus_per_worker: GpusOption = None,
@@ -49,6 +54,8 @@ def compare(
     head and expert; what has no counterpart is listed. Prints a line for each role; the tables pairs, pair_vectors and
     pair_subspaces have the rest (queries pair_changes, pair_shift, pair_by_decile, pair_intruders).
 
+    Scanned models that are named are compared as they were scanned, unless an option says what is to be compared, and how.
+
     Examples:
 
         rmtscan compare ./base ./tuned
@@ -58,9 +65,17 @@ def compare(
     from scanner.cli.progress import Progress
     from scanner.engine import Method, PoolOptions
     from scanner.engine import compare as run_comparison
+    from scanner.rmt.ks_null import KsNull
     from scanner.store import open_store
 
-    method = Method(sigma=sigma.value, selection=selection(only, layers, embeddings, heads))
+    try:
+        KsNull.parse(null or "table")
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--null") from error
+    method = None
+    if only or layers or embeddings or heads or sigma is not None or null is not None:
+        chosen = selection(only, layers, embeddings, heads)
+        method = Method(sigma=(sigma or Sigma.median).value, null=null or "table", selection=chosen)
     pool = PoolOptions(address=address, workers=workers, gpus_per_worker=gpus_per_worker)
     started = time.monotonic()
     with terminate_like_interrupt(), Progress(sys.stderr) as progress:
@@ -72,8 +87,7 @@ def compare(
             progress.stop()
             note(f"\ninterrupted: what was finished is kept in {store}; the same command goes on from there")
             raise
-    models = {"base": report.base_model, "tuned": report.tuned_model, "heads": heads}
-    write(open_store(report.store).query("pair_summary", **models), form)
+    write(open_store(report.store).query("pair_summary", pair_id=report.pair_id, heads=report.heads), form)
     _tell(report, time.monotonic() - started)
     if report.failed:
         raise typer.Exit(3)
@@ -84,6 +98,11 @@ def _tell(report: ComparisonReport, seconds: float) -> None:
 
     state = "" if report.new else " (already in the store)"
     note(f"{report.matrices} pairs of matrices compared{state}; {len(report.identical)} exactly unchanged")
+    if report.change_median is not None:
+        note(
+            f"  relative change: median {report.change_median:.3g}, largest {report.change_largest:.3g} "
+            f"({printable(report.largest_in)})"
+        )
     groups = {"exactly unchanged": list(report.identical), **report.unmatched, "FAILED": list(report.failed)}
     for reason, tensors in groups.items():
         if tensors:

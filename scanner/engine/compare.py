@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import itertools
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,7 +18,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from scanner.checkpoint import Checkpoint, MatrixRef, difference, list_matrices, match_matrices, open_checkpoint
+from scanner.checkpoint import (
+    Checkpoint,
+    MatrixRef,
+    Selection,
+    difference,
+    list_matrices,
+    match_matrices,
+    open_checkpoint,
+)
+from scanner.checkpoint.differences import reference_of
 from scanner.checkpoint.names import printable
 from scanner.engine.method import Method, scan_id
 from scanner.engine.pair_worker import PairOutcome, PairTask, PairWorker
@@ -24,7 +35,7 @@ from scanner.engine.plan import largest_first
 from scanner.engine.pool import PoolOptions, ray_session, run_tasks
 from scanner.engine.rows import unpack
 from scanner.engine.scan import ScanObserver, ScanRun
-from scanner.errors import CheckpointError
+from scanner.errors import CheckpointError, GatedError, RateLimitedError, ScannerError
 from scanner.rmt.ensembles import ENSEMBLES, Ensemble
 from scanner.store import SCHEMAS, Store, open_store
 from scanner.version import __version__
@@ -60,15 +71,77 @@ class ComparisonReport:
     """Tuned matrices that could not be compared, or whose difference could not be analysed, each with the reason."""
     new: bool = True
     """False when the store had this comparison already."""
+    heads: bool = False
+    """Whether single attention heads were compared, and not whole matrices."""
+    change_median: float | None = None
+    """Relative change, median over the pairs; None where there is none."""
+    change_largest: float | None = None
+    """The largest relative change."""
+    largest_in: str = ""
+    """Where the largest is: `layer 5, mlp_down`."""
 
 
 def find_reference(store: Store, named: str) -> str:
-    """What to open for a name: the source of a model that the store has under that name, else the name itself."""
-    if os.path.exists(named):  # noqa: PTH110 (a URL is no path, and must not become one)
+    """What to open for a name: the place of a model that the store has under that name, else the name itself."""
+    if _exists(named):
         return named
-    scans = store.query("scans", model=named)["scan_id"].to_pylist()
-    row = store.scan_row(scans[0]) if scans else None
-    return str(row["source"]) if row is not None and row["source"] else named
+    scans = _scans_of(store, named)
+    return (reference_of(scans[0], lambda model: _scans_of(store, model)) if scans else "") or named
+
+
+def _exists(named: str) -> bool:
+    return os.path.exists(named)  # noqa: PTH110 (a URL is no path, and must not become one)
+
+
+def _scans_of(store: Store, model: str) -> list[dict[str, Any]]:
+    """The rows of the scans of a model, the newest first."""
+    rows = (store.scan_row(scan) for scan in store.query("scans", model=model)["scan_id"].to_pylist())
+    return [row for row in rows if row is not None]
+
+
+def _open(store: Store, named: str, reference: str, *, download: bool) -> Checkpoint:
+    """Open what was named; where that fails, and the name may be meant for a model of the store, say what the store has."""
+    try:
+        return open_checkpoint(reference, download=download)
+    except (GatedError, RateLimitedError):
+        raise
+    except CheckpointError as error:
+        scanned = sorted({*store.query("scans")["model"].to_pylist()})
+        if _exists(named) or "://" in named or named in scanned:
+            raise
+        for scan in store.unfinished():
+            if scan.model == named:
+                raise CheckpointError(
+                    f"the scan of {printable(named)!r} in {store.url} is not finished ({scan.parts} matrices so far): "
+                    f"'rmtscan scan REF --store {store.url}' with the same reference completes it"
+                ) from error
+        near = ", ".join(map(printable, difflib.get_close_matches(named, scanned, n=5, cutoff=0.0)))
+        raise type(error)(f"{error}; scanned models with a name like it: {near}" if near else str(error)) from error
+
+
+def stored_method(store: Store, names: Sequence[str]) -> Method:
+    """How those of the names that are models of the store were scanned: all of them, if there is such a method.
+
+    The default one, if it is among these, else the newest.
+    """
+    found: list[list[Method]] = []
+    for name in names:
+        scans = [] if _exists(name) else _scans_of(store, name)
+        found += filter(None, [[method for scan in scans if (method := _method_of(scan)) is not None]])
+    if not found:
+        return Method()
+    shared = [method for method in found[0] if all(method in others for others in found)] or found[0]
+    return Method() if Method() in shared else shared[0]
+
+
+def _method_of(scan: Mapping[str, Any]) -> Method | None:
+    try:
+        value = json.loads(scan["method"] or "")
+        lists = {name: tuple(value[name]) for name in ("only", "layers")}
+        selection = Selection(embeddings=value["embeddings"], heads=value["heads"], **lists)
+        return Method(sigma=value["sigma"], null=value["null"], selection=selection)
+    except (ValueError, TypeError, KeyError, ScannerError):  # of another version, which had other parameters
+        return None
 
 
 def compare(
@@ -93,7 +166,7 @@ def compare(
         base: a reference as for `scan`, or the name of a model that the store has.
         tuned: likewise.
         store: where the results go; made if it is not there.
-        method: what is computed; None: the defaults of `Method`.
+        method: what is computed; None: as models of the store that are named were scanned, else the defaults of `Method`.
         ensembles: random controls, one for each distinct shape.
         pool: where and on how many workers.
         force: compare again what the store already holds.
@@ -105,14 +178,16 @@ def compare(
         ScannerError: nothing can go on: a store that cannot be written, no worker, no cluster.
         KeyboardInterrupt: interrupted; finished pieces are in the store, and the same call goes on from there.
     """
-    observer, options, method = observer or ScanObserver(), pool or PoolOptions(), method or Method()
+    observer, options = observer or ScanObserver(), pool or PoolOptions()
     target = open_store(os.fspath(store), create=True)
+    names = [os.fspath(named) for named in (base, tuned)]
+    method = method or stored_method(target, names)
     run = ScanRun(target, method, observer)
     opened: list[Checkpoint] = []
-    for named in (base, tuned):
-        reference = find_reference(target, os.fspath(named))
+    for named in names:
+        reference = find_reference(target, named)
         observer.opening(reference)
-        opened.append(open_checkpoint(reference, download=download))
+        opened.append(_open(target, named, reference, download=download))
     comparison = _Comparison(target, method, observer, opened[0], opened[1])
     if comparison.batch.committed and not force:
         return comparison.report(new=False)
@@ -267,6 +342,8 @@ class _Comparison:
         [row] = self.store.file_rows("comparisons", self.batch.batch_id)
         pairs = self.store.file_rows("pairs", self.batch.batch_id)
         unmatched = json.loads(str(row["unmatched_tensors"]))
+        changes = [(float(str(pair["relative_change"])), _where(pair)) for pair in pairs]
+        largest, where = max(changes, key=lambda change: change[0], default=(None, ""))
         return ComparisonReport(
             store=self.store.url,
             pair_id=self.batch.batch_id,
@@ -277,6 +354,10 @@ class _Comparison:
             failed=tuple(unmatched.pop(_FAILED, [])),
             unmatched=unmatched,
             new=new,
+            heads=bool(self.method["heads"]),
+            change_median=statistics.median(change for change, _ in changes) if changes else None,
+            change_largest=largest,
+            largest_in=where,
         )
 
     def _failures(self) -> list[str]:
@@ -315,6 +396,15 @@ def _key_of(task: PairTask, name: str) -> Key:
 
 def _key_of_ref(ref: MatrixRef) -> Key:
     return ref.tensor, ref.role, ref.head, ref.expert
+
+
+def _where(pair: Mapping[str, object]) -> str:
+    """The place of a pair in words: `layer 5, mlp_down`; outside of blocks the tensor's name."""
+    place = [f"layer {pair['layer']}", str(pair["role"])] if pair["layer"] is not None else [str(pair["tuned_tensor"])]
+    stack = [str(pair["stack"])] if pair["stack"] is not None else []
+    return ", ".join(
+        [*stack, *place, *(f"{name} {pair[name]}" for name in ("head", "expert") if pair[name] is not None)]
+    )
 
 
 def _named(ref: MatrixRef) -> str:

@@ -36,6 +36,7 @@ def test_a_line_a_role_is_on_stdout_and_what_was_not_compared_is_told(rmtscan: R
     assert (rows["query"]["identical"], rows["key"]["identical"]) == (0, 1)
     assert rows["query"]["change_max"] > 0.05
     assert "3 pairs of matrices compared; 2 exactly unchanged" in told.err
+    assert f"relative change: median 0, largest {rows['query']['change_max']:.3g} (layer 0, query)" in told.told
     assert f"FAILED: {DOWN}" in told.told
     assert "model.layers.0.self_attn.k_proj.weight" in told.err
     assert told.status == 3
@@ -43,6 +44,23 @@ def test_a_line_a_role_is_on_stdout_and_what_was_not_compared_is_told(rmtscan: R
     again = rmtscan("compare", "base", "tuned", "--store", store, "--format", "json")
     assert (again.status, json.loads(again.out)) == (3, json.loads(told.out))
     assert "3 pairs of matrices compared (already in the store)" in again.err
+    wrong = rmtscan("compare", "base", "tuned", "--store", store, "--null", "guess")
+    assert wrong.status == 2
+    assert "--null" in wrong.told
+
+
+def test_models_that_were_scanned_by_heads_are_compared_by_heads(rmtscan: Run, tmp_path: Path) -> None:
+    config = CONFIG | {"num_attention_heads": 4, "hidden_size": 24}
+    before = tensors(layers=1)
+    changed = before | {QUERY: before[QUERY] + 0.1 * weight(24, 24, 5)}
+    folders = [checkpoint(tmp_path / name, made, config) for name, made in (("base", before), ("tuned", changed))]
+    where = ("--store", tmp_path / "store", "--workers", "1", "--format", "json")
+    assert rmtscan("scan", *folders, *where, "--heads", "--only", "query", "--null", "mc:200").status == 0
+    told = rmtscan("compare", "base", "tuned", *where)
+    assert told.status == 0
+    assert [(row["role"], row["matrices"]) for row in json.loads(told.out)] == [("query", 4)]
+    assert "relative change: median" in told.told
+    assert "(layer 0, query, head " in told.told
 
 
 @pytest.mark.parametrize(

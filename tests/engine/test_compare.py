@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,14 @@ import torch
 from safetensors.torch import load_file
 
 from scanner import Method, PoolOptions, Selection, Store, compare, open_checkpoint, open_store
-from scanner.checkpoint import difference, list_matrices
+from scanner.checkpoint import Checkpoint, difference, list_matrices
+from scanner.engine.compare import find_reference, stored_method
 from scanner.engine.method import scan_id
 from scanner.engine.pair_worker import compare_pair
 from scanner.engine.rows import unpack
 from scanner.errors import CheckpointError
 from tests.checkpoint.writing import checkpoint
-from tests.store.rows import failure, scan_values
+from tests.store.rows import Matrix, add_scan, failure, scan_values
 
 from .checkpoints import small, tensors, weight
 from .observer import Recorder
@@ -226,10 +228,78 @@ def test_checkpoints_that_are_no_pair_are_refused(tmp_path: Path, pair: tuple[st
         compare(base, "nowhere", store=tmp_path / "store")
 
 
+def scanned(store: Store, name: str, opened: Checkpoint, method: Method | None = None) -> None:
+    """The row that a scan leaves behind."""
+    method = method or Method()
+    writer = store.writer(scan_id(opened.identity, method), method=method.as_dict(), model=name)
+    writer.stage_failure("m", failure(writer.scan_id, "m", name))
+    told = {"source": opened.source, "identity": opened.identity, "base_model": opened.base_model}
+    writer.commit(scan_values(method=json.dumps(method.as_dict()), **told))
+
+
+def test_the_name_of_a_difference_is_the_difference_and_not_its_tuned_model(tmp_path: Path) -> None:
+    base, tuned = small(tmp_path / "base", layers=1), small(tmp_path / "tuned", layers=1, seed=1)
+    store = open_store(str(tmp_path / "store"), create=True)
+    opened = [open_checkpoint(base), open_checkpoint(tuned)]
+    for one in (*opened, difference(*opened)):
+        scanned(store, one.model, one)
+    assert find_reference(store, "delta:base..tuned") == f"delta:{base}..{tuned}"
+    assert open_checkpoint(find_reference(store, "delta:base..tuned")).base is not None
+    assert find_reference(store, "tuned") == tuned
+
+
+def test_a_name_that_cannot_be_opened_is_told_what_the_store_has(tmp_path: Path) -> None:
+    base = small(tmp_path / "base", layers=1)
+    store = open_store(str(tmp_path / "store"), create=True)
+    with pytest.raises(CheckpointError, match=r"tuned does not exist: give (?!.*scanned models)"):
+        compare(base, "tuned", store=store.url)
+    writer = store.writer("begun", method={}, model="tuned")
+    writer.stage("m", *Matrix().tables("begun", "tuned", "r"))
+    with pytest.raises(
+        CheckpointError, match=r"'tuned' in .* is not finished \(1 matrices so far\): 'rmtscan scan REF"
+    ) as told:
+        compare(base, "tuned", store=store.url)
+    assert "\n" not in str(told.value)
+    for name, method in (("mine-tuned", Method()), ("other", Method(sigma="std"))):
+        scanned(store, name, open_checkpoint(base), method)
+    with pytest.raises(
+        CheckpointError, match=r"tunet does not exist.*; scanned models with a name like it: mine-tuned"
+    ):
+        compare(base, "tunet", store=store.url)
+    with pytest.raises(CheckpointError, match="same checkpoint"):
+        compare(base, "other", store=store.url)
+
+
+def test_models_that_are_named_are_compared_as_they_were_scanned(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "store"), create=True)
+    opened = [open_checkpoint(small(tmp_path / name, layers=1, seed=seed)) for seed, name in enumerate(("a", "b"))]
+    some = Method(sigma="bulk", selection=Selection(only=("query", "key"), layers=(1, 0)))
+    assert stored_method(store, ["a", "b"]) == Method()
+    for one in opened:
+        scanned(store, one.model, one, some)
+    assert stored_method(store, ["a", "b"]).as_dict() == some.as_dict()
+    assert stored_method(store, [opened[0].source, "b"]).as_dict() == some.as_dict()
+    assert stored_method(store, [one.source for one in opened]) == Method()
+    mc = Method(null="mc:1000")
+    scanned(store, "a", opened[0], mc)
+    assert stored_method(store, ["a", "b"]).as_dict() == some.as_dict(), "the one that both have"
+    for one in opened:
+        scanned(store, one.model, one)
+    assert stored_method(store, ["a", "b"]) == Method()
+
+
+def test_scans_of_another_version_say_nothing_about_the_method(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "store"), create=True)
+    add_scan(store, "old", [Matrix()], model="old")
+    assert stored_method(store, ["old"]) == Method()
+
+
 def test_the_real_pair(minilm: Path, minilm_tuned: Path, tmp_path: Path) -> None:
     report = compare(minilm, minilm_tuned, store=tmp_path / "store")
     assert report.identical == ("pooler.dense.weight",)
     assert (report.matrices, report.unmatched, report.failed) == (37, {}, ())
+    assert report.change_median == pytest.approx(0.0132, abs=5e-5)
+    assert (report.change_largest, report.largest_in) == (pytest.approx(0.0251, abs=5e-5), "layer 5, mlp_down")
     store = open_store(report.store)
     changes = {row["base_tensor"]: row for row in store.sql("SELECT * FROM pairs").to_pylist()}
     before, after = (load_file(folder / "model.safetensors") for folder in (minilm, minilm_tuned))
