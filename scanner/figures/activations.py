@@ -41,6 +41,7 @@ def one_run(found: list[dict[str, Any]], model: str | None, run: str | None, not
 
 def activation_overlap(
     store: Store,
+    centred: bool = True,
     *,
     interactive: bool = False,
     model: str | None = None,
@@ -51,19 +52,21 @@ def activation_overlap(
     """O_k = max_j |v_k . f_j| of right singular vectors with the activations' principal directions, against the singular value.
 
     The points of all matrices of a role (or of one layer), coloured by region, one panel a role; the band is what random vectors
-    have, 0.135 to 99.865 %, with its median.
+    have, 0.135 to 99.865 %, with its median. Below it M_k = max_i |v_k . e_i|, the same with the axes of the standard basis in the
+    place of principal directions: where O_k leaves the band and M_k does not, the overlap is not that of a few single features.
+    `centred`: the principal directions of the covariance, else of the second moments.
 
-    Source: arXiv 2410.17770, v1 Figs. 5, 6 and 13 (not centred there), v3 Figs. 2-4 (centred).
+    Source: arXiv 2410.17770, v1 Figs. 5, 6 and 13 (not centred there), v3 Figs. 2-4 (centred), App. C (M_k).
 
     Raises:
         ScannerError: nothing is measured, or not of this model, role or layer.
     """
     chosen = one_run(rows_of(store, "overlap_runs"), model, run, f"no overlaps in {store.url}: {ADVICE}")
-    found = rows_of(store, "overlaps", run=chosen["run_id"], role=role, layer=layer)
+    found = rows_of(store, "overlaps", run=chosen["run_id"], role=role, layer=layer, centred=centred)
     if not found:
         raise ScannerError(f"run {chosen['run_id']} has no such role or layer of {printable(chosen['model'])!r}")
     look = theme.style(interactive)
-    band = store.query("overlap_vs_region", run=chosen["run_id"], model=chosen["model"]).to_pylist()
+    band = store.query("overlap_vs_region", run=chosen["run_id"], model=chosen["model"], centred=centred).to_pylist()
     panels = []
     for name in _distinct(found, "role"):
         mine = [row for row in found if row["role"] == name]
@@ -76,26 +79,55 @@ def activation_overlap(
         chart,
         look,
         "Overlap of singular vectors with the activations",
-        [printable(chosen["model"]), f"{where}, centred covariance"],
+        [
+            printable(chosen["model"]),
+            f"{where}, {'centred covariance' if centred else 'second moments, not centred'}",
+            "below: largest entry M_k (overlap with the standard basis)",
+        ],
     )
 
 
 def _panel(
     role: str, points: list[dict[str, Any]], limits: dict[str, Any], look: theme.Style, interactive: bool
 ) -> Any:
-    top = 1.05 * max(limits["random_high"], *(row["overlap"] for row in points))
+    """O_k over M_k, of one role."""
     largest = max(row["singular_value"] for row in points)
     x_scale = alt.Scale(domain=[0, largest], nice=False)
+    axis = alt.Axis(grid=False, tickCount=5)
+    x = alt.X("singular_value:Q", title="singular value ν", scale=x_scale, axis=axis)
+    x_above = alt.X("singular_value:Q", title=None, scale=x_scale, axis=alt.Axis(grid=False, tickCount=5, labels=False))
+    upper = _against_band("overlap", "overlap O_k", x_above, points, limits, look, interactive)
+    lower = _against_band("peak", "entry M_k", x, points, limits, look, interactive)
+    title = alt.TitleParams(role.replace("_", " "), anchor="middle")
+    return alt.vconcat(
+        upper.properties(width=look.width, height=look.height),
+        lower.properties(width=look.width, height=look.height // 2),
+        spacing=look.font // 2,
+        title=title,
+    )
+
+
+def _against_band(
+    column: str,
+    title: str,
+    x: alt.X,
+    points: list[dict[str, Any]],
+    limits: dict[str, Any],
+    look: theme.Style,
+    interactive: bool,
+) -> Any:
+    """A column's points over the band of random vectors."""
+    top = 1.05 * max(limits["random_high"], *(row[column] for row in points))
     y_scale = alt.Scale(domain=[0, top], nice=False)
     area = alt.Chart(theme.inline([{"low": limits["random_low"], "high": limits["random_high"]}]))
     band = area.mark_rect(color=theme.PALE, opacity=0.7).encode(y=alt.Y("low:Q", scale=y_scale), y2="high:Q")
     middle = alt.Chart(theme.inline([{"middle": limits["random_middle"]}])).mark_rule(strokeWidth=0.8 * look.line)
-    hover = [alt.Tooltip(name, format=".4g") for name in ("singular_value:Q", "overlap:Q", "eigenvalue:Q")]
+    hover = [alt.Tooltip(name, format=".4g") for name in ("singular_value:Q", "overlap:Q", "peak:Q", "eigenvalue:Q")]
     hover += [alt.Tooltip(name) for name in ("layer:O", "k:O", "match:O")]
     dots = alt.Chart(theme.inline(points)).mark_point(filled=True, size=4 * look.line, opacity=0.6)
     dots = dots.encode(
-        x=alt.X("singular_value:Q", title="singular value ν", scale=x_scale, axis=alt.Axis(grid=False, tickCount=5)),
-        y=alt.Y("overlap:Q", title="overlap O_k", scale=y_scale, axis=alt.Axis(tickCount=4)),
+        x=x,
+        y=alt.Y(f"{column}:Q", title=title, scale=y_scale, axis=alt.Axis(tickCount=4)),
         color=alt.Color(
             "region:N",
             scale=alt.Scale(domain=[*REGIONS], range=[*REGIONS.values()]),
@@ -103,8 +135,7 @@ def _panel(
         ),
         tooltip=hover if interactive else alt.Undefined,
     )
-    layered = alt.layer(band, middle.encode(y="middle:Q"), dots)
-    return layered.properties(width=look.width, height=look.height, title=role.replace("_", " "))
+    return alt.layer(band, middle.encode(y="middle:Q"), dots)
 
 
 def activation_spectrum(

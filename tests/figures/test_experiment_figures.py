@@ -6,7 +6,10 @@ import pytest
 
 from scanner.errors import ScannerError
 from scanner.figures import FIGURES
+from scanner.figures.activations import activation_overlap
+from scanner.figures.choice import rows_of
 from scanner.store import Store, open_store
+from tests.store.rows import NOON
 from tests.store.test_experiment_queries import add_overlaps, add_point, add_run, table
 
 NAMES = ("activation_overlap", "activation_spectrum", "ablation", "slicing")
@@ -51,6 +54,31 @@ def store(empty_store: Store) -> Store:
 def test_every_figure_draws(store: Store, name: str, interactive: bool) -> None:
     chart = FIGURES[name].draw(store, interactive=interactive, model="org/model").to_dict()
     assert chart["title"]["subtitle"][0] == "org/model"
+
+
+def test_overlaps_are_drawn_over_the_entries_of_their_vectors_centred_or_not(store: Store) -> None:
+    add_overlaps(store, "run", [0.8, 0.6], tensor="uncentred", centred=False, peak=0.3)
+    for centred, overlap, peak in ((True, [0.1, 0.2, 0.7, 0.9], 0.2), (False, [0.6, 0.8], 0.3)):
+        chart = activation_overlap(store, centred).to_dict()
+        (panel,) = chart["concat"]
+        upper, lower = (part["layer"][2] for part in panel["vconcat"])
+        assert [part["encoding"]["y"]["field"] for part in (upper, lower)] == ["overlap", "peak"]
+        rows = chart["datasets"][lower["data"]["name"]]
+        assert [row["overlap"] for row in rows] == pytest.approx(overlap)
+        assert [row["peak"] for row in rows] == pytest.approx([peak] * len(rows))
+        assert ("not centred" in chart["title"]["subtitle"][1]) != centred
+
+
+def test_the_newest_run_is_the_one_with_the_newest_point(store: Store) -> None:
+    """More points were measured of the old run: its own row, with the baseline, is as old as before."""
+    add_run(store, "newer", "ablation", hours=1)
+    for decile in range(1, 11):
+        add_point(store, f"d{decile}", run_id="newer", set=f"decile:{decile}", finished_at=NOON.replace(hour=13))
+    drawn = [row["run_id"] for row in rows_of(store, "point_runs", kind="ablation")]
+    assert drawn == ["newer", "points"]
+    add_point(store, "late", run_id="points", set="decile:3", roles="key", finished_at=NOON.replace(hour=14))
+    assert [row["run_id"] for row in rows_of(store, "point_runs", kind="ablation")] == ["points", "newer"]
+    assert [row["run_id"] for row in rows_of(store, "point_runs", kind="slicing")] == ["slices"]
 
 
 def test_points_and_random_sets_are_in_the_data_of_an_ablation(store: Store) -> None:
