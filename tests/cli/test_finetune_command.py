@@ -44,7 +44,8 @@ def test_a_tuned_model_is_measured_kept_and_compared(
     assert json.loads(again.out) == rows
     assert "6 points, 6 of them kept" in again.told
 
-    compared = rmtscan("compare", base, tmp_path / "tuned" / "none-seed0", *store, "--workers", 1, "--format", "json")
+    [kept] = (tmp_path / "tuned").glob("*-none-seed0")
+    compared = rmtscan("compare", base, kept, *store, "--workers", 1, "--format", "json")
     assert compared.status == 0, compared.err
     assert "0 exactly unchanged" in compared.told
     assert {row["role"] for row in json.loads(compared.out)} >= {
