@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
 from scanner.experiments.evaluation import Scores, require_finite
+from scanner.experiments.labels import Examples
 from scanner.experiments.texts import Texts
-from scanner.experiments.tokens import Batch, Batches, Ids, encode
+from scanner.experiments.tokens import Batch, Batches, Ids
 
 #: Strength of the probe's penalty on standardised features.
 RIDGE = 10.0
@@ -38,15 +39,6 @@ def labels_of(texts: Texts, names: Sequence[str] | None = None) -> NDArray[np.in
     return np.array([order[label] for label in texts.labels], dtype=np.int64)
 
 
-def examples(tokenizer: Any, texts: Texts, *, length: int) -> tuple[Ids, ...]:
-    """One sequence of at most `length` tokens for each text or pair; long ones lose their end."""
-    seconds = texts.seconds or (None,) * len(texts.items)
-    return tuple(
-        np.array(encode(tokenizer, text, second)[:length], dtype=np.int32)
-        for text, second in zip(texts.items, seconds, strict=True)
-    )
-
-
 def _right(found: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
     """1 where the largest of a row is that of its label, else 0; NaN where one is: no class is the largest there."""
     return np.where(np.isnan(found).any(axis=1), np.nan, found.argmax(axis=1) == labels)
@@ -56,19 +48,18 @@ def _right(found: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.
 class Classifier:
     """Share of examples that the checkpoint's own classifier gets right."""
 
-    ids: tuple[Ids, ...]
-    labels: NDArray[np.int64]
+    examples: Examples
     metric: str = "accuracy"
 
     @property
     def tokens(self) -> int:
         """Tokens of all examples."""
-        return sum(map(len, self.ids))
+        return self.examples.tokens
 
     @property
     def units(self) -> int:
         """Examples."""
-        return len(self.ids)
+        return len(self.examples)
 
     def prepare(self, model: Any, batches: Batches) -> None:
         """Nothing has to be remembered."""
@@ -78,13 +69,14 @@ class Classifier:
         right = np.zeros(self.units)
 
         def compute(batch: Batch, indices: list[int]) -> None:
-            logits = model(**batch.inputs(model)).logits.double().cpu().numpy()
-            right[indices] = _right(logits, self.labels[indices])
+            types = self.examples.type_inputs(model, batch, indices)
+            logits = model(**batch.inputs(model), **types).logits.double().cpu().numpy()
+            right[indices] = _right(logits, self.examples.labels[indices])
 
         # A decoder's classifier looks at the last token that is no padding, and must be told what padding is.
         alone = getattr(model.config, "pad_token_id", None) is None
         with torch.inference_mode():
-            (Batches(batches.padding, 1) if alone else batches).run(self.ids, compute)
+            (Batches(batches.padding, 1) if alone else batches).run(self.examples.ids, compute)
         return Scores(sums=right, weights=np.ones(self.units))
 
 
@@ -141,14 +133,13 @@ class Probe:
     the rest is what counts.
     """
 
-    ids: tuple[Ids, ...]
-    labels: NDArray[np.int64]
+    examples: Examples
     metric: str = "accuracy"
 
     @property
     def tokens(self) -> int:
         """Tokens of the examples that count."""
-        return sum(len(self.ids[index]) for index in self._half(1))
+        return self._half(1).tokens
 
     @property
     def units(self) -> int:
@@ -162,8 +153,8 @@ class Probe:
         require_finite(self.metric, float(features.sum()), model)
         mean, scale = features.mean(dim=0), features.std(dim=0).clamp_min(1e-12)
         standard = (features - mean) / scale
-        classes = int(self.labels.max()) + 1
-        targets = torch.nn.functional.one_hot(torch.from_numpy(self.labels[chosen]), num_classes=classes).double()
+        classes = int(self.examples.labels.max()) + 1
+        targets = torch.nn.functional.one_hot(torch.from_numpy(chosen.labels), num_classes=classes).double()
         gram = standard.T @ standard + RIDGE * torch.eye(standard.shape[1], dtype=torch.float64)
         weights = torch.linalg.solve(gram, standard.T @ (targets - targets.mean(dim=0)))
         intercept = targets.mean(dim=0) - (mean / scale) @ weights
@@ -173,23 +164,23 @@ class Probe:
         """1 for every example that counts and is right, else 0."""
         chosen = self._half(1)
         found = self._features(model, chosen, batches) @ prepared[:-1] + prepared[-1]
-        return Scores(sums=_right(found.numpy(), self.labels[chosen]), weights=np.ones(len(chosen)))
+        return Scores(sums=_right(found.numpy(), chosen.labels), weights=np.ones(len(chosen)))
 
-    def _half(self, which: int) -> NDArray[np.int64]:
+    def _half(self, which: int) -> Examples:
         """Examples that the classifier is fitted on (0) or that count (1), by turns within each class."""
-        turn = np.zeros(len(self.labels), dtype=np.int64)
-        for label in np.unique(self.labels):
-            mine = np.flatnonzero(self.labels == label)
+        labels = self.examples.labels
+        turn = np.zeros(len(labels), dtype=np.int64)
+        for label in np.unique(labels):
+            mine = np.flatnonzero(labels == label)
             turn[mine] = np.arange(len(mine)) % 2
-        return np.flatnonzero(turn == which)
+        return self.examples.taken(np.flatnonzero(turn == which).tolist())
 
-    def _features(self, model: Any, chosen: NDArray[np.int64], batches: Batches) -> torch.Tensor:
+    def _features(self, model: Any, chosen: Examples, batches: Batches) -> torch.Tensor:
         """(examples, features) in float64 on the CPU."""
-        ids = [self.ids[index] for index in chosen]
-        found: list[torch.Tensor] = [torch.empty(0)] * len(ids)
+        found: list[torch.Tensor] = [torch.empty(0)] * len(chosen)
 
         def compute(batch: Batch, indices: list[int]) -> None:
-            inputs = batch.inputs(model)
+            inputs = batch.inputs(model) | chosen.type_inputs(model, batch, indices)
             layers = getattr(model(**inputs, output_hidden_states=True), "hidden_states", None)
             if layers is None:
                 raise ScannerError(f"{type(model).__name__} shows no hidden states: a probe has no features")
@@ -200,5 +191,5 @@ class Probe:
                 found[index] = mean[row].cpu()
 
         with torch.inference_mode():
-            batches.run(ids, compute)
+            batches.run(chosen.ids, compute)
         return torch.stack(found)

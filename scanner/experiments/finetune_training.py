@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import shutil
 from collections.abc import Iterator, Sequence
@@ -224,8 +223,4 @@ def _gradients(model: Any, data: Examples, indices: list[int], padding: int, at_
 
 def _inputs(model: Any, data: Examples, batch: Batch, indices: Sequence[int]) -> dict[str, torch.Tensor]:
     found = {"input_ids": batch.ids.to(model.device), "attention_mask": batch.mask.to(model.device)}
-    types = data.padded_types(indices, batch.ids.shape[1])
-    known = "token_type_ids" in inspect.signature(model.forward).parameters
-    if types is not None and known and getattr(model.config, "type_vocab_size", 0) > 1:
-        found["token_type_ids"] = torch.from_numpy(types).to(model.device)
-    return found
+    return found | data.type_inputs(model, batch, indices)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
 from scanner.experiments.texts import Texts
-from scanner.experiments.tokens import Ids
+from scanner.experiments.tokens import Batch, Ids
 
 Integers = NDArray[np.int64]
 
@@ -49,6 +51,22 @@ class Examples:
         for row, index in enumerate(indices):
             found[row, : len(self.types[index])] = self.types[index]
         return found
+
+    def type_inputs(self, model: Any, batch: Batch, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        """The token types of a batch as an argument of the forward pass, for pairs and models that know them; else nothing."""
+        types = self.padded_types(indices, batch.ids.shape[1])
+        known = "token_type_ids" in inspect.signature(model.forward).parameters
+        if types is None or not known or getattr(model.config, "type_vocab_size", 0) < 2:
+            return {}
+        return {"token_type_ids": torch.from_numpy(types).to(model.device)}
+
+    def taken(self, indices: Sequence[int]) -> Examples:
+        """Some of them."""
+        return Examples(
+            ids=tuple(self.ids[index] for index in indices),
+            types=tuple(self.types[index] for index in indices) if self.types else (),
+            labels=self.labels[list(indices)],
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +119,7 @@ def prepare(texts: Texts, tokenizer: Any, *, length: int, test_share: float, exa
             f"{printable(texts.name)}: {len(chosen)} examples to train on hold fewer than two classes: more --examples or a "
             "smaller --test-share"
         )
-    trained, tested = (_encoded(texts, labels, part, tokenizer, length, padding) for part in (chosen, test))
+    trained, tested = (encoded(texts, labels, part, tokenizer, length, padding) for part in (chosen, test))
     content = hashlib.sha256(repr((classes, padding)).encode())
     for part in (trained, tested):
         content.update(part.labels.tobytes())
@@ -158,7 +176,13 @@ def _split(texts: Texts, labels: Integers, classes: tuple[str, ...], test_share:
     return [train[i] for i in generator.permutation(len(train))], [test[i] for i in generator.permutation(len(test))]
 
 
-def _encoded(texts: Texts, labels: Integers, chosen: list[int], tokenizer: Any, length: int, padding: int) -> Examples:
+def encoded(
+    texts: Texts, labels: Integers, chosen: Sequence[int], tokenizer: Any, length: int, padding: int
+) -> Examples:
+    """The chosen texts or pairs as sequences of at most `length` tokens: longer ones lose their end, of pairs the longer text its.
+
+    Special tokens stay where they belong; a text without a token becomes one of padding.
+    """
     limit = _CHARACTERS_PER_TOKEN * length
     columns = [[texts.items[index][:limit] for index in chosen]]
     if texts.seconds:
@@ -168,4 +192,4 @@ def _encoded(texts: Texts, labels: Integers, chosen: list[int], tokenizer: Any, 
     ids = tuple(np.array(one or [padding], dtype=np.int32) for one in found["input_ids"])
     kinds = found.get("token_type_ids") if pairs else None
     types = tuple(np.array(one or [0], dtype=np.int32) for one in kinds) if kinds else ()
-    return Examples(ids=ids, types=types if any(one.any() for one in types) else (), labels=labels[chosen])
+    return Examples(ids=ids, types=types if any(one.any() for one in types) else (), labels=labels[list(chosen)])

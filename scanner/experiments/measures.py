@@ -9,8 +9,9 @@ import numpy as np
 
 from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
-from scanner.experiments.accuracy import Choice, Classifier, Probe, examples, labels_of
+from scanner.experiments.accuracy import Choice, Classifier, Probe, labels_of
 from scanner.experiments.evaluation import Divergence, Measure, Perplexity, Windows
+from scanner.experiments.labels import SHORTEST, Examples, Integers, encoded
 from scanner.experiments.models import (
     Head,
     ModelPlace,
@@ -114,8 +115,8 @@ def _accuracy(
     if has_classifier(config):
         names = [str(config.id2label[index]) for index in range(config.num_labels)]
         labels = labels_of(texts, names)
-        ids = examples(tokenizer, texts, length=length)
-        return Classifier(ids=ids, labels=labels), "classification", parameters | {"kind": "classifier"}
+        classifier = Classifier(examples=_examples(tokenizer, texts, labels, length))
+        return classifier, "classification", parameters | {"kind": "classifier"}
     labels = labels_of(texts)
     if _is_pair(config):
         raise ScannerError(
@@ -123,7 +124,7 @@ def _accuracy(
             "with a classifier of their own"
         )
     if not is_causal(config):
-        probe = Probe(ids=examples(tokenizer, texts, length=length), labels=labels)
+        probe = Probe(examples=_examples(tokenizer, texts, labels, length))
         if not probe.units:
             raise ScannerError(f"{printable(texts.name)}: no class has a second text, and half of each is what counts")
         return probe, "own", parameters | {"kind": "probe"}
@@ -136,10 +137,16 @@ def _accuracy(
         raise ScannerError("--prompt must say where the text goes: {text}, and {second} for pairs")
     tokens = tuple(np.array(encode(tokenizer, f" {answer}", special=False), dtype=np.int32) for answer in answers)
     room = length - max(map(len, tokens))
-    filled = replace(texts, items=_prompts(texts, wanted.prompt), seconds=())
-    ids = tuple(one[-room:] for one in examples(tokenizer, filled, length=1 << 20))
+    prompts = _prompts(texts, wanted.prompt)
+    ids = tuple(np.array(encode(tokenizer, prompt)[-room:], dtype=np.int32) for prompt in prompts)
     more: dict[str, object] = {"kind": "choice", "prompt": wanted.prompt, "answers": list(answers)}
     return Choice(ids=ids, answers=tokens, labels=labels), "causal", parameters | more
+
+
+def _examples(tokenizer: Any, texts: Texts, labels: Integers, length: int) -> Examples:
+    if length < SHORTEST:
+        raise ScannerError(f"accuracy needs sequences of at least {SHORTEST} tokens, got --window {length}")
+    return encoded(texts, labels, range(len(texts.items)), tokenizer, length, padding_id(tokenizer))
 
 
 def _is_pair(config: Any) -> bool:

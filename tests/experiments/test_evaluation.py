@@ -14,6 +14,7 @@ from scanner.checkpoint import Selection
 from scanner.errors import ScannerError
 from scanner.experiments.accuracy import Choice, Classifier, Probe, labels_of
 from scanner.experiments.evaluation import Divergence, Perplexity, Scores, Windows, summarise
+from scanner.experiments.labels import Examples
 from scanner.experiments.measures import MeasureRequest, measurement
 from scanner.experiments.models import load_model, load_tokenizer, model_place
 from scanner.experiments.placing import open_target
@@ -123,6 +124,32 @@ def test_a_classifier_is_right_where_its_logits_say_so(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.measure.scores(model, None, Batches(0, 40)).sums, right)
 
 
+@pytest.mark.parametrize("head", ["classification", "features"])
+def test_pairs_reach_a_model_as_its_tokenizer_makes_them(tmp_path: Path, head: str) -> None:
+    """Types tell the texts apart, the longer text is cut, and the token that ends a pair is there."""
+    folder = save(tmp_path, "bert", head)
+    path = tmp_path / "pairs.csv"
+    lines = [f"{'w1 ' * (3 + 9 * (i % 2))},{'w2 ' * 4},{i // 2 % 2}" for i in range(8)]
+    path.write_text("\n".join(["question,passage,label", *lines]))
+    source = TextSource(reference=str(path), column="question", second="passage", label="label")
+    place = model_place(open_target(str(folder), Selection()).checkpoint)
+    measure: Any = measurement(place, MeasureRequest(metric="accuracy", text=source, window=12)).measure
+    short, long = measure.examples.ids[:2]
+    assert short.tolist() == [1, 5, 5, 5, 2, 6, 6, 6, 6, 2]
+    assert long.tolist() == [1, *[5] * 5, 2, *[6] * 4, 2][: len(long)]
+    assert (len(long), long[-1]) == (12, 2)
+    model, _ = loaded(folder, "classification" if head == "classification" else "own")
+    seen: list[torch.Tensor] = []
+    embedded = model.get_submodule(f"{'bert.' if head == 'classification' else ''}embeddings.token_type_embeddings")
+    embedded.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    batches = Batches(0, 64)
+    measure.scores(model, measure.prepare(model, batches), batches)
+    assert seen
+    assert all(types.any() for types in seen)
+    with pytest.raises(ScannerError, match="at least 8 tokens, got --window 7"):
+        measurement(place, MeasureRequest(metric="accuracy", text=source, window=7))
+
+
 def test_a_language_model_chooses_the_likelier_answer(tmp_path: Path) -> None:
     folder = save(tmp_path, "llama")
     place = model_place(open_target(str(folder), Selection()).checkpoint)
@@ -166,7 +193,7 @@ def test_a_probe_on_an_encoders_features_learns_what_the_first_word_tells(tmp_pa
 def test_a_probe_is_fitted_and_tested_on_half_of_every_class(tmp_path: Path, labels: list[int]) -> None:
     model, _ = loaded(save(tmp_path, "bert", "features"), "own")
     ids = tuple(np.array([1, 4 + label, 13, 2], np.int32) for label in labels)
-    probe = Probe(ids=ids, labels=np.array(labels))
+    probe = Probe(examples=Examples(ids=ids, types=(), labels=np.array(labels)))
     batches = Batches(0, 64)
     assert probe.scores(model, probe.prepare(model, batches), batches).sums.tolist() == [1.0] * 20
     assert (probe.units, probe.tokens) == (20, 80)

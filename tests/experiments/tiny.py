@@ -58,7 +58,7 @@ def tokenizer(*, padding: bool = True, special: bool = False) -> PreTrainedToken
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     if special:
         made.post_processor = processors.TemplateProcessing(
-            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
         )
     names = {"pad_token": "[PAD]"} if padding else {}
     return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="[UNK]", **names)
