@@ -1,19 +1,21 @@
 -- title: How roles change over the revisions or training checkpoints of a model
 -- about: One line per role and checkpoint, in the order of time. Checkpoints are the revisions of one model, or, with
 --   family, all models whose names begin with that (the folders checkpoint-500, checkpoint-1000, say) and their
---   revisions. Time is when the scan was finished; if by_step, it is the last number in the revision, or with
---   family in the model's name (step1000, checkpoint-500), and then the time. Random matrices have mean p-value 0.5.
+--   revisions. Time is when the scan was finished. A step is read from names like step1000, checkpoint-1000, ckpt_500, iter200 or
+--   epoch3 in the revision or the model's name (with family the other way round); commits and content hashes have none. If
+--   by_step, checkpoints with a step come in its order, then the others in time. Differences (delta:BASE..TUNED) are left out
+--   unless named. Random matrices have mean p-value 0.5.
 -- param: model VARCHAR = NULL | only this model
 -- param: family VARCHAR = NULL | models whose names begin with this, as checkpoints of one training
 -- param: role VARCHAR = NULL | only this role
 -- param: heads BOOLEAN = FALSE | slices of single attention heads instead of whole matrices
--- param: by_step BOOLEAN = FALSE | order by the number in the name instead of the time of the scan
+-- param: by_step BOOLEAN = FALSE | order by the step in the name instead of the time of the scan
 -- column: family | the model's name, or the common beginning
 -- column: role | what the matrix does in its block
 -- column: place | 1 = the first checkpoint
 -- column: model | the model's name
 -- column: revision | commit, tag or content hash
--- column: step | the last number in the revision's name, or with family the model's; empty without a number
+-- column: step | as the name of the revision or the model says; empty where none does
 -- column: finished_at | when its first scan was finished, UTC
 -- column: matrices | matrices of this role
 -- column: u_p | left vectors: mean p-value
@@ -31,11 +33,18 @@ with checkpoints as (
         revision,
         coalesce($family, model) as family,
         min(finished_at) as finished_at,
-        try_cast(
-            regexp_extract(case when $family is null then revision else model end, '([0-9]+)[^0-9]*$', 1) as bigint
-        ) as step
+        list_transform(
+            if($family is null, [revision, model], [model, revision]),
+            lambda name: try_cast(
+                regexp_extract_all(name, '(?i)(?:step|checkpoint|ckpt|iter|epoch)s?[-_]?([0-9]+)', 1)[-1] as bigint
+            )
+        ) as steps,
+        coalesce(steps[1], steps[2]) as step
     from scans
-    where ($model is null or model = $model) and ($family is null or starts_with(model, $family))
+    where
+        ($model is null or model = $model)
+        and ($family is null or starts_with(model, $family))
+        and (coalesce($model, $family) is not null or not starts_with(model, 'delta:'))
     group by model, revision
 ),
 

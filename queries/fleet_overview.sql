@@ -1,6 +1,7 @@
 -- title: Every model in one line
 -- about: Coverage, cost and the main result of each model, the latest first. p-values and outliers are those of whole
---   matrices. A model whose scans found no matrix at all has its line, too.
+--   matrices. A model whose scans found no matrix at all has its line, too. Differences (delta:BASE..TUNED) are no models:
+--   they have a line if named.
 -- param: model VARCHAR = NULL | only this model
 -- param: revision VARCHAR = NULL | the newest revision that begins with this, instead of the newest
 -- column: model | the model's name

@@ -1,5 +1,6 @@
 -- title: Models side by side, role by role
--- about: One line per role and model, models under one another. Give a and b to put two beside each other. All means
+-- about: One line per role and model, models under one another. Give a and b to put two beside each other; there is no line
+--   if one of them is not scanned. Differences (delta:BASE..TUNED) are no models unless named. All means
 --   are over the matrices of that role, whatever their shape. p_difference is how much more random a model is in that role than the
 --   models shown are on average.
 -- param: a VARCHAR = NULL | only this model, and b
@@ -13,7 +14,7 @@
 -- column: shapes | their rows x cols
 -- column: parameters | their entries
 -- column: p | mean of u_p and v_p
--- column: p_difference | p minus the mean of the models shown
+-- column: p_difference | p minus the mean of the models shown; empty where there is one only
 -- column: u_p | left vectors: mean p-value; 0.5 for random matrices
 -- column: v_p | right vectors: the same
 -- column: left_percent | singular values below the Marchenko-Pastur bulk, per cent
@@ -37,10 +38,13 @@ with roles as (
         100 * avg(stable_rank / least(rows, cols)) as stable_rank_percent,
         100 * avg(effective_rank / least(rows, cols)) as effective_rank_percent
     from matrices
-    semi join chosen_scans(null, $revision) using (scan_id)
+    semi join (
+        from chosen_scans(coalesce($a, $b), $revision)
+        union
+        from chosen_scans(coalesce($b, $a), $revision)
+    ) using (scan_id)
     where
-        (coalesce($a, $b) is null or model = $a or model = $b)
-        and ($role is null or role = $role)
+        ($role is null or role = $role)
         and (head is not null) = $heads
     group by role, model
 )
@@ -52,7 +56,7 @@ select
     shapes,
     parameters,
     p,
-    p - avg(p) over (partition by role) as p_difference,
+    case when count(*) over (partition by role) > 1 then p - avg(p) over (partition by role) end as p_difference,
     u_p,
     v_p,
     left_percent,
@@ -61,4 +65,5 @@ select
     stable_rank_percent,
     effective_rank_percent
 from roles
+where $a is null or $b is null or $a = $b or (select count(distinct model) from roles) = 2
 order by role_order(role), role, model;

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -429,3 +430,45 @@ def test_fleet_queries_show_one_revision_of_a_model_and_the_newest_of_its_matric
     assert shown(model="a", revision="r1") == [("a", value(1))]
     assert shown(revision="r1") == [("a", value(1)), ("b", value(4))]
     assert shown(model="nobody") == []
+
+
+# ---- differences, steps
+
+
+@pytest.mark.parametrize(
+    "name",
+    "small_end most_learned most_random role_consistency fleet_overview model_compare family_trend role_table layer_trend "
+    "outliers outlier_share pvalues_by_role spectrum_by_role".split(),
+)
+def test_differences_are_no_models_unless_they_are_named(store: Store, name: str) -> None:
+    delta = "delta:base..tuned"
+    for model in ("base", "tuned", delta):
+        values: dict[str, Any] = {"singular_values": [1.0] * 10, "u_p": [0.1] * 10, "v_p": [0.2] * 10}
+        matrices = [Matrix(tensor=f"q{layer}", layer=layer, rows=10, cols=10, **values) for layer in range(2)]
+        add_scan(store, model.replace(":", "-").replace(".", "-"), matrices, model=model)
+    assert set(store.query(name)["model"].to_pylist()) == {"base", "tuned"}
+    parameter = "a" if name == "model_compare" else "model"
+    assert set(store.query(name, **{parameter: delta})["model"].to_pylist()) == {delta}
+
+
+def test_two_models_are_compared_or_none(store: Store) -> None:
+    for model, p in (("m1", 0.2), ("m2", 0.4), ("m3", 0.9)):
+        add_scan(store, model, [measured("a", 0, "query", p)], model=model)
+    assert store.query("model_compare", a="nobody", b="m1").num_rows == 0
+    assert store.query("model_compare", a="m1", b="nobody").num_rows == 0
+    two = store.query("model_compare", a="m2", b="m1")
+    assert rows(two, "model", "p_difference") == [("m1", pytest.approx(-0.1)), ("m2", pytest.approx(0.1))]
+    assert rows(store.query("model_compare", a="m3"), "model", "p_difference") == [("m3", None)]
+
+
+def test_steps_are_read_from_names_and_never_from_a_hash(store: Store) -> None:
+    commits = ("9f86d081884c7d65", "2c26b46b68ffc68f", "0000000000000001")
+    for hours, revision in enumerate(commits):
+        add_scan(store, f"c{hours}", [measured("a", 0, "query", 0.2)], model="m", revision=revision, hours=hours)
+    found = store.query("family_trend", model="m", by_step=True)
+    assert rows(found, "place", "revision", "step") == [(n + 1, one, None) for n, one in enumerate(commits)]
+    names = {"stage1-step500-tokens42B": 500, "global_step_30": 30, "Checkpoint-7": 7, "v2": None, "main": None}
+    for hours, revision in enumerate(names):
+        add_scan(store, f"n{hours}", [measured("a", 0, "query", 0.2)], model="n", revision=revision, hours=hours)
+    found = store.query("family_trend", model="n", by_step=True)
+    assert rows(found, "revision", "step") == sorted(names.items(), key=lambda item: (item[1] is None, item[1] or 0))

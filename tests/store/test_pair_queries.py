@@ -370,3 +370,36 @@ def test_questions_about_one_pair_read_no_other_pair_s_rows(store: Store) -> Non
                 pushed = str(scan["extra_info"].get("Dynamic Filters"))  # type: ignore[attr-defined]
                 if place in ("pairs", "pair_vectors"):
                     assert all(f"'{name}'" in pushed for name in own), (query.name, place, pushed)
+
+
+def test_pair_unmatched_lists_what_was_not_compared_under_old_names_and_new(store: Store) -> None:
+    new = {
+        "only in base (org/base)": ["old.weight (router, expert 2)"],
+        "only in tuned (org/tuned)": ["lora", "qkv (query, head 3)"],
+        "of another shape": ["e (10x4 became 12x4)", "qkv (value) (4x4 became 2x4)"],
+        "failed": ["q (head 1): OSError: gone (really)", "v: no numbers: NaN"],
+    }
+    add_comparison(store, "first", [of(1)], hours=1, unmatched_tensors=json.dumps(new))
+    add_comparison(store, "later", [of(1, tensor="v", role="value")], hours=2, unmatched_tensors="{}")
+    old = {"only in org/base": ["a"], "only in org/other": ["b"], "failed": ["c: broken"]}
+    add_comparison(store, "old", [of(1)], tuned="org/other", unmatched_tensors=json.dumps(old))
+    add_comparison(store, "none", [of(1)], tuned="org/same")
+    columns = ("side", "reason", "tensor", "role", "head", "expert", "detail")
+    whole = [
+        ("both", "another shape", "e", None, None, None, "10x4 became 12x4"),
+        ("both", "another shape", "qkv", "value", None, None, "4x4 became 2x4"),
+        ("both", "failed", "q", None, 1, None, "OSError: gone (really)"),
+        ("both", "failed", "v", None, None, None, "no numbers: NaN"),
+        ("base", "no counterpart", "old.weight", "router", None, 2, None),
+        ("tuned", "no counterpart", "lora", None, None, None, None),
+        ("tuned", "no counterpart", "qkv", "query", 3, None, None),
+    ]
+    assert rows(store.query("pair_unmatched", tuned="org/tuned", pair_id="first"), *columns) == whole
+    assert rows(store.query("pair_unmatched", tuned="org/tuned"), *columns) == [*whole[:3], *whole[4:]]
+    assert rows(store.query("pair_unmatched", tuned="org/other"), *columns) == [
+        ("both", "failed", "c", None, None, None, "broken"),
+        ("base", "no counterpart", "a", None, None, None, None),
+        ("tuned", "no counterpart", "b", None, None, None, None),
+    ]
+    assert store.query("pair_unmatched", tuned="org/same").num_rows == 0
+    assert set(rows(store.query("pair_unmatched"), "tuned_model")) == {("org/tuned",), ("org/other",)}

@@ -24,13 +24,13 @@ anti join files.superseded as old
     and old.head is not distinct from result.head
     and old.expert is not distinct from result.expert;
 
--- Scans of one model, or of all (null), in one revision each: the newest that begins with `wanted_revision`.
+-- Scans of one model, or of all (null) but differences of two, in one revision each: the newest that begins with `wanted_revision`.
 -- `semi join chosen_scans($model, $revision) using (scan_id)` makes DuckDB skip the other models' row groups.
 create macro chosen_scans(wanted_model, wanted_revision) as table
 select scan_id
 from scans
 where
-    (wanted_model is null or model = wanted_model)
+    case when wanted_model is null then not starts_with(model, 'delta:') else model = wanted_model end
     and (wanted_revision is null or starts_with(revision, wanted_revision))
 qualify
     revision is not distinct from first_value(revision) over (
