@@ -47,6 +47,9 @@ def plot(
     ] = None,
     base: Annotated[str | None, typer.Option("--base", help="Of a pair: the model before fine-tuning.")] = None,
     tuned: Annotated[str | None, typer.Option("--tuned", help="Of a pair: the model after it.")] = None,
+    run: Annotated[
+        str | None, typer.Option("--run", help="Id of a run of an experiment, instead of the model's newest.")
+    ] = None,
     store: StoreOption = DEFAULT_STORE,
     form: FormatOption = Format.table,
 ) -> None:
@@ -96,6 +99,7 @@ def plot(
         "ensemble": ensemble,
         "base": base,
         "tuned": tuned,
+        "run": run,
     }
     parameters = {name: value for name, value in given.items() if value is not None}
     opened = open_store(store) if chosen.needs_store else None

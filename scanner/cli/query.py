@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from scanner.cli.output import DEFAULT_STORE, Format, FormatOption, StoreOption, note, write
+
+if TYPE_CHECKING:
+    from scanner.store import Store
+
+#: Pairs of models that a note names.
+_NAMED = 6
 
 
 def register(app: typer.Typer) -> None:
@@ -61,12 +67,28 @@ def query(
         raise typer.BadParameter("name a query, or use --list to see them", param_hint="NAME")
     else:
         values = _parse(param or [])
-        answer = open_store(store).query(name, **values)
+        opened = open_store(store)
+        answer = opened.query(name, **values)
         write(answer, form)
         if answer.num_rows == 0:
-            note(
-                f"no rows: `rmtscan models --store {store}` shows what is scanned, `rmtscan query {name} --list` the parameters"
+            there = (
+                _compared(opened)
+                if name.startswith("pair_")
+                else f"`rmtscan models --store {store}` shows what is scanned"
             )
+            note(f"no rows: {there}, `rmtscan query {name} --list` shows the parameters")
+
+
+def _compared(store: Store) -> str:
+    """Which pairs of models are compared, in words."""
+    from scanner.checkpoint.names import printable
+
+    rows = store.sql("select distinct base_model, tuned_model from comparisons order by all").to_pylist()
+    if not rows:
+        return "no pair of models is compared, `rmtscan compare BASE TUNED` does that"
+    names = [f"{printable(row['base_model'])} -> {printable(row['tuned_model'])}" for row in rows]
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"nothing to list of what is compared ({', '.join(names[:_NAMED])}{more})"
 
 
 def _describe(name: str) -> None:
@@ -89,7 +111,11 @@ def sql(
     store: StoreOption = DEFAULT_STORE,
     form: FormatOption = Format.table,
 ) -> None:
-    """Ask with SQL, over the views scans, matrices, vectors, failures, controls, all_matrices and all_vectors.
+    """Ask with SQL.
+
+    The tables are scans, matrices, vectors, failures, controls; comparisons, pairs, pair_vectors, pair_subspaces;
+    experiments, overlaps, activation_spectra, ablations, finetunes. Of a matrix or pair that was computed more than once
+    they hold the newest result; all_matrices, all_vectors, all_pairs, all_pair_vectors and all_pair_subspaces hold every one.
 
     Only SELECT is accepted, and it reads nothing outside the store.
 

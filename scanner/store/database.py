@@ -55,8 +55,10 @@ def read(connection: duckdb.DuckDBPyConnection, text: str, params: Params = None
     """The answer to one statement.
 
     Raises:
-        QueryError: DuckDB cannot run it; the message is DuckDB's, on one line.
+        QueryError: DuckDB cannot run it; the message is DuckDB's, on one line. Or the statement or a value is no UTF-8.
     """
+    values = params.values() if isinstance(params, Mapping) else params or ()
+    _refuse_broken_text(text, *(value for value in values if isinstance(value, str)))
     try:
         relation = connection.sql(text, params=params or None)
         if relation is None:
@@ -72,6 +74,7 @@ def refuse_all_but_select(connection: duckdb.DuckDBPyConnection, text: str) -> N
     DuckDB counts a SELECT whose WITH clause holds INSERT, or COPY into a file, as a SELECT. So the parsed statement
     is looked through, and a node of any other kind than those that read refuses it.
     """
+    _refuse_broken_text(text)
     try:
         statements = connection.extract_statements(text)
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
@@ -82,6 +85,15 @@ def refuse_all_but_select(connection: duckdb.DuckDBPyConnection, text: str) -> N
     tree = json.loads(parsed)
     if tree["error"] or not _node_types(tree) <= _READING_NODES:
         raise QueryError(_NO_EFFECT)
+
+
+def _refuse_broken_text(*texts: str) -> None:
+    """Bytes of a command line that are no UTF-8 come as lone surrogates, which DuckDB does not take."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise QueryError(f"not UTF-8 text: {text[: error.start]!r} is followed by a broken character") from None
 
 
 def one_line(error: Exception) -> str:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from scanner.store import Store, open_store
-from tests.store.rows import Matrix, add_scan, failure
+from scanner.store.schemas import SCHEMAS
+from tests.store.rows import Matrix, Pair, add_comparison, add_scan, failure
 
 from .conftest import Run
 
@@ -93,3 +94,24 @@ def test_sql_asks_the_views(rmtscan: Run, store: Store) -> None:
     statement = "SELECT model, count(*) AS n FROM vectors GROUP BY model ORDER BY model"
     told = rmtscan("sql", statement, "--store", store.url, "--format", "json")
     assert json.loads(told.out) == [{"model": "org/one", "n": 8}, {"model": "org/two", "n": 4}]
+
+
+def test_the_help_of_sql_names_every_table(rmtscan: Run) -> None:
+    words = set(rmtscan("sql", "--help").out.decode().replace(",", " ").replace(";", " ").replace(".", " ").split())
+    assert words >= {*SCHEMAS, "all_matrices", "all_vectors", "all_pairs", "all_pair_vectors", "all_pair_subspaces"}
+
+
+def test_bytes_that_are_no_text_are_refused_with_one_line(rmtscan: Run, store: Store) -> None:
+    for words in (["sql", "select '\udcff'"], ["query", "scans", "-p", "model=\udcff"]):
+        told = rmtscan(*words, "--store", store.url)
+        assert (told.status, len(told.err.splitlines())) == (1, 1)
+        assert "not UTF-8" in told.err
+
+
+def test_an_empty_answer_about_pairs_names_what_is_compared(rmtscan: Run, store: Store) -> None:
+    told = rmtscan("query", "pair_intruders", "--store", store.url)
+    assert "no pair of models is compared" in told.err
+    add_comparison(store, "one", [Pair()])
+    told = rmtscan("query", "pair_intruders", "--store", store.url)
+    assert "org/base -> org/tuned" in told.err
+    assert "models" not in told.err.replace("pair of models", "")
