@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import altair as alt
@@ -47,28 +47,32 @@ class Pair:
 
 
 def pairs(store: Store, base: str | None, tuned: str | None) -> list[Pair]:
-    """The matrices of the newest comparison of two models, those that changed most first.
+    """The matrices of two models that are compared, the newest result of each, those that changed most first.
+
+    Of several pairs of models (or of revisions of them) that fit, the one that was compared last.
 
     Raises:
         ScannerError: there is no such comparison; says which there are.
     """
     rows = rows_of(store, "pairs", base=base, tuned=tuned)
     if not rows:
-        known = rows_of(store, "pairs", base=None, tuned=None)
-        names = list(
-            dict.fromkeys(f"{printable(row['base_model'])} -> {printable(row['tuned_model'])}" for row in known)
-        )
+        names = _compared(store)
         if not names:
             raise ScannerError(f"no pair is compared in {store.url}: 'rmtscan compare BASE TUNED' does that")
         wanted = f"{printable(base or '?')} -> {printable(tuned or '?')}"
         raise ScannerError(f"the pair {wanted} is not compared: {nearest(wanted, names)}")
-    first = rows[0]["pair_id"]
-    found = []
-    for row in rows:
-        if row["pair_id"] == first:
-            values = {name: value for name, value in row.items() if name not in ("base_tensor", "identical")}
-            found.append(Pair(tensor=row["base_tensor"], **values))
-    return found
+    known = {field.name for field in fields(Pair)}
+    return [
+        Pair(tensor=row["base_tensor"], **{name: value for name, value in row.items() if name in known})
+        for row in rows
+        if row["model_pair"] == rows[0]["model_pair"]
+    ]
+
+
+def _compared(store: Store) -> list[str]:
+    """The pairs of models that are compared, in words."""
+    rows = rows_of(store, "pairs", base=None, tuned=None)
+    return list(dict.fromkeys(f"{printable(row['base_model'])} -> {printable(row['tuned_model'])}" for row in rows))
 
 
 def pair_spectra(
@@ -250,20 +254,42 @@ def overlap(
     step = -(-max(products.shape) // MAX_CELLS)
     chart = _heat_map(cells, step, side, products.shape, look, interactive=interactive)
     models = f"{printable(one.model)} → {printable(other.model)}"
-    each = "one rank a cell" if step == 1 else f"{step} ranks a cell"
+    each = "one rank a cell" if step == 1 else f"{step} × {step} ranks a cell"
     details = f"{one.rows} × {one.cols}, {theme.SIDES[side]} singular vectors ({side}), {each}"
     return theme.finish(chart, look, f"Overlap of singular vectors: {place(one)}", [models, details])
 
 
 def _both(store: Store, base: str | None, tuned: str | None) -> tuple[list[Matrix], list[Matrix]]:
-    """The matrices of both models: those that were named, or those of the newest comparison."""
+    """The matrices of both models, in the revisions that were compared last, or of two that are not compared in the newest ones.
+
+    Raises:
+        ScannerError: a model is not scanned, or is not compared with any and the other is not named; says what there is.
+    """
+    known = rows_of(store, "pairs", base=base, tuned=tuned)
+    if known:
+        row = known[0]
+        sides = (("base_model", "base_scan_id"), ("tuned_model", "tuned_scan_id"))
+        before, after = (matrices(store, row[model], _revision(store, row[scan])) for model, scan in sides)
+        return before, after
+    for name in (base, tuned):
+        if name is not None:
+            choose_model(store, name)  # raises where it is not scanned
     if base is None or tuned is None:
-        known = rows_of(store, "pairs", base=base, tuned=tuned)
-        if not known:
-            models = ", ".join(sorted({printable(row["model"]) for row in store.query("scans").to_pylist()}))
+        pairs_there = f"compared are: {', '.join(_compared(store)) or 'none'}"
+        models = ", ".join(dict.fromkeys(printable(row["model"]) for row in store.query("scans").to_pylist()))
+        option, given = ("--tuned", base) if tuned is None else ("--base", tuned)
+        if given is None:
             raise ScannerError(f"name two scanned models with --base and --tuned: {models or 'none is scanned'}")
-        base, tuned = known[0]["base_model"], known[0]["tuned_model"]
-    return matrices(store, choose_model(store, base)), matrices(store, choose_model(store, tuned))
+        raise ScannerError(
+            f"{printable(given)!r} is not compared with any model, name the other with {option}: "
+            f"scanned are: {models}; {pairs_there}"
+        )
+    return matrices(store, base), matrices(store, tuned)
+
+
+def _revision(store: Store, scan_id: str) -> str | None:
+    scan = store.scan_row(scan_id)
+    return None if scan is None or scan["revision"] is None else str(scan["revision"])
 
 
 def _counterpart(one: Matrix, after: list[Matrix]) -> Matrix:
@@ -303,7 +329,10 @@ def _heat_map(
     y = alt.Y("i:Q", title=f"rank of {side} (after)", scale=y_scale, axis=alt.Axis(grid=False, tickCount=5))
     legend = alt.Legend(
         orient="right",
-        title=f"|{side} · {side}′|",
+        # Ranks that share a cell have no one product: what is drawn is the root of their mean share.
+        title=f"|{side} · {side}′|"
+        if step == 1
+        else [f"√( Σ ({side} · {side}′)² / {step} )", f"over {step} × {step} ranks"],
         gradientLength=round(0.5 * look.width),
         tickCount=5,
         offset=look.font,

@@ -110,10 +110,14 @@ def render(store: Store, models: Sequence[str], *, progress: Callable[[str], Non
         row for row in rows_of(store, "report_comparisons") if {row["base_model"], row["tuned_model"]} <= {*models}
     ]
     pair_sections = []
+    named: set[tuple[str, str]] = set()
     for number, pair in enumerate(pairs):
         progress(f"{printable(pair['tuned_model'])} beside {printable(pair['base_model'])}")
         section = _pair(store, pair, f"p{number}")
-        if number < MOST_DRAWN:
+        # Figures are drawn by name: of two revisions, those of the pair that was compared last.
+        newest = (pair["base_model"], pair["tuned_model"]) not in named
+        named.add((pair["base_model"], pair["tuned_model"]))
+        if newest and len(named) <= MOST_DRAWN:
             section["figures"] = _draw_pair(store, pair, f"p{number}", charts)
         pair_sections.append(section)
     page = _templates().get_template("report.html.j2")
@@ -250,19 +254,25 @@ def _object(text: str | None) -> dict[str, Any]:
 
 def _pair(store: Store, pair: Mapping[str, Any], key: str) -> dict[str, Any]:
     base, tuned = pair["base_model"], pair["tuned_model"]
-    rows = rows_of(store, "report_pairs", pair_id=pair["pair_id"])
-    deciles = store.query("pair_by_decile", base=base, tuned=tuned).to_pylist()
+    rows = rows_of(store, "report_pairs", base=base, tuned=tuned, model_pair=pair["model_pair"])
+    revisions = (pair["base_revision"], pair["tuned_revision"])
+    deciles = [
+        row
+        for row in store.query("pair_by_decile", base=base, tuned=tuned).to_pylist()
+        if (row["base_revision"], row["tuned_revision"]) == revisions
+    ]
     found = [findings_pairs.change(rows), findings_pairs.turned(deciles, base, tuned), findings_pairs.gained(rows)]
     return {
         **pair,
         "key": key,
-        "base": printable(base),
-        "tuned": printable(tuned),
+        "base": printable(base) if base != tuned else f"{printable(base)} ({printable(str(revisions[0]))})",
+        "tuned": printable(tuned) if base != tuned else f"{printable(tuned)} ({printable(str(revisions[1]))})",
         "base_reference": report_words.in_shell(base),
         "tuned_reference": report_words.in_shell(tuned),
         "findings": [finding for finding in found if finding is not None],
         "matrices": rows[:MOST_ROWS],
         "all_matrices": len(rows),
+        "identical": sum(row["identical"] for row in rows),
         "unmatched_names": _names(pair["unmatched_tensors"])[:MOST_NAMES],
         "figures": [],
     }

@@ -21,6 +21,7 @@ BULK_BINS = 24
 """Bins between the edges of the bulk."""
 MOST_BINS = 400
 MEASURED, LAW = "singular values", "Marchenko–Pastur law"
+LOWER = "ν min"
 SHOWN = 2.5
 """The axis ends here, in units of the upper edge; what lies beyond is counted in a note."""
 
@@ -122,10 +123,13 @@ def draw(
     borders = bins(lower, upper, float(both.min()), float(both.max()))
     counted = histogram(values, borders)
     shown = min(float(borders[-1]), SHOWN * upper)
-    # Room for what stands beside the lower edge.
-    begin = max(0.0, min(float(borders[0]), lower - 0.35 * (upper - lower)))
+    shown = max(shown, upper / (1.0 - _share(look, _right(matrix))))
+    # Room for what stands beside the lower edge; where there is none above zero it stands inside, above everything.
+    begin, beside_lower = room(matrix, look, min(float(borders[0]), lower - 0.35 * (upper - lower)), shown)
     x_scale = alt.Scale(domain=[begin, shown], nice=False)
-    top = 1.22 * float(max(counted.density[borders[:-1] < shown].max(), law(matrix)[1].max()))
+    top = (1.22 if beside_lower else 1.4) * float(
+        max(counted.density[borders[:-1] < shown].max(), law(matrix)[1].max())
+    )
 
     control_name = f"control ({str(ensemble).replace('_', ' ')})"
     names = {MEASURED: theme.SKY, LAW: theme.BLACK}
@@ -163,7 +167,7 @@ def draw(
     curve = alt.Chart(theme.inline(points), name="law").mark_line(clip=True, strokeWidth=1.3 * look.line)
     curve = curve.encode(x="nu:Q", y="density:Q", order="order:Q")
     layers.append(theme.named(curve, LAW, names, columns=2))
-    layers += _edges(matrix, look, top, shown, int(np.count_nonzero(values > shown)), float(values.max()))
+    layers += _edges(matrix, look, top, shown, beside_lower, int(np.count_nonzero(values > shown)), float(values.max()))
     chart = alt.layer(*layers).properties(width=look.width, height=look.height)
     details = f"{matrix.rows} × {matrix.cols}, σ = {matrix.sigma:.4g} ({matrix.sigma_kind})"
     return theme.finish(chart, look, place(matrix), [printable(matrix.model), details])
@@ -181,11 +185,35 @@ def steps(counted: Histogram) -> list[dict[str, object]]:
     return [{"nu": float(nu), "density": float(height), "order": i} for i, (nu, height) in enumerate(corners)]
 
 
-def _edges(matrix: Matrix, look: theme.Style, top: float, shown: float, beyond: int, largest: float) -> list[Any]:
+def room(matrix: Matrix, look: theme.Style, begin: float, shown: float) -> tuple[float, bool]:
+    """Where the axis begins, at `begin` or before it, and whether the words about the lower edge fit on its left then."""
+    if matrix.mp_lower <= 0.0:
+        return max(0.0, begin), True
+    share = _share(look, _left(matrix))
+    needed = (matrix.mp_lower - share * shown) / (1.0 - share)
+    return max(0.0, min(begin, needed)), needed >= 0.0
+
+
+def _share(look: theme.Style, words: str) -> float:
+    """The part of the axis that words beside a rule take."""
+    return (0.43 * look.font * len(words) + 6) / look.width
+
+
+def _left(matrix: Matrix) -> str:
+    return f"{matrix.outliers_left} left"
+
+
+def _right(matrix: Matrix) -> str:
+    return f"{matrix.outliers_right} right"
+
+
+def _edges(
+    matrix: Matrix, look: theme.Style, top: float, shown: float, beside_lower: bool, beyond: int, largest: float
+) -> list[Any]:
     """The edges of the bulk as rules with their names, and how many singular values lie on their far sides."""
-    rules = [{"nu": matrix.mp_upper, "edge": "ν max", "count": f"{matrix.outliers_right} right", "density": top}]
+    rules = [{"nu": matrix.mp_upper, "edge": "ν max", "count": _right(matrix), "density": top}]
     if matrix.mp_lower > 0.0:
-        rules.append({"nu": matrix.mp_lower, "edge": "ν min", "count": f"{matrix.outliers_left} left", "density": top})
+        rules.append({"nu": matrix.mp_lower, "edge": LOWER, "count": _left(matrix), "density": top})
     data = theme.inline(rules)
     layers: list[Any] = [
         alt.Chart(data, name="edges")
@@ -193,7 +221,7 @@ def _edges(matrix: Matrix, look: theme.Style, top: float, shown: float, beyond: 
         .encode(x="nu:Q")
     ]
     for rule in rules:
-        right = rule["edge"] == "ν max"
+        right = rule["edge"] != LOWER or not beside_lower
         side: dict[str, Any] = {"align": "left" if right else "right", "dx": 3 if right else -3, "fontSize": look.font}
         text = alt.Chart(theme.inline([rule])).encode(x="nu:Q", y="density:Q")
         layers.append(text.mark_text(baseline="top", dy=2, **side).encode(text="edge:N"))

@@ -8,10 +8,11 @@ from scipy import stats
 
 from scanner.checkpoint import Selection, list_matrices, open_checkpoint, read_matrix
 from scanner.figures import FIGURES
-from scanner.figures.pairs import blocks
+from scanner.figures.pairs import _both, blocks, pairs
 from scanner.figures.vector import largest_distance, null_density
 from scanner.rmt.ks_null import KsNull, simulate
-from scanner.store import Store
+from scanner.store import Store, open_store
+from tests.store.rows import Matrix, Pair, add_comparison, add_scan
 
 from .stores import BASE, LAYERS, TUNED, column, named_table, tables
 
@@ -167,3 +168,28 @@ def test_cells_hold_overlaps_or_shares_of_subspaces() -> None:
     assert taken.shape == (4, 4)
     # Every vector's squared overlaps with a whole basis add up to 1.
     assert np.sum(taken**2, axis=1) == pytest.approx(np.ones(4))
+
+
+def test_two_revisions_of_a_model_are_not_one(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "store"), create=True)
+    for number, revision in enumerate(("first", "second")):
+        add_scan(store, revision, [Matrix(tensor=revision)], model="org/run", revision=revision, hours=number)
+    add_comparison(store, "p", [Pair()], base="org/run", tuned="org/run", scans=("first", "second"))
+    before, after = _both(store, "org/run", None)
+    assert [matrix.scan_id for matrix in (*before, *after)] == ["first", "second"]
+
+
+def test_a_comparison_of_some_matrices_hides_none_of_the_others(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "store"), create=True)
+    whole = [Pair(tensor=name, layer=layer, more={"relative_change": 0.1 + layer}) for layer, name in enumerate("ab")]
+    add_comparison(store, "whole", whole, hours=1)
+    add_comparison(store, "some", [Pair(tensor="a", layer=0, more={"relative_change": 5.0})], hours=2)
+    found = [(pair.tensor, pair.pair_id, pair.relative_change) for pair in pairs(store, None, None)]
+    assert found == [("a", "some", 5.0), ("b", "whole", 1.1)]
+    assert FIGURES["pair_spectra"].draw(store, layer=1).to_dict()["title"]["text"] == "Before and after: query, layer 1"
+
+
+def test_the_legend_of_overlaps_says_what_a_cell_is(pair_store: Store) -> None:
+    chart = FIGURES["overlap"].draw(pair_store, role="query", layer=0).to_dict()
+    [view] = [view for view in (chart, *chart.get("layer", [])) if "color" in view.get("encoding", {})]
+    assert view["encoding"]["color"]["legend"]["title"] == ["√( Σ (v · v′)² / 4 )", "over 4 × 4 ranks"]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from scanner.figures import FIGURES
+from scanner.figures import FIGURES, PARAMETERS
 from tests.cli.conftest import Run, rmtscan  # noqa: F401  (a fixture)
 
 from .stores import BASE, TUNED
@@ -48,6 +48,9 @@ def test_a_pair_needs_no_names_where_there_is_one(rmtscan: Run, pair_url: str, t
         (["depth"], 2, "-o FILE"),
         ([], 2, "--list"),
         (["depth", "--k", "3", "-o", "x.png"], 1, "takes no k"),
+        (["overlap", "--base", "x", "-o", "x.png"], 1, "no model 'x' is scanned: there are: base/model, tuned/model"),
+        (["overlap", "--base", TUNED, "-o", "x.png"], 1, f"compared are: {BASE} -> {TUNED}"),
+        (["ablation", "--run", "x", "-o", "x.png"], 1, "rmtscan ablate"),
         (["depth", "-m", "bas/model", "-o", "x.png"], 1, "did you mean 'base/model'"),
     ],
 )
@@ -66,3 +69,8 @@ def test_mistakes(
     assert told in ran.told
     assert len(ran.errors) == (1 if status == 1 else 0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_every_parameter_of_a_figure_is_an_option(rmtscan: Run) -> None:  # noqa: F811
+    text = rmtscan("plot", "--help").out.decode()
+    assert [name for name in PARAMETERS if f"--{name}" not in text] == []

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from scanner.errors import ScannerError
@@ -13,7 +14,7 @@ from scanner.figures.report import write_report
 from scanner.figures.report_choice import choose_models
 from scanner.figures.report_explorer import MOST_POINTS, POINTS, budget
 from scanner.store import Store, open_store
-from tests.store.rows import Matrix, add_scan, scan_values
+from tests.store.rows import Matrix, Pair, add_comparison, add_scan, scan_values
 from tests.store.test_batch import METHOD
 
 from .report_rows import add_pair
@@ -138,3 +139,41 @@ def test_many_matrices_are_thinned_to_what_a_page_can_hold() -> None:
     for count in (1_000, 20_000):
         points, every = budget({"m": count})
         assert points * count / every["m"] <= MOST_POINTS
+
+
+def test_a_report_of_thirty_layers_is_no_larger_than_five_megabytes(store: Store, tmp_path: Path) -> None:
+    shapes = dict.fromkeys("query key value attn_out".split(), (256, 256))
+    shapes |= {"mlp_up": (512, 256), "mlp_gate": (512, 256), "mlp_down": (256, 512)}
+    random = np.random.default_rng(0)
+    many = [
+        Matrix(
+            tensor=f"block.{layer}.{role}",
+            layer=layer,
+            role=role,
+            rows=rows,
+            cols=cols,
+            singular_values=np.sort(random.uniform(0.1, 4, 256))[::-1].tolist(),
+            u_p=random.uniform(size=256).tolist(),
+            v_p=random.uniform(size=256).tolist(),
+        )
+        for layer in range(30)
+        for role, (rows, cols) in shapes.items()
+    ]
+    for number, model in enumerate(("base", "tuned")):
+        add_scan(store, f"scan{number}", many, model=model)
+    add_pair(store, "base", "tuned", [(one.role, one.layer or 0, 8, 8) for one in many], method=METHOD)
+    for references in (["base"], []):
+        report = write_report(store, references, tmp_path / "report.html")
+        assert report.bytes <= 5_000_000
+        assert report.path.stat().st_size == report.bytes
+
+
+def test_a_pair_that_was_compared_in_parts_has_one_section(store: Store, tmp_path: Path) -> None:
+    for number, model in enumerate(["base", "tuned"]):
+        add_scan(store, f"scan{number}", layers(), model=model)
+    add_pair(store, "base", "tuned", [("query", layer, 4, 4) for layer in range(3)], method=METHOD, identical=0)
+    same = [Pair(tensor="block.1.query", layer=1, more={"identical": True, "relative_change": 0.0})]
+    add_comparison(store, "part", same, base="base", tuned="tuned", scans=("scan0", "scan1"), hours=9)
+    text = page(store, tmp_path)
+    assert "3 matrices compared, 2 exactly unchanged, 1 without a partner" in text
+    assert text.count("matrices compared,") == 1

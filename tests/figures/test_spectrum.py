@@ -100,3 +100,15 @@ def test_a_singular_value_far_away_takes_one_wide_bin() -> None:
 def test_the_outline_of_a_histogram_encloses_what_it_counts() -> None:
     outline = steps(histogram(np.array([0.6, 0.7, 1.4]), bins(0.5, 1.5, 0.5, 1.5)))
     assert np.trapezoid(column(outline, "density"), column(outline, "nu")) == pytest.approx(1.0)
+
+
+def test_the_words_at_the_lower_edge_stay_inside_the_frame(pair_store: Store) -> None:
+    drawn = SPECTRUM.draw(pair_store, model=BASE, layer=2, role="mlp_up").to_dict()
+    matrix = choose_matrix(pair_store, model=BASE, layer=2, role="mlp_up")
+    [begin, end] = drawn["layer"][0]["encoding"]["x"]["scale"]["domain"]
+    texts = [layer["mark"] for layer in drawn["layer"] if layer["mark"]["type"] == "text" and "dx" in layer["mark"]]
+    [side] = {mark["align"] for mark in texts[2:4]}
+    width = drawn["width"]
+    needed = 0.42 * texts[2]["fontSize"] * len(f"{matrix.outliers_left} left") + 3
+    assert side == "left" or (matrix.mp_lower - begin) / (end - begin) * width >= needed
+    assert (end - matrix.mp_upper) / (end - begin) * width >= needed

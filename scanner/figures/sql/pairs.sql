@@ -1,8 +1,12 @@
--- The matrices of the newest comparison of a pair of models (null: of any), those that changed most first.
+-- The newest results of all comparisons of a pair of models (null: of any), the pair that was compared last first, and of its matrices
+-- those that changed most.
 select
     pairs.pair_id,
-    comparisons.base_model,
-    comparisons.tuned_model,
+    pairs.model_pair,
+    compared.base_model,
+    compared.tuned_model,
+    compared.base_scan_id,
+    compared.tuned_scan_id,
     pairs.base_tensor,
     pairs.stack,
     pairs.layer,
@@ -12,14 +16,12 @@ select
     pairs.module,
     pairs.rows,
     pairs.cols,
-    pairs.relative_change,
-    pairs.identical
-from pairs
-join comparisons using (pair_id)
-semi join chosen_comparisons($base, $tuned) using (pair_id)
+    pairs.relative_change
+from chosen_pairs($base, $tuned, null) as pairs
+join comparisons as compared using (pair_id)
 order by
-    comparisons.finished_at desc nulls last,
-    pair_id,
+    max(compared.finished_at) over (partition by model_pair) desc nulls last,
+    model_pair,
     relative_change desc nulls last,
     layer nulls last,
     role_order(role),

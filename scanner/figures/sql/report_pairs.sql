@@ -1,4 +1,4 @@
--- The whole matrices of one comparison, those that changed most first.
+-- The newest result of every whole matrix of one pair of models, those that changed most first.
 select
     stack,
     layer,
@@ -18,8 +18,8 @@ select
     intruders,
     delta_outliers_right,
     delta_stable_rank
-from pairs
+from chosen_pairs($base, $tuned, null)
 where
-    pair_id = $pair_id
+    model_pair = $model_pair
     and head is null
 order by relative_change desc nulls last, layer nulls last, role_order(role), role, tensor, expert;
