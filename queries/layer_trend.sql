@@ -9,6 +9,7 @@
 -- column: stack | encoder or decoder where the model has both
 -- column: layer | index of the block
 -- column: role | what the matrix does in its block
+-- column: module | cross_attention, shared experts and the like, where one role stands twice in a block
 -- column: matrices | matrices averaged over (more than one with experts or heads)
 -- column: u_p | left vectors: mean p-value
 -- column: v_p | right vectors: mean p-value
@@ -18,6 +19,7 @@ select
     stack,
     layer,
     role,
+    module,
     count(*)::integer as matrices,
     avg(u_p_mean) as u_p,
     avg(v_p_mean) as v_p,
@@ -25,5 +27,5 @@ select
 from matrices
 semi join chosen_scans($model, $revision) using (scan_id)
 where layer is not null and ($role is null or role = $role) and (head is not null) = $heads
-group by model, stack, layer, role
-order by model, stack desc nulls first, layer, role_order(role), role;
+group by model, stack, layer, role, module
+order by model, stack desc nulls first, layer, role_order(role), role, module nulls first;

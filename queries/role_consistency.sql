@@ -10,6 +10,7 @@
 -- column: model | the model's name
 -- column: stack | encoder or decoder where the model has both
 -- column: role | what the matrix does in its block
+-- column: module | cross_attention, shared experts and the like, where one role stands twice in a block
 -- column: rows | output features
 -- column: cols | input features
 -- column: side | v: right vectors (input), u: left vectors (output)
@@ -30,6 +31,7 @@ with per_block as (
         model,
         stack,
         role,
+        module,
         rows,
         cols,
         layer,
@@ -49,6 +51,7 @@ profiles as (
         model,
         stack,
         role,
+        module,
         rows,
         cols,
         side,
@@ -66,7 +69,7 @@ beside_others as (
         *,
         (sum(p) over of_decile - p) / nullif(count(*) over of_decile - 1, 0) as others
     from profiles
-    window of_decile as (partition by model, stack, role, rows, cols, side, decile)
+    window of_decile as (partition by model, stack, role, module, rows, cols, side, decile)
 ),
 
 blocks as (
@@ -74,6 +77,7 @@ blocks as (
         model,
         stack,
         role,
+        module,
         rows,
         cols,
         side,
@@ -89,6 +93,7 @@ deciles as (
         model,
         stack,
         role,
+        module,
         rows,
         cols,
         side,
@@ -105,6 +110,7 @@ over_blocks as (
         model,
         stack,
         role,
+        module,
         rows,
         cols,
         side,
@@ -125,6 +131,7 @@ over_deciles as (
         model,
         stack,
         role,
+        module,
         rows,
         cols,
         side,
@@ -146,6 +153,7 @@ join over_deciles
     on over_deciles.model = over_blocks.model
     and over_deciles.stack is not distinct from over_blocks.stack
     and over_deciles.role = over_blocks.role
+    and over_deciles.module is not distinct from over_blocks.module
     and over_deciles.rows = over_blocks.rows
     and over_deciles.cols = over_blocks.cols
     and over_deciles.side = over_blocks.side
@@ -155,6 +163,7 @@ order by
     over_blocks.stack desc nulls first,
     role_order(over_blocks.role),
     over_blocks.role,
+    over_blocks.module nulls first,
     over_blocks.rows,
     over_blocks.cols,
     over_blocks.side desc;

@@ -8,6 +8,7 @@
 -- param: heads BOOLEAN = FALSE | slices of single attention heads instead of whole matrices
 -- column: model | the model's name
 -- column: role | what the matrix does in its block
+-- column: module | cross_attention, shared experts and the like, where one role stands twice in a block
 -- column: matrices | matrices of this role
 -- column: shapes | their rows x cols
 -- column: sigma | standard deviation of an entry that the edges of the bulk were computed with, mean
@@ -27,6 +28,7 @@ with summary as (
     select
         model,
         role,
+        module,
         count(*)::integer as matrices,
         string_agg(distinct rows || 'x' || cols, ', ' order by rows || 'x' || cols) as shapes,
         avg(sigma) as sigma,
@@ -34,7 +36,7 @@ with summary as (
     from matrices
     semi join chosen_scans($model, $revision) using (scan_id)
     where ($role is null or role = $role) and (head is not null) = $heads
-    group by model, role
+    group by model, role, module
 ),
 
 -- Both sides at once, and turned into lines when they are few.
@@ -43,6 +45,7 @@ per_matrix as (
         select
             model,
             role,
+            module,
             scan_id,
             tensor,
             head,
@@ -61,6 +64,7 @@ deciles as (
     select
         model,
         role,
+        module,
         side,
         avg(p) filter (where decile = 1) as d1,
         avg(p) filter (where decile = 2) as d2,
@@ -73,10 +77,13 @@ deciles as (
         avg(p) filter (where decile = 9) as d9,
         avg(p) filter (where decile = 10) as d10
     from per_matrix
-    group by model, role, side
+    group by model, role, module, side
 )
 
 select summary.*, side, columns('^d[0-9]+$')
 from summary
-left join deciles using (model, role)
-order by model, role_order(role), role, side desc;
+left join deciles
+    on deciles.model = summary.model
+    and deciles.role = summary.role
+    and deciles.module is not distinct from summary.module
+order by summary.model, role_order(summary.role), summary.role, summary.module nulls first, side desc;

@@ -16,6 +16,7 @@
 -- column: stack | encoder or decoder where the model has both
 -- column: layer | index of the block; empty outside blocks, and if all layers are in one line
 -- column: role | what the matrix does in its block
+-- column: module | cross_attention, shared experts and the like, where one role stands twice in a block
 -- column: rows | output features
 -- column: cols | input features
 -- column: side | v: right vectors (input), u: left vectors (output)
@@ -46,6 +47,7 @@ measured as (
         stack,
         case when $layers then layer end as layer,
         role,
+        module,
         rows,
         cols,
         -- Every matrix has one last triplet.
@@ -69,6 +71,7 @@ sides as (
         measured.stack,
         measured.layer,
         measured.role,
+        measured.module,
         rows,
         cols,
         side,
@@ -101,6 +104,7 @@ select
     stack,
     layer,
     role,
+    module,
     rows,
     cols,
     side,
@@ -114,4 +118,4 @@ select
     case when compared.z is not null then least(1, compared.p_value) end as p_value,
     case when compared.z is not null then least(1, compared.p_value * count(compared.z) over (partition by model)) end as family_p_value
 from compared
-order by model, z nulls last, stack desc nulls first, layer, role_order(role), role, rows, cols, side desc;
+order by model, z nulls last, stack desc nulls first, layer, role_order(role), role, module nulls first, rows, cols, side desc;

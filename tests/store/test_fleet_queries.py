@@ -472,3 +472,27 @@ def test_steps_are_read_from_names_and_never_from_a_hash(store: Store) -> None:
         add_scan(store, f"n{hours}", [measured("a", 0, "query", 0.2)], model="n", revision=revision, hours=hours)
     found = store.query("family_trend", model="n", by_step=True)
     assert rows(found, "revision", "step") == sorted(names.items(), key=lambda item: (item[1] is None, item[1] or 0))
+
+
+@pytest.mark.parametrize("name", "role_table layer_trend small_end role_consistency".split())
+def test_one_role_in_two_modules_of_a_block_is_two(store: Store, name: str) -> None:
+    def one(layer: int, module: str | None) -> Matrix:
+        values: dict[str, Any] = {"singular_values": [1.0] * 10, "u_p": [0.1] * 10, "v_p": [0.2] * 10}
+        return InModule(tensor=f"{module}{layer}", layer=layer, rows=10, cols=10, more={"module": module}, **values)
+
+    add_scan(store, "one", [one(layer, module) for layer in range(2) for module in (None, "cross_attention")])
+    answer = store.query(name)
+    modules = answer["module"].to_pylist()
+    assert modules.count(None) == modules.count("cross_attention") == answer.num_rows / 2
+    if name != "role_consistency":
+        assert set(answer["matrices"].to_pylist()) == {1} if name in ("layer_trend", "small_end") else {2}
+
+
+class InModule(Matrix):
+    """A matrix whose vectors know its module, too."""
+
+    def tables(self, scan_id: str, model: str, revision: str) -> tuple[pa.Table, pa.Table]:
+        matrices, vectors = super().tables(scan_id, model, revision)
+        index = vectors.schema.get_field_index("module")
+        field = vectors.schema.field(index)
+        return matrices, vectors.set_column(index, field, pa.array([self.more["module"]] * len(vectors), field.type))
