@@ -83,10 +83,10 @@ def _compared(store: Store) -> str:
     """Which pairs of models are compared, in words."""
     from scanner.checkpoint.names import printable
 
-    rows = store.sql("select distinct base_model, tuned_model from comparisons order by all").to_pylist()
+    rows = store.sql("from files.model_pairs").to_pylist()
     if not rows:
         return "no pair of models is compared, `rmtscan compare BASE TUNED` does that"
-    names = [f"{printable(row['base_model'])} -> {printable(row['tuned_model'])}" for row in rows]
+    names = sorted({f"{printable(row['base_model'])} -> {printable(row['tuned_model'])}" for row in rows})
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return f"nothing to list of what is compared ({', '.join(names[:_NAMED])}{more})"
 

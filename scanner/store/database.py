@@ -131,7 +131,7 @@ def _make_relations(
         relation(table, table, listed[table])
 
     connection.execute(_statements("comparisons"))
-    again = connection.sql("select pair_id from files.comparing where again order by pair_id").fetchall()
+    again = connection.sql("from files.compared_again").fetchall()
     relation("files.recompared", "pairs", [pair_id for (pair_id,) in again])
     connection.execute(_statements("superseded_pairs"))
 

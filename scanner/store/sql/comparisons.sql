@@ -19,6 +19,12 @@ from comparisons
 left join scans as before on before.scan_id = comparisons.base_scan_id
 left join scans as after on after.scan_id = comparisons.tuned_scan_id;
 
+create view files.compared_again as
+select pair_id
+from files.comparing
+where again
+order by pair_id;
+
 -- Pairs of models that are compared, by number.
 create table files.model_pairs as
 select distinct
