@@ -47,6 +47,14 @@ def plot(
     ] = None,
     base: Annotated[str | None, typer.Option("--base", help="Of a pair: the model before fine-tuning.")] = None,
     tuned: Annotated[str | None, typer.Option("--tuned", help="Of a pair: the model after it.")] = None,
+    centred: Annotated[
+        bool | None,
+        typer.Option(
+            "--centred/--uncentred",
+            help="Covariance of the activations, or their second moments.",
+            show_default="centred",
+        ),
+    ] = None,
     run: Annotated[
         str | None, typer.Option("--run", help="Id of a run of an experiment, instead of the model's newest.")
     ] = None,
@@ -100,6 +108,7 @@ def plot(
         "base": base,
         "tuned": tuned,
         "run": run,
+        "centred": centred,
     }
     parameters = {name: value for name, value in given.items() if value is not None}
     opened = open_store(store) if chosen.needs_store else None

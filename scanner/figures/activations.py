@@ -41,13 +41,13 @@ def one_run(found: list[dict[str, Any]], model: str | None, run: str | None, not
 
 def activation_overlap(
     store: Store,
-    centred: bool = True,
     *,
     interactive: bool = False,
     model: str | None = None,
     run: str | None = None,
     role: str | None = None,
     layer: int | None = None,
+    centred: bool = True,
 ) -> Any:
     """O_k = max_j |v_k . f_j| of right singular vectors with the activations' principal directions, against the singular value.
 
@@ -146,6 +146,7 @@ def activation_spectrum(
     run: str | None = None,
     role: str | None = None,
     layer: int | None = None,
+    centred: bool = True,
 ) -> Any:
     """Eigenvalues of the covariance of what enters the matrices, by index, geometric mean over the layers of a role.
 
@@ -155,7 +156,7 @@ def activation_spectrum(
         ScannerError: nothing is measured, or not of this model, role or layer.
     """
     chosen = one_run(rows_of(store, "overlap_runs"), model, run, f"no overlaps in {store.url}: {ADVICE}")
-    found = rows_of(store, "activation_spectra", run=chosen["run_id"], role=role, layer=layer)
+    found = rows_of(store, "activation_spectra", run=chosen["run_id"], role=role, layer=layer, centred=centred)
     if not found:
         raise ScannerError(f"run {chosen['run_id']} has no such role or layer of {printable(chosen['model'])!r}")
     look = theme.style(interactive)
@@ -178,7 +179,8 @@ def activation_spectrum(
         color=theme.by_role(roles),
         tooltip=["role:N", "number:O", alt.Tooltip("eigenvalue:Q", format=".4g")] if interactive else alt.Undefined,
     ).properties(width=look.width, height=look.height)
-    details = "covariance of the activations, centred; inputs that are shared give equal lines"
+    what = "covariance of the activations, centred" if centred else "second moments of the activations, not centred"
+    details = f"{what}; inputs that are shared give equal lines"
     return theme.finish(chart, look, "Spectrum of the activations", [printable(chosen["model"]), details])
 
 

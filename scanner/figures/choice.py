@@ -139,9 +139,12 @@ def choose_model(store: Store, model: str | None) -> str:
     if not known:
         raise ScannerError(f"nothing is scanned in {store.url}: begin with 'rmtscan scan REF --store {store.url}'")
     if model is None:
-        if len(known) > 1:
+        whole = [
+            name for name in known if not name.startswith("delta:")
+        ] or known  # a difference is no model unless named
+        if len(whole) > 1:
             raise ScannerError(f"several models are scanned, name one with --model: {', '.join(shown)}")
-        return str(known[0])
+        return str(whole[0])
     raise ScannerError(f"no model {printable(model)!r} is scanned: {nearest(printable(model), shown)}")
 
 

@@ -26,6 +26,7 @@ PARAMETERS = {
     "k": "rank of a singular triplet, 0 = largest singular value",
     "run": "id of a run of an experiment, instead of the newest of the model",
     "ensemble": "the random control that is drawn: gaussian or kaiming_uniform",
+    "centred": "the covariance of the activations; if false, their second moments (as arXiv 2410.17770v1 draws them)",
     "base": "name of the scanned model before fine-tuning",
     "tuned": "name of the scanned model after it",
 }

@@ -282,8 +282,8 @@ def _names(text: str | None) -> list[str]:
     """Names in a JSON value of any shape, in order."""
 
     def walk(value: Any) -> list[str]:
-        if isinstance(value, dict):
-            return [name for part in value.values() for name in walk(part)]
+        if isinstance(value, dict):  # what failed has a partner
+            return [name for key, part in value.items() if key != "failed" for name in walk(part)]
         if isinstance(value, list):
             return [name for part in value for name in walk(part)]
         return [str(value)]

@@ -102,7 +102,7 @@ def test_a_parameter_that_a_figure_does_not_take_is_an_error(pair_store: Store) 
         ("pair_spectra", {"role": "key"}, "there are: .*query"),
         ("pair_spectra", {"head": 2}, "compare with --heads"),
         ("overlap", {"base": BASE, "tuned": "other"}, "no model 'other' is scanned"),
-        ("overlap", {"base": TUNED}, "name two scanned models"),
+        ("overlap", {"base": TUNED}, "is not compared with any model, name the other with --tuned"),
     ],
 )
 def test_what_is_not_there_is_told_with_what_is(

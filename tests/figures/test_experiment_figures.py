@@ -59,7 +59,7 @@ def test_every_figure_draws(store: Store, name: str, interactive: bool) -> None:
 def test_overlaps_are_drawn_over_the_entries_of_their_vectors_centred_or_not(store: Store) -> None:
     add_overlaps(store, "run", [0.8, 0.6], tensor="uncentred", centred=False, peak=0.3)
     for centred, overlap, peak in ((True, [0.1, 0.2, 0.7, 0.9], 0.2), (False, [0.6, 0.8], 0.3)):
-        chart = activation_overlap(store, centred).to_dict()
+        chart = activation_overlap(store, centred=centred).to_dict()
         (panel,) = chart["concat"]
         upper, lower = (part["layer"][2] for part in panel["vconcat"])
         assert [part["encoding"]["y"]["field"] for part in (upper, lower)] == ["overlap", "peak"]
