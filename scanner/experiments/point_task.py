@@ -6,6 +6,7 @@ What the workers of `ablate` and `slicing` have in common.
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -76,17 +77,18 @@ class PointOutcome:
     failure: Failure | None = None
 
 
-class PointWorker(Resident):
+class PointWorker(Resident, ABC):
     """Base of the actors: one replica of the model, and what the measure remembers of it intact."""
 
     def __init__(self) -> None:
         super().__init__()
         self._prepared: tuple[str, Batches, Any] | None = None
 
+    @abstractmethod
     def without(self, model: Any, task: Any) -> AbstractContextManager[tuple[int, int]]:
         """The model without what the task takes out, while the context lasts; yields how much of how much that is."""
-        raise NotImplementedError
 
+    @abstractmethod
     def get_ready(self, model: Any, task: Any, batches: Batches) -> None:
         """Make what several points share. An error of it ends the run."""
 
