@@ -10,7 +10,7 @@ from scanner.figures.report_words import Finding, Row, counted, listing, paramet
 _NAMED = 4
 
 
-def change(rows: Sequence[Row]) -> Finding | None:
+def change(rows: Sequence[Row], shown_by: str = "") -> Finding | None:
     """How far fine-tuning moved the weights, and where most; rows of table `pairs`."""
     known = [row for row in rows if row["relative_change"] is not None]
     if not known:
@@ -30,8 +30,8 @@ def change(rows: Sequence[Row]) -> Finding | None:
     else:
         detail += " No matrix is exactly unchanged."
     if len(same) == len(rows):
-        return Finding(headline="Not a single weight matrix differs", detail=detail)
-    return Finding(headline=f"Fine-tuning moved the weights by {percent(middle)}", detail=detail)
+        return Finding(headline="Not a single weight matrix differs", detail=detail, query=shown_by)
+    return Finding(headline=f"Fine-tuning moved the weights by {percent(middle)}", detail=detail, query=shown_by)
 
 
 def turned(rows: Sequence[Row], base: str, tuned: str) -> Finding | None:
@@ -69,7 +69,7 @@ def turned(rows: Sequence[Row], base: str, tuned: str) -> Finding | None:
     )
 
 
-def gained(rows: Sequence[Row]) -> Finding | None:
+def gained(rows: Sequence[Row], shown_by: str = "") -> Finding | None:
     """Outliers gained and lost, and intruder dimensions; rows of table `pairs`."""
     known = [row for row in rows if row["outliers_right_base"] is not None and row["outliers_right_tuned"] is not None]
     if not known:
@@ -92,6 +92,7 @@ def gained(rows: Sequence[Row]) -> Finding | None:
     return Finding(
         headline=f"{headline}, and {_more(right[1] - right[0])} above the bulk",
         detail=detail if count else detail + ".",
+        query=shown_by,
     )
 
 

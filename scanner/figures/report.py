@@ -261,7 +261,13 @@ def _pair(store: Store, pair: Mapping[str, Any], key: str) -> dict[str, Any]:
         for row in store.query("pair_by_decile", base=base, tuned=tuned).to_pylist()
         if (row["base_revision"], row["tuned_revision"]) == revisions
     ]
-    found = [findings_pairs.change(rows), findings_pairs.turned(deciles, base, tuned), findings_pairs.gained(rows)]
+    models = f"{report_words.parameter('base', base)}{report_words.parameter('tuned', tuned)}"
+    changes = f"rmtscan query pair_changes{models}"
+    found = [
+        findings_pairs.change(rows, changes),
+        findings_pairs.turned(deciles, base, tuned),
+        findings_pairs.gained(rows, changes),
+    ]
     return {
         **pair,
         "key": key,
