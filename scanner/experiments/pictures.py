@@ -116,8 +116,9 @@ def _npz(path: Path) -> Pictures:
             if missing:
                 raise ValueError(f"it has no {', '.join(missing)}")
             found = [np.asarray(arrays[name]) for name in _NPZ_NAMES]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ScannerError(f"{printable(path.name)}: no pictures can be read: {printable(str(error))}") from error
+    except Exception as error:  # what a damaged archive raises has no common base: zlib.error, BadZipFile, EOFError ...
+        reason = printable(" ".join(str(error).split()) or type(error).__name__)
+        raise ScannerError(f"{printable(path.name)}: no pictures can be read: {reason}") from error
     return _prepared(path.stem, *found)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import struct
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +137,34 @@ def test_a_file_that_is_no_archive_is_told(tmp_path: Path) -> None:
     (tmp_path / "x.npz").write_bytes(b"PK but not really")
     with pytest.raises(ScannerError, match=r"x\.npz"):
         load_pictures(str(tmp_path / "x.npz"))
+
+
+@pytest.mark.parametrize("damage", ["content", "method", "header"])
+def test_a_damaged_archive_is_one_line(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "small.npz"
+    np.savez_compressed(path, **arrays())
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    if damage == "content":  # zlib.error
+        start = entries[0].header_offset + 30 + len(entries[0].filename) + 20
+        content[start : start + 60] = b"\xff" * 60
+    elif damage == "method":  # NotImplementedError: a compression that zipfile does not know
+        for mark, place in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+            content[content.index(mark) + place] = 77
+    else:  # ValueError, over several lines: a header that numpy refuses to evaluate
+        header = io.BytesIO()
+        np.lib.format.write_array_header_2_0(header, {"descr": "<f8", "fortran_order": False, "shape": (1,) * 9000})
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("x_train.npy", header.getvalue())
+            for entry in entries[1:]:
+                archive.writestr(entry.filename, b"")
+        content = bytearray(path.read_bytes())
+    path.write_bytes(content)
+    with pytest.raises(ScannerError, match=r"^small\.npz: no pictures can be read: \S") as told:
+        load_pictures(str(path))
+    assert "\n" not in str(told.value)
+    assert "\\n" not in str(told.value)
 
 
 def test_digits_come_with_scikit_learn() -> None:
