@@ -94,6 +94,7 @@ def slicing(
         examples=examples,
         window=window,
     )
+    tenths = _deciles(deciles)
     orders: tuple[Place, ...] = tuple(one for one in ORDERS if order is Order.both or order.value == one)
 
     def run(observer: ScanObserver) -> PointReport:
@@ -101,7 +102,7 @@ def slicing(
             reference,
             wanted,
             orders=orders,
-            deciles=parse_layers(deciles),
+            deciles=tenths,
             calibration=TextSource(reference=calibration) if calibration is not None else None,
             calibration_tokens=calibration_tokens,
             store=store,
@@ -111,3 +112,11 @@ def slicing(
         )
 
     run_points(run, query="slicing", store=store, form=form)
+
+
+def _deciles(text: str) -> tuple[int, ...]:
+    """`1-3,10` as numbers; which of them are deciles the run itself says."""
+    try:
+        return parse_layers(text)
+    except typer.BadParameter:
+        raise typer.BadParameter(f"{text!r} is not deciles like 1-10 or 1,5,10", param_hint="--deciles") from None

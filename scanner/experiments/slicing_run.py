@@ -7,6 +7,7 @@ norm` or `after norm`; `removed` counts directions over all norms of the model.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from scanner.checkpoint import Selection
 from scanner.engine import PoolOptions, ScanObserver
@@ -64,9 +65,11 @@ def slicing(
     place = model_place(checkpoint)
     measured = measurement(place, wanted)
     tokenizer = load_tokenizer(place)
-    length = min(wanted.window or DEFAULT_LENGTH, longest_input(load_config(place), tokenizer))
+    config = load_config(place)
+    length = min(wanted.window or DEFAULT_LENGTH, longest_input(config, tokenizer))
     texts = read_texts(calibration or wanted.text, tokens=calibration_tokens, length=length)
     ids = sequences(tokenizer, texts, length=length, tokens=calibration_tokens)
+    _check(sum(map(len, ids)), config)
     described = {"text": texts.digest, "tokens": calibration_tokens, "length": length}
     run = PointRun(
         kind="slicing",
@@ -90,3 +93,10 @@ def slicing(
         for decile in dict.fromkeys(deciles)
     ]
     return run.carry_out(SlicingWorker, tasks, options)
+
+
+def _check(tokens: int, config: Any) -> None:
+    """What every worker would find out after the intact model is measured: that the tokens do not suffice for a covariance."""
+    width = getattr(config.get_text_config(), "hidden_size", None)
+    if width is not None and tokens < width:
+        raise ScannerError(f"{tokens} tokens for a covariance of {width} dimensions: at least as many are needed")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+from scanner.cli.main import main
 from scanner.engine import PoolOptions
 from scanner.errors import ScannerError
 from scanner.experiments.measures import MeasureRequest
@@ -226,6 +227,28 @@ def test_what_cannot_be_done_is_told(run: Callable[..., Any]) -> None:
         run(deciles=(0,))
     with pytest.raises(ScannerError, match="orders are"):
         run(orders=())
+
+
+def test_a_calibration_that_is_too_short_is_told_before_anything_runs(tmp_path: Path, in_process: list[Any]) -> None:
+    checkpoint, text = save(tmp_path / "llama", "llama"), text_file(tmp_path)
+    wanted = MeasureRequest(text=TextSource(reference=str(text)), tokens=150, window=8)
+    with pytest.raises(
+        ScannerError, match=r"^8 tokens for a covariance of 16 dimensions: at least as many are needed$"
+    ):
+        slicing(str(checkpoint), wanted, calibration_tokens=8, store=str(tmp_path / "store"))
+    assert in_process == []
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("deciles", ["x", "3-1", "1-99999"])
+def test_deciles_that_are_none_are_told_by_their_option(deciles: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["slicing", "model", "--text", "text.txt", "--deciles", deciles])
+    told = capfd.readouterr().err
+    assert end.value.code == 2
+    assert f"'{deciles}' is not deciles like 1-10" in told
+    assert "--deciles" in told
+    assert "layer" not in told
 
 
 def test_the_calibration_fits_into_the_model(tmp_path: Path, in_process: list[Any]) -> None:
