@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +15,7 @@ from scanner.errors import ScannerError
 from scanner.figures import theme
 from scanner.figures.activations import one_run
 from scanner.figures.choice import rows_of
+from scanner.figures.registry import nearest
 from scanner.store import Store
 
 #: Without some sets a model is destroyed; perplexities beyond so many times the baseline are drawn at the edge.
@@ -20,6 +23,8 @@ BEYOND = 1000
 ADVICE = "'rmtscan ablate REF --text FILE' measures them"
 NAMES = {"perplexity": "rise of perplexity", "kl": "KL divergence (nats a token)", "accuracy": "change of accuracy"}
 ALL = "all roles"
+#: What `layers` says of a single block, with its stack where the model has several: `3`, `encoder:3`.
+_ONE_BLOCK = re.compile(r"(?:[^: ]+:)?(\d+)")
 #: A tick by itself: an axis would give all of them one unit.
 _TICK = "format(datum.value, abs(datum.value) < 10000 ? '~r' : '.0e')"
 
@@ -31,25 +36,34 @@ def ablation(
     model: str | None = None,
     run: str | None = None,
     role: str | None = None,
+    layer: int | None = None,
 ) -> Any:
     """Damage by decile, one line a role with its standard error; hollow: random sets of the same size. Below, the spectra.
 
-    A run without deciles is drawn over the sets it has (regions, ranges).
+    A run without deciles is drawn over the sets it has (regions, ranges). A run that was measured by role and by layer is drawn by
+    role; `layer` asks for the points of that block alone.
 
     Source: arXiv 2410.17770, v1 Figs. 7 and 11, v3 Fig. 5 with its inset (the spectra, where the model is scanned).
 
     Raises:
-        ScannerError: nothing is measured, or not of this model or role.
+        ScannerError: nothing is measured, or not of this model, role or layer.
     """
     runs = rows_of(store, "point_runs", kind="ablation")
     chosen = one_run(runs, model, run, f"no ablations in {store.url}: {ADVICE}")
     found = store.query("ablation_curve", run=chosen["run_id"]).to_pylist()
-    several_layers = len({row["layers"] for row in found}) > 1
-    rows = [_row(row, several_layers) for row in found if role is None or role in row["roles"].split(",")]
-    if not rows:
-        raise ScannerError(f"run {chosen['run_id']} of {printable(chosen['model'])!r} has no point of role {role!r}")
-    deciles = [row for row in rows if row["set"].startswith("decile:")]
-    rows = deciles or rows
+    asked = _asked_for(found, role, layer)
+    if not asked:
+        words = [f"role {printable(role)!r}"] if role is not None else []
+        words += [f"layer {layer}"] if layer is not None else []
+        there = dict.fromkeys(f"{_what(roles)} (layers {layers})" for roles, layers in map(_group, found))
+        raise ScannerError(
+            f"run {chosen['run_id']} of {printable(chosen['model'])!r} has no point of {' in '.join(words)} ('rmtscan ablate' "
+            f"measures roles, and --by layer blocks): {nearest(role, there)}"
+        )
+    deciles = [row for row in asked if row["set"].startswith("decile:")]
+    drawn = _by_role(deciles or asked) if layer is None else deciles or asked
+    names = _names(drawn)
+    rows = [_row(row, names[_group(row)]) for row in drawn]
     look = theme.style(interactive)
     metric = str(found[0]["metric"])
     order = list(dict.fromkeys(row["label"] for row in rows))
@@ -71,9 +85,63 @@ def beyond(rows: Sequence[dict[str, Any]]) -> list[str]:
     return [f"▲: more than {BEYOND} times the baseline"] if there else []
 
 
-def _row(row: dict[str, Any], several_layers: bool) -> dict[str, Any]:
-    roles = row["roles"]
-    what = f"layer {row['layers']}" if several_layers else (ALL if "," in roles else roles)
+def _group(row: dict[str, Any]) -> tuple[str, str]:
+    """Which matrices a point is about: their roles and their blocks."""
+    return row["roles"], row["layers"]
+
+
+def _block(row: dict[str, Any]) -> int | None:
+    """The one block that a point is about; None: several."""
+    found = _ONE_BLOCK.fullmatch(row["layers"])
+    return None if found is None else int(found[1])
+
+
+def _asked_for(found: list[dict[str, Any]], role: str | None, layer: int | None) -> list[dict[str, Any]]:
+    """The points of a role, those of it alone where there are some, and of a block, those of several roles where there are some."""
+    rows = [row for row in found if role is None or role in row["roles"].split(",")]
+    rows = [row for row in rows if layer is None or _block(row) == layer]
+    if role is not None:
+        return [row for row in rows if row["roles"] == role] or rows
+    return rows if layer is None else [row for row in rows if "," in row["roles"]] or rows
+
+
+def _by_role(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The points over several blocks, and those of roles that have no other line; or of single roles in one block; or else all."""
+    if any(_block(row) is None for row in rows):
+        lines = Counter(roles for roles, _ in set(map(_group, rows)))
+        return [row for row in rows if _block(row) is None or ("," not in row["roles"] and lines[row["roles"]] == 1)]
+    single = [row for row in rows if "," not in row["roles"]]
+    one_block = len({row["layers"] for row in single}) == 1 and len({row["roles"] for row in single}) > 1
+    return single if one_block else rows
+
+
+def _names(rows: list[dict[str, Any]]) -> dict[tuple[str, str], str]:
+    """A name for the matrices of each line: the shortest that no other line has.
+
+    Many roles in one block go by the block, and so does one role that is the same in every line; all others go by the role.
+    """
+    groups = list(dict.fromkeys(map(_group, rows)))
+    one_role = len(groups) > 1 and len({roles for roles, _ in groups}) == 1
+
+    def forms(roles: str, layers: str) -> list[str]:
+        one_block = _ONE_BLOCK.fullmatch(layers) is not None
+        where = f"layer {layers}" if one_block else f"layers {layers}"
+        short = where if one_block and ("," in roles or one_role) else _what(roles)
+        return [short, f"{_what(roles)}, {where}", f"{roles.replace(',', ', ')}, {where}"]
+
+    chosen: dict[tuple[str, str], str] = {}
+    for i in (2, 1, 0):
+        form = {group: forms(*group)[i] for group in groups}
+        taken = Counter(form.values())
+        chosen |= {group: name for group, name in form.items() if taken[name] == 1}
+    return chosen
+
+
+def _what(roles: str) -> str:
+    return ALL if "," in roles else roles
+
+
+def _row(row: dict[str, Any], what: str) -> dict[str, Any]:
     label = row["set"].removeprefix("decile:").removeprefix("region:").removeprefix("range:")
     error = row["stderr"] or 0.0
     return row | {"what": what, "label": label, "low": row["delta"] - error, "high": row["delta"] + error}

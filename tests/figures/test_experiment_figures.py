@@ -140,3 +140,79 @@ def test_slices_of_a_single_window_have_no_error_and_are_drawn(empty_store: Stor
 def test_a_store_without_runs_says_what_measures_them(empty_store: Store, name: str) -> None:
     with pytest.raises(ScannerError, match=r"rmtscan (activations|ablate|slicing) REF --text FILE"):
         FIGURES[name].draw(empty_store)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "point"), [("ablation", "ablation", "decile:1"), ("slicing", "slicing", "slice:1")]
+)
+def test_a_run_that_holds_only_its_baseline_is_none(empty_store: Store, name: str, kind: str, point: str) -> None:
+    """The run was interrupted, or every point failed: it hides no earlier one."""
+    add_run(empty_store, "bare", kind, hours=1)
+    add_point(empty_store, "base", run_id="bare", set="none", removed=0, roles="", layers="", delta=0.0)
+    with pytest.raises(ScannerError, match=r"^no (ablations|slicing) in .*rmtscan (ablate|slicing) REF"):
+        FIGURES[name].draw(empty_store)
+    add_run(empty_store, "good", kind)
+    add_point(empty_store, "one", run_id="good", set=point, roles="query", delta=2.0)
+    assert [row["run_id"] for row in rows_of(empty_store, "point_runs", kind=kind)] == ["good"]
+    assert FIGURES[name].draw(empty_store).to_dict()["datasets"]
+
+
+def lines(store: Store, **asked: object) -> list[str]:
+    """What an ablation draws: the name of each line, which has one point at each decile."""
+    chart = FIGURES["ablation"].draw(store, **asked).to_dict()  # type: ignore[arg-type]
+    points = [(row["what"], row["label"]) for row in chart["datasets"][chart["data"]["name"]]]
+    assert len(points) == len(set(points))
+    return list(dict.fromkeys(what for what, _ in points))
+
+
+def add_lines(store: Store, *groups: tuple[str, str]) -> None:
+    """Two deciles of each of these roles and layers, in one run."""
+    for roles, layers in groups:
+        for decile in (1, 2):
+            name = f"{roles}-{layers}-{decile}".replace(",", "_").replace(":", "_").replace(" ", "_")
+            add_point(store, name, run_id="points", set=f"decile:{decile}", roles=roles, layers=layers, delta=1.0)
+
+
+BY_ROLE = (("query", "0-2"), ("key", "0-2"))
+BY_LAYER = (("query,key", "0"), ("query,key", "1"), ("query,key", "2"))
+
+
+@pytest.mark.parametrize(
+    ("groups", "asked", "drawn"),
+    [
+        ((*BY_ROLE, *BY_LAYER), {}, ["query", "key"]),
+        ((*BY_ROLE, *BY_LAYER), {"role": "key"}, ["key"]),
+        ((*BY_ROLE, *BY_LAYER), {"layer": 1}, ["layer 1"]),
+        ((*BY_ROLE, *BY_LAYER), {"layer": 1, "role": "key"}, ["layer 1"]),
+        (BY_LAYER, {}, ["layer 0", "layer 1", "layer 2"]),
+        ((*BY_ROLE, ("query,key", "0-2")), {}, ["query", "all roles", "key"]),
+        ((*BY_ROLE, ("query", "0-1")), {}, ["query, layers 0-1", "query, layers 0-2", "key"]),
+        # ablate --roles key --by layer, alone and after ablate; a role of a single block; ablate --layers 1
+        ((("key", "0"), ("key", "1")), {}, ["layer 0", "layer 1"]),
+        ((*BY_ROLE, ("key", "0"), ("key", "1")), {}, ["query", "key"]),
+        ((*BY_ROLE, ("value", "1")), {}, ["query", "key", "value"]),
+        ((("query", "1"), ("key", "1"), *BY_LAYER), {}, ["query", "key"]),
+        ((("key", "1"), *BY_LAYER), {"role": "key"}, ["key"]),
+        # two selections of roles by layer
+        ((*BY_LAYER, ("query,value", "1")), {"layer": 1}, ["query, key, layer 1", "query, value, layer 1"]),
+        ((("query", "encoder:0-2"), ("query,key", "encoder:1"), ("query,key", "decoder:1")), {}, ["query"]),
+        (
+            (("query,key", "encoder:1"), ("query,key", "decoder:1")),
+            {"layer": 1},
+            ["layer decoder:1", "layer encoder:1"],
+        ),
+    ],
+)
+def test_points_by_role_and_by_layer_of_one_run_are_told_apart(
+    empty_store: Store, groups: tuple[tuple[str, str], ...], asked: dict[str, object], drawn: list[str]
+) -> None:
+    add_run(empty_store, "points", "ablation")
+    add_lines(empty_store, *groups)
+    assert lines(empty_store, **asked) == drawn
+
+
+def test_a_layer_that_was_not_measured_by_itself_is_one_line(empty_store: Store) -> None:
+    add_run(empty_store, "points", "ablation")
+    add_lines(empty_store, *BY_ROLE)
+    with pytest.raises(ScannerError, match=r"no point of role 'query' in layer 7 .*--by layer.*query \(layers 0-2\)"):
+        FIGURES["ablation"].draw(empty_store, layer=7, role="query")
