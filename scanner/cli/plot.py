@@ -56,7 +56,8 @@ def plot(
         ),
     ] = None,
     run: Annotated[
-        str | None, typer.Option("--run", help="Id of a run of an experiment, instead of the model's newest.")
+        str | None,
+        typer.Option("--run", help="Id of a run of an experiment (lazy: of a recipe), instead of the model's newest."),
     ] = None,
     store: StoreOption = DEFAULT_STORE,
     form: FormatOption = Format.table,

@@ -20,10 +20,11 @@ _PANELS = {
 }
 
 
-def lazy(store: Store, *, interactive: bool = False, model: str | None = None) -> Any:
+def lazy(store: Store, *, interactive: bool = False, model: str | None = None, run: str | None = None) -> Any:
     """Accuracy against the share of removed singular values, by regime: by number, by mass, and at random as a control.
 
-    Lines are means over seeds, error bars the standard deviation of the change over seeds (one seed: none).
+    Lines are means over seeds, error bars the standard deviation of the change over seeds (one seed: none). Of networks that were
+    trained by several recipes those of the newest are drawn.
 
     Source: arXiv 2410.17770v1, App. A, Fig. 9.
 
@@ -31,22 +32,33 @@ def lazy(store: Store, *, interactive: bool = False, model: str | None = None) -
         store: where the experiment's rows are.
         interactive: for a screen.
         model: the network, where there are several: `mlp 64-512-512-512-10`.
+        run: a recipe, instead of the newest: column `recipe` of query `lazy_learning`.
 
     Raises:
-        ScannerError: there is no such experiment in the store, or not with that network.
+        ScannerError: there is no such experiment in the store, or not with that network or recipe.
     """
     answer = store.query("lazy_learning").to_pylist()
     if not answer:
         raise ScannerError(f"no lazy-learning experiment is in {store.url}: begin with 'rmtscan lazy-learning'")
+    known = list(dict.fromkeys(row["recipe"] for row in answer))
+    if run is not None and run not in known:
+        raise ScannerError(
+            f"there is no recipe {printable(run)!r} (query lazy_learning has them): {nearest(run, known)}"
+        )
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in answer:
+        if run not in (None, row["recipe"]):
+            continue
         groups.setdefault(f"{str(row['model']).rsplit(' alpha=', 1)[0]} on {row['dataset']}", []).append(row)
     fitting = [name for name in groups if model is None or model == name or name.startswith(f"{model} on ")]
     if len(fitting) != 1:
-        known = [printable(name) for name in groups]
-        wanted = f"no network {printable(model)!r}: {nearest(printable(model), known)}" if model else ", ".join(known)
+        there = [printable(name) for name in groups]
+        wanted = f"no network {printable(model)!r}: {nearest(printable(model), there)}" if model else ", ".join(there)
         raise ScannerError(wanted if model else f"there are several networks, name one with --model: {wanted}")
     found = groups[fitting[0]]
+    newest = max(found, key=lambda row: (row["finished_at"], row["recipe"]))
+    others = len({row["recipe"] for row in found}) - 1
+    found = [row for row in found if row["recipe"] == newest["recipe"]]
     rows = []
     for row in found:
         regime = f"α = {str(row['model']).rsplit('alpha=', 1)[-1]}"
@@ -71,9 +83,12 @@ def lazy(store: Store, *, interactive: bool = False, model: str | None = None) -
     ]
     networks = sorted({int(row["networks"]) for row in found})
     counted = f"{networks[0]}" if len(networks) == 1 else f"{networks[0]} to {networks[-1]}"
+    epochs = "1 epoch" if newest["epochs"] == 1 else f"{newest['epochs']} epochs"
+    recipe = f"{epochs}, batches of {newest['batch']}, rate {newest['rate']:g}; recipe {newest['recipe']}"
+    recipe += f", the newest of {others + 1}" if others else ""
     details = f"{counted} seeds, ± one standard deviation of the change"
     chart = alt.vconcat(*panels).resolve_scale(color="shared")
-    return theme.finish(chart, look, f"Rich and lazy networks: {printable(fitting[0])}", [details])
+    return theme.finish(chart, look, f"Rich and lazy networks: {printable(fitting[0])}", [recipe, details])
 
 
 def _panel(

@@ -12,11 +12,22 @@ import torch
 from scanner.cli.main import main
 from scanner.engine import PoolOptions
 from scanner.errors import ScannerError
-from scanner.experiments.lazy_learning import LazyReport, lazy_learning
-from scanner.experiments.lazy_task import Point, compute, digest
-from scanner.experiments.mlp import Network, Regime, Training, correct, initial, removals, removed_ranks, train
+from scanner.experiments.lazy_learning import LazyReport, lazy_learning, write_point
+from scanner.experiments.lazy_task import Outcome, Point, compute, digest
+from scanner.experiments.mlp import (
+    Network,
+    Regime,
+    Removal,
+    Training,
+    correct,
+    initial,
+    removals,
+    removed_ranks,
+    train,
+)
 from scanner.experiments.pictures import Pictures, load_pictures
-from scanner.store import open_store
+from scanner.figures import FIGURES
+from scanner.store import Store, open_store
 
 RICH, LAZY = Regime(alpha=1.0), Regime(alpha=15.0)
 QUICK = Training(epochs=8, rate=0.2)
@@ -164,6 +175,70 @@ def test_points_are_stored_and_never_computed_twice(tmp_path: Path, blobs: str, 
     assert [row["networks"] for row in answer] == [2] * 12
     only = open_store(str(tmp_path / "store")).query("lazy_learning", runs=first.run_ids[0]).to_pylist()
     assert [row["networks"] for row in only] == [1] * 6
+
+
+def add_network(store: Store, accuracy: float, *, epochs: int = 60, seed: int = 0, digest: str = "d") -> Point:
+    """A network as the experiment stores it, which lost a tenth of its accuracy without the smallest fifth."""
+    point = Point(
+        data=None,
+        digest=digest,
+        dataset="digits",
+        sizes=(64, 512, 512, 512, 10),
+        regime=RICH,
+        training=Training(epochs=epochs),
+        shares=(0.2,),
+        seed=seed,
+    )
+    one = Removal(
+        ordering="smallest", share=0.2, removed=3, fraction=0.2, accuracy=accuracy - 0.1, delta=-0.1, stderr=0.01
+    )
+    write_point(store, point, Outcome(baseline=accuracy, removals=(one,), examples=9, seconds=1.0), {})
+    return point
+
+
+def test_networks_of_different_recipes_are_never_averaged(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "store"), create=True)
+    add_network(store, 0.97)
+    add_network(store, 0.95, seed=1)
+    add_network(store, 0.50, digest="other pictures")
+    add_network(store, 0.30, epochs=1)
+    rows = store.query("lazy_learning").to_pylist()
+    found = [(row["epochs"], row["networks"], row["baseline"], row["batch"], row["rate"]) for row in rows]
+    assert found == [  # the newest first
+        (1, 1, pytest.approx(0.30), 64, 0.05),
+        (60, 1, pytest.approx(0.50), 64, 0.05),
+        (60, 2, pytest.approx(0.96), 64, 0.05),
+    ]
+    recipes = [row["recipe"] for row in rows]
+    assert len(set(recipes)) == 3
+    assert store.query("lazy_learning", recipe=recipes[2]).to_pylist() == rows[2:]
+
+
+def drawn(store: Store, **asked: str) -> tuple[set[float], str]:
+    """The values that the figure draws, and what it says of them."""
+    chart = FIGURES["lazy"].draw(store, **asked).to_dict()
+    values = {round(row["value"], 3) for table in chart["datasets"].values() for row in table}
+    return values, " ".join(chart["title"]["subtitle"])
+
+
+def test_the_figure_draws_the_newest_recipe_or_the_one_that_is_named(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "store"), create=True)
+    for seed in range(2):
+        add_network(store, 0.97, seed=seed)
+    (before,) = store.query("lazy_learning").to_pylist()
+    values, said = drawn(store)
+    assert values == {0.97, 0.87}
+    assert f"60 epochs, batches of 64, rate 0.05; recipe {before['recipe']} 2 seeds" in said
+    add_network(store, 0.30, epochs=1)
+    values, said = drawn(store)
+    assert values == {0.3, 0.2}
+    assert "1 epoch," in said
+    assert "the newest of 2" in said
+    values, said = drawn(store, run=before["recipe"], model="mlp 64-512-512-512-10")
+    assert values == {0.97, 0.87}
+    assert "newest" not in said
+    with pytest.raises(ScannerError, match=rf"no recipe 'x'.*{before['recipe']}"):
+        drawn(store, run="x")
 
 
 def test_the_same_point_gives_the_same_rows_wherever_its_files_are(tmp_path: Path, blobs: str) -> None:
