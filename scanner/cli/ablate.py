@@ -77,7 +77,9 @@ def ablate(
     answers: Annotated[
         str,
         typer.Option(
-            metavar="WORD,...", help="Its answers, in the order of the sorted labels.", show_default="the labels"
+            metavar="WORD,...",
+            help="Its answers, in the order of the labels: integers by value, others alphabetically.",
+            show_default="the labels",
         ),
     ] = "",
     dtype: DtypeOption = Dtype.float32,

@@ -14,29 +14,56 @@ from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
 from scanner.experiments.evaluation import Scores, require_finite
 from scanner.experiments.labels import Examples
-from scanner.experiments.texts import Texts
+from scanner.experiments.texts import Texts, is_integer
 from scanner.experiments.tokens import Batch, Batches, Ids
 
 #: Strength of the probe's penalty on standardised features.
 RIDGE = 10.0
+#: Classes that are named in a message.
+_LISTED = 20
 
 
 def labels_of(texts: Texts, names: Sequence[str] | None = None) -> NDArray[np.int64]:
-    """The class of each text as an index into `names` (a classifier's) if all labels are among them, else into the sorted classes.
+    """The class of each text as an index into the sorted classes, or into the `names` of a classifier's.
+
+    Labels are such names, in whatever case if that is no matter of doubt, or else their indices.
 
     Raises:
-        ScannerError: fewer than two classes, or more than a classifier has.
+        ScannerError: fewer than two classes, or labels that are neither names of the classifier's classes nor their indices.
     """
     classes = texts.classes
-    if names is not None and {*classes} <= {*names}:
-        order = {name: index for index, name in enumerate(names)}
-    elif names is not None and len(classes) > len(names):
-        raise ScannerError(
-            f"{printable(texts.name)} has {len(classes)} classes and the model's classifier has {len(names)}"
-        )
+    if names is None:
+        order: dict[str, int] | None = {name: index for index, name in enumerate(classes)}
     else:
-        order = {name: index for index, name in enumerate(classes)}
+        order = _named(classes, names) or _numbered(classes, len(names))
+    if order is None:
+        raise ScannerError(
+            f"{printable(texts.name)}: labels ({_listed(classes)}) are neither names of the classes of the model's classifier "
+            f"({_listed(names or ())}) nor their indices from 0: name a column of such labels with --label"
+        )
     return np.array([order[label] for label in texts.labels], dtype=np.int64)
+
+
+def _named(classes: Sequence[str], names: Sequence[str]) -> dict[str, int] | None:
+    """The index of each class in `names`; None if not every class is one of them, or which one is in doubt."""
+    for form in (str, str.casefold):
+        index = {form(name): number for number, name in enumerate(names)}
+        formed = [form(name) for name in classes]
+        if len(index) == len(names) and len({*formed}) == len(formed) and {*formed} <= {*index}:
+            return dict(zip(classes, map(index.__getitem__, formed), strict=True))
+    return None
+
+
+def _numbered(classes: Sequence[str], count: int) -> dict[str, int] | None:
+    """The classes as the indices that they are; None if not every class is one, from 0 up to `count`."""
+    if not all(is_integer(name) and 0 <= int(name) < count for name in classes):
+        return None
+    return {name: int(name) for name in classes}
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = ", …" if len(names) > _LISTED else ""
+    return ", ".join(map(printable, names[:_LISTED])) + more
 
 
 def _right(found: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:

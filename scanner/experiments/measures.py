@@ -62,6 +62,21 @@ class Measurement:
     dataset: str
     parameters: dict[str, object]
 
+    @property
+    def described(self) -> str:
+        """What is measured on what, for the user: how a text was cut, how many tokens or examples count."""
+        measure, cut = self.measure, self.parameters
+        on = f"{measure.metric} on {printable(self.dataset)}"
+        if measure.metric == "accuracy":
+            found = (
+                f"{on}: {measure.units:,} examples that count, {cut['window']} tokens of each at most ({cut['kind']})"
+            )
+            answers = cut.get("answers")
+            if not isinstance(answers, dict):
+                return found
+            return f"{found}; answers: " + ", ".join(f'{printable(k)}="{printable(v)}"' for k, v in answers.items())
+        return f"{on}: {measure.tokens:,} tokens predicted in {measure.units:,} windows of {cut['window']}, stride {cut['stride']}"
+
 
 def measurement(place: ModelPlace, wanted: MeasureRequest) -> Measurement:
     """Read and tokenise the text of a request.
@@ -100,7 +115,12 @@ def _language(
     length = wanted.window if wanted.window is not None else min(DEFAULT_WINDOW, longest)
     if length > longest:
         raise ScannerError(f"--window {length}: {printable(place.model)} takes {longest} tokens at most")
-    windows = Windows.cut(running_ids(tokenizer, texts, tokens=wanted.tokens), length=length, stride=wanted.stride)
+    ids = running_ids(tokenizer, texts, tokens=wanted.tokens)
+    if len(ids) == wanted.tokens and len(ids) < length:  # cut there, whether or not the text goes on
+        raise ScannerError(
+            f"--tokens {wanted.tokens} does not fill a window of {length}: more --tokens or a smaller --window"
+        )
+    windows = Windows.cut(ids, length=length, stride=wanted.stride)
     measure: Measure = Perplexity(windows=windows) if wanted.metric == "perplexity" else Divergence(windows=windows)
     return measure, "causal", {"tokens": wanted.tokens, "window": windows.length, "stride": windows.stride}
 
@@ -139,7 +159,8 @@ def _accuracy(
     room = length - max(map(len, tokens))
     prompts = _prompts(texts, wanted.prompt)
     ids = tuple(np.array(encode(tokenizer, prompt)[-room:], dtype=np.int32) for prompt in prompts)
-    more: dict[str, object] = {"kind": "choice", "prompt": wanted.prompt, "answers": list(answers)}
+    paired = dict(zip(classes, answers, strict=True))
+    more: dict[str, object] = {"kind": "choice", "prompt": wanted.prompt, "answers": paired}
     return Choice(ids=ids, answers=tokens, labels=labels), "causal", parameters | more
 
 

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,8 @@ _TABLES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", 
 _TEXT_COLUMNS = ("text", "sentence", "content", "review", "document", "question", "premise", "sentence1")
 _LABEL_COLUMNS = ("label", "labels", "class", "target", "sentiment")
 _FIELD_LIMIT = 1 << 27
+#: A label that is a number of a class.
+_INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 #: Characters that are enough for one token of any tokenizer that is not made of bytes.
 CHARACTERS_PER_TOKEN = 32
 
@@ -61,16 +64,23 @@ class Texts:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The distinct labels, sorted: numbers by value, before words.
+        """The distinct labels, sorted: by value if all are integers, else alphabetically.
 
         Raises:
             ScannerError: there are fewer than two.
         """
-        found = sorted(set(self.labels), key=lambda label: (not label.lstrip("-").isdigit(), len(label), label))
+        found = sorted({*self.labels})
+        if all(map(is_integer, found)):
+            found.sort(key=int)
         if len(found) < 2:
             shown = f"all are {printable(found[0])!r}" if found else "there are none"
             raise ScannerError(f"{printable(self.name)}: labels of two or more classes are needed, {shown}")
         return tuple(found)
+
+
+def is_integer(label: str) -> bool:
+    """Whether a label is an integer, written in plain digits."""
+    return _INTEGER.fullmatch(label) is not None
 
 
 def read_texts(
@@ -85,7 +95,8 @@ def read_texts(
         length: how many of one row are used at most; None: all of them.
 
     Raises:
-        ScannerError: nothing is there, it is empty, not UTF-8, or not the table that its name promises; a column is missing.
+        ScannerError: nothing is there, it is empty, not UTF-8, or not the table that its name promises; a column is missing, or a
+            row of it holds what is no text.
     """
     path = Path(source.reference).expanduser()
     shown = printable(source.reference)
@@ -145,7 +156,7 @@ def _from_rows(
             value = row.get(label)
             if value is None or value == "":
                 raise ScannerError(f"text {shown}, row {number}: no {printable(label)}")
-            labels.append(str(value))
+            labels.append(_encodable(shown, str(value), label, number))
         held += len(text[:each])
         if enough is not None and held >= enough:
             break
@@ -176,6 +187,18 @@ def _text(shown: str, row: Mapping[str, Any], column: str, number: int) -> str:
         return ""
     if not isinstance(value, str):
         raise ScannerError(f"text {shown}, row {number}: column {printable(column)!r} holds no text")
+    return _encodable(shown, value, column, number)
+
+
+def _encodable(shown: str, value: str, column: str, number: int) -> str:
+    """The value itself: JSON can spell characters that no text has, and tokenizers do not take them."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ScannerError(
+            f"text {shown}, row {number}: column {printable(column)!r} holds half a character "
+            f"({printable(value[error.start])}, a surrogate alone): mend that row or take it out"
+        ) from error
     return value
 
 
@@ -224,6 +247,10 @@ def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
     try:
         for batch in pyarrow.dataset.dataset(path, format="parquet").to_batches():
             yield from batch.to_pylist()
+    except UnicodeDecodeError as error:
+        raise ScannerError(
+            f"text {printable(str(path))} has a column of strings that are not UTF-8: write it again from decoded text"
+        ) from error
     except (pa.ArrowException, OSError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise ScannerError(f"text {printable(str(path))} cannot be read as Parquet: {printable(reason)}") from error

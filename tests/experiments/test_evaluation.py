@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -207,12 +208,72 @@ def test_a_probe_needs_a_class_with_two_texts(tmp_path: Path) -> None:
         measurement(place, MeasureRequest(metric="accuracy", text=TextSource(reference=str(path))))
 
 
+@pytest.mark.parametrize(
+    ("labels", "names", "indices"),
+    [
+        (("good", "bad"), ("bad", "good"), [1, 0]),
+        (("positive", "Negative"), ("POSITIVE", "NEGATIVE"), [0, 1]),
+        (("B", "b"), ("b", "B"), [1, 0]),
+        (("2", "1"), ("LABEL_0", "LABEL_1", "LABEL_2"), [2, 1]),
+        (("2", "1"), ("2", "1"), [0, 1]),  # names come before indices
+        (("1", "0"), ("same", "same"), [1, 0]),
+    ],
+)
+def test_labels_are_a_classifiers_names_or_its_indices(
+    labels: tuple[str, ...], names: tuple[str, ...], indices: list[int]
+) -> None:
+    texts = Texts(name="t", items=("a",) * len(labels), whole=False, labels=labels)
+    assert labels_of(texts, names).tolist() == indices
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (("neg", "pos"), ("POSITIVE", "NEGATIVE")),
+        (("1", "2"), ("LABEL_0", "LABEL_1")),
+        (("-1", "1"), ("LABEL_0", "LABEL_1")),
+        (("0", "good"), ("bad", "good")),
+        (("b", "c"), ("B", "b ", "C", "c")),
+        (("good", "Good"), ("good", "bad")),
+        (("0", "1"), ("LABEL_0",)),
+    ],
+)
+def test_labels_that_a_classifier_does_not_know_are_not_guessed(
+    labels: tuple[str, ...], names: tuple[str, ...]
+) -> None:
+    texts = Texts(name="t", items=("a",) * len(labels), whole=False, labels=labels)
+    said = rf"t: labels \({', '.join(sorted(labels))}\) are neither names .* \({', '.join(names)}\) nor their indices"
+    with pytest.raises(ScannerError, match=said):
+        labels_of(texts, names)
+
+
+def test_answers_are_told_beside_their_labels(tmp_path: Path) -> None:
+    place = model_place(open_target(str(save(tmp_path, "llama")), Selection()).checkpoint)
+    path = tmp_path / "task.csv"
+    path.write_text("text,label\nw1,True\nw2,False\nw3,True\n")
+    wanted = MeasureRequest(metric="accuracy", text=TextSource(reference=str(path)), answers=("no", "yes"))
+    found = measurement(place, wanted)
+    assert isinstance(found.measure, Choice)
+    assert found.measure.labels.tolist() == [1, 0, 1]
+    assert found.described.endswith('(choice); answers: False="no", True="yes"')
+    swapped = measurement(place, replace(wanted, answers=("yes", "no")))
+    assert swapped.parameters != found.parameters
+
+
+def test_tokens_that_do_not_fill_a_window_are_named(tmp_path: Path) -> None:
+    place = model_place(open_target(str(save(tmp_path, "llama")), Selection()).checkpoint)
+    text = TextSource(reference=str(text_file(tmp_path, 50)))
+    with pytest.raises(
+        ScannerError, match=r"^--tokens 20 does not fill a window of 32: more --tokens or a smaller --win"
+    ):
+        measurement(place, MeasureRequest(text=text, tokens=20, window=32))
+    with pytest.raises(ScannerError, match=r"^the text has 50 tokens, too short for a window of 64: give more text"):
+        measurement(place, MeasureRequest(text=text))
+
+
 def test_labels_and_metrics_that_do_not_fit_a_model(tmp_path: Path) -> None:
     texts = Texts(name="t", items=("a", "b", "c"), whole=False, labels=("10", "9", "word"))
-    assert texts.classes == ("9", "10", "word")
     assert labels_of(texts, ["word", "10", "9"]).tolist() == [1, 2, 0]
-    with pytest.raises(ScannerError, match="3 classes and the model's classifier has 2"):
-        labels_of(texts, ["LABEL_0", "LABEL_1"])
     encoder = model_place(open_target(str(save(tmp_path, "bert", "features")), Selection()).checkpoint)
     text = TextSource(reference=str(text_file(tmp_path)))
     with pytest.raises(ScannerError, match="no causal language model: perplexity needs one"):

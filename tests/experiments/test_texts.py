@@ -92,6 +92,45 @@ def test_a_file_that_does_not_serve_is_one_line(tmp_path: Path, name: str, conte
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("column", ["text", "other", "label"])
+def test_half_a_character_is_named_with_its_row(tmp_path: Path, column: str) -> None:
+    """JSON can spell a lone surrogate, and a tokenizer does not take it."""
+    path = write(tmp_path / "rows.jsonl", [{"text": "a", "other": "b", "label": "c"}] * 2)
+    source = TextSource(reference=str(path), second="other")
+    assert len(read_texts(source, labelled=True).items) == 2
+    with path.open("a") as file:
+        file.write("\n" + json.dumps({"text": "a", "other": "b", "label": "c"} | {column: "d\ud83d"}))
+    with pytest.raises(
+        ScannerError, match=rf"row 3: column '{column}' holds half a character \(\\ud83d, a surr"
+    ) as raised:
+        read_texts(source, labelled=True)
+    assert "\n" not in str(raised.value)
+
+
+def test_strings_of_parquet_that_are_not_utf_8_are_one_line(tmp_path: Path) -> None:
+    raw = pa.array([b"fine", b"caf\xe9"], pa.binary())
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"text": pa.StringArray.from_buffers(2, *raw.buffers()[1:])}), path)
+    with pytest.raises(ScannerError, match=r"rows\.parquet has a column of strings that are not UTF-8: .*$") as raised:
+        read_texts(TextSource(reference=str(path)))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (("True", "False"), ("False", "True")),
+        (("0", "1", "-1"), ("-1", "0", "1")),
+        (("10", "9", "+2"), ("+2", "9", "10")),
+        (("10", "9", "word"), ("10", "9", "word")),
+        (("²", "10", "1"), ("1", "10", "²")),
+        (("neutral", "bad", "good"), ("bad", "good", "neutral")),
+    ],
+)
+def test_classes_are_sorted_by_value_or_by_alphabet(labels: tuple[str, ...], classes: tuple[str, ...]) -> None:
+    assert Texts(name="t", items=("a",) * len(labels), whole=False, labels=labels).classes == classes
+
+
 def test_columns_labels_and_places_that_are_not_there_are_named(tmp_path: Path) -> None:
     path = str(write(tmp_path / "rows.csv", ROWS))
     with pytest.raises(ScannerError, match="no column 'words': it has text, label, kind"):
