@@ -40,10 +40,17 @@ class Batch:
         return found
 
 
-def encode(tokenizer: Any, text: str, second: str | None = None, *, special: bool = True) -> list[int]:
-    """The tokens of one text or pair, without a warning for long ones."""
+def encode(
+    tokenizer: Any, text: str, second: str | None = None, *, special: bool = True, most: int | None = None
+) -> list[int]:
+    """The tokens of one text or pair, without a warning for long ones.
+
+    With `most`, no more than so many: the tokenizer leaves out the end of the text, of pairs of the longer one, and keeps its
+    special tokens; there must be room for these.
+    """
     pair = (text,) if second is None else (text, second)
-    ids: list[int] = tokenizer(*pair, add_special_tokens=special, verbose=False)["input_ids"]
+    cut = {} if most is None else {"truncation": True, "max_length": most}
+    ids: list[int] = tokenizer(*pair, add_special_tokens=special, verbose=False, **cut)["input_ids"]
     return ids
 
 
@@ -73,17 +80,19 @@ def sequences(tokenizer: Any, texts: Texts, *, length: int, tokens: int | None =
     """Sequences of at most `length` tokens for a model's forward pass, `tokens` of them in all (None: everything).
 
     A running text is cut into pieces of equal length, each with the model's special tokens around it; what is left at its end is
-    dropped. Items of a table are a sequence each, cut at `length`; where `tokens` does not take all of them, they are drawn from
-    the whole table, with a fixed seed, for many tables are sorted (by label, say). They come in the table's order. Special tokens
-    count: the model sees them.
+    dropped. Items of a table are a sequence each, cut at `length` by the tokenizer; where `tokens` does not take all of them, they
+    are drawn from the whole table, with a fixed seed, for many tables are sorted (by label, say). They come in the table's order.
+    Special tokens count: the model sees them. Where `tokens` leaves room for nothing else, fewer are taken.
 
     Raises:
-        ScannerError: a running text that does not fill one sequence.
+        ScannerError: a running text that does not fill one sequence, or sequences that hold nothing but special tokens.
     """
     if not texts.whole:
         return _drawn(tokenizer, texts, length, tokens)
     prefix, suffix = affixes(tokenizer)
-    body = length - len(prefix) - len(suffix)
+    special = len(prefix) + len(suffix)
+    _require_room(length, special)
+    body = length - special
     text = texts.items[0] if tokens is None else texts.items[0][: CHARACTERS_PER_TOKEN * (tokens + length)]
     ids = encode(tokenizer, text, special=False)
     wanted = len(ids) // body if tokens is None else min(len(ids) // body, max(1, tokens // length))
@@ -97,19 +106,36 @@ def sequences(tokenizer: Any, texts: Texts, *, length: int, tokens: int | None =
 
 def _drawn(tokenizer: Any, texts: Texts, length: int, tokens: int | None) -> list[Ids]:
     """Items of a table, a sequence each, in the table's order."""
+    one = ("a", "a") if texts.seconds else ("a",)
+    special = len(encode(tokenizer, *one)) - len(encode(tokenizer, *one, special=False))
+    _require_room(length, special)
+    if tokens is not None and tokens <= special:
+        raise ScannerError(
+            f"{tokens} tokens in all are wanted of text {printable(texts.name)}, and the tokenizer adds {special} special tokens "
+            "to each of its rows: want more"
+        )
+    limit = CHARACTERS_PER_TOKEN * length
     count = len(texts.items)
     order = range(count) if tokens is None else np.random.default_rng(_DRAW_SEED).permutation(count).tolist()
     found: dict[int, Ids] = {}
     total = 0
     for index in order:
-        if tokens is not None and total >= tokens:
-            break
         room = length if tokens is None else min(length, tokens - total)
-        second = texts.seconds[index] if texts.seconds else None
-        ids = encode(tokenizer, texts.items[index][: CHARACTERS_PER_TOKEN * length], second)[:room]
+        if room <= special:
+            break
+        second = texts.seconds[index][:limit] if texts.seconds else None
+        ids = encode(tokenizer, texts.items[index][:limit], second, most=room)
         found[index] = np.array(ids, dtype=np.int32)
         total += len(ids)
     return [found[index] for index in sorted(found) if len(found[index])]
+
+
+def _require_room(length: int, special: int) -> None:
+    if length <= special:
+        raise ScannerError(
+            f"--window {length} has no room for text: the tokenizer adds {special} special tokens, and {special + 1} or more "
+            "are needed"
+        )
 
 
 def too_short(texts: Texts, tokens: int, window: int) -> ScannerError:

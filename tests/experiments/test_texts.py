@@ -193,6 +193,39 @@ def test_a_running_text_is_cut_with_special_tokens_around_each_piece() -> None:
         sequences(made, texts, length=40)
 
 
+def test_a_window_holds_more_than_special_tokens() -> None:
+    made = tokenizer(special=True)
+    novel = Texts(name="t", items=("w0 w1 w2",), whole=True)
+    rows = Texts(name="t", items=("w0 w1 w2",), whole=False)
+    pairs = Texts(name="t", items=("w0 w1 w2",), whole=False, seconds=("w3 w4",))
+    for texts, special in ((novel, 2), (rows, 2), (pairs, 3)):
+        for length in (1, 2, special):
+            said = f"--window {length} has no room for text: the tokenizer adds {special} special tokens, at least"
+            with pytest.raises(ScannerError, match=said):
+                sequences(made, texts, length=length)
+        assert {len(one) for one in sequences(made, texts, length=special + 1)} == {special + 1}
+    with pytest.raises(ScannerError, match=r"3 tokens in all are wanted of text t, and the tokenizer adds 3"):
+        sequences(made, pairs, length=8, tokens=3)
+
+
+def test_long_items_keep_the_token_that_ends_them_and_their_second_text() -> None:
+    made = tokenizer(special=True)
+    rows = Texts(name="t", items=("w0 w1 w2 w3", "w5"), whole=False)
+    assert [list(one) for one in sequences(made, rows, length=4)] == [[1, 4, 5, 2], [1, 9, 2]]
+    pairs = Texts(name="t", items=("w0 w1 w2 w3 w4 w5",), whole=False, seconds=("w7 w8",))
+    assert [list(one) for one in sequences(made, pairs, length=7)] == [[1, 4, 5, 2, 11, 12, 2]]
+    assert [list(one) for one in sequences(tokenizer(), pairs, length=4)] == [[4, 5, 11, 12]]
+
+
+def test_the_last_of_the_tokens_are_not_spent_on_special_ones_alone() -> None:
+    made = tokenizer(special=True)
+    texts = Texts(name="t", items=("w0 w1 w2", "w3 w4 w5", "w6 w7 w8"), whole=False)
+    for tokens, lengths in ((10, [5, 5]), (12, [5, 5]), (13, [3, 5, 5])):
+        found = sequences(made, texts, length=5, tokens=tokens)
+        assert sorted(map(len, found)) == lengths
+        assert all((one[0], one[-1]) == (1, 2) for one in found)
+
+
 def test_items_are_a_sequence_each_up_to_the_number_of_tokens() -> None:
     texts = Texts(name="t", items=("w0 w1 w2", "w3", "w4 w5"), whole=False)
     assert [list(one) for one in sequences(tokenizer(), texts, length=2)] == [[4, 5], [7], [8, 9]]
