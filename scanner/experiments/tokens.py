@@ -133,8 +133,8 @@ def _drawn(tokenizer: Any, texts: Texts, length: int, tokens: int | None) -> lis
 def _require_room(length: int, special: int) -> None:
     if length <= special:
         raise ScannerError(
-            f"--window {length} has no room for text: the tokenizer adds {special} special tokens, and {special + 1} or more "
-            "are needed"
+            f"--window {length} has no room for text: the tokenizer adds {special} special tokens, a window of {special + 1} is "
+            "the smallest"
         )
 
 

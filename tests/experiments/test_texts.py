@@ -200,7 +200,7 @@ def test_a_window_holds_more_than_special_tokens() -> None:
     pairs = Texts(name="t", items=("w0 w1 w2",), whole=False, seconds=("w3 w4",))
     for texts, special in ((novel, 2), (rows, 2), (pairs, 3)):
         for length in (1, 2, special):
-            said = f"--window {length} has no room for text: the tokenizer adds {special} special tokens, at least"
+            said = f"--window {length} has no room for text: the tokenizer adds {special} special tokens, a window of {special + 1}"
             with pytest.raises(ScannerError, match=said):
                 sequences(made, texts, length=length)
         assert {len(one) for one in sequences(made, texts, length=special + 1)} == {special + 1}
