@@ -35,7 +35,7 @@ def _all_numbers_are_positive(rows: list[dict[str, Any]]) -> None:
 
 
 def test_every_benchmark_is_tried_here() -> None:
-    tried = {"ablation", "decomposition", "ks", "scan", "scaling", "queries"}
+    tried = {"ablation", "decomposition", "evaluation", "ks", "scan", "scaling", "queries"}
     assert {path.stem.removeprefix("bench_") for path in BENCHMARKS.glob("bench_*.py")} == tried
 
 
@@ -61,6 +61,13 @@ def test_ablation(tmp_path: Path) -> None:
     found = _run("ablation", tmp_path)
     _all_numbers_are_positive(found["times"])
     assert [(row["role"], row["matrices"]) for row in found["times"]] == [("mlp_down", 2), ("query", 2)]
+
+
+def test_evaluation(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    [row] = _run("evaluation", tmp_path)["times"]
+    assert row["plain seconds"] > 0
+    assert row["kept seconds"] > 0
 
 
 def test_ks(tmp_path: Path) -> None:

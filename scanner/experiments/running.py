@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Errors", "Failure", "Resident", "one_line", "pack", "rows_table", "run_hash", "unpack"]
 
 #: Raised whenever the same call would give different numbers; part of every run's identity.
-EXPERIMENTS_VERSION = 2
+EXPERIMENTS_VERSION = 3
 
 
 def run_hash(kind: str, identity: str, parameters: Mapping[str, object]) -> str:
@@ -93,10 +95,28 @@ class Errors:
         self.messages[name] = failure.message
 
 
+#: Parameters of glibc's mallopt, and the largest threshold it takes for blocks that go back to the system when they are freed.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD = -1, -3, 32 << 20
+
+
+def keep_freed_memory() -> None:
+    """Let the allocator keep what is freed, and take large tensors in huge pages: each pass needs the same memory again.
+
+    On a CPU a tenth of an evaluation went into the page faults of its logits (`benchmarks/bench_evaluation.py`). Where there is no
+    glibc, nothing is changed.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch asks once, at its first large tensor
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
 class Resident:
     """Base of the actors: one model that stays where it is, one computation at a time, one thread of BLAS."""
 
     def __init__(self) -> None:
+        keep_freed_memory()
         self._device = granted_device()
         self._computing = threading.Lock()
         self._thread_pools = ThreadpoolController()
@@ -112,8 +132,8 @@ class Resident:
         with self._computing, self._thread_pools.limit(limits=1):
             yield time.perf_counter()
 
-    def model(self, place: ModelPlace, head: Head, dtype: Precision) -> Any:
-        """The model, loaded when it is first asked for.
+    def model(self, place: ModelPlace, head: Head, dtype: Precision, config: Any = None) -> Any:
+        """The model, loaded when it is first asked for; `config` as in `load_model`.
 
         Raises:
             ScannerError: as `load_model`.
@@ -121,5 +141,5 @@ class Resident:
         wanted = (place, head, dtype)
         if self._model is None or self._model[0] != wanted:
             self._model = None  # two do not fit
-            self._model = (wanted, load_model(place, head=head, device=self._device, dtype=dtype))
+            self._model = (wanted, load_model(place, head=head, device=self._device, dtype=dtype, config=config))
         return self._model[1]
