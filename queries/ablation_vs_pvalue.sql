@@ -39,16 +39,25 @@ with points as (
     group by all
 ),
 
-spans as (
+-- layers is `0-5,7`, or `encoder:0-5 decoder:0-5` where a model has two stacks.
+stacks as (
     select
         model,
         revision,
         roles,
         layers,
-        unnest(regexp_extract_all(layers, '\d+(?:-\d+)?')) as span,
+        unnest(string_split(layers, ' ')) as of_stack,
+        nullif(regexp_extract(of_stack, '^(.*):', 1), '') as stack
+    from (select distinct model, revision, roles, layers from points)
+),
+
+spans as (
+    select
+        * exclude (of_stack),
+        unnest(regexp_extract_all(regexp_extract(of_stack, '[^:]*$'), '\d+(?:-\d+)?')) as span,
         split_part(span, '-', 1)::integer as first_layer,
         coalesce(try_cast(split_part(span, '-', 2) as integer), first_layer) as last_layer
-    from (select distinct model, revision, roles, layers from points)
+    from stacks
 ),
 
 looks as (
@@ -65,6 +74,7 @@ looks as (
         on vectors.model = spans.model
         and vectors.revision is not distinct from spans.revision
         and list_contains(string_split(spans.roles, ','), vectors.role)
+        and vectors.stack is not distinct from spans.stack
         and vectors.layer between first_layer and last_layer
         and head is null
     group by all

@@ -3,7 +3,7 @@
 --   activations that enter its matrix; the mean over the matrices of one role and shape. Random vectors stay in the band from
 --   random_low to random_high (0.135 and 99.865 %). peak is the largest |entry| of v_k, the same for the standard basis.
 -- param: model VARCHAR = NULL | only this model
--- param: run VARCHAR = NULL | this run instead of each model's newest
+-- param: run VARCHAR = NULL | this run instead of each matrix's newest
 -- param: role VARCHAR = NULL | only this role
 -- param: centred BOOLEAN = TRUE | the covariance of the activations; if false, their second moments
 -- column: model | the model's name

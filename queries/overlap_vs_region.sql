@@ -2,7 +2,7 @@
 -- about: Mean O_k = max_j |v_k . f_j| over the singular vectors of each region, against what random vectors have. Where
 --   outliers carry information about the input, their overlap lies above the band and that of the bulk inside it.
 -- param: model VARCHAR = NULL | only this model
--- param: run VARCHAR = NULL | this run instead of each model's newest
+-- param: run VARCHAR = NULL | this run instead of each matrix's newest
 -- param: role VARCHAR = NULL | only this role
 -- param: centred BOOLEAN = TRUE | the covariance of the activations; if false, their second moments
 -- column: model | the model's name

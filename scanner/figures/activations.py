@@ -62,11 +62,11 @@ def activation_overlap(
         ScannerError: nothing is measured, or not of this model, role or layer.
     """
     chosen = one_run(rows_of(store, "overlap_runs"), model, run, f"no overlaps in {store.url}: {ADVICE}")
-    found = rows_of(store, "overlaps", run=chosen["run_id"], role=role, layer=layer, centred=centred)
+    found = rows_of(store, "overlaps", model=chosen["model"], run=run, role=role, layer=layer, centred=centred)
     if not found:
-        raise ScannerError(f"run {chosen['run_id']} has no such role or layer of {printable(chosen['model'])!r}")
+        raise ScannerError(f"no such role or layer is measured of {printable(chosen['model'])!r}")
     look = theme.style(interactive)
-    band = store.query("overlap_vs_region", run=chosen["run_id"], model=chosen["model"], centred=centred).to_pylist()
+    band = store.query("overlap_vs_region", run=run, model=chosen["model"], centred=centred).to_pylist()
     panels = []
     for name in _distinct(found, "role"):
         mine = [row for row in found if row["role"] == name]
@@ -156,9 +156,11 @@ def activation_spectrum(
         ScannerError: nothing is measured, or not of this model, role or layer.
     """
     chosen = one_run(rows_of(store, "overlap_runs"), model, run, f"no overlaps in {store.url}: {ADVICE}")
-    found = rows_of(store, "activation_spectra", run=chosen["run_id"], role=role, layer=layer, centred=centred)
+    found = rows_of(
+        store, "activation_spectra", model=chosen["model"], run=run, role=role, layer=layer, centred=centred
+    )
     if not found:
-        raise ScannerError(f"run {chosen['run_id']} has no such role or layer of {printable(chosen['model'])!r}")
+        raise ScannerError(f"no such role or layer is measured of {printable(chosen['model'])!r}")
     look = theme.style(interactive)
     roles = _distinct(found, "role")
     points = []

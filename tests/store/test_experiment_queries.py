@@ -73,6 +73,29 @@ def test_overlaps_are_averaged_by_rank_and_by_region_beside_the_band(store: Stor
     assert store.query("overlap_by_role", role="key").num_rows == 0
 
 
+def test_a_run_of_some_roles_or_layers_hides_nothing_of_an_earlier_one(store: Store) -> None:
+    add_run(store, "whole", "activations")
+    add_overlaps(store, "whole", [0.1])
+    add_overlaps(store, "whole", [0.2], tensor="u", role="key")
+    add_run(store, "part", "activations", hours=1)
+    add_overlaps(store, "part", [0.6], tensor="u", role="key")
+    found = {row["role"]: row["overlap"] for row in store.query("overlap_by_role").to_pylist()}
+    assert found == {"query": pytest.approx(0.1), "key": pytest.approx(0.6)}
+    found = {row["role"]: row["overlap"] for row in store.query("overlap_by_role", run="whole").to_pylist()}
+    assert found == {"query": pytest.approx(0.1), "key": pytest.approx(0.2)}
+    assert len(store.query("overlap_by_role", run="part").to_pylist()) == 1
+
+
+def test_two_revisions_of_a_model_are_never_averaged(store: Store) -> None:
+    add_run(store, "whole", "activations")
+    add_overlaps(store, "whole", [0.1], revision="r1")
+    add_overlaps(store, "whole", [0.2], revision="r1", tensor="u", layer=1)
+    add_run(store, "later", "activations", hours=1)
+    add_overlaps(store, "later", [0.6], revision="r2")
+    (row,) = store.query("overlap_by_role").to_pylist()
+    assert (row["matrices"], row["overlap"]) == (1, pytest.approx(0.6))
+
+
 def test_the_band_of_narrow_matrices_is_right_too(store: Store) -> None:
     add_overlaps(store, "run", [0.5], cols=8)  # its run has not finished: there is no row of experiments
     row = store.query("overlap_by_role").to_pylist()[0]
@@ -148,6 +171,40 @@ def test_damage_is_correlated_with_what_the_scan_says_of_a_decile(store: Store) 
     assert (row["damage_1"], row["damage_middle"]) == (damage[0], damage[3:7].mean())
     add_point(store, "d10", set="decile:10", delta=3.0, roles="value")
     assert store.query("ablation_vs_pvalue").num_rows == 0  # nine deciles are no curve
+
+
+def test_damage_in_a_stack_is_compared_with_the_p_values_of_that_stack(store: Store) -> None:
+    rng = np.random.default_rng(1)
+    p = {stack: rng.random(10) for stack in ("encoder", "decoder")}
+    add_scan(
+        store,
+        "scan",
+        [
+            Matrix(
+                tensor=f"{stack}.m",
+                stack=stack,
+                rows=10,
+                cols=10,
+                singular_values=list(range(10, 0, -1)),
+                u_p=[0.5] * 10,
+                v_p=list(p[stack]),
+            )
+            for stack in p
+        ],
+    )
+    add_run(store, "run", "ablation")
+    damage = rng.permutation(10).astype(float)
+    for decile in range(1, 11):
+        for layers in ("encoder:0-1", "decoder:0", "encoder:0 decoder:0"):
+            name = f"{layers.replace(' ', '-').replace(':', '-')}-{decile}"
+            add_point(store, name, set=f"decile:{decile}", layers=layers, delta=damage[decile - 1])
+    found = {row["layers"]: row["p_correlation"] for row in store.query("ablation_vs_pvalue").to_pylist()}
+    for layers, means in (
+        ("encoder:0-1", p["encoder"]),
+        ("decoder:0", p["decoder"]),
+        ("encoder:0 decoder:0", (p["encoder"] + p["decoder"]) / 2),
+    ):
+        assert found[layers] == pytest.approx(spearmanr(damage, means[::-1]).statistic), layers
 
 
 def test_pruning_puts_three_ways_side_by_side(store: Store) -> None:

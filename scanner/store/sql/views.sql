@@ -110,17 +110,25 @@ create macro role_order(role) as
         100
     );
 
--- Overlaps of one run: the one that is wanted, or each model's newest (null), and of one role or all (null).
+-- Matrices of the run over activations that is wanted, or every matrix in its newest (null), of a model's newest revision; runs that
+-- were not finished come after the others. `semi join chosen_activations($model, $run) using (run_id, tensor, role)`.
+create macro chosen_activations(wanted_model, wanted_run) as table
+select run_id, tensor, role
+from (select distinct run_id, model, revision, tensor, role from "overlaps")
+left join (select run_id, finished_at from experiments) using (run_id)
+where (wanted_model is null or model = wanted_model) and (wanted_run is null or run_id = wanted_run)
+qualify
+    row_number() over (partition by model, tensor, role order by finished_at desc nulls last, run_id desc) = 1
+    and revision is not distinct from first_value(revision) over (
+        partition by model
+        order by finished_at desc nulls last, run_id desc
+    );
+
+-- Overlaps of these matrices, centred or not, of one role or all (null).
 create macro chosen_overlaps(wanted_model, wanted_run, wanted_role, wanted_centred) as table
 select *
 from "overlaps"
-semi join (
-    select run_id
-    from (select distinct run_id, model from "overlaps")
-    left join experiments using (run_id, model)
-    where (wanted_model is null or model = wanted_model) and (wanted_run is null or run_id = wanted_run)
-    qualify row_number() over (partition by model order by finished_at desc nulls last, run_id desc) = 1
-) using (run_id)
+semi join chosen_activations(wanted_model, wanted_run) using (run_id, tensor, role)
 where centred = wanted_centred and (wanted_role is null or role = wanted_role);
 
 -- x with P(X > x) = tail for a standard normal X, tail <= 1/2. Acklam's rational approximation (relative error 1e-9), once near the
