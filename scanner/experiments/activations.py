@@ -8,6 +8,7 @@ basis (v3, App. C). Everything in float64.
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,9 @@ import torch
 from numpy.typing import NDArray
 from scipy.linalg.blas import dsyrk
 from scipy.stats import norm
+
+from scanner.errors import ScannerError
+from scanner.experiments.tokens import is_memory
 
 FloatArray = NDArray[np.float64]
 
@@ -139,7 +143,8 @@ def random_band(width: int) -> tuple[float, float, float]:
 class Recorder:
     """Moments of the inputs of several modules during forward passes; modules that read the same tensor share one sum.
 
-    While `active`, a hook on each module adds its input. `mask` (batch, tokens) says which tokens of the present batch count.
+    A hook on each module keeps its input till the end of a pass; only a whole pass is summed up, for one that runs out of memory is
+    made again in halves. `mask` (batch, tokens) says which tokens of the present batch count.
     """
 
     modules: dict[str, torch.nn.Module]
@@ -152,7 +157,13 @@ class Recorder:
     """Modules whose input cannot be told apart into tokens, and why."""
     _hooks: list[Any] = field(default_factory=list)
     _inputs: dict[tuple[int, tuple[int, ...]], tuple[str, torch.Tensor]] = field(default_factory=dict)
-    _pending: set[str] = field(default_factory=set)
+    """The present pass: by address and shape of an input, the first module that read it, and the input itself."""
+    _tokens: list[tuple[str, torch.Tensor]] = field(default_factory=list)
+    """The present pass: what is to be added to whose sums."""
+    _uses: Counter[str] = field(default_factory=Counter)
+    """How often each module was used in the present pass."""
+    _usual: Counter[str] | None = None
+    """And in a whole pass: the first one is made to its end, for models (ALBERT) use one module for several blocks."""
 
     def __enter__(self) -> Recorder:
         for name, module in self.modules.items():
@@ -165,28 +176,35 @@ class Recorder:
         self._hooks.clear()
 
     def forward(self, model: Any, inputs: dict[str, torch.Tensor]) -> None:
-        """Run the model as far as the last recorded module."""
+        """Run the model as far as the last use of a recorded module, and add what it saw.
+
+        Raises:
+            ScannerError: the memory lasts for the pass but not for its sums.
+        """
         self.mask = inputs["attention_mask"].bool()
-        self._inputs.clear()
-        self._pending = set(self.modules)
+        self._uses.clear()
         try:
             with torch.inference_mode(), contextlib.suppress(_Enough):
                 model(**inputs)
+            self._sum_up()
         finally:
             self._inputs.clear()
+            self._tokens.clear()
+        if self._usual is None:
+            self._usual = self._uses.copy()
 
     def _hook(self, name: str) -> Any:
         def record(module: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
             if arguments:
                 self._record(name, arguments[0])
-            self._pending.discard(name)
-            if not self._pending:
+            self._uses[name] += 1
+            if self._usual is not None and all(self._uses[one] >= max(1, self._usual[one]) for one in self.modules):
                 raise _Enough
 
         return record
 
     def _record(self, name: str, states: torch.Tensor) -> None:
-        # The tensor is kept till the end of the pass, so that its address cannot come back as another's.
+        # The input is kept till the end of the pass, so that its address cannot come back as another's.
         key = (states.data_ptr(), tuple(states.shape))
         first, _ = self._inputs.setdefault(key, (name, states))
         stands_for = self.shared.setdefault(name, first)
@@ -194,24 +212,36 @@ class Recorder:
             return
         if stands_for != name:  # it shared an input before and does not now: it was chance
             raise RuntimeError(f"the inputs of {name} and {stands_for} are the same in some batches only")
-        tokens = self._tokens(states)
-        if tokens is None:
+
+        if (tokens := self._real(states)) is not None:
+            self._tokens.append((name, tokens))
+        else:
             self.unusable[name] = (
                 f"its input of shape {tuple(states.shape)} cannot be told apart into tokens and padding"
             )
-            return
-        if name not in self.moments:
-            self.moments[name] = Moments.zero(tokens.shape[1], states.device)
-        self.moments[name].add(tokens)
 
-    def _tokens(self, states: torch.Tensor) -> torch.Tensor | None:
+    def _real(self, states: torch.Tensor) -> torch.Tensor | None:
+        """A copy of the states of tokens that are no padding: what comes later in the pass may work in place."""
         assert self.mask is not None, "a forward pass sets the mask"
         if states.shape[:-1] == self.mask.shape:
             return states[self.mask]
         if states.shape[:-1] == (self.mask.numel(),):
             return states[self.mask.flatten()]
         # Experts see some of the tokens, in an order of their own: without padding all of them are real.
-        return states.reshape(-1, states.shape[-1]) if bool(self.mask.all()) else None
+        return states.reshape(-1, states.shape[-1]).clone() if bool(self.mask.all()) else None
+
+    def _sum_up(self) -> None:
+        for number, (name, tokens) in enumerate(self._tokens):
+            try:
+                if name not in self.moments:
+                    self.moments[name] = Moments.zero(tokens.shape[1], tokens.device)
+                self.moments[name].add(tokens)
+            except (MemoryError, RuntimeError) as error:
+                if number and is_memory(error):  # a part of this pass is in the sums: it must not be made again
+                    raise ScannerError(
+                        "the sums of a forward pass do not fit into the device's memory: fewer --layers"
+                    ) from error
+                raise
 
 
 class _Enough(Exception):

@@ -108,23 +108,29 @@ def bases(model: Any, ids: Sequence[Ids], batches: Batches, order: Order) -> dic
         raise ScannerError(f"{tokens} tokens for a covariance of {width} dimensions: at least as many are needed")
     moments = {name: Moments.zero(width, model.device) for name in norms}
     mask: list[torch.Tensor] = []
+    seen: list[tuple[str, torch.Tensor]] = []
 
-    def recorder(name: str, norm: Norm) -> Any:
+    def recorder(name: str) -> Any:
         def record(module: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
             states = arguments[0]
             if states.shape[:-1] != mask[0].shape:
                 raise ScannerError(f"the input of {name} has shape {tuple(states.shape)}: no state for each token")
-            chosen = states[mask[0]]
-            moments[name].add(norm.signal(chosen) if order == "before" else norm.unit(chosen))
+            seen.append((name, states[mask[0]]))  # a copy: what comes later may work in place
 
         return record
 
     def compute(batch: Batch, indices: list[int]) -> None:
         inputs = batch.inputs(model)
         mask[:] = [inputs["attention_mask"].bool()]
+        seen.clear()
         model(**inputs)
+        # After the pass: one that runs out of memory is made again in halves, and must not count twice.
+        for name, chosen in seen:
+            norm = norms[name]
+            moments[name].add(norm.signal(chosen) if order == "before" else norm.unit(chosen))
+        seen.clear()
 
-    hooks = [norm.module.register_forward_pre_hook(recorder(name, norm)) for name, norm in norms.items()]
+    hooks = [norm.module.register_forward_pre_hook(recorder(name)) for name, norm in norms.items()]
     try:
         with torch.inference_mode():
             batches.run(ids, compute)

@@ -63,6 +63,55 @@ def test_moments_give_the_covariance_of_numpy_whatever_the_shards() -> None:
         Moments.zero(3).covariance(centred=True)
 
 
+def test_a_pass_that_runs_out_of_memory_counts_once(tmp_path: Path) -> None:
+    target = open_target(str(save(tmp_path, "llama")), Selection())
+    model = load_model(model_place(target.checkpoint))
+    ids = [np.arange(5 + i, 13 + i) for i in range(8)]
+    full: list[int] = []
+
+    def runs_out(module: Any, given: tuple[torch.Tensor]) -> None:
+        if given[0].shape[0] > 2:
+            full.append(given[0].shape[0])
+            raise torch.OutOfMemoryError("out of memory")
+
+    names = [f"model.layers.{block}.{module}" for block in (0, 1) for module in ("self_attn.q_proj", "mlp.down_proj")]
+    hook = model.model.layers[1].mlp.down_proj.register_forward_pre_hook(runs_out)
+    recorder = Recorder(modules={name: model.get_submodule(name) for name in names})
+    with recorder:
+        Batches(0, 64).run(ids, lambda batch, indices: recorder.forward(model, batch.inputs(model)))
+    hook.remove()
+    assert full == [8, 4, 4]
+    for name in names:
+        moments, expected = recorder.moments[name], naive(model, name, ids)
+        assert moments.count == len(expected) == 64
+        np.testing.assert_allclose(
+            moments.covariance(centred=True), np.cov(expected.T, bias=True), rtol=1e-3, atol=1e-5
+        )
+
+
+def test_a_module_that_several_blocks_use_is_measured_in_each(tmp_path: Path) -> None:
+    target = open_target(str(save(tmp_path, "albert", "features")), Selection())
+    model = load_model(model_place(target.checkpoint))
+    ids = [np.arange(3, 9), np.arange(5, 11), np.arange(20, 26)]
+    modules = {
+        name: module
+        for name, module in model.named_modules()
+        if "albert_layers" in name and isinstance(module, torch.nn.Linear)
+    }
+    recorder = Recorder(modules=modules)
+    with recorder:
+        Batches(0, 6).run(ids, lambda batch, indices: recorder.forward(model, batch.inputs(model)))
+    assert len(recorder.moments) == 4
+    for name in modules:
+        expected = naive(model, name, ids)
+        assert len(expected) == 3 * 6 * 3, "three blocks read three texts of six tokens"
+        moments = recorder.moments[recorder.shared[name]]
+        assert moments.count == len(expected)
+        np.testing.assert_allclose(
+            moments.covariance(centred=True), np.cov(expected.T, bias=True), rtol=1e-3, atol=1e-5
+        )
+
+
 @pytest.mark.parametrize(("kind", "head"), [("bert", "features"), ("llama", "causal"), ("gpt2", "causal")])
 def test_hooked_sums_leave_padding_out_and_agree_with_one_sequence_at_a_time(
     tmp_path: Path, kind: str, head: str
@@ -106,6 +155,11 @@ def test_the_forward_pass_ends_with_the_last_recorded_module(tmp_path: Path) -> 
     with recorder:
         ones = torch.ones(1, 4, dtype=torch.int64)
         recorder.forward(model, {"input_ids": ones, "attention_mask": ones})
+        assert "lm_head" in ran, "the first pass finds out how often modules are used"
+        ran.clear()
+        recorder.forward(model, {"input_ids": ones, "attention_mask": ones})
+    assert "model.layers.0.self_attn.q_proj" in ran
+    assert recorder.moments["model.layers.0.self_attn.q_proj"].count == 8
     assert not any("layers.1" in name or "mlp" in name for name in ran)
     assert not model.model.layers[0].self_attn.q_proj._forward_pre_hooks.keys() - {*range(10**6)}
 

@@ -37,6 +37,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_attention_heads": 2,
         "max_position_embeddings": 64,
     },
+    "albert": {
+        "embedding_size": 8,
+        "hidden_size": 16,
+        "intermediate_size": 28,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 64,
+    },
     "t5": {"d_model": 16, "d_kv": 8, "d_ff": 28, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0},
     "mixtral": {
         "hidden_size": 16,
