@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from scanner.checkpoint import MatrixRef
 from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
-from scanner.experiments.finetune_training import Recipe, Trained, correct, keep, new_classifier, train
+from scanner.experiments.finetune_training import NoClassifier, Recipe, Trained, correct, keep, new_classifier, train
 from scanner.experiments.labels import Dataset
 from scanner.experiments.models import ModelPlace, load_tokenizer
 from scanner.experiments.placing import Placed, place_matrices
@@ -117,13 +117,18 @@ class FineTuneWorker(Resident):
         with self.computing():
             measured: list[Measured] = []
             try:
-                trained = fine_tune(self.model(task.place, "features", "float32"), task, self._cache(task), measured)
+                body = self.model(task.place, "features", "float32")
+            except Exception as error:  # no other training would fare better
+                return self._failed(measured, Failure(message=one_line(error), hopeless=True))
+            try:
+                trained = fine_tune(body, task, self._cache(task), measured)
             except Exception as error:  # whatever it is, the other points go on, and a line says what it was
-                return self._failed(measured, one_line(error))
+                hopeless = isinstance(error, NoClassifier)
+                return self._failed(measured, Failure(message=one_line(error), hopeless=hopeless))
             return FineTuneOutcome(measured=tuple(measured), trained=trained, device=self._device)
 
-    def _failed(self, measured: list[Measured], message: str) -> FineTuneOutcome:
-        return FineTuneOutcome(measured=tuple(measured), device=self._device, failure=Failure(message=message))
+    def _failed(self, measured: list[Measured], failure: Failure) -> FineTuneOutcome:
+        return FineTuneOutcome(measured=tuple(measured), device=self._device, failure=failure)
 
     def _cache(self, task: FineTuneTask) -> FactorCache:
         if self._factors is None or self._factors[0] != task.place:
@@ -154,20 +159,19 @@ def fine_tune(body: Any, task: FineTuneTask, of_base: FactorCache, measured: lis
                 else nullcontext((gone, 0))
             )
             with after as (taken, _):
-                accuracy = float(correct(model, data.test, batches).mean())
-                folder = None if task.folder is None else Path(task.folder) / task.file(point)
-                if folder is not None:
-                    keep(model, load_tokenizer(task.place), folder)
-            measured.append(
-                Measured(
+                one = Measured(
                     point=point,
-                    accuracy=accuracy,
+                    accuracy=float(correct(model, data.test, batches).mean()),
                     seconds=time.perf_counter() - clock,
                     removed=taken,
                     batch_tokens=batches.smallest,
-                    checkpoint=None if folder is None else str(folder),
+                    checkpoint=None,
                 )
-            )
+                measured.append(one)
+                if task.folder is not None:
+                    folder = Path(task.folder) / task.file(point)
+                    keep(model, load_tokenizer(task.place), folder)
+                    measured[-1] = replace(one, checkpoint=str(folder))
             clock = time.perf_counter()
     return trained
 

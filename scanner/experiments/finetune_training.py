@@ -56,6 +56,10 @@ class Trained:
     at_a_time: int
 
 
+class NoClassifier(ScannerError):
+    """A model that no training makes a classifier of texts."""
+
+
 def new_classifier(body: Any, classes: Sequence[str], padding: int, seed: int, *, pooler: bool) -> Any:
     """A classifier of sequences whose body is a copy of `body`, and whose head is drawn from `seed`.
 
@@ -69,7 +73,7 @@ def new_classifier(body: Any, classes: Sequence[str], padding: int, seed: int, *
         pooler: whether the checkpoint holds the body's pooler; if not, the body's is as random as the head, and drawn with it.
 
     Raises:
-        ScannerError: transformers has no classifier of texts for this model, or not one with this body in it.
+        NoClassifier: transformers has no classifier of texts for this model, or not one with this body in it.
     """
     import transformers
 
@@ -88,7 +92,7 @@ def new_classifier(body: Any, classes: Sequence[str], padding: int, seed: int, *
         factory: Any = transformers.AutoModelForSequenceClassification
         model = factory.from_config(config, dtype=torch.float32, trust_remote_code=False)
     except (ValueError, KeyError) as error:
-        raise ScannerError(
+        raise NoClassifier(
             f"transformers has no classifier of texts for {printable(str(config.model_type))!r} models, and code that comes with a "
             "checkpoint is never run (no trust_remote_code)"
         ) from error
@@ -101,7 +105,7 @@ def new_classifier(body: Any, classes: Sequence[str], padding: int, seed: int, *
     }
     lacking = [name for name in wanted if name not in given and "pooler" not in name]
     if inside is None or lacking:
-        raise ScannerError(f"{type(model).__name__} has another body than {type(body).__name__}: it is not fine-tuned")
+        raise NoClassifier(f"{type(model).__name__} has another body than {type(body).__name__}: it is not fine-tuned")
     inside.load_state_dict(given, strict=False)
     return model.to(body.device)
 

@@ -11,6 +11,7 @@ Source: Staats, Thamm, Rosenow, arXiv 2410.17770, v1 sec. 5 (Fig. 8), v3 sec. 5 
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -133,7 +134,7 @@ def finetune(
         | {"majority": data.majority, "dropped": data.dropped},
         roles=_roles(refs, checkpoint),
         observer=observer,
-        keeps=keeping is not None,
+        keeping=keeping,
     )
     points = _points(orders, deciles, seeds)
     todo = [point for point in points if not series.has(point)]
@@ -189,7 +190,8 @@ class _Series:
     method: dict[str, Any]
     roles: str
     observer: ScanObserver
-    keeps: bool
+    keeping: Path | None
+    """Where models are kept."""
     environment: dict[str, Any] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     smaller: dict[str, int] = field(default_factory=dict)
@@ -199,16 +201,27 @@ class _Series:
         return point_file(self.run_id, point, self.roles)
 
     def has(self, point: Point) -> bool:
-        """Whether a point needs nothing done: it is in the store, and so is its model if models are to be kept."""
-        rows = self.store.file_rows("finetunes", self.name(point))
-        kept = rows[0]["checkpoint"] if rows else None
-        return bool(rows) and (not self.keeps or (kept is not None and Path(str(kept)).is_dir()))
+        """Whether a point needs nothing done: it is in the store, and so is its model where models are to be kept."""
+        name = self.name(point)
+        rows = self.store.file_rows("finetunes", name)
+        if not rows or self.keeping is None:
+            return bool(rows)
+        wanted = self.keeping / name
+        return rows[0]["checkpoint"] == str(wanted) and wanted.is_dir()
 
     def done(self, task: FineTuneTask, outcome: FineTuneOutcome) -> None:
-        """Write the points of a task, and what happened to the others."""
+        """Write the points of a task, and what happened to the others.
+
+        Raises:
+            ScannerError: no other training would fare better.
+        """
         for measured in outcome.measured:
             self._write(measured, task, outcome)
-        finished = {measured.point for measured in outcome.measured}
+        if outcome.failure is not None and outcome.failure.hopeless:
+            raise ScannerError(outcome.failure.message)
+        finished = {
+            measured.point for measured in outcome.measured if self.keeping is None or measured.checkpoint is not None
+        }
         missing = [point for point in task.points if point not in finished]
         for point in missing:
             self.failed[point.label] = outcome.failure.message if outcome.failure is not None else "no result"
@@ -325,4 +338,13 @@ def _check(
 def _folder(folder: str) -> Path:
     if SCHEME.match(folder):
         raise ScannerError(f"models are kept in a folder, not behind a URL: {printable(folder)}")
-    return Path(folder).expanduser().resolve()
+    path = Path(folder).expanduser().resolve()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ScannerError(
+            f"the tuned models cannot be kept in {printable(str(path))}: {error.strerror or error}"
+        ) from error
+    return path

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from scanner.errors import ScannerError
 from scanner.experiments.finetune_task import FineTuneTask
+from scanner.experiments.finetune_training import NoClassifier
 from tests.experiments.classifiers import bert, jsonl, llama, reviews, without_ray
 
 from .conftest import Run
@@ -58,16 +60,68 @@ def test_a_tuned_model_is_measured_kept_and_compared(
     }
 
 
-def test_points_that_fail_are_told(
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_trained(
     tmp_path: Path, base: Path, texts: Path, rmtscan: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_ray(monkeypatch)
-    # A file where the folder of models should be: every training ends, and none of its points can be kept.
     (tmp_path / "taken").write_text("", "utf-8")
     command = ("finetune", base, "--task", texts, "--order", "none", "--seeds", 1, *QUICK)
     ran = rmtscan(*command, "--keep", tmp_path / "taken", "--store", tmp_path / "store")
+    assert ran.status == 1, ran.err
+    assert "the tuned models cannot be kept in" in ran.told
+    assert not (tmp_path / "store" / "finetunes").exists()
+
+
+def test_a_model_that_cannot_be_kept_is_told_and_its_accuracy_stays(
+    tmp_path: Path, base: Path, texts: Path, rmtscan: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_ray(monkeypatch)
+
+    def full(*_: object) -> None:
+        raise ScannerError("the tuned model cannot be kept in there: No space left on device")
+
+    command = (
+        "finetune",
+        base,
+        "--task",
+        texts,
+        "--order",
+        "none",
+        "--seeds",
+        1,
+        *QUICK,
+        "--store",
+        tmp_path / "store",
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr("scanner.experiments.finetune_task.keep", full)
+        ran = rmtscan(*command, "--keep", tmp_path / "a", "--format", "json")
     assert ran.status == 3, ran.err
-    assert "FAILED none-seed0: the tuned model cannot be kept in" in ran.told
+    assert "FAILED none-seed0: the tuned model cannot be kept in there: No space left on device" in ran.told
+    assert [row["seeds"] for row in json.loads(ran.out)] == [1]
+    # It is made again to be kept, and once more for another folder.
+    for folder, kept in (("a", 0), ("a", 1), ("b", 0)):
+        again = rmtscan(*command, "--keep", tmp_path / folder)
+        assert again.status == 0, again.err
+        assert f"1 points, {kept} of them kept" in again.told
+        assert len([*(tmp_path / folder).glob("*-none-seed0")]) == 1
+
+
+def test_a_model_that_no_training_makes_a_classifier_ends_the_run_with_one_line(
+    tmp_path: Path, base: Path, texts: Path, rmtscan: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_ray(monkeypatch)
+    tried: list[int] = []
+
+    def none(*_: object, **__: object) -> None:
+        tried.append(1)
+        raise NoClassifier("transformers has no classifier of texts for 'such' models")
+
+    monkeypatch.setattr("scanner.experiments.finetune_task.new_classifier", none)
+    ran = rmtscan("finetune", base, "--task", texts, "--seeds", 3, *QUICK, "--store", tmp_path / "store")
+    assert ran.status == 1
+    assert ran.errors == ["error: transformers has no classifier of texts for 'such' models"]
+    assert len(tried) == 1
 
 
 def test_an_interruption_says_that_the_same_command_goes_on(
