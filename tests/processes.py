@@ -1,10 +1,12 @@
-"""What a process has started, read from /proc: tests may only look at, and end, processes of their own."""
+"""Processes that tests start, and what these have started, read from /proc: tests may only look at, and end, their own."""
 
 from __future__ import annotations
 
 import os
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 Process = tuple[int, str]
@@ -48,6 +50,24 @@ def command(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     except OSError:
         return ""
+
+
+@contextmanager
+def in_the_middle(
+    arguments: Sequence[str], errors: Path, begun: Callable[[], object]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A command that starts a Ray of its own, in a process group of its own, once `begun` holds; its stderr goes to a file."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    with errors.open("wb") as log:
+        driver = subprocess.Popen(
+            arguments, stdout=subprocess.PIPE, stderr=log, env=environment, start_new_session=True
+        )
+        try:
+            wait_until(lambda: begun() or driver.poll() is not None, "the first result")
+            yield driver
+        finally:
+            driver.kill()
+            driver.communicate()
 
 
 def ray_workers() -> list[int]:

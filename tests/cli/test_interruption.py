@@ -7,8 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import pytest
 from scanner import PoolOptions, open_store
 from scanner.engine import scan
 from tests.engine.checkpoints import results, slow, staged
-from tests.processes import Process, alive, command, descendants, wait_until
+from tests.processes import Process, alive, command, descendants, in_the_middle, wait_until
 
 from .conftest import Run
 
@@ -39,21 +38,10 @@ def undisturbed(model: str, tmp_path_factory: pytest.TempPathFactory, local_ray:
     return results(open_store(str(folder)))
 
 
-@contextmanager
-def running(model: str, store: Path, errors: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The command in the middle of its scan, in a process group of its own."""
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    with errors.open("wb") as log:
-        arguments = [*COMMAND, model, "--store", str(store), "--workers", "1"]
-        driver = subprocess.Popen(
-            arguments, stdout=subprocess.PIPE, stderr=log, env=environment, start_new_session=True
-        )
-        try:
-            wait_until(lambda: staged(store) >= 3 or driver.poll() is not None, "the first result")
-            yield driver
-        finally:
-            driver.kill()
-            driver.communicate()
+def running(model: str, store: Path, errors: Path) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    """The command in the middle of its scan."""
+    arguments = [*COMMAND, model, "--store", str(store), "--workers", "1"]
+    return in_the_middle(arguments, errors, lambda: staged(store) >= 3)
 
 
 def interrupted(driver: subprocess.Popen[bytes], how: str) -> set[Process]:
