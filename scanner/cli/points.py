@@ -59,6 +59,7 @@ def run_points(run: Callable[[ScanObserver], PointReport], *, query: str, store:
     write(open_store(store).query(query, model=report.model, run=report.run_id), form)
     for name, why in sorted(report.failed.items()):
         note(f"  FAILED {name}: {why}")
+    note(report.measured)
     note(
         f"run {report.run_id}: {report.points} points, {report.kept} of them from earlier runs, {len(report.failed)} failed; "
         f"store: {report.store} ({time.monotonic() - started:.0f} s)"

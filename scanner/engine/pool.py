@@ -160,6 +160,7 @@ class _Actor:
     ready: bool = False
     refusals: int = 0  # times in a row that it or those it replaces did not come up
     running: list[str] = field(default_factory=list)  # names of the tasks it holds
+    family: str | None = None  # of its last task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +198,7 @@ def run_tasks(
     on_lost: Callable[[AnyTask, str], None],
     on_workers: Callable[[int, int], None] = lambda alive, wanted: None,
     on_waiting: Callable[[str], None] = lambda reason: None,
+    family: Callable[[AnyTask], str | None] = lambda task: None,
 ) -> None:
     """Run tasks, first to last, on a cluster or a local Ray that is shut down at the end.
 
@@ -209,6 +211,7 @@ def run_tasks(
         on_lost: called with a task that took every worker with it, and why.
         on_workers: called whenever a worker comes up or is lost.
         on_waiting: told why nothing happens, once a minute while there is no worker.
+        family: tasks of one family go to one worker, as long as there are others for the rest: it keeps what they share.
 
     Raises:
         ScannerError: no cluster, or no worker can start.
@@ -222,7 +225,13 @@ def run_tasks(
                 "name a cluster with --address"
             )
         pool: Pool[AnyTask] = Pool(
-            worker_class, shape, on_done=on_done, on_lost=on_lost, on_workers=on_workers, on_waiting=on_waiting
+            worker_class,
+            shape,
+            on_done=on_done,
+            on_lost=on_lost,
+            on_workers=on_workers,
+            on_waiting=on_waiting,
+            family=family,
         )
         pool.run(tasks, on_start=lambda: on_start(environment(shape)))
 
@@ -246,7 +255,9 @@ class Pool(Generic[AnyTask]):
         on_lost: Callable[[AnyTask, str], None],
         on_workers: Callable[[int, int], None] = lambda alive, wanted: None,
         on_waiting: Callable[[str], None] = lambda reason: None,
+        family: Callable[[AnyTask], str | None] = lambda task: None,
     ) -> None:
+        self._family = family
         self._on_done, self._on_lost = on_done, on_lost
         self._on_workers, self._on_waiting = on_workers, on_waiting
         self._shape = shape
@@ -292,10 +303,25 @@ class Pool(Generic[AnyTask]):
         """Fill the windows, one round of all workers at a time: nobody gets a second task while another has none."""
         for room in range(1, WINDOW + 1):
             for actor in self._actors:
-                if self._queue and actor.ready and len(actor.running) < room and self._may_take(actor, self._queue[0]):
-                    task = self._queue.popleft()
+                if not (self._queue and actor.ready and len(actor.running) < room):
+                    continue
+                place = self._next(actor)
+                task = self._queue[place]
+                if self._may_take(actor, task):
+                    del self._queue[place]
+                    actor.family = self._family(task)
                     actor.running.append(task.name)
                     self._calls[actor.handle.run.remote(task)] = _Call(actor=actor, task=task)
+
+    def _next(self, actor: _Actor) -> int:
+        """Where in the queue the task for an actor is: its family's next, else the first of no other's family, else the first."""
+        if self._family(self._queue[0]) is None:
+            return 0
+        others = {other.family for other in self._actors if other is not actor}
+        families = [self._family(task) for task in self._queue]
+        if actor.family in families:
+            return families.index(actor.family)
+        return next((place for place, family in enumerate(families) if family not in others), 0)
 
     def _may_take(self, actor: _Actor, task: AnyTask) -> bool:
         """A task whose worker was lost runs alone on its next one: if that is lost, too, no innocent neighbour is."""

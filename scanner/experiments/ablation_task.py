@@ -29,6 +29,11 @@ class AblationTask(PointTask):
     layers: str
 
     @property
+    def family(self) -> str:
+        """Its matrices: their SVDs are kept."""
+        return f"{self.roles} {self.layers}"
+
+    @property
     def intact(self) -> bool:
         """Never: a set is taken out."""
         return False

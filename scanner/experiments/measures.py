@@ -61,6 +61,8 @@ class Measurement:
     padding: int
     dataset: str
     parameters: dict[str, object]
+    config: Any
+    """The model's configuration."""
 
     @property
     def described(self) -> str:
@@ -101,6 +103,7 @@ def measurement(place: ModelPlace, wanted: MeasureRequest) -> Measurement:
         padding=padding_id(tokenizer),
         dataset=texts.name,
         parameters=parameters | more,
+        config=config,
     )
 
 

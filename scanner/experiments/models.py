@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 from collections.abc import Callable, Iterator
@@ -114,6 +115,7 @@ def load_model(
     device: str = "cpu",
     dtype: Precision = "float32",
     labels: int | None = None,
+    config: Any = None,
 ) -> Any:
     """The model, resident on a device, ready for forward passes without gradients.
 
@@ -126,6 +128,7 @@ def load_model(
         device: `cpu` or `cuda`.
         dtype: precision of weights and activations.
         labels: number of classes of a new classifier (for training; with `classification` only).
+        config: what `load_config` gave; None: it is read.
 
     Raises:
         ScannerError: transformers does not know its class, a weight is missing or a library is, or memory does not suffice.
@@ -134,7 +137,7 @@ def load_model(
     options = place.options | {"dtype": getattr(torch, dtype), "output_loading_info": True}
     if place.gguf_file is not None:
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    config = load_config(place)
+    config = load_config(place) if config is None else copy.deepcopy(config)
     if labels is not None:
         config.num_labels = labels
     options["config"] = config  # else it is read again, which takes long of a GGUF file

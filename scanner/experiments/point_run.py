@@ -36,6 +36,8 @@ class PointReport:
     model: str
     revision: str
     store: str
+    measured: str
+    """What was measured, and on what."""
     points: int
     kept: int
     """Points that were there from earlier runs."""
@@ -74,6 +76,7 @@ class PointRun:
             "place": self.place,
             "head": self.measurement.head,
             "dtype": self.dtype,
+            "config": self.measurement.config,
             "measure": self.measurement.measure,
             "padding": self.measurement.padding,
         }
@@ -102,12 +105,14 @@ class PointRun:
                 on_lost=self.lost,
                 on_workers=self.observer.workers,
                 on_waiting=self.observer.waiting,
+                family=lambda task: task.family,
             )
         return PointReport(
             run_id=self.run_id,
             model=self.checkpoint.model,
             revision=self.checkpoint.revision,
             store=self.store.url,
+            measured=self.measurement.described,
             points=kept + len(todo),
             kept=kept,
             failed=self._errors.messages,

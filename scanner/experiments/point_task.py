@@ -30,6 +30,8 @@ class PointTask:
     place: ModelPlace
     head: Head
     dtype: Precision
+    config: Any
+    """The model's configuration as transformers has it: of some formats it takes long to be read."""
     measure: Measure
     padding: int
 
@@ -42,6 +44,11 @@ class PointTask:
     def cost(self) -> float:
         """All points cost one evaluation."""
         return 1.0
+
+    @property
+    def family(self) -> str | None:
+        """Points of one family share what an actor keeps, beside its model."""
+        return None
 
     @property
     def intact(self) -> bool:
@@ -96,7 +103,7 @@ class PointWorker(Resident, ABC):
         """Measure a point; errors are outcomes."""
         with self.computing() as started:
             try:
-                model = self.model(task.place, task.head, task.dtype)
+                model = self.model(task.place, task.head, task.dtype, task.config)
                 if self._prepared is None or self._prepared[0] != task.run_id:
                     batches = Batches(task.padding, BATCH_TOKENS[self._device])
                     self._prepared = (task.run_id, batches, task.measure.prepare(model, batches))

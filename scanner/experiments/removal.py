@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -195,21 +195,32 @@ def factors_of(key: str, matrix: torch.Tensor) -> Factors:
 
 
 class FactorCache:
-    """The factors of a model's matrices, each computed once; beyond `limit` bytes those unused for longest are let go."""
+    """The factors of a model's matrices, each computed once as long as those of one point fit into `limit` bytes.
+
+    Of those of earlier points the ones unused for longest make room. What does not fit beside the others of its own point is not
+    kept: a point goes through its matrices in one order, so that letting go of its first for its last would keep none for the next.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._kept: OrderedDict[str, Factors] = OrderedDict()
+        self._size = 0
 
-    def get(self, model: torch.nn.Module, placed: Placed) -> Factors:
-        """The factors of an intact matrix."""
+    def get(self, model: torch.nn.Module, placed: Placed, among: Collection[str] = ()) -> Factors:
+        """The factors of an intact matrix; `among` are the keys of all matrices of the present point."""
         key = placed.ref.key
-        if key not in self._kept:
-            self._kept[key] = factors_of(key, placed.matrix(model))
-            while sum(factors.size for factors in self._kept.values()) > self.limit and len(self._kept) > 1:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(key)
-        return self._kept[key]
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        found = factors_of(key, placed.matrix(model))
+        for old in [name for name in self._kept if name not in among]:
+            if self._size + found.size <= self.limit:
+                break
+            self._size -= self._kept.pop(old).size
+        if self._size + found.size <= self.limit:
+            self._kept[key] = found
+            self._size += found.size
+        return found
 
 
 @contextlib.contextmanager
@@ -225,10 +236,11 @@ def removed(
         How many singular values are gone, and of how many.
     """
     originals: list[tuple[Placed, torch.Tensor]] = []
+    among = {one.ref.key for one in placed}
     gone = total = 0
     try:
         for one in placed:
-            factors = cache.get(model, one)
+            factors = cache.get(model, one, among)
             k = factors.indices(wanted)
             gone, total = gone + len(k), total + len(factors.s)
             if not len(k):

@@ -35,6 +35,14 @@ class Mortal:
         return work.name.upper()
 
 
+class TellsWhere(Mortal):
+    """Its answer is its process."""
+
+    def run(self, work: Work) -> str:
+        super().run(work)
+        return str(os.getpid())
+
+
 class Refuses(Mortal):
     def __init__(self) -> None:
         raise RuntimeError("\x1b[31mno such device")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from scanner.engine.pool import ATTEMPTS, Pool, PoolOptions, PoolShape, run_tasks
 from scanner.errors import ScannerError
 
-from .mortal import DiesInTheConstructor, Mortal, Refuses, RefusesOnce, Work
+from .mortal import DiesInTheConstructor, Mortal, Refuses, RefusesOnce, TellsWhere, Work
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -25,13 +26,14 @@ class Told:
     lost: list[tuple[str, str]] = field(default_factory=list)
     workers: list[tuple[int, int]] = field(default_factory=list)
 
-    def pool(self, worker: type, count: int) -> Pool[Work]:
+    def pool(self, worker: type, count: int, family: Callable[[Work], str | None] = lambda work: None) -> Pool[Work]:
         return Pool(
             worker,
             PoolShape(workers=count, gpus=0.0),
             on_done=lambda work, outcome: self.done.append((work.name, outcome)),
             on_lost=lambda work, reason: self.lost.append((work.name, reason)),
             on_workers=lambda alive, wanted: self.workers.append((alive, wanted)),
+            family=family,
         )
 
 
@@ -53,6 +55,18 @@ def test_poisonous_work_is_lost_after_three_workers_and_the_rest_is_done_once(tm
     assert max(tried[name] for name in innocent) <= 2, "a neighbour may be lost once; then it runs alone"
     assert sum(tried[name] for name in innocent) <= len(innocent) + 2 * count
     assert {wanted for _, wanted in told.workers} == {count}
+
+
+def test_a_family_stays_with_one_worker_until_nothing_else_is_left(tmp_path: Path) -> None:
+    work = [Work(name=f"{name}{i}", log=tmp_path / "log", seconds=0.05) for name in "abcd" for i in range(6)]
+    told = Told()
+    told.pool(TellsWhere, 2, family=lambda one: one.name[0]).run(work)
+    where: dict[str, set[str]] = {}
+    for name, process in told.done:
+        where.setdefault(name[0], set()).add(process)
+    assert len(told.done) == 24
+    assert len(set().union(*where.values())) == 2, "both workers had something to do"
+    assert sorted(len(processes) for processes in where.values())[:3] == [1, 1, 1], where
 
 
 def test_work_beside_poison_in_the_same_worker_is_not_recorded_as_lost(tmp_path: Path) -> None:

@@ -130,9 +130,28 @@ def test_weights_come_back_after_an_error_too_and_factors_are_kept(
         pass
 
 
-def test_the_cache_keeps_to_its_limit(tmp_path: Path) -> None:
+def test_what_does_not_fit_beside_its_own_point_is_not_kept_and_later_points_make_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, placed = placed_in(save(tmp_path, "llama"), "mlp_up", "mlp_down")
-    small = FactorCache(1)
-    for one in placed:
-        small.get(model, one)
-    assert len(small._kept) == 1
+    up, down = placed[:2], placed[2:]
+    computed: list[str] = []
+    monkeypatch.setattr(
+        "scanner.experiments.removal.factors_of",
+        lambda key, matrix: computed.append(key) or factors_of(key, matrix),  # type: ignore[func-returns-value]
+    )
+    one = factors_of("", up[0].matrix(model)).size  # both roles have matrices of one size
+
+    def points(cache: FactorCache, matrices: list[Placed], count: int) -> int:
+        """How many decompositions `count` points of these matrices cost."""
+        computed.clear()
+        for decile in range(1, 1 + count):
+            with removed(model, matrices, RemovalSet(name=f"decile:{decile}"), cache):
+                pass
+        return len(computed)
+
+    whole = FactorCache(2 * one)
+    assert [points(whole, up, 3), points(whole, down, 3), points(whole, up, 1)] == [2, 2, 2]
+    assert points(FactorCache(one), up, 3) == 1 + 3, "one of two is kept, whatever their order"
+    assert points(FactorCache(1), up, 3) == 3 * 2
+    assert points(FactorCache(4 * one), placed, 3) == 4
