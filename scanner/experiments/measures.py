@@ -160,6 +160,8 @@ def _accuracy(
         raise ScannerError("--prompt must say where the text goes: {text}, and {second} for pairs")
     tokens = tuple(np.array(encode(tokenizer, f" {answer}", special=False), dtype=np.int32) for answer in answers)
     room = length - max(map(len, tokens))
+    if room < 1:
+        raise ScannerError(f"--window {length} has no room for a prompt beside an answer of {length - room} tokens")
     prompts = _prompts(texts, wanted.prompt)
     ids = tuple(np.array(encode(tokenizer, prompt)[-room:], dtype=np.int32) for prompt in prompts)
     paired = dict(zip(classes, answers, strict=True))

@@ -24,7 +24,7 @@ PARAMETERS = {
     "tensor": "full name of the tensor, where role and layer leave a choice",
     "side": "v: right singular vectors (input side); u: left ones (output side)",
     "k": "rank of a singular triplet, 0 = largest singular value",
-    "run": "id of a run of an experiment, instead of the newest of the model",
+    "run": "id of a run of an experiment (of lazy: a recipe), instead of the newest of the model",
     "ensemble": "the random control that is drawn: gaussian or kaiming_uniform",
     "centred": "the covariance of the activations; if false, their second moments (as arXiv 2410.17770v1 draws them)",
     "base": "name of the scanned model before fine-tuning",
