@@ -86,6 +86,16 @@ def norms_of(model: Any) -> dict[str, Norm]:
     return found
 
 
+def require_full_rank(tokens: int, width: int) -> None:
+    """Whether so many tokens can fill a covariance.
+
+    Raises:
+        ScannerError: fewer tokens than dimensions.
+    """
+    if tokens < width:
+        raise ScannerError(f"{tokens} tokens for a covariance of {width} dimensions: at least as many are needed")
+
+
 def bases(model: Any, ids: Sequence[Ids], batches: Batches, order: Order) -> dict[str, torch.Tensor]:
     """Eigenvectors of the covariance at every norm that a forward pass goes through, before or after it.
 
@@ -103,9 +113,7 @@ def bases(model: Any, ids: Sequence[Ids], batches: Batches, order: Order) -> dic
     """
     norms = norms_of(model)
     width = next(iter(norms.values())).scale.shape[0]
-    tokens = sum(map(len, ids))
-    if tokens < width:
-        raise ScannerError(f"{tokens} tokens for a covariance of {width} dimensions: at least as many are needed")
+    require_full_rank(sum(map(len, ids)), width)
     moments = {name: Moments.zero(width, model.device) for name in norms}
     mask: list[torch.Tensor] = []
     seen: list[tuple[str, torch.Tensor]] = []

@@ -7,16 +7,15 @@ norm` or `after norm`; `removed` counts directions over all norms of the model.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from scanner.checkpoint import Selection
 from scanner.engine import PoolOptions, ScanObserver
 from scanner.errors import ScannerError
 from scanner.experiments.measures import MeasureRequest, measurement
-from scanner.experiments.models import Precision, load_config, load_tokenizer, longest_input, model_place
+from scanner.experiments.models import Precision, load_tokenizer, longest_input, model_place
 from scanner.experiments.placing import open_target
 from scanner.experiments.point_run import PointReport, PointRun
-from scanner.experiments.slicing import DECILES, ORDERS, Order
+from scanner.experiments.slicing import DECILES, ORDERS, Order, require_full_rank
 from scanner.experiments.slicing_task import SlicingTask, SlicingWorker
 from scanner.experiments.texts import TextSource, read_texts
 from scanner.experiments.tokens import sequences
@@ -65,11 +64,12 @@ def slicing(
     place = model_place(checkpoint)
     measured = measurement(place, wanted)
     tokenizer = load_tokenizer(place)
-    config = load_config(place)
-    length = min(wanted.window or DEFAULT_LENGTH, longest_input(config, tokenizer))
+    length = min(wanted.window or DEFAULT_LENGTH, longest_input(measured.config, tokenizer))
     texts = read_texts(calibration or wanted.text, tokens=calibration_tokens, length=length)
     ids = sequences(tokenizer, texts, length=length, tokens=calibration_tokens)
-    _check(sum(map(len, ids)), config)
+    width = getattr(measured.config.get_text_config(), "hidden_size", None)
+    if width is not None:
+        require_full_rank(sum(map(len, ids)), width)  # before every worker finds it out
     described = {"text": texts.digest, "tokens": calibration_tokens, "length": length}
     run = PointRun(
         kind="slicing",
@@ -93,10 +93,3 @@ def slicing(
         for decile in dict.fromkeys(deciles)
     ]
     return run.carry_out(SlicingWorker, tasks, options)
-
-
-def _check(tokens: int, config: Any) -> None:
-    """What every worker would find out after the intact model is measured: that the tokens do not suffice for a covariance."""
-    width = getattr(config.get_text_config(), "hidden_size", None)
-    if width is not None and tokens < width:
-        raise ScannerError(f"{tokens} tokens for a covariance of {width} dimensions: at least as many are needed")
