@@ -61,7 +61,7 @@ def lazy(store: Store, *, interactive: bool = False, model: str | None = None, r
     found = [row for row in found if row["recipe"] == newest["recipe"]]
     rows = []
     for row in found:
-        regime = f"α = {str(row['model']).rsplit('alpha=', 1)[-1]}"
+        regime = f"α = {str(row['model']).rsplit('alpha=', 1)[-1]}".replace(" frozen=", ", frozen ")
         spread = row["spread"] or 0.0
         value = {
             "regime": printable(regime),
