@@ -1,10 +1,7 @@
--- What queries read. Scans of which every result is the newest are read whole, without a join; scans of which every
--- result is superseded are not read at all; from the others the superseded matrices are left out.
-create view matrices as
-from files.whole_matrices
-union all by name
+-- Results of scans that a newer scan has repeated in part, without the matrices that it has.
+create macro not_superseded(results) as table
 select result.*
-from files.partly_matrices as result
+from query_table(results) as result
 anti join files.superseded as old
     on old.scan_id = result.scan_id
     and old.tensor = result.tensor
@@ -12,17 +9,17 @@ anti join files.superseded as old
     and old.head is not distinct from result.head
     and old.expert is not distinct from result.expert;
 
+-- What queries read. Scans of which every result is the newest are read whole, without a join; scans of which every
+-- result is superseded are not read at all.
+create view matrices as
+from files.whole_matrices
+union all by name
+from not_superseded('files.partly_matrices');
+
 create view vectors as
 from files.whole_vectors
 union all by name
-select result.*
-from files.partly_vectors as result
-anti join files.superseded as old
-    on old.scan_id = result.scan_id
-    and old.tensor = result.tensor
-    and old.role = result.role
-    and old.head is not distinct from result.head
-    and old.expert is not distinct from result.expert;
+from not_superseded('files.partly_vectors');
 
 -- Scans of one model, or of all (null) but differences of two, in one revision each: the newest that begins with `wanted_revision`.
 -- `semi join chosen_scans($model, $revision) using (scan_id)` makes DuckDB skip the other models' row groups.
@@ -51,9 +48,9 @@ where
 -- The newest results of the pairs of models that are wanted, or all results of one comparison, with the number of the pair of
 -- models: `join files.model_pairs using (model_pair)` has its names. The condition on pair_id reaches READ_PARQUET, so that
 -- other pairs' row groups are skipped.
-create macro chosen_pairs(wanted_base, wanted_tuned, wanted_pair) as table
+create macro chosen_results(all_results, wanted_base, wanted_tuned, wanted_pair) as table
 select result.*, chosen.model_pair
-from all_pairs as result
+from query_table(all_results) as result
 join chosen_comparisons(wanted_base, wanted_tuned, wanted_pair) as chosen using (pair_id)
 anti join (from files.superseded_pairs where wanted_pair is null) as old
     on old.pair_id = result.pair_id
@@ -61,28 +58,15 @@ anti join (from files.superseded_pairs where wanted_pair is null) as old
     and old.role = result.role
     and old.head is not distinct from result.head
     and old.expert is not distinct from result.expert;
+
+create macro chosen_pairs(wanted_base, wanted_tuned, wanted_pair) as table
+from chosen_results('all_pairs', wanted_base, wanted_tuned, wanted_pair);
 
 create macro chosen_pair_vectors(wanted_base, wanted_tuned, wanted_pair) as table
-select result.*, chosen.model_pair
-from all_pair_vectors as result
-join chosen_comparisons(wanted_base, wanted_tuned, wanted_pair) as chosen using (pair_id)
-anti join (from files.superseded_pairs where wanted_pair is null) as old
-    on old.pair_id = result.pair_id
-    and old.base_tensor = result.base_tensor
-    and old.role = result.role
-    and old.head is not distinct from result.head
-    and old.expert is not distinct from result.expert;
+from chosen_results('all_pair_vectors', wanted_base, wanted_tuned, wanted_pair);
 
 create macro chosen_pair_subspaces(wanted_base, wanted_tuned, wanted_pair) as table
-select result.*, chosen.model_pair
-from all_pair_subspaces as result
-join chosen_comparisons(wanted_base, wanted_tuned, wanted_pair) as chosen using (pair_id)
-anti join (from files.superseded_pairs where wanted_pair is null) as old
-    on old.pair_id = result.pair_id
-    and old.base_tensor = result.base_tensor
-    and old.role = result.role
-    and old.head is not distinct from result.head
-    and old.expert is not distinct from result.expert;
+from chosen_results('all_pair_subspaces', wanted_base, wanted_tuned, wanted_pair);
 
 -- The newest result of every pair of matrices; `all_pairs`, `all_pair_vectors`, `all_pair_subspaces` hold those of every comparison.
 create view pairs as
