@@ -15,7 +15,7 @@ from scanner.errors import ScannerError
 from scanner.experiments.evaluation import Scores, require_finite
 from scanner.experiments.labels import Examples
 from scanner.experiments.texts import Texts, is_integer
-from scanner.experiments.tokens import Batch, Batches, Ids
+from scanner.experiments.tokens import Batch, Batches, Ids, Sequences
 
 #: Strength of the probe's penalty on standardised features.
 RIDGE = 10.0
@@ -96,14 +96,13 @@ class Classifier:
         right = np.zeros(self.units)
 
         def compute(batch: Batch, indices: list[int]) -> None:
-            types = self.examples.type_inputs(model, batch, indices)
-            logits = model(**batch.inputs(model), **types).logits.double().cpu().numpy()
+            logits = model(**batch.inputs(model)).logits.double().cpu().numpy()
             right[indices] = _right(logits, self.examples.labels[indices])
 
         # A decoder's classifier looks at the last token that is no padding, and must be told what padding is.
         alone = getattr(model.config, "pad_token_id", None) is None
         with torch.inference_mode():
-            (Batches(batches.padding, 1) if alone else batches).run(self.examples.ids, compute)
+            (Batches(batches.padding, 1) if alone else batches).run(self.examples, compute)
         return Scores(sums=right, weights=np.ones(self.units))
 
 
@@ -135,13 +134,13 @@ class Choice:
     def scores(self, model: Any, prepared: Any, batches: Batches) -> Scores:
         """1 for every example that is right, else 0; of equally likely answers the first counts."""
         likelihood = np.zeros((self.units, len(self.answers)))
-        whole = [np.concatenate([prompt, answer]) for prompt in self.ids for answer in self.answers]
+        whole = Sequences(ids=tuple(np.concatenate([prompt, answer]) for prompt in self.ids for answer in self.answers))
 
         def compute(batch: Batch, indices: list[int]) -> None:
             logits = model(**batch.inputs(model)).logits
             for row, index in enumerate(indices):
                 example, chosen = divmod(index, len(self.answers))
-                start, end = len(self.ids[example]), len(whole[index])
+                start, end = len(self.ids[example]), len(whole.ids[index])
                 predicted = logits[row, start - 1 : end - 1].float().log_softmax(dim=-1)
                 targets = batch.ids[row, start:end].to(predicted.device)
                 likelihood[example, chosen] = float(predicted.gather(1, targets[:, None]).double().sum())
@@ -207,7 +206,7 @@ class Probe:
         found: list[torch.Tensor] = [torch.empty(0)] * len(chosen)
 
         def compute(batch: Batch, indices: list[int]) -> None:
-            inputs = batch.inputs(model) | chosen.type_inputs(model, batch, indices)
+            inputs = batch.inputs(model)
             layers = getattr(model(**inputs, output_hidden_states=True), "hidden_states", None)
             if layers is None:
                 raise ScannerError(f"{type(model).__name__} shows no hidden states: a probe has no features")
@@ -218,5 +217,5 @@ class Probe:
                 found[index] = mean[row].cpu()
 
         with torch.inference_mode():
-            batches.run(chosen.ids, compute)
+            batches.run(chosen, compute)
         return torch.stack(found)

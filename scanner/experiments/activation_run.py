@@ -22,7 +22,7 @@ from scanner.experiments.models import Precision, load_config, load_tokenizer, l
 from scanner.experiments.placing import open_target
 from scanner.experiments.running import Errors, Failure, rows_table, run_hash, unpack
 from scanner.experiments.texts import TextSource, read_texts
-from scanner.experiments.tokens import Ids, padding_id, sequences
+from scanner.experiments.tokens import Sequences, padding_id, sequences
 from scanner.store import Store, open_store
 from scanner.version import __version__
 
@@ -111,7 +111,7 @@ class _Run:
         if done < task.shards or total is None:
             self._totals[block] = (done, total)
             return []
-        return [replace(task, ids=(), sums=total)]
+        return [replace(task, text=Sequences(ids=()), sums=total)]
 
     def lost(self, task: ActivationTask, reason: str) -> None:
         """Keep the name of a task that took every worker with it."""
@@ -178,8 +178,8 @@ def measure_activations(
     config, tokenizer = load_config(place), load_tokenizer(place)
     length = min(window or DEFAULT_WINDOW, longest_input(config, tokenizer))
     texts = read_texts(text, tokens=tokens, length=length)
-    ids = tuple(sequences(tokenizer, texts, length=length, tokens=tokens))
-    if not ids:
+    read = sequences(tokenizer, texts, length=length, tokens=tokens)
+    if not read:
         raise ScannerError(f"text {texts.name} has no tokens")
     parameters: dict[str, object] = {
         "text": texts.digest,
@@ -189,19 +189,21 @@ def measure_activations(
         "only": sorted({*selection.only}),
         "layers": sorted({*selection.layers}),
     }
+    if read.types:  # the same texts, which the model sees as pairs
+        parameters["types"] = True
     run = _Run(
         store=open_store(store, create=True),
         observer=observer,
         checkpoint=checkpoint,
         parameters=parameters,
         dataset=texts.name,
-        tokens=sum(len(one) for one in ids),
+        tokens=read.tokens,
     )
     blocks = _blocks(target.inventory.matrices, run.run_id)
     todo = {name: refs for name, refs in blocks.items() if not run.store.has_rows("overlaps", name)}
     if todo:
         base = ActivationTask(
-            run_id=run.run_id, place=place, dtype=dtype, blocks=(), ids=ids, padding=padding_id(tokenizer), cost=0.0
+            run_id=run.run_id, place=place, dtype=dtype, blocks=(), text=read, padding=padding_id(tokenizer), cost=0.0
         )
         tasks = _tasks(base, todo, _planned_workers(options))
         # Where there are several shards, the comparison of their sums is one more.
@@ -262,17 +264,17 @@ def _planned_workers(options: PoolOptions) -> int:
     return PoolShape.fit(options, here, tasks=sys.maxsize).workers
 
 
-def _shards(ids: Sequence[Ids]) -> list[tuple[Ids, ...]]:
+def _shards(text: Sequences) -> list[Sequences]:
     """Consecutive sequences of at most `SHARD_TOKENS` together; a function of the text alone."""
-    found: list[list[Ids]] = [[]]
+    found: list[list[int]] = [[]]
     held = 0
-    for one in ids:
+    for index, one in enumerate(text.ids):
         if found[-1] and held + len(one) > SHARD_TOKENS:
             found.append([])
             held = 0
-        found[-1].append(one)
+        found[-1].append(index)
         held += len(one)
-    return [tuple(shard) for shard in found]
+    return [text.part(shard) for shard in found]
 
 
 #: Roles that read the same states of their block as a rule; which do in fact is seen in the forward pass.
@@ -308,16 +310,15 @@ def _groups(
 
 def _tasks(base: ActivationTask, blocks: dict[str, tuple[MatrixRef, ...]], workers: int) -> list[ActivationTask]:
     """One for each group of blocks and shard of the text; the largest first, the shards of a group together."""
-    shards = _shards(base.ids)
+    shards = _shards(base.text)
     before, tasks = 0, []
     for group in _groups(blocks, len(shards), workers):
         before += len(group)
-        for number, ids in enumerate(shards):
+        for number, text in enumerate(shards):
             # Accumulation and decompositions of its own blocks, and a forward pass up to the last of them.
-            tokens = sum(map(len, ids))
-            cost = sum(float(ref.cols**2) * (ref.cols + tokens) for _, refs in group for ref in refs)
+            cost = sum(float(ref.cols**2) * (ref.cols + text.tokens) for _, refs in group for ref in refs)
             cost *= 1 + before / len(blocks)
-            tasks.append(replace(base, blocks=group, ids=ids, cost=cost, shard=number, shards=len(shards)))
+            tasks.append(replace(base, blocks=group, text=text, cost=cost, shard=number, shards=len(shards)))
     if len(shards) > 1:
         return tasks
     return sorted(tasks, key=lambda task: (-task.cost, task.name))

@@ -23,7 +23,7 @@ from scanner.experiments.activations import Eigensystem, Moments, Recorder, eige
 from scanner.experiments.models import ModelPlace, Precision
 from scanner.experiments.placing import Placed, place_matrices
 from scanner.experiments.running import Failure, Resident, one_line, pack, rows_table
-from scanner.experiments.tokens import BATCH_TOKENS, Batch, Batches, Ids
+from scanner.experiments.tokens import BATCH_TOKENS, Batch, Batches, Sequences
 from scanner.rmt import metrics
 from scanner.rmt.decomposition import decompose
 from scanner.rmt.marchenko_pastur import singular_value_edges
@@ -71,8 +71,8 @@ class ActivationTask:
     dtype: Precision
     blocks: tuple[tuple[str, tuple[MatrixRef, ...]], ...]
     """Name of the block's file, and its matrices."""
-    ids: tuple[Ids, ...]
-    """The shard's sequences."""
+    text: Sequences
+    """The shard."""
     padding: int
     cost: float
     shard: int = 0
@@ -131,7 +131,7 @@ def measure(model: Any, task: ActivationTask, batches: Batches) -> ActivationOut
     if task.sums is not None:
         blocks = compare(model, task, placed, task.sums.to(model.device), skipped)
         return ActivationOutcome(blocks=blocks, skipped=skipped)
-    sums = accumulate(model, task.ids, modules, batches)
+    sums = accumulate(model, task.text, modules, batches)
     if task.shards > 1:
         return ActivationOutcome(sums=sums.to("cpu"), batch_tokens=batches.smallest)
     blocks = compare(model, task, placed, sums, skipped)
@@ -154,16 +154,16 @@ def _modules(model: Any, task: ActivationTask) -> tuple[dict[str, torch.nn.Modul
     return modules, kept, skipped
 
 
-def accumulate(model: Any, ids: Sequence[Ids], modules: dict[str, torch.nn.Module], batches: Batches) -> Sums:
+def accumulate(model: Any, text: Sequences, modules: dict[str, torch.nn.Module], batches: Batches) -> Sums:
     """Run sequences through the model as far as the last of the modules, and sum over what enters these, padding left out."""
     recorder = Recorder(modules=modules)
 
     def compute(batch: Batch, indices: list[int]) -> None:
-        recorder.forward(model, batch.inputs(model))
+        recorder.forward(model, batch.inputs(model, decoder=True))
 
     if modules:
         with recorder:
-            batches.run(ids, compute)
+            batches.run(text, compute)
     return Sums(moments=recorder.moments, shared=recorder.shared, unusable=recorder.unusable)
 
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from scanner.errors import ScannerError
-from scanner.experiments.tokens import Batch, Batches, Ids
+from scanner.experiments.tokens import Batch, Batches, Ids, Sequences
 
 FloatArray = NDArray[np.float64]
 
@@ -107,7 +107,7 @@ def require_finite(metric: str, value: float, model: Any) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Windows:
+class Windows(Sequences):
     """A running text in strided windows.
 
     Of a window's tokens the last `scored[w]` are predicted, with all before them in the window as context. No token is predicted
@@ -115,7 +115,6 @@ class Windows:
     it.
     """
 
-    ids: tuple[Ids, ...]
     scored: tuple[int, ...]
     length: int
     stride: int
@@ -166,7 +165,7 @@ class Perplexity:
     @property
     def units(self) -> int:
         """Windows."""
-        return len(self.windows.ids)
+        return len(self.windows)
 
     def prepare(self, model: Any, batches: Batches) -> None:
         """Nothing has to be remembered."""
@@ -185,7 +184,7 @@ class Perplexity:
                 sums[index] = float(losses.double().sum())
 
         with torch.inference_mode():
-            batches.run(self.windows.ids, compute)
+            batches.run(self.windows, compute)
         return Scores(sums=sums, weights=np.array(self.windows.scored, dtype=np.float64))
 
 
@@ -208,7 +207,7 @@ class Divergence:
     @property
     def units(self) -> int:
         """Windows."""
-        return len(self.windows.ids)
+        return len(self.windows)
 
     def prepare(self, model: Any, batches: Batches) -> list[torch.Tensor]:
         """The states that enter the head, (scored, hidden) per window.
@@ -237,7 +236,7 @@ class Divergence:
 
         try:
             with torch.inference_mode():
-                batches.run(self.windows.ids, compute)
+                batches.run(self.windows, compute)
         finally:
             hook.remove()
         return states
@@ -256,7 +255,7 @@ class Divergence:
                 sums[index] = float(divergence.double().sum())
 
         with torch.inference_mode():
-            batches.run(self.windows.ids, compute)
+            batches.run(self.windows, compute)
         return Scores(sums=sums, weights=np.array(self.windows.scored, dtype=np.float64))
 
     def _part(self, index: int) -> slice:

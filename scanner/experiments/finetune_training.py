@@ -15,7 +15,7 @@ import torch
 from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
 from scanner.experiments.labels import Examples
-from scanner.experiments.tokens import Batch, Batches, is_memory, pad
+from scanner.experiments.tokens import Batch, Batches, is_memory
 
 #: Batches that are sorted by length together: little padding, and still a different mixture in every epoch.
 _SORTED_TOGETHER = 16
@@ -152,11 +152,11 @@ def correct(model: Any, data: Examples, batches: Batches) -> np.ndarray[tuple[in
     right = np.zeros(len(data), dtype=np.bool_)
 
     def compute(batch: Batch, indices: list[int]) -> None:
-        predicted = model(**_inputs(model, data, batch, indices)).logits.argmax(dim=-1).cpu().numpy()
+        predicted = model(**batch.inputs(model)).logits.argmax(dim=-1).cpu().numpy()
         right[indices] = predicted == data.labels[indices]
 
     with torch.inference_mode():
-        batches.run(data.ids, compute)
+        batches.run(data, compute)
     return right
 
 
@@ -205,8 +205,7 @@ def _gradients(model: Any, data: Examples, indices: list[int], padding: int, at_
         try:
             for start in range(0, len(indices), at_a_time):
                 part = indices[start : start + at_a_time]
-                batch = pad([data.ids[index] for index in part], padding)
-                logits = model(**_inputs(model, data, batch, part)).logits
+                logits = model(**data.batch(part, padding).inputs(model)).logits
                 labels = torch.from_numpy(data.labels[part]).to(logits.device)
                 loss = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="sum") / len(indices)
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -223,8 +222,3 @@ def _gradients(model: Any, data: Examples, indices: list[int], padding: int, at_
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         at_a_time = min(at_a_time, len(indices)) // 2 or 1
-
-
-def _inputs(model: Any, data: Examples, batch: Batch, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-    found = {"input_ids": batch.ids.to(model.device), "attention_mask": batch.mask.to(model.device)}
-    return found | data.type_inputs(model, batch, indices)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
 from scanner.experiments.texts import Texts
-from scanner.experiments.tokens import Batch, Ids
+from scanner.experiments.tokens import Sequences, marked
 
 Integers = NDArray[np.int64]
 
@@ -28,45 +26,15 @@ SHORTEST = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Examples:
-    """Token sequences and the index of the class of each; `types` tells the texts of a pair apart (empty: no pairs)."""
+class Examples(Sequences):
+    """Token sequences with the index of the class of each."""
 
-    ids: tuple[Ids, ...]
-    types: tuple[Ids, ...]
     labels: Integers
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of all sequences, special ones included."""
-        return sum(len(one) for one in self.ids)
-
-    def padded_types(self, indices: Sequence[int], width: int) -> Integers | None:
-        """Token types of some sequences side by side, (count, width), zero where there is no token; None without pairs."""
-        if not self.types:
-            return None
-        found = np.zeros((len(indices), width), dtype=np.int64)
-        for row, index in enumerate(indices):
-            found[row, : len(self.types[index])] = self.types[index]
-        return found
-
-    def type_inputs(self, model: Any, batch: Batch, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        """The token types of a batch as an argument of the forward pass, for pairs and models that know them; else nothing."""
-        types = self.padded_types(indices, batch.ids.shape[1])
-        known = "token_type_ids" in inspect.signature(model.forward).parameters
-        if types is None or not known or getattr(model.config, "type_vocab_size", 0) < 2:
-            return {}
-        return {"token_type_ids": torch.from_numpy(types).to(model.device)}
-
     def taken(self, indices: Sequence[int]) -> Examples:
-        """Some of them."""
-        return Examples(
-            ids=tuple(self.ids[index] for index in indices),
-            types=tuple(self.types[index] for index in indices) if self.types else (),
-            labels=self.labels[list(indices)],
-        )
+        """Some of them, in this order."""
+        part = self.part(indices)
+        return Examples(ids=part.ids, types=part.types, labels=self.labels[list(indices)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +158,5 @@ def encoded(
     pairs = bool(texts.seconds)
     found = tokenizer(*columns, truncation=True, max_length=length, return_token_type_ids=pairs, verbose=False)
     ids = tuple(np.array(one or [padding], dtype=np.int32) for one in found["input_ids"])
-    kinds = found.get("token_type_ids") if pairs else None
-    types = tuple(np.array(one or [0], dtype=np.int32) for one in kinds) if kinds else ()
-    return Examples(ids=ids, types=types if any(one.any() for one in types) else (), labels=labels[list(chosen)])
+    types = [one or [0] for one in found.get("token_type_ids") or ()]
+    return Examples(ids=ids, types=marked(types), labels=labels[list(chosen)])

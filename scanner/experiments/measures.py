@@ -63,6 +63,8 @@ class Measurement:
     parameters: dict[str, object]
     config: Any
     """The model's configuration."""
+    tokenizer: Any
+    """The model's tokenizer."""
 
     @property
     def described(self) -> str:
@@ -104,6 +106,7 @@ def measurement(place: ModelPlace, wanted: MeasureRequest) -> Measurement:
         dataset=texts.name,
         parameters=parameters | more,
         config=config,
+        tokenizer=tokenizer,
     )
 
 

@@ -16,7 +16,7 @@ Source: Staats, Thamm, Rosenow, arXiv 2410.17770v1, App. F.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from scanner.errors import ScannerError
 from scanner.experiments.activations import Moments, eigensystem
-from scanner.experiments.tokens import Batch, Batches, Ids
+from scanner.experiments.tokens import Batch, Batches, Sequences
 
 Order = Literal["before", "after"]
 ORDERS: tuple[Order, ...] = get_args(Order)
@@ -96,12 +96,12 @@ def require_full_rank(tokens: int, width: int) -> None:
         raise ScannerError(f"{tokens} tokens for a covariance of {width} dimensions: at least as many are needed")
 
 
-def bases(model: Any, ids: Sequence[Ids], batches: Batches, order: Order) -> dict[str, torch.Tensor]:
+def bases(model: Any, text: Sequences, batches: Batches, order: Order) -> dict[str, torch.Tensor]:
     """Eigenvectors of the covariance at every norm that a forward pass goes through, before or after it.
 
     Args:
         model: intact, on its device.
-        ids: the sequences that are averaged over; padding is left out.
+        text: what is averaged over; padding is left out.
         batches: how they are batched.
         order: `before`: of the norm's input (less its mean, for LayerNorm); `after`: of what it divided.
 
@@ -113,7 +113,7 @@ def bases(model: Any, ids: Sequence[Ids], batches: Batches, order: Order) -> dic
     """
     norms = norms_of(model)
     width = next(iter(norms.values())).scale.shape[0]
-    require_full_rank(sum(map(len, ids)), width)
+    require_full_rank(text.tokens, width)
     moments = {name: Moments.zero(width, model.device) for name in norms}
     mask: list[torch.Tensor] = []
     seen: list[tuple[str, torch.Tensor]] = []
@@ -128,7 +128,7 @@ def bases(model: Any, ids: Sequence[Ids], batches: Batches, order: Order) -> dic
         return record
 
     def compute(batch: Batch, indices: list[int]) -> None:
-        inputs = batch.inputs(model)
+        inputs = batch.inputs(model, decoder=True)
         mask[:] = [inputs["attention_mask"].bool()]
         seen.clear()
         model(**inputs)
@@ -141,7 +141,7 @@ def bases(model: Any, ids: Sequence[Ids], batches: Batches, order: Order) -> dic
     hooks = [norm.module.register_forward_pre_hook(recorder(name)) for name, norm in norms.items()]
     try:
         with torch.inference_mode():
-            batches.run(ids, compute)
+            batches.run(text, compute)
     finally:
         for hook in hooks:
             hook.remove()

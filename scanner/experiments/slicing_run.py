@@ -12,7 +12,7 @@ from scanner.checkpoint import Selection
 from scanner.engine import PoolOptions, ScanObserver
 from scanner.errors import ScannerError
 from scanner.experiments.measures import MeasureRequest, measurement
-from scanner.experiments.models import Precision, load_tokenizer, longest_input, model_place
+from scanner.experiments.models import Precision, longest_input, model_place
 from scanner.experiments.placing import open_target
 from scanner.experiments.point_run import PointReport, PointRun
 from scanner.experiments.slicing import DECILES, ORDERS, Order, require_full_rank
@@ -63,14 +63,15 @@ def slicing(
     checkpoint = open_target(reference, Selection()).checkpoint
     place = model_place(checkpoint)
     measured = measurement(place, wanted)
-    tokenizer = load_tokenizer(place)
-    length = min(wanted.window or DEFAULT_LENGTH, longest_input(measured.config, tokenizer))
+    length = min(wanted.window or DEFAULT_LENGTH, longest_input(measured.config, measured.tokenizer))
     texts = read_texts(calibration or wanted.text, tokens=calibration_tokens, length=length)
-    ids = sequences(tokenizer, texts, length=length, tokens=calibration_tokens)
+    read = sequences(measured.tokenizer, texts, length=length, tokens=calibration_tokens)
     width = getattr(measured.config.get_text_config(), "hidden_size", None)
     if width is not None:
-        require_full_rank(sum(map(len, ids)), width)  # before every worker finds it out
+        require_full_rank(read.tokens, width)  # before every worker finds it out
     described = {"text": texts.digest, "tokens": calibration_tokens, "length": length}
+    if read.types:  # the same texts, which the model sees as pairs
+        described["types"] = True
     run = PointRun(
         kind="slicing",
         store=open_store(store, create=True),
@@ -85,7 +86,7 @@ def slicing(
         SlicingTask(
             **run.base,
             point=f"{run.run_id}-{order}-{decile}",
-            calibration=tuple(ids),
+            calibration=read,
             order=order,
             decile=decile,
         )

@@ -11,14 +11,14 @@ import torch
 
 from scanner.experiments.point_task import PointTask, PointWorker
 from scanner.experiments.slicing import Order, bases, decile_slice, sliced
-from scanner.experiments.tokens import Batches, Ids
+from scanner.experiments.tokens import Batches, Sequences
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlicingTask(PointTask):
     """Measure the model without one tenth of the directions at its norms."""
 
-    calibration: tuple[Ids, ...]
+    calibration: Sequences
     order: Order
     decile: int
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -25,19 +26,72 @@ _DRAW_SEED = 0
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Sequences side by side: `ids` and `mask` are (count, longest) int64 tensors, mask 1 for a token and 0 for padding."""
+    """Sequences side by side: (count, longest) int64 tensors, `mask` 1 for a token and 0 for padding, `types` as in `Sequences`."""
 
     ids: torch.Tensor
     mask: torch.Tensor
+    types: torch.Tensor | None = None
 
-    def inputs(self, model: Any) -> dict[str, torch.Tensor]:
-        """Arguments of a forward pass on the model's device; a decoder beside an encoder is given the same tokens."""
+    def inputs(self, model: Any, *, decoder: bool = False) -> dict[str, torch.Tensor]:
+        """Arguments of a forward pass on the model's device; types for models that know them.
+
+        With `decoder`, a decoder beside an encoder is given the same tokens. Without, the model makes its input of them itself, as
+        classifiers do.
+        """
         device = model.device
         ids, mask = self.ids.to(device), self.mask.to(device)
         found = {"input_ids": ids, "attention_mask": mask}
-        if getattr(model.config, "is_encoder_decoder", False):
+        if self.types is not None and _knows_types(model):
+            found["token_type_ids"] = self.types.to(device)
+        if decoder and getattr(model.config, "is_encoder_decoder", False):
             found |= {"decoder_input_ids": ids, "decoder_attention_mask": mask}
         return found
+
+
+def _knows_types(model: Any) -> bool:
+    known = "token_type_ids" in inspect.signature(model.forward).parameters
+    return known and getattr(model.config, "type_vocab_size", 0) >= 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sequences:
+    """Token sequences; `types` tells the two texts of each pair apart (empty: no pairs, or a tokenizer that does not mark them)."""
+
+    ids: tuple[Ids, ...]
+    types: tuple[Ids, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all sequences, special ones included."""
+        return sum(map(len, self.ids))
+
+    def part(self, indices: Sequence[int]) -> Sequences:
+        """Some of them, in this order."""
+        types = tuple(self.types[index] for index in indices) if self.types else ()
+        return Sequences(ids=tuple(self.ids[index] for index in indices), types=types)
+
+    def batch(self, indices: Sequence[int], padding: int) -> Batch:
+        """Some of them side by side, filled up on the right."""
+        chosen = self.part(indices)
+        shape = len(chosen), max(map(len, chosen.ids))
+        padded, mask = np.full(shape, padding, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+        for row, one in enumerate(chosen.ids):
+            padded[row, : len(one)], mask[row, : len(one)] = one, 1
+        types = None
+        if chosen.types:
+            filled = np.zeros(shape, dtype=np.int64)
+            for row, one in enumerate(chosen.types):
+                filled[row, : len(one)] = one
+            types = torch.from_numpy(filled)
+        return Batch(ids=torch.from_numpy(padded), mask=torch.from_numpy(mask), types=types)
+
+
+def marked(types: Sequence[Sequence[int]]) -> tuple[Ids, ...]:
+    """Token types as `Sequences` has them: none where a tokenizer marks nothing with them."""
+    return tuple(np.array(one, dtype=np.int32) for one in types) if any(any(one) for one in types) else ()
 
 
 def encode(
@@ -48,10 +102,18 @@ def encode(
     With `most`, no more than so many: the tokenizer leaves out the end of the text, of pairs of the longer one, and keeps its
     special tokens; there must be room for these.
     """
+    return _with_types(tokenizer, text, second, special=special, most=most)[0]
+
+
+def _with_types(
+    tokenizer: Any, text: str, second: str | None, *, special: bool = True, most: int | None = None
+) -> tuple[list[int], list[int]]:
+    """Tokens as `encode` gives them, and which text of a pair each belongs to: zero where the tokenizer does not tell."""
     pair = (text,) if second is None else (text, second)
     cut = {} if most is None else {"truncation": True, "max_length": most}
-    ids: list[int] = tokenizer(*pair, add_special_tokens=special, verbose=False, **cut)["input_ids"]
-    return ids
+    found = tokenizer(*pair, add_special_tokens=special, return_token_type_ids=second is not None, verbose=False, **cut)
+    ids = found["input_ids"]
+    return ids, found.get("token_type_ids") or [0] * len(ids)
 
 
 def affixes(tokenizer: Any) -> tuple[list[int], list[int]]:
@@ -76,7 +138,7 @@ def running_ids(tokenizer: Any, texts: Texts, *, tokens: int | None = None) -> I
     return np.array(ids[:tokens], dtype=np.int32)
 
 
-def sequences(tokenizer: Any, texts: Texts, *, length: int, tokens: int | None = None) -> list[Ids]:
+def sequences(tokenizer: Any, texts: Texts, *, length: int, tokens: int | None = None) -> Sequences:
     """Sequences of at most `length` tokens for a model's forward pass, `tokens` of them in all (None: everything).
 
     A running text is cut into pieces of equal length, each with the model's special tokens around it; what is left at its end is
@@ -98,13 +160,13 @@ def sequences(tokenizer: Any, texts: Texts, *, length: int, tokens: int | None =
     wanted = len(ids) // body if tokens is None else min(len(ids) // body, max(1, tokens // length))
     if wanted == 0:
         raise too_short(texts, len(ids), body)
-    return [
-        np.array([*prefix, *ids[start : start + body], *suffix], dtype=np.int32)
-        for start in range(0, wanted * body, body)
-    ]
+    starts = range(0, wanted * body, body)
+    return Sequences(
+        ids=tuple(np.array([*prefix, *ids[start : start + body], *suffix], dtype=np.int32) for start in starts)
+    )
 
 
-def _drawn(tokenizer: Any, texts: Texts, length: int, tokens: int | None) -> list[Ids]:
+def _drawn(tokenizer: Any, texts: Texts, length: int, tokens: int | None) -> Sequences:
     """Items of a table, a sequence each, in the table's order."""
     one = ("a", "a") if texts.seconds else ("a",)
     special = len(encode(tokenizer, *one)) - len(encode(tokenizer, *one, special=False))
@@ -117,17 +179,21 @@ def _drawn(tokenizer: Any, texts: Texts, length: int, tokens: int | None) -> lis
     limit = CHARACTERS_PER_TOKEN * length
     count = len(texts.items)
     order = range(count) if tokens is None else np.random.default_rng(_DRAW_SEED).permutation(count).tolist()
-    found: dict[int, Ids] = {}
+    found: dict[int, tuple[list[int], list[int]]] = {}
     total = 0
     for index in order:
         room = length if tokens is None else min(length, tokens - total)
         if room <= special:
             break
         second = texts.seconds[index][:limit] if texts.seconds else None
-        ids = encode(tokenizer, texts.items[index][:limit], second, most=room)
-        found[index] = np.array(ids, dtype=np.int32)
+        ids, types = _with_types(tokenizer, texts.items[index][:limit], second, most=room)
+        if ids:
+            found[index] = ids, types
         total += len(ids)
-    return [found[index] for index in sorted(found) if len(found[index])]
+    chosen = [found[index] for index in sorted(found)]
+    return Sequences(
+        ids=tuple(np.array(ids, dtype=np.int32) for ids, _ in chosen), types=marked([types for _, types in chosen])
+    )
 
 
 def _require_room(length: int, special: int) -> None:
@@ -155,17 +221,6 @@ def padding_id(tokenizer: Any) -> int:
     return 0
 
 
-def pad(ids: Sequence[Ids], padding: int) -> Batch:
-    """Sequences side by side, filled up on the right."""
-    longest = max(len(one) for one in ids)
-    padded = np.full((len(ids), longest), padding, dtype=np.int64)
-    mask = np.zeros((len(ids), longest), dtype=np.int64)
-    for row, one in enumerate(ids):
-        padded[row, : len(one)] = one
-        mask[row, : len(one)] = 1
-    return Batch(ids=torch.from_numpy(padded), mask=torch.from_numpy(mask))
-
-
 #: Parts of the messages of torch's RuntimeErrors for it: its allocator on the CPU has no error of its own.
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "alloc_failed")
 
@@ -187,24 +242,24 @@ class Batches:
         self.padding, self.batch_tokens = padding, batch_tokens
         self.smallest: int | None = None
 
-    def run(self, ids: Sequence[Ids], compute: Callable[[Batch, list[int]], Result]) -> list[Result]:
+    def run(self, data: Sequences, compute: Callable[[Batch, list[int]], Result]) -> list[Result]:
         """`compute(batch, indices)` for all sequences, in a fixed order: shortest first, equal ones as they come.
 
         Raises:
             ScannerError: a single sequence does not fit into the device's memory.
         """
         results: list[Result] = []
-        for group in self._groups(ids):
-            results += self._run(ids, group, compute)
+        for group in self._groups(data.ids):
+            results += self._run(data, group, compute)
         return results
 
-    def _run(self, ids: Sequence[Ids], group: list[int], compute: Callable[[Batch, list[int]], Result]) -> list[Result]:
+    def _run(self, data: Sequences, group: list[int], compute: Callable[[Batch, list[int]], Result]) -> list[Result]:
         try:
-            return [compute(pad([ids[i] for i in group], self.padding), group)]
+            return [compute(data.batch(group, self.padding), group)]
         except (MemoryError, RuntimeError) as error:
             if not is_memory(error):
                 raise
-            size = len(group) * max(len(ids[i]) for i in group)
+            size = len(group) * max(len(data.ids[i]) for i in group)
             if len(group) == 1:
                 raise ScannerError(
                     f"one sequence of {size} tokens does not fit into the device's memory: a smaller --window"
@@ -213,7 +268,7 @@ class Batches:
             torch.cuda.empty_cache()
         self.batch_tokens = self.smallest = min(self.batch_tokens, size // 2)
         half = len(group) // 2
-        return self._run(ids, group[:half], compute) + self._run(ids, group[half:], compute)
+        return self._run(data, group[:half], compute) + self._run(data, group[half:], compute)
 
     def _groups(self, ids: Sequence[Ids]) -> Iterator[list[int]]:
         group: list[int] = []

@@ -17,7 +17,7 @@ import torch
 from scanner.checkpoint import Selection, read_matrix
 from scanner.engine import PoolOptions
 from scanner.errors import ScannerError
-from scanner.experiments import ablation_task, point_run, running, tokens
+from scanner.experiments import ablation_task, point_run, running
 from scanner.experiments.ablation_run import ablate
 from scanner.experiments.ablation_task import AblationWorker
 from scanner.experiments.evaluation import Perplexity, Windows
@@ -27,6 +27,7 @@ from scanner.experiments.placing import open_target
 from scanner.experiments.point_run import PointReport
 from scanner.experiments.removal import indices_by_rank
 from scanner.experiments.texts import TextSource
+from scanner.experiments.tokens import Sequences
 from scanner.store import open_store
 
 from .tiny import WORDS, save, table_file, text_file
@@ -190,15 +191,15 @@ def test_smaller_batches_stand_beside_the_point_that_needed_them(
     tmp_path: Path, in_process: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, text, store = save(tmp_path / "m", "gpt2"), text_file(tmp_path), tmp_path / "store"
-    original, calls = tokens.pad, []
+    original, calls = Sequences.batch, []
 
-    def scarce(ids: Any, padding: int) -> Any:
-        calls.append(len(ids))
-        if len(calls) > 1 and len(ids) > 2:  # there is enough for the intact model
+    def scarce(data: Sequences, indices: list[int], padding: int) -> Any:
+        calls.append(len(indices))
+        if len(calls) > 1 and len(indices) > 2:  # there is enough for the intact model
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
-        return original(ids, padding)
+        return original(data, indices, padding)
 
-    monkeypatch.setattr(tokens, "pad", scarce)
+    monkeypatch.setattr(Sequences, "batch", scarce)
     report = run(folder, text, store, roles=("key",), sets="0:2", random_sets=0)
     assert report.failed == {}
     methods = {}

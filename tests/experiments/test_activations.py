@@ -16,6 +16,7 @@ from scanner.engine import PoolOptions
 from scanner.errors import ScannerError
 from scanner.experiments import activation_run, activation_task, running
 from scanner.experiments.activation_run import measure_activations
+from scanner.experiments.activation_task import accumulate
 from scanner.experiments.activations import (
     Moments,
     Recorder,
@@ -25,23 +26,24 @@ from scanner.experiments.activations import (
 )
 from scanner.experiments.models import load_model, load_tokenizer, model_place
 from scanner.experiments.placing import open_target
-from scanner.experiments.texts import TextSource, read_texts
-from scanner.experiments.tokens import Batches, sequences
+from scanner.experiments.texts import Texts, TextSource, read_texts
+from scanner.experiments.tokens import Batches, Sequences, sequences
 from scanner.rmt.marchenko_pastur import FloatArray
 from scanner.store import open_store
 
-from .tiny import save, table_file, text_file
+from .tiny import save, table_file, text_file, words
 
 
-def naive(model: Any, module: str, ids: list[Any]) -> FloatArray:
+def naive(model: Any, module: str, text: Sequences) -> FloatArray:
     """What enters a module, (tokens, features), one sequence at a time and without padding."""
     seen: list[FloatArray] = []
     hook = model.get_submodule(module).register_forward_pre_hook(
         lambda _, given: seen.append(given[0][0].double().numpy())
     )
     with torch.no_grad():
-        for one in ids:
-            model(input_ids=torch.from_numpy(one.astype(np.int64))[None])
+        for index, one in enumerate(text.ids):
+            given = {"input_ids": one} | ({"token_type_ids": text.types[index]} if text.types else {})
+            model(**{name: torch.from_numpy(values.astype(np.int64))[None] for name, values in given.items()})
     hook.remove()
     return np.concatenate(seen)
 
@@ -66,7 +68,7 @@ def test_moments_give_the_covariance_of_numpy_whatever_the_shards() -> None:
 def test_a_pass_that_runs_out_of_memory_counts_once(tmp_path: Path) -> None:
     target = open_target(str(save(tmp_path, "llama")), Selection())
     model = load_model(model_place(target.checkpoint))
-    ids = [np.arange(5 + i, 13 + i) for i in range(8)]
+    text = Sequences(ids=tuple(np.arange(5 + i, 13 + i, dtype=np.int32) for i in range(8)))
     full: list[int] = []
 
     def runs_out(module: Any, given: tuple[torch.Tensor]) -> None:
@@ -78,11 +80,11 @@ def test_a_pass_that_runs_out_of_memory_counts_once(tmp_path: Path) -> None:
     hook = model.model.layers[1].mlp.down_proj.register_forward_pre_hook(runs_out)
     recorder = Recorder(modules={name: model.get_submodule(name) for name in names})
     with recorder:
-        Batches(0, 64).run(ids, lambda batch, indices: recorder.forward(model, batch.inputs(model)))
+        Batches(0, 64).run(text, lambda batch, indices: recorder.forward(model, batch.inputs(model)))
     hook.remove()
     assert full == [8, 4, 4]
     for name in names:
-        moments, expected = recorder.moments[name], naive(model, name, ids)
+        moments, expected = recorder.moments[name], naive(model, name, text)
         assert moments.count == len(expected) == 64
         np.testing.assert_allclose(
             moments.covariance(centred=True), np.cov(expected.T, bias=True), rtol=1e-3, atol=1e-5
@@ -92,7 +94,7 @@ def test_a_pass_that_runs_out_of_memory_counts_once(tmp_path: Path) -> None:
 def test_a_module_that_several_blocks_use_is_measured_in_each(tmp_path: Path) -> None:
     target = open_target(str(save(tmp_path, "albert", "features")), Selection())
     model = load_model(model_place(target.checkpoint))
-    ids = [np.arange(3, 9), np.arange(5, 11), np.arange(20, 26)]
+    text = Sequences(ids=tuple(np.arange(start, start + 6, dtype=np.int32) for start in (3, 5, 20)))
     modules = {
         name: module
         for name, module in model.named_modules()
@@ -100,16 +102,33 @@ def test_a_module_that_several_blocks_use_is_measured_in_each(tmp_path: Path) ->
     }
     recorder = Recorder(modules=modules)
     with recorder:
-        Batches(0, 6).run(ids, lambda batch, indices: recorder.forward(model, batch.inputs(model)))
+        Batches(0, 6).run(text, lambda batch, indices: recorder.forward(model, batch.inputs(model)))
     assert len(recorder.moments) == 4
     for name in modules:
-        expected = naive(model, name, ids)
+        expected = naive(model, name, text)
         assert len(expected) == 3 * 6 * 3, "three blocks read three texts of six tokens"
         moments = recorder.moments[recorder.shared[name]]
         assert moments.count == len(expected)
         np.testing.assert_allclose(
             moments.covariance(centred=True), np.cov(expected.T, bias=True), rtol=1e-3, atol=1e-5
         )
+
+
+def test_pairs_are_read_with_the_types_that_tell_their_texts_apart(tmp_path: Path) -> None:
+    place = model_place(open_target(str(save(tmp_path, "bert", "features")), Selection()).checkpoint)
+    model, tokenizer = load_model(place), load_tokenizer(place)
+    firsts, seconds = [words(3 + i % 5, i) for i in range(12)], [words(2 + i % 4, 99 + i) for i in range(12)]
+    pairs = Texts(name="t", items=tuple(firsts), seconds=tuple(seconds), whole=False)
+    text = sequences(tokenizer, pairs, length=16)
+    of_tokenizer = tokenizer(firsts, seconds, return_token_type_ids=True)
+    assert [one.tolist() for one in text.ids] == of_tokenizer["input_ids"]
+    assert [one.tolist() for one in text.types] == of_tokenizer["token_type_ids"]
+    name = "encoder.layer.1.output.dense"
+    sums = accumulate(model, text, {name: model.get_submodule(name)}, Batches(0, 40))
+    covariance = sums.moments[name].covariance(centred=True)
+    expected, without = (naive(model, name, one) for one in (text, Sequences(ids=text.ids)))
+    np.testing.assert_allclose(covariance, np.cov(expected.T, bias=True), rtol=1e-4, atol=1e-5)
+    assert not np.allclose(covariance, np.cov(without.T, bias=True), rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize(("kind", "head"), [("bert", "features"), ("llama", "causal"), ("gpt2", "causal")])
@@ -119,8 +138,8 @@ def test_hooked_sums_leave_padding_out_and_agree_with_one_sequence_at_a_time(
     target = open_target(str(save(tmp_path, kind, head)), Selection())
     place = model_place(target.checkpoint)
     model, tokenizer = load_model(place), load_tokenizer(place)
-    ids = sequences(tokenizer, read_texts(TextSource(reference=str(table_file(tmp_path)))), length=6)
-    assert len({len(one) for one in ids}) > 1
+    text = sequences(tokenizer, read_texts(TextSource(reference=str(table_file(tmp_path)))), length=6)
+    assert len({len(one) for one in text.ids}) > 1
     names = {"bert": "encoder.layer.1.", "llama": "model.layers.1.", "gpt2": "transformer.h.1."}[kind]
     linear = {
         name: m
@@ -129,14 +148,14 @@ def test_hooked_sums_leave_padding_out_and_agree_with_one_sequence_at_a_time(
     }
     recorder = Recorder(modules=linear)
     with recorder:
-        Batches(0, 40).run(ids, lambda batch, indices: recorder.forward(model, batch.inputs(model)))
+        Batches(0, 40).run(text, lambda batch, indices: recorder.forward(model, batch.inputs(model)))
     assert (
         len(recorder.moments) == {"bert": 4, "llama": 4, "gpt2": 4}[kind]
     )  # query, key, value and gate, up share their input
     assert {*recorder.shared} == {*linear}
     for name in linear:
-        moments, expected = recorder.moments[recorder.shared[name]], naive(model, name, ids)
-        assert moments.count == len(expected) == sum(map(len, ids))
+        moments, expected = recorder.moments[recorder.shared[name]], naive(model, name, text)
+        assert moments.count == len(expected) == text.tokens
         np.testing.assert_allclose(
             moments.covariance(centred=True), np.cov(expected.T, bias=True), rtol=1e-4, atol=1e-5
         )
@@ -219,9 +238,9 @@ def test_rows_are_right_and_the_same_for_any_number_of_actors(tmp_path: Path, lo
     target = open_target(str(folder), Selection())
     place = model_place(target.checkpoint)
     model = load_model(place)
-    ids = sequences(load_tokenizer(place), read_texts(TextSource(reference=str(text))), length=16)
+    read = sequences(load_tokenizer(place), read_texts(TextSource(reference=str(text))), length=16)
     ref = next(ref for ref in target.inventory.matrices if (ref.layer, ref.role) == (1, "mlp_down"))
-    hidden = naive(model, "model.layers.1.mlp.down_proj", ids)
+    hidden = naive(model, "model.layers.1.mlp.down_proj", read)
     _, s, vh = np.linalg.svd(read_matrix(target.checkpoint.source, ref).double().numpy(), full_matrices=False)
     for centred, covariance in ((True, np.cov(hidden.T, bias=True)), (False, hidden.T @ hidden / len(hidden))):
         values, vectors = np.linalg.eigh(covariance)

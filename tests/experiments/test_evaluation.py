@@ -108,8 +108,9 @@ def test_a_text_too_short_for_its_window_and_strides_that_are_none() -> None:
         Windows.cut(np.arange(99, dtype=np.int32), length=10, stride=11)
 
 
-def test_a_classifier_is_right_where_its_logits_say_so(tmp_path: Path) -> None:
-    folder = save(tmp_path, "bert", "classification", num_labels=2)
+@pytest.mark.parametrize(("kind", "classes"), [("bert", 2), ("bart", 3)])
+def test_a_classifier_is_right_where_its_logits_say_so(tmp_path: Path, kind: str, classes: int) -> None:
+    folder = save(tmp_path, kind, "classification", num_labels=classes)
     place = model_place(open_target(str(folder), Selection()).checkpoint)
     task = TextSource(reference=str(table_file(tmp_path)))
     found = measurement(place, MeasureRequest(metric="accuracy", text=task))
@@ -122,6 +123,7 @@ def test_a_classifier_is_right_where_its_logits_say_so(tmp_path: Path) -> None:
             == int(label)
             for text, label in zip(texts.items, texts.labels, strict=True)
         ]
+    assert 0 < sum(right) < len(right)
     np.testing.assert_array_equal(found.measure.scores(model, None, Batches(0, 40)).sums, right)
 
 

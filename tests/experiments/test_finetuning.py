@@ -23,7 +23,7 @@ from scanner.experiments.models import load_model, load_tokenizer, model_place
 from scanner.experiments.placing import open_target
 from scanner.experiments.removal import FactorCache
 from scanner.experiments.texts import Texts, TextSource, read_texts
-from scanner.experiments.tokens import Batch, Batches, pad
+from scanner.experiments.tokens import Batch, Batches, Sequences
 from scanner.store import open_store
 
 from .classifiers import bert, jsonl, llama, reviews, tokenizer, without_ray
@@ -120,7 +120,6 @@ def test_of_pairs_the_longer_text_is_cut_and_types_tell_them_apart() -> None:
         assert len(ids) == 12
         assert ids.tolist()[-3:] == [3, 14, 3]  # [SEP] bright [SEP]
         assert types.tolist() == [0] * 10 + [1] * 2
-    assert data.train.padded_types([0], 14).tolist() == [[0] * 10 + [1] * 2 + [0] * 2]  # type: ignore[union-attr]
 
 
 def test_types_reach_a_model_that_knows_them(base: Path) -> None:
@@ -348,14 +347,16 @@ def test_points_are_stored_once_and_compared_by_a_query(
 def test_smaller_batches_of_the_test_are_noted(
     tmp_path: Path, base: Path, texts: Path, in_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def scarce(ids: Any, padding: int) -> Batch:
-        if len(ids) > 20:
+    whole = Sequences.batch
+
+    def scarce(data: Sequences, indices: list[int], padding: int) -> Batch:
+        if len(indices) > 20:
             raise RuntimeError(
                 "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
             )
-        return pad(ids, padding)
+        return whole(data, indices, padding)
 
-    monkeypatch.setattr("scanner.experiments.tokens.pad", scarce)
+    monkeypatch.setattr(Sequences, "batch", scarce)
     report = run(tmp_path / "store", base, texts, orders=("none",))
     assert report.failed == {}
     kept = open_store(str(tmp_path / "store")).sql("select environment from experiments").to_pylist()

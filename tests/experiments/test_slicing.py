@@ -19,12 +19,13 @@ from scanner.experiments.measures import MeasureRequest
 from scanner.experiments.slicing import ORDERS, Order, bases, decile_slice, norms_of, sliced
 from scanner.experiments.slicing_run import slicing
 from scanner.experiments.texts import TextSource
-from scanner.experiments.tokens import Batches
+from scanner.experiments.tokens import Batches, Sequences
 from scanner.store import open_store
 
 from .tiny import CONFIGS, VOCABULARY, save, text_file
 
-IDS = [np.arange(length, dtype=np.int32) % 80 + 4 for length in (30, 17, 44)]
+TEXT = Sequences(ids=tuple(np.arange(length, dtype=np.int32) % 80 + 4 for length in (30, 17, 44)))
+PAIRS = Sequences(ids=TEXT.ids, types=tuple((np.arange(len(one)) > 9).astype(np.int32) for one in TEXT.ids))
 
 
 def model_of(kind: str, **more: Any) -> Any:
@@ -55,7 +56,7 @@ def directions(model: Any, count: int = 3) -> dict[str, torch.Tensor]:
 
 
 def output(model: Any) -> torch.Tensor:
-    ids = torch.from_numpy(IDS[0].astype(np.int64))[None]
+    ids = torch.from_numpy(TEXT.ids[0].astype(np.int64))[None]
     found: torch.Tensor = model(input_ids=ids)[0]
     return found
 
@@ -88,17 +89,19 @@ def test_bases_are_eigenvectors_of_what_numpy_sees_without_padding(
     kind: str, order: Order, request: pytest.FixtureRequest
 ) -> None:
     model = request.getfixturevalue(kind)
-    found = bases(model, IDS, Batches(0, 1000), order)  # one padded batch
+    text = PAIRS if kind == "bert" else TEXT
+    found = bases(model, text, Batches(0, 1000), order)  # one padded batch
     seen: dict[str, list[np.ndarray]] = {name: [] for name in found}
     norms = norms_of(model)
-    for ids in IDS:  # one by one: no padding at all
+    for index, ids in enumerate(text.ids):  # one by one: no padding at all
         hooks = [
             norms[name].module.register_forward_pre_hook(
                 lambda _, given, name=name: seen[name].append(given[0][0].numpy())
             )
             for name in found
         ]
-        model(input_ids=torch.from_numpy(ids.astype(np.int64))[None])
+        given = {"input_ids": ids} | ({"token_type_ids": text.types[index]} if text.types else {})
+        model(**{key: torch.from_numpy(values.astype(np.int64))[None] for key, values in given.items()})
         for hook in hooks:
             hook.remove()
     for name, basis in found.items():
@@ -178,7 +181,7 @@ def test_the_model_is_whole_again_afterwards_and_with_nothing_left_out(llama: An
 
 def test_too_few_tokens_and_no_norms_are_told(llama: Any) -> None:
     with pytest.raises(ScannerError, match="10 tokens for a covariance of 16"):
-        bases(llama, [IDS[0][:10]], Batches(0, 100), "before")
+        bases(llama, Sequences(ids=(TEXT.ids[0][:10],)), Batches(0, 100), "before")
     bare = torch.nn.Linear(2, 2)
     bare.config = llama.config
     with pytest.raises(ScannerError, match="nothing to slice"):
@@ -255,4 +258,4 @@ def test_the_calibration_fits_into_the_model(tmp_path: Path, in_process: list[An
     checkpoint, text = save(tmp_path / "llama", "llama"), text_file(tmp_path)  # it takes 64 tokens
     wanted = MeasureRequest(text=TextSource(reference=str(text)), tokens=150)
     slicing(str(checkpoint), wanted, store=str(tmp_path / "store"), deciles=(1,), orders=("after",))
-    assert {len(one) for task in in_process if not task.intact for one in task.calibration} == {64}
+    assert {len(one) for task in in_process if not task.intact for one in task.calibration.ids} == {64}

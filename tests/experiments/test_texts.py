@@ -15,7 +15,7 @@ import torch
 
 from scanner.errors import ScannerError
 from scanner.experiments.texts import Texts, TextSource, read_texts
-from scanner.experiments.tokens import Batch, Batches, affixes, is_memory, pad, padding_id, running_ids, sequences
+from scanner.experiments.tokens import Batch, Batches, Sequences, affixes, is_memory, padding_id, running_ids, sequences
 
 from .tiny import tokenizer
 
@@ -185,7 +185,7 @@ def test_a_running_text_is_cut_with_special_tokens_around_each_piece() -> None:
     assert affixes(made) == ([1], [2])
     assert affixes(tokenizer()) == ([], [])
     texts = Texts(name="t", items=(" ".join(f"w{i}" for i in range(25)),), whole=True)
-    pieces = sequences(made, texts, length=10)
+    pieces = sequences(made, texts, length=10).ids
     assert [list(piece) for piece in pieces] == [[1, *range(4 + 8 * i, 12 + 8 * i), 2] for i in range(3)]
     assert len(sequences(made, texts, length=10, tokens=20)) == 2
     assert list(running_ids(tokenizer(), texts, tokens=5)) == [4, 5, 6, 7, 8]
@@ -203,7 +203,7 @@ def test_a_window_holds_more_than_special_tokens() -> None:
             said = f"--window {length} has no room for text: the tokenizer adds {special} special tokens, a window of {special + 1}"
             with pytest.raises(ScannerError, match=said):
                 sequences(made, texts, length=length)
-        assert {len(one) for one in sequences(made, texts, length=special + 1)} == {special + 1}
+        assert {len(one) for one in sequences(made, texts, length=special + 1).ids} == {special + 1}
     with pytest.raises(ScannerError, match=r"3 tokens in all are wanted of text t, and the tokenizer adds 3"):
         sequences(made, pairs, length=8, tokens=3)
 
@@ -211,52 +211,59 @@ def test_a_window_holds_more_than_special_tokens() -> None:
 def test_long_items_keep_the_token_that_ends_them_and_their_second_text() -> None:
     made = tokenizer(special=True)
     rows = Texts(name="t", items=("w0 w1 w2 w3", "w5"), whole=False)
-    assert [list(one) for one in sequences(made, rows, length=4)] == [[1, 4, 5, 2], [1, 9, 2]]
+    assert [list(one) for one in sequences(made, rows, length=4).ids] == [[1, 4, 5, 2], [1, 9, 2]]
     pairs = Texts(name="t", items=("w0 w1 w2 w3 w4 w5",), whole=False, seconds=("w7 w8",))
-    assert [list(one) for one in sequences(made, pairs, length=7)] == [[1, 4, 5, 2, 11, 12, 2]]
-    assert [list(one) for one in sequences(tokenizer(), pairs, length=4)] == [[4, 5, 11, 12]]
+    assert [list(one) for one in sequences(made, pairs, length=7).ids] == [[1, 4, 5, 2, 11, 12, 2]]
+    assert [list(one) for one in sequences(tokenizer(), pairs, length=4).ids] == [[4, 5, 11, 12]]
 
 
 def test_the_last_of_the_tokens_are_not_spent_on_special_ones_alone() -> None:
     made = tokenizer(special=True)
     texts = Texts(name="t", items=("w0 w1 w2", "w3 w4 w5", "w6 w7 w8"), whole=False)
     for tokens, lengths in ((10, [5, 5]), (12, [5, 5]), (13, [3, 5, 5])):
-        found = sequences(made, texts, length=5, tokens=tokens)
+        found = sequences(made, texts, length=5, tokens=tokens).ids
         assert sorted(map(len, found)) == lengths
         assert all((one[0], one[-1]) == (1, 2) for one in found)
 
 
 def test_items_are_a_sequence_each_up_to_the_number_of_tokens() -> None:
     texts = Texts(name="t", items=("w0 w1 w2", "w3", "w4 w5"), whole=False)
-    assert [list(one) for one in sequences(tokenizer(), texts, length=2)] == [[4, 5], [7], [8, 9]]
-    assert [list(one) for one in sequences(tokenizer(), texts, length=2, tokens=5)] == [[4, 5], [7], [8, 9]]
-    assert sum(map(len, sequences(tokenizer(), texts, length=2, tokens=4))) == 4
+    assert [list(one) for one in sequences(tokenizer(), texts, length=2).ids] == [[4, 5], [7], [8, 9]]
+    assert [list(one) for one in sequences(tokenizer(), texts, length=2, tokens=5).ids] == [[4, 5], [7], [8, 9]]
+    assert sequences(tokenizer(), texts, length=2, tokens=4).tokens == 4
 
 
 @pytest.mark.parametrize("sorted_by_label", [True, False])
 def test_rows_are_drawn_from_all_of_a_table_in_its_order(sorted_by_label: bool) -> None:
     labels = [i // 500 if sorted_by_label else i % 2 for i in range(1000)]
     texts = Texts(name="t", items=tuple(f"w{label} w{9 + i % 80}" for i, label in enumerate(labels)), whole=False)
-    drawn = sequences(tokenizer(), texts, length=8, tokens=200)
+    drawn = sequences(tokenizer(), texts, length=8, tokens=200).ids
     assert sum(map(len, drawn)) == 200
     first = [int(one[0]) - 4 for one in drawn]
     assert 30 < sum(first) < 70
     if sorted_by_label:
         assert first == sorted(first)
-    again = sequences(tokenizer(), texts, length=8, tokens=200)
+    again = sequences(tokenizer(), texts, length=8, tokens=200).ids
     assert [one.tolist() for one in drawn] == [one.tolist() for one in again]
 
 
 def test_padding_is_masked_and_needs_no_padding_token() -> None:
     assert padding_id(tokenizer()) == 0
     assert padding_id(tokenizer(padding=False)) == 0
-    batch = pad([np.array([5, 6], np.int32), np.array([7], np.int32)], 9)
+    two = np.array([5, 6], np.int32), np.array([7], np.int32)
+    batch = Sequences(ids=two).batch([0, 1], 9)
     assert batch.ids.tolist() == [[5, 6], [7, 9]]
     assert batch.mask.tolist() == [[1, 1], [1, 0]]
+    assert batch.types is None
+    types = np.array([0, 1], np.int32), np.array([1], np.int32)
+    paired = Sequences(ids=two, types=types).batch([1, 0], 9)
+    assert paired.ids.tolist() == [[7, 9], [5, 6]]
+    assert paired.types is not None
+    assert paired.types.tolist() == [[1, 0], [0, 1]]
 
 
 def test_batches_that_do_not_fit_are_halved_and_that_is_recorded() -> None:
-    ids = [np.full(4, i, np.int32) for i in range(8)]
+    ids = Sequences(ids=tuple(np.full(4, i, np.int32) for i in range(8)))
     seen: list[list[int]] = []
 
     def compute(batch: Batch, indices: list[int]) -> int:
@@ -285,7 +292,7 @@ def test_memory_errors_of_the_cpu_are_recognised_and_no_others() -> None:
     assert is_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert not is_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not is_memory(RuntimeError("the written-to tensor refers to a single memory location"))
-    ids = [np.full(4, i, np.int32) for i in range(8)]
+    ids = Sequences(ids=tuple(np.full(4, i, np.int32) for i in range(8)))
 
     def scarce(batch: Batch, indices: list[int]) -> int:
         if len(indices) > 2:

@@ -45,6 +45,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_attention_heads": 2,
         "max_position_embeddings": 64,
     },
+    "bart": {
+        "d_model": 16,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "encoder_ffn_dim": 28,
+        "decoder_ffn_dim": 28,
+        "max_position_embeddings": 64,
+        "decoder_start_token_id": 2,
+    },
     "t5": {"d_model": 16, "d_kv": 8, "d_ff": 28, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0},
     "mixtral": {
         "hidden_size": 16,
@@ -85,7 +96,7 @@ def save(folder: Path, kind: str, head: str = "causal", *, padding: bool = True,
             else:
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
     model.save_pretrained(folder)
-    tokenizer(padding=padding, special=kind == "bert").save_pretrained(folder)
+    tokenizer(padding=padding, special=kind in ("bert", "bart")).save_pretrained(folder)
     return folder
 
 
