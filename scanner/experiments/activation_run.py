@@ -203,7 +203,14 @@ def measure_activations(
     todo = {name: refs for name, refs in blocks.items() if not run.store.has_rows("overlaps", name)}
     if todo:
         base = ActivationTask(
-            run_id=run.run_id, place=place, dtype=dtype, blocks=(), text=read, padding=padding_id(tokenizer), cost=0.0
+            run_id=run.run_id,
+            place=place,
+            config=config,
+            dtype=dtype,
+            blocks=(),
+            text=read,
+            padding=padding_id(tokenizer),
+            cost=0.0,
         )
         tasks = _tasks(base, todo, _planned_workers(options))
         # Where there are several shards, the comparison of their sums is one more.

@@ -68,6 +68,8 @@ class ActivationTask:
 
     run_id: str
     place: ModelPlace
+    config: Any
+    """The model's configuration as transformers has it: of some formats it takes long to be read."""
     dtype: Precision
     blocks: tuple[tuple[str, tuple[MatrixRef, ...]], ...]
     """Name of the block's file, and its matrices."""
@@ -115,7 +117,7 @@ class ActivationWorker(Resident):
         """Carry out a task; errors are outcomes."""
         with self.computing():
             try:
-                model = self.model(task.place, "own", task.dtype)
+                model = self.model(task.place, "own", task.dtype, task.config)
             except Exception as error:  # nothing escapes an actor: Ray's traceback would take the place of the line
                 return ActivationOutcome(failure=Failure(message=one_line(error), hopeless=True))
             batches = Batches(task.padding, BATCH_TOKENS[self._device])

@@ -52,6 +52,8 @@ class FineTuneTask:
 
     run_id: str
     place: ModelPlace
+    config: Any
+    """The model's configuration as transformers has it: of some formats it takes long to be read."""
     pooler: bool
     """Whether the checkpoint holds the pooler of its body."""
     refs: tuple[MatrixRef, ...]
@@ -117,7 +119,7 @@ class FineTuneWorker(Resident):
         with self.computing():
             measured: list[Measured] = []
             try:
-                body = self.model(task.place, "features", "float32")
+                body = self.model(task.place, "features", "float32", task.config)
             except Exception as error:  # no other training would fare better
                 return self._failed(measured, Failure(message=one_line(error), hopeless=True))
             try:

@@ -119,8 +119,8 @@ def finetune(
     target = open_target(base, Selection(only=tuple(roles)))
     checkpoint, refs = target.checkpoint, _within_blocks(target.inventory.matrices)
     place = model_place(checkpoint)
-    tokenizer = load_tokenizer(place)
-    length = min(length, longest_input(load_config(place), tokenizer))
+    config, tokenizer = load_config(place), load_tokenizer(place)
+    length = min(length, longest_input(config, tokenizer))
     data = prepare(texts, tokenizer, length=length, test_share=test_share, examples=examples)
     method = asdict(recipe) | {"data": data.digest, "length": length}
     run_id = run_hash(KIND, checkpoint.identity, method)
@@ -142,6 +142,7 @@ def finetune(
         base_task = FineTuneTask(
             run_id=run_id,
             place=place,
+            config=config,
             pooler=any("pooler" in entry.name for entry in checkpoint.tensors),
             refs=refs,
             data=data,

@@ -19,7 +19,7 @@ from scanner.experiments.finetune_task import FineTuneTask, FineTuneWorker, Meas
 from scanner.experiments.finetune_training import Recipe, correct, new_classifier, train
 from scanner.experiments.finetuning import FineTuneReport, finetune
 from scanner.experiments.labels import prepare
-from scanner.experiments.models import load_model, load_tokenizer, model_place
+from scanner.experiments.models import load_config, load_model, load_tokenizer, model_place
 from scanner.experiments.placing import open_target
 from scanner.experiments.removal import FactorCache
 from scanner.experiments.texts import Texts, TextSource, read_texts
@@ -57,6 +57,7 @@ def task_of(
     task = FineTuneTask(
         run_id="r",
         place=place,
+        config=load_config(place),
         pooler=any("pooler" in entry.name for entry in target.checkpoint.tensors),
         refs=tuple(ref for ref in target.inventory.matrices if ref.layer is not None),
         data=prepare(read, load_tokenizer(place), length=32, test_share=0.25),
