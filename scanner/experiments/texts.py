@@ -153,10 +153,10 @@ def _from_rows(
         if source.second is not None:
             seconds.append(_text(shown, row, source.second, number))
         if label is not None:
-            value = row.get(label)
-            if value is None or value == "":
+            value = _label(row.get(label))
+            if not value:
                 raise ScannerError(f"text {shown}, row {number}: no {printable(label)}")
-            labels.append(_encodable(shown, str(value), label, number))
+            labels.append(_encodable(shown, value, label, number))
         held += len(text[:each])
         if enough is not None and held >= enough:
             break
@@ -188,6 +188,18 @@ def _text(shown: str, row: Mapping[str, Any], column: str, number: int) -> str:
     if not isinstance(value, str):
         raise ScannerError(f"text {shown}, row {number}: column {printable(column)!r} holds no text")
     return _encodable(shown, value, column, number)
+
+
+def _label(value: Any) -> str:
+    """A cell as a label, without the blanks around it; empty where there is none: nothing, NaN or blanks.
+
+    Integers that became floats are integers again: pandas makes floats of a whole column if one of its cells is empty.
+    """
+    if value is None or value != value:
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip()
 
 
 def _encodable(shown: str, value: str, column: str, number: int) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +28,7 @@ ROWS = [
 ]
 
 
-def write(path: Path, rows: list[dict[str, str]]) -> Path:
+def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     if path.suffix == ".jsonl":
         path.write_text("\n".join(json.dumps(row) for row in rows), "utf-8")
     elif path.suffix == ".parquet":
@@ -129,6 +131,47 @@ def test_strings_of_parquet_that_are_not_utf_8_are_one_line(tmp_path: Path) -> N
 )
 def test_classes_are_sorted_by_value_or_by_alphabet(labels: tuple[str, ...], classes: tuple[str, ...]) -> None:
     assert Texts(name="t", items=("a",) * len(labels), whole=False, labels=labels).classes == classes
+
+
+LABEL_FILES = [".jsonl", ".parquet"]
+
+
+def labelled(folder: Path, suffix: str, labels: list[object]) -> Path:
+    """A table with these labels, of whatever type."""
+    return write(folder / f"rows{suffix}", [{"text": f"w{i}", "label": label} for i, label in enumerate(labels)])
+
+
+@pytest.mark.parametrize("suffix", LABEL_FILES)
+@pytest.mark.parametrize(
+    ("cells", "labels"),
+    [
+        ([0.0, 1.0, -0.0], ("0", "1", "0")),
+        ([0.5, 1.0, math.inf], ("0.5", "1", "inf")),
+        (["pos", "pos ", "\tneg"], ("pos", "pos", "neg")),
+        (["1.0", "1", "nan"], ("1.0", "1", "nan")),
+        ([True, False, True], ("True", "False", "True")),
+        ([3, 2, 1], ("3", "2", "1")),
+    ],
+)
+def test_labels_are_the_same_however_they_are_stored(
+    tmp_path: Path, suffix: str, cells: list[object], labels: tuple[str, ...]
+) -> None:
+    path = labelled(tmp_path, suffix, cells)
+    assert read_texts(TextSource(reference=str(path)), labelled=True).labels == labels
+
+
+@pytest.mark.parametrize("suffix", LABEL_FILES)
+@pytest.mark.parametrize("cells", [[1.0, math.nan], [1.0, None], ["a", " "], ["a", ""]])
+def test_a_row_without_a_label_is_named(tmp_path: Path, suffix: str, cells: list[object]) -> None:
+    path = labelled(tmp_path, suffix, cells)
+    with pytest.raises(ScannerError, match=r"row 2: no label$"):
+        read_texts(TextSource(reference=str(path)), labelled=True)
+
+
+def test_blanks_around_a_label_of_csv_make_no_class(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\na,0\nb,0 \nc, 1\n", "utf-8")
+    assert read_texts(TextSource(reference=str(path)), labelled=True).classes == ("0", "1")
 
 
 def test_columns_labels_and_places_that_are_not_there_are_named(tmp_path: Path) -> None:
