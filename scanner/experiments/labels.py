@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -149,14 +150,27 @@ def encoded(
 ) -> Examples:
     """The chosen texts or pairs as sequences of at most `length` tokens: longer ones lose their end, of pairs the longer text its.
 
-    Special tokens stay where they belong; a text without a token becomes one of padding.
+    Special tokens stay where they belong, and what a text spells is none; a text without a token becomes one of padding.
     """
     limit = _CHARACTERS_PER_TOKEN * length
-    columns = [[texts.items[index][:limit] for index in chosen]]
-    if texts.seconds:
-        columns.append([texts.seconds[index][:limit] for index in chosen])
-    pairs = bool(texts.seconds)
+    spelt, pairs = _special(tokenizer), bool(texts.seconds)
+    columns = [
+        [spelt.sub(r"\g<0> ", column[index][:limit]) for index in chosen]
+        for column in ((texts.items, texts.seconds) if pairs else (texts.items,))
+    ]
     found = tokenizer(*columns, truncation=True, max_length=length, return_token_type_ids=pairs, verbose=False)
     ids = tuple(np.array(one or [padding], dtype=np.int32) for one in found["input_ids"])
     types = [one or [0] for one in found.get("token_type_ids") or ()]
     return Examples(ids=ids, types=marked(types), labels=labels[list(chosen)])
+
+
+def _special(tokenizer: Any) -> re.Pattern[str]:
+    """What finds the first character of every special token in a text: with a blank behind it the token is ordinary pieces.
+
+    `split_special_tokens` of the tokenizers does not do: to T5's kind `</s>` is a piece of the vocabulary as well, which they find
+    all the same. A single character cannot be split.
+    """
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    names = {*tokenizer.all_special_tokens, *(str(token) for token in added if token.special)}
+    found = sorted({name.strip() for name in names if len(name.strip()) > 1})
+    return re.compile("|".join(f"{re.escape(name[0])}(?={re.escape(name[1:])})" for name in found) or "(?!)")

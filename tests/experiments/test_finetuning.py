@@ -18,7 +18,7 @@ from scanner.errors import ScannerError
 from scanner.experiments.finetune_task import FineTuneTask, FineTuneWorker, Measured, Point, fine_tune
 from scanner.experiments.finetune_training import Recipe, correct, new_classifier, train
 from scanner.experiments.finetuning import FineTuneReport, finetune
-from scanner.experiments.labels import prepare
+from scanner.experiments.labels import encoded, prepare
 from scanner.experiments.models import load_config, load_model, load_tokenizer, model_place
 from scanner.experiments.placing import open_target
 from scanner.experiments.removal import FactorCache
@@ -134,6 +134,50 @@ def test_types_reach_a_model_that_knows_them(base: Path) -> None:
     model.bert.register_forward_pre_hook(lambda _, __, given: seen.append(given), with_kwargs=True)
     correct(model, data.test, Batches(data.padding, 1024))
     assert seen[0]["token_type_ids"].sum() > 0
+
+
+def unigram() -> Any:
+    """A tokenizer as T5's is: its special tokens are pieces of its vocabulary."""
+    pieces = ["<pad>", "</s>", "<unk>", "▁", "▁a", "▁film", *"afilms</>"]
+    vocabulary = [(piece, 0.0 if index < 3 else -float(index)) for index, piece in enumerate(dict.fromkeys(pieces))]
+    return transformers.T5Tokenizer(vocab=vocabulary, extra_ids=1)
+
+
+@pytest.mark.parametrize(
+    ("made", "name"),
+    [
+        (unigram(), "</s>"),
+        (unigram(), "<pad>"),
+        (unigram(), "<extra_id_0>"),
+        (tokenizer(pad_token="[PAD]", eos_token="[SEP]"), "[SEP]"),
+        (tokenizer(pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]"), "[CLS]"),
+        (tokenizer(pad_token="[PAD]", extra_special_tokens=["[SEP]"]), "[SEP]"),
+    ],
+)
+def test_a_text_that_spells_a_special_token_has_none(made: Any, name: str) -> None:
+    [special] = made.convert_tokens_to_ids([name])
+    plain = labelled(("a film", "0"), ("a a film", "1"), seconds=("film", "a film"))
+    spelt = labelled((f"a {name} film", "0"), (f"a a{name}{name}film", "1"), seconds=(f"{name}film", f"a film {name}"))
+    for more in ({}, {"seconds": ()}):
+        wanted, found = (
+            encoded(dataclasses.replace(texts, **more), np.array([0, 1]), [0, 1], made, 64, 0).ids
+            for texts in (plain, spelt)
+        )
+        for one, other in zip(wanted, found, strict=True):
+            assert (other == special).sum() == (one == special).sum()  # those that the tokenizer adds are there
+            assert one[0] == other[0]
+            assert one[-1] == other[-1]
+            assert len(other) > len(one)
+
+
+def test_a_model_that_looks_for_its_end_of_text_takes_texts_that_spell_it(tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 28, "num_layers": 1, "num_heads": 2}
+    made, texts = unigram(), labelled(("a </s> film", "0"), ("film", "1"))
+    body = transformers.T5Model(transformers.T5Config(vocab_size=len(made), decoder_start_token_id=0, **sizes))
+    model = new_classifier(body.eval(), ("0", "1"), 0, 0, pooler=False)
+    data = encoded(texts, np.array([0, 1]), [0, 1], made, 16, 0)
+    train(model, data, 0, Recipe(epochs=1, batch=2), 0)
 
 
 @pytest.mark.parametrize(
