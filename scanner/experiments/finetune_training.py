@@ -60,6 +60,26 @@ class NoClassifier(ScannerError):
     """A model that no training makes a classifier of texts."""
 
 
+def require_classifier(config: Any) -> None:
+    """Check, before any weight is loaded, that transformers makes a classifier of texts of a model with this configuration.
+
+    Raises:
+        NoClassifier: it does not, or only of a whole pair where the checkpoint is its encoder.
+    """
+    import transformers
+
+    if type(config) not in transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise NoClassifier(
+            f"transformers has no classifier of texts for {printable(str(config.model_type))!r} models, and code that comes with a "
+            "checkpoint is never run (no trust_remote_code)"
+        )
+    for name in map(str, getattr(config, "architectures", None) or ()):
+        if name.endswith("EncoderModel"):
+            raise NoClassifier(
+                f"transformers has no classifier of texts for {printable(name)}, an encoder without its decoder"
+            )
+
+
 def new_classifier(body: Any, classes: Sequence[str], padding: int, seed: int, *, pooler: bool) -> Any:
     """A classifier of sequences whose body is a copy of `body`, and whose head is drawn from `seed`.
 
@@ -77,6 +97,7 @@ def new_classifier(body: Any, classes: Sequence[str], padding: int, seed: int, *
     """
     import transformers
 
+    require_classifier(body.config)
     config = type(body.config).from_dict(body.config.to_dict())
     config.num_labels = len(classes)
     config.id2label = dict(enumerate(classes))
@@ -88,14 +109,8 @@ def new_classifier(body: Any, classes: Sequence[str], padding: int, seed: int, *
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     torch.manual_seed(seed)
-    try:
-        factory: Any = transformers.AutoModelForSequenceClassification
-        model = factory.from_config(config, dtype=torch.float32, trust_remote_code=False)
-    except (ValueError, KeyError) as error:
-        raise NoClassifier(
-            f"transformers has no classifier of texts for {printable(str(config.model_type))!r} models, and code that comes with a "
-            "checkpoint is never run (no trust_remote_code)"
-        ) from error
+    factory: Any = transformers.AutoModelForSequenceClassification
+    model = factory.from_config(config, dtype=torch.float32, trust_remote_code=False)
     inside = getattr(model, model.base_model_prefix, None)
     wanted = {} if inside is None else inside.state_dict()
     given = {

@@ -34,7 +34,7 @@ from scanner.experiments.finetune_task import (
     Point,
     point_file,
 )
-from scanner.experiments.finetune_training import Recipe
+from scanner.experiments.finetune_training import Recipe, require_classifier
 from scanner.experiments.labels import SHORTEST, Dataset, prepare
 from scanner.experiments.models import load_config, load_tokenizer, longest_input, model_place
 from scanner.experiments.placing import open_target
@@ -119,7 +119,9 @@ def finetune(
     target = open_target(base, Selection(only=tuple(roles)))
     checkpoint, refs = target.checkpoint, _within_blocks(target.inventory.matrices)
     place = model_place(checkpoint)
-    config, tokenizer = load_config(place), load_tokenizer(place)
+    config = load_config(place)
+    require_classifier(config)
+    tokenizer = load_tokenizer(place)
     length = min(length, longest_input(config, tokenizer))
     data = prepare(texts, tokenizer, length=length, test_share=test_share, examples=examples)
     method = asdict(recipe) | {"data": data.digest, "length": length}

@@ -16,7 +16,7 @@ from scanner.checkpoint import Selection
 from scanner.engine import PoolOptions
 from scanner.errors import ScannerError
 from scanner.experiments.finetune_task import FineTuneTask, FineTuneWorker, Measured, Point, fine_tune
-from scanner.experiments.finetune_training import Recipe, correct, new_classifier, train
+from scanner.experiments.finetune_training import NoClassifier, Recipe, correct, new_classifier, train
 from scanner.experiments.finetuning import FineTuneReport, finetune
 from scanner.experiments.labels import encoded, prepare
 from scanner.experiments.models import load_config, load_model, load_tokenizer, model_place
@@ -528,6 +528,29 @@ def test_a_class_that_transformers_does_not_know_is_told(tmp_path: Path, base: P
     (model / "odd.py").write_text("raise SystemExit('code of a checkpoint ran')", "utf-8")
     with pytest.raises(ScannerError, match="no trust_remote_code"):
         run(tmp_path / "store", model, texts)
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (transformers.T5EncoderModel, "no classifier of texts for T5EncoderModel, an encoder without its decoder$"),
+        (transformers.UMT5EncoderModel, "no classifier of texts for UMT5EncoderModel, an encoder without its decoder$"),
+        (transformers.ViTModel, "no classifier of texts for 'vit' models, and code"),
+    ],
+)
+def test_a_model_without_a_classifier_is_told_before_anything_starts(
+    tmp_path: Path, texts: Path, made: Any, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {"d_model": 16, "d_kv": 8, "d_ff": 28, "num_layers": 1, "num_heads": 2, "vocab_size": 32}
+    if made is transformers.ViTModel:
+        small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    made(made.config_class(**small)).save_pretrained(tmp_path / "model")
+    tokenizer(pad_token="[PAD]").save_pretrained(tmp_path / "model")
+    monkeypatch.setattr("scanner.experiments.finetuning.run_tasks", lambda *_, **__: pytest.fail("a worker started"))
+    with pytest.raises(NoClassifier, match=said) as raised:
+        run(tmp_path / "store", tmp_path / "model", texts)
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "store").exists()
 
 
 def test_a_model_without_a_classifier_is_told(base: Path) -> None:
