@@ -27,6 +27,11 @@ FloatArray = NDArray[np.float64]
 #: Of the largest of n Gaussian entries, as RMT.md and the papers give the band of random overlaps.
 BAND = (0.00135, 0.5, 0.99865)
 
+#: By `model_type`: models that have states as (tokens, batch, width), in all of their linear layers or in some,
+_TOKENS_FIRST = ("led", "longformer", "xlnet")
+#: and models that put padding of their own behind the tokens: up to a whole number of windows, blocks or chunks.
+_OWN_PADDING = ("big_bird", "bigbird_pegasus", "led", "longformer", "reformer")
+
 
 @dataclass(kw_only=True)
 class Moments:
@@ -144,7 +149,9 @@ class Recorder:
     """Moments of the inputs of several modules during forward passes; modules that read the same tensor share one sum.
 
     A hook on each module keeps its input till the end of a pass; only a whole pass is summed up, for one that runs out of memory is
-    made again in halves. `mask` (batch, tokens) says which tokens of the present batch count.
+    made again in halves. `mask` (batch, tokens) says which tokens of the present batch count. What a module reads has to be one
+    state for each of these tokens, in the order and with the padding that its kind of model is known for; else the module is
+    unusable, for its sums would be of something else.
     """
 
     modules: dict[str, torch.nn.Module]
@@ -154,7 +161,9 @@ class Recorder:
     shared: dict[str, str] = field(default_factory=dict)
     """Every module to the one that stands for it."""
     unusable: dict[str, str] = field(default_factory=dict)
-    """Modules whose input cannot be told apart into tokens, and why."""
+    """Modules whose input is not one state for each token, in some batch or in all, and why."""
+    _type: str = ""
+    """The model's."""
     _hooks: list[Any] = field(default_factory=list)
     _inputs: dict[tuple[int, tuple[int, ...]], tuple[str, torch.Tensor]] = field(default_factory=dict)
     """The present pass: by address and shape of an input, the first module that read it, and the input itself."""
@@ -181,15 +190,31 @@ class Recorder:
         Raises:
             ScannerError: the memory lasts for the pass but not for its sums.
         """
+        self._type = getattr(model.config, "model_type", "")
+        try:
+            self._passes(model, inputs)
+            self._sum_up()
+        finally:
+            self._tokens.clear()
+
+    def _passes(self, model: Any, inputs: dict[str, torch.Tensor]) -> None:
+        """One pass, or two with half of the rows each where rows could be taken for tokens."""
         self.mask = inputs["attention_mask"].bool()
         self._uses.clear()
+        before, ambiguous = len(self._tokens), False
         try:
             with torch.inference_mode(), contextlib.suppress(_Enough):
                 model(**inputs)
-            self._sum_up()
+        except _AmbiguousError:
+            ambiguous = True
         finally:
             self._inputs.clear()
-            self._tokens.clear()
+        if ambiguous:
+            del self._tokens[before:]
+            half = len(self.mask) // 2
+            for part in (slice(None, half), slice(half, None)):
+                self._passes(model, {name: values[part] for name, values in inputs.items()})
+            return
         if self._usual is None:
             self._usual = self._uses.copy()
 
@@ -204,6 +229,8 @@ class Recorder:
         return record
 
     def _record(self, name: str, states: torch.Tensor) -> None:
+        if self._type.startswith("deberta") and (self._uses[name] or name.rpartition(".")[2].startswith("pos_")):
+            return  # embeddings of relative positions, which also go through the matrices of queries and keys
         # The input is kept till the end of the pass, so that its address cannot come back as another's.
         key = (states.data_ptr(), tuple(states.shape))
         first, _ = self._inputs.setdefault(key, (name, states))
@@ -213,22 +240,41 @@ class Recorder:
         if stands_for != name:  # it shared an input before and does not now: it was chance
             raise RuntimeError(f"the inputs of {name} and {stands_for} are the same in some batches only")
 
-        if (tokens := self._real(states)) is not None:
+        if (tokens := self._real(name, states)) is not None:
             self._tokens.append((name, tokens))
         else:
-            self.unusable[name] = (
-                f"its input of shape {tuple(states.shape)} cannot be told apart into tokens and padding"
-            )
+            assert self.mask is not None, "a forward pass sets the mask"
+            batch, given = tuple(self.mask.shape), tuple(states.shape)
+            self.unusable[name] = f"its input of shape {given} is not one state for each token of a batch of {batch}"
 
-    def _real(self, states: torch.Tensor) -> torch.Tensor | None:
-        """A copy of the states of tokens that are no padding: what comes later in the pass may work in place."""
+    def _real(self, name: str, states: torch.Tensor) -> torch.Tensor | None:
+        """A copy of the states of tokens that are no padding: what comes later in the pass may work in place.
+
+        None for what is not a state for each token of the batch: pooled, repeated, of positions.
+
+        Raises:
+            _AmbiguousError: as many rows as tokens, and which is which makes a difference.
+        """
         assert self.mask is not None, "a forward pass sets the mask"
-        if states.shape[:-1] == self.mask.shape:
-            return states[self.mask]
-        if states.shape[:-1] == (self.mask.numel(),):
-            return states[self.mask.flatten()]
-        # Experts see some of the tokens, in an order of their own: without padding all of them are real.
-        return states.reshape(-1, states.shape[-1]).clone() if bool(self.mask.all()) else None
+        width = states.shape[-1]
+        if states.ndim == 2 and "experts" in name.split("."):
+            # Experts see some of the tokens, in an order of their own: without padding all of them are real.
+            return states.clone() if bool(self.mask.all()) else None
+        rows, length = self.mask.shape
+        each, rest = divmod(states.numel(), rows * width)
+        own_padding = each > length and self._type in _OWN_PADDING
+        if rest or (each != length and not own_padding):
+            return None
+        shape = _without_ones(*states.shape[:-1])
+        if shape == (rows, rows) and (own_padding or not self.mask.all()):
+            raise _AmbiguousError
+        if shape == _without_ones(rows, each) or states.ndim == 2:
+            by_row = states.reshape(rows, each, width)
+        elif shape == (each, rows) and self._type in _TOKENS_FIRST:
+            by_row = states.reshape(each, rows, width).transpose(0, 1)
+        else:
+            return None
+        return by_row[:, :length][self.mask]
 
     def _sum_up(self) -> None:
         for number, (name, tokens) in enumerate(self._tokens):
@@ -246,3 +292,12 @@ class Recorder:
 
 class _Enough(Exception):
     """Every recorded module has had its input: the rest of the forward pass is not needed."""
+
+
+class _AmbiguousError(Exception):
+    """A batch has as many rows as tokens: its states may be (rows, tokens) or (tokens, rows)."""
+
+
+def _without_ones(*sizes: int) -> tuple[int, ...]:
+    """A shape without the dimensions that hold nothing: the one group of heads of (batch, 1, tokens, width), say."""
+    return tuple(size for size in sizes if size != 1)

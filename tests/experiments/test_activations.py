@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import norm
+from transformers import AutoConfig, AutoModel
 
 from scanner.checkpoint import Selection, read_matrix
 from scanner.engine import PoolOptions
@@ -31,7 +33,7 @@ from scanner.experiments.tokens import Batches, Sequences, sequences
 from scanner.rmt.marchenko_pastur import FloatArray
 from scanner.store import open_store
 
-from .tiny import save, table_file, text_file, words
+from .tiny import CONFIGS, VOCABULARY, save, table_file, text_file, words
 
 
 def naive(model: Any, module: str, text: Sequences) -> FloatArray:
@@ -162,6 +164,135 @@ def test_hooked_sums_leave_padding_out_and_agree_with_one_sequence_at_a_time(
         np.testing.assert_allclose(
             moments.covariance(centred=False), expected.T @ expected / len(expected), rtol=1e-4, atol=1e-5
         )
+
+
+def model_of(kind: str, **more: Any) -> Any:
+    """A model without a head, with random weights that are larger than a fresh model's."""
+    config = AutoConfig.for_model(kind, **({"vocab_size": VOCABULARY, "pad_token_id": 0} | CONFIGS[kind] | more))
+    torch.manual_seed(4)
+    model = AutoModel.from_config(config)
+    for parameter in model.parameters():
+        parameter.data = torch.randn_like(parameter) * 0.3
+    return model.requires_grad_(False).eval()
+
+
+def sequences_of(*lengths: int) -> Sequences:
+    rng = np.random.default_rng(5)
+    return Sequences(ids=tuple(rng.integers(4, VOCABULARY, length).astype(np.int32) for length in lengths))
+
+
+def linear_layers(model: Any) -> dict[str, torch.nn.Module]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+
+
+def of_tokens(model: Any, modules: dict[str, torch.nn.Module], text: Sequences) -> dict[str, FloatArray]:
+    """What each module reads first, sequence by sequence: in whatever order the model has its dimensions, tokens come first."""
+    found: dict[str, FloatArray] = {}
+    for ids in text.ids:
+        seen: dict[str, FloatArray] = {}
+
+        def keep(_: Any, given: tuple[torch.Tensor], *, name: str, seen: Any = seen, length: int = len(ids)) -> None:
+            seen.setdefault(name, given[0].reshape(-1, given[0].shape[-1])[:length].double().numpy())
+
+        hooks = [module.register_forward_pre_hook(partial(keep, name=name)) for name, module in modules.items()]
+        given = torch.from_numpy(ids.astype(np.int64))[None]
+        decoder = {"decoder_input_ids": given} if model.config.is_encoder_decoder else {}
+        model(input_ids=given, **decoder)
+        for hook in hooks:
+            hook.remove()
+        found = {name: np.concatenate([*([found[name]] if name in found else []), seen[name]]) for name in seen}
+    return found
+
+
+#: Sequences and the size of their batches: padded, all of one length, one by one; as many rows as tokens, without and with the
+#: padding that models add themselves; as long as the relative positions of DeBERTa are many.
+SHAPES = {
+    "padded": ((5, 7, 9, 11, 12, 12), 1024),
+    "equal": ((12,) * 6, 1024),
+    "single": ((16,) * 3, 16),
+    "square": ((4, 5, 6, 7, 8, 9, 10, 11, 12, 12, 12, 12), 1024),
+    "square with padding": ((14,) * 16, 1024),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", ["deberta-v2", "longformer", "led", "xlnet", "opt"])
+def test_what_is_no_token_is_not_counted(kind: str, shape: str) -> None:
+    lengths, batch = SHAPES[shape]
+    model, text = model_of(kind), sequences_of(*lengths)
+    modules = linear_layers(model)
+    sums = accumulate(model, text, modules, Batches(0, batch))
+    assert {*sums.unusable} <= {"pooler.dense"}
+    expected = of_tokens(model, modules, text)
+    assert {*expected} == {*sums.shared}
+    for name in {*expected} - {"pooler.dense"}:
+        moments = sums.moments[sums.shared[name]]
+        assert moments.count == len(expected[name]) == text.tokens, name
+        truth = expected[name].T @ expected[name] / text.tokens
+        found = moments.covariance(centred=False).numpy()
+        np.testing.assert_allclose(found, truth, rtol=1e-3, atol=1e-4 * np.abs(truth).max(), err_msg=name)
+
+
+def test_positions_and_pooled_states_are_no_tokens() -> None:
+    """One sequence, as long as there are relative positions, so that their embeddings have its shape."""
+    model = model_of("deberta-v2", share_att_key=False)
+    modules = linear_layers(model)
+    sums = accumulate(model, sequences_of(16), modules, Batches(0, 16))
+    assert {name for name in modules if name not in sums.shared} == {
+        name for name in modules if "attention.self.pos_" in name
+    }
+    assert len(sums.shared) == len(modules) - 4
+    bert = model_of("bert")
+    sums = accumulate(bert, sequences_of(8, 8, 8), linear_layers(bert), Batches(0, 1024))
+    assert sums.unusable == {
+        "pooler.dense": "its input of shape (3, 16) is not one state for each token of a batch of (3, 8)"
+    }
+
+
+def test_experts_see_some_tokens_and_count_where_there_is_no_padding() -> None:
+    model = model_of("nllb-moe")
+    modules = {name: module for name, module in linear_layers(model).items() if ".experts." in name}
+    seen: dict[str, list[FloatArray]] = {}
+    hooks = [
+        module.register_forward_pre_hook(
+            lambda _, given, name=name: seen.setdefault(name, []).append(given[0].double().numpy())
+        )
+        for name, module in modules.items()
+    ]
+    equal = accumulate(model, sequences_of(9, 9, 9, 9), modules, Batches(0, 1024))
+    for hook in hooks:
+        hook.remove()
+    assert equal.unusable == {}
+    for name, expected in seen.items():
+        (rows,) = expected
+        moments = equal.moments[equal.shared[name]]
+        assert moments.count == len(rows)
+        np.testing.assert_allclose(moments.covariance(centred=False), rows.T @ rows / len(rows), rtol=1e-6, atol=1e-9)
+    padded = accumulate(model, sequences_of(9, 9, 9, 7), modules, Batches(0, 1024))
+    assert {*padded.unusable} == {*padded.shared.values()}
+    assert padded.moments == {}
+
+
+def test_a_pass_in_halves_that_runs_out_of_memory_counts_once() -> None:
+    """As many rows as tokens and padding: the pass is made in halves of its own, and the second of them fails."""
+    model, text = model_of("xlnet"), sequences_of(2, 3, 3)
+    modules = linear_layers(model)
+    calls: list[int] = []
+
+    def runs_out(module: Any, given: tuple[torch.Tensor]) -> None:
+        calls.append(given[0].shape[1])
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("out of memory")
+
+    hook = model.layer[0].ff.layer_1.register_forward_pre_hook(runs_out)
+    sums = accumulate(model, text, modules, Batches(0, 64))
+    hook.remove()
+    assert calls[:3] == [3, 1, 2]
+    expected = of_tokens(model, modules, text)
+    for name, rows in expected.items():
+        moments = sums.moments[name]
+        assert moments.count == len(rows) == 8
+        np.testing.assert_allclose(moments.covariance(centred=False), rows.T @ rows / 8, rtol=1e-3, atol=1e-4)
 
 
 def test_the_forward_pass_ends_with_the_last_recorded_module(tmp_path: Path) -> None:
@@ -369,10 +500,8 @@ def test_a_shard_that_fails_leaves_its_blocks_to_the_next_call(
     assert len(rows(tmp_path / "store")) > 0
 
 
-def test_a_matrix_that_is_read_in_batches_without_padding_only_has_no_rows(
-    tmp_path: Path, in_process: list[Any]
-) -> None:
-    """A pooler's input has no token of its own in padded batches; the first batch here needs no padding."""
+def test_a_pooler_has_no_rows_with_and_without_padding(tmp_path: Path, in_process: list[Any]) -> None:
+    """It reads one state for each sequence; the first batch here needs no padding, the last one does."""
     folder, text = save(tmp_path / "model", "bert", "features"), tmp_path / "table.csv"
     text.write_text("text\n" + "w1 w2\n" * 300 + "w1 w2 w3 w4\nw5 w6 w7\n")
     report = run(folder, text, tmp_path / "store")
