@@ -99,10 +99,8 @@ class Classifier:
             logits = model(**batch.inputs(model)).logits.double().cpu().numpy()
             right[indices] = _right(logits, self.examples.labels[indices])
 
-        # A decoder's classifier looks at the last token that is no padding, and must be told what padding is.
-        alone = getattr(model.config, "pad_token_id", None) is None
         with torch.inference_mode():
-            (Batches(batches.padding, 1) if alone else batches).run(self.examples, compute)
+            batches.of(model).run(self.examples, compute)
         return Scores(sums=right, weights=np.ones(self.units))
 
 

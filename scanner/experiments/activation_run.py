@@ -183,14 +183,13 @@ def measure_activations(
         raise ScannerError(f"text {texts.name} has no tokens")
     parameters: dict[str, object] = {
         "text": texts.digest,
+        "ids": read.digest,
         "tokens": tokens,
         "window": length,
         "dtype": dtype,
         "only": sorted({*selection.only}),
         "layers": sorted({*selection.layers}),
     }
-    if read.types:  # the same texts, which the model sees as pairs
-        parameters["types"] = True
     run = _Run(
         store=open_store(store, create=True),
         observer=observer,
@@ -209,7 +208,7 @@ def measure_activations(
             dtype=dtype,
             blocks=(),
             text=read,
-            padding=padding_id(tokenizer),
+            padding=padding_id(tokenizer, config),
             cost=0.0,
         )
         tasks = _tasks(base, todo, _planned_workers(options))

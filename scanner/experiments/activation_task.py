@@ -165,7 +165,7 @@ def accumulate(model: Any, text: Sequences, modules: dict[str, torch.nn.Module],
 
     if modules:
         with recorder:
-            batches.run(text, compute)
+            batches.of(model).run(text, compute)
     return Sums(moments=recorder.moments, shared=recorder.shared, unusable=recorder.unusable)
 
 

@@ -18,6 +18,8 @@ from scanner.errors import ScannerError
 from scanner.experiments.tokens import Batch, Batches, Ids, Sequences
 
 FloatArray = NDArray[np.float64]
+#: Tokens that are enough to see whether a model looks ahead.
+_LOOKED_AT = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +108,29 @@ def require_finite(metric: str, value: float, model: Any) -> None:
     raise ScannerError(f"its {metric} is {what}: {why}")
 
 
+def require_causal(metric: str, model: Any, windows: Windows) -> None:
+    """Whether a model's predictions depend on nothing that stands behind them: the name of its class does not tell in every case.
+
+    Raises:
+        ScannerError: another last token changes what is predicted before it.
+    """
+    ids = windows.ids[0][:_LOOKED_AT].astype(np.int64)
+    other = ids.copy()
+    other[-1] = ids[0] if ids[-1] != ids[0] else (ids[0] + 1) % model.config.get_text_config().vocab_size
+    with torch.inference_mode():
+        first, second = (
+            model(**Batch(ids=one, mask=torch.ones_like(one)).inputs(model)).logits[0, :-1].float()
+            for one in (torch.from_numpy(both)[None] for both in (ids, other))
+        )
+    largest = float(first.abs().max())  # one that is no number is told of where it is measured
+    rounding = max(1e-4, 4 * torch.finfo(model.dtype).eps)
+    if math.isfinite(largest) and not torch.allclose(first, second, rtol=0.0, atol=rounding * largest):
+        raise ScannerError(
+            f"{type(model).__name__} sees the tokens that it predicts (another last token changes what it says before): {metric} "
+            "needs a causal language model"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Windows(Sequences):
     """A running text in strided windows.
@@ -168,7 +193,12 @@ class Perplexity:
         return len(self.windows)
 
     def prepare(self, model: Any, batches: Batches) -> None:
-        """Nothing has to be remembered."""
+        """Nothing has to be remembered.
+
+        Raises:
+            ScannerError: the model sees the tokens that it predicts.
+        """
+        require_causal(self.metric, model, self.windows)
 
     def scores(self, model: Any, prepared: Any, batches: Batches) -> Scores:
         """Negative log likelihood per window, in nats."""
@@ -213,8 +243,10 @@ class Divergence:
         """The states that enter the head, (scored, hidden) per window.
 
         Raises:
-            ScannerError: a model whose output is not its head applied to these states (logits scaled or capped afterwards).
+            ScannerError: a model whose output is not its head applied to these states (logits scaled or capped afterwards), or one
+                that sees the tokens that it predicts.
         """
+        require_causal(self.metric, model, self.windows)
         states: list[torch.Tensor] = [torch.empty(0)] * self.units
         head = model.get_output_embeddings()
         if head is None:

@@ -21,8 +21,8 @@ from scanner.experiments.models import (
     load_tokenizer,
     longest_input,
 )
-from scanner.experiments.texts import Texts, TextSource, read_texts
-from scanner.experiments.tokens import encode, padding_id, running_ids
+from scanner.experiments.texts import CHARACTERS_PER_TOKEN, Texts, TextSource, read_texts
+from scanner.experiments.tokens import Ids, Sequences, affixes, encode, padding_id, running_ids
 
 Metric = Literal["perplexity", "accuracy", "kl"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
@@ -91,6 +91,8 @@ def measurement(place: ModelPlace, wanted: MeasureRequest) -> Measurement:
     if wanted.metric not in METRICS:
         raise ScannerError(f"unknown metric {wanted.metric!r}: it is one of {', '.join(METRICS)}")
     labelled = wanted.metric == "accuracy"
+    if wanted.text.second is not None and not labelled:
+        raise ScannerError(f"{wanted.metric} is of one running text: leave --second out (accuracy reads pairs)")
     texts = read_texts(wanted.text, labelled=labelled, tokens=None if labelled else wanted.tokens)
     config, tokenizer = load_config(place), load_tokenizer(place)
     longest = longest_input(config, tokenizer)
@@ -102,7 +104,7 @@ def measurement(place: ModelPlace, wanted: MeasureRequest) -> Measurement:
     return Measurement(
         measure=measure,
         head=head,
-        padding=padding_id(tokenizer),
+        padding=padding_id(tokenizer, config),
         dataset=texts.name,
         parameters=parameters | more,
         config=config,
@@ -128,7 +130,8 @@ def _language(
         )
     windows = Windows.cut(ids, length=length, stride=wanted.stride)
     measure: Measure = Perplexity(windows=windows) if wanted.metric == "perplexity" else Divergence(windows=windows)
-    return measure, "causal", {"tokens": wanted.tokens, "window": windows.length, "stride": windows.stride}
+    cut = {"tokens": wanted.tokens, "window": windows.length, "stride": windows.stride}
+    return measure, "causal", cut | {"ids": windows.digest}
 
 
 def _accuracy(
@@ -140,9 +143,9 @@ def _accuracy(
     parameters: dict[str, object] = {"examples": wanted.examples, "window": length}
     if has_classifier(config):
         names = [str(config.id2label[index]) for index in range(config.num_labels)]
-        labels = labels_of(texts, names)
-        classifier = Classifier(examples=_examples(tokenizer, texts, labels, length))
-        return classifier, "classification", parameters | {"kind": "classifier"}
+        examples = _examples(tokenizer, config, texts, labels_of(texts, names), length)
+        parameters |= {"kind": "classifier", "ids": examples.digest}
+        return Classifier(examples=examples), "classification", parameters
     labels = labels_of(texts)
     if _is_pair(config):
         raise ScannerError(
@@ -150,10 +153,10 @@ def _accuracy(
             "with a classifier of their own"
         )
     if not is_causal(config):
-        probe = Probe(examples=_examples(tokenizer, texts, labels, length))
+        probe = Probe(examples=_examples(tokenizer, config, texts, labels, length))
         if not probe.units:
             raise ScannerError(f"{printable(texts.name)}: no class has a second text, and half of each is what counts")
-        return probe, "own", parameters | {"kind": "probe"}
+        return probe, "own", parameters | {"kind": "probe", "ids": probe.examples.digest}
     answers = wanted.answers or classes
     if len(answers) != len(classes):
         raise ScannerError(
@@ -161,21 +164,23 @@ def _accuracy(
         )
     if "{text}" not in wanted.prompt or (texts.seconds and "{second}" not in wanted.prompt):
         raise ScannerError("--prompt must say where the text goes: {text}, and {second} for pairs")
-    tokens = tuple(np.array(encode(tokenizer, f" {answer}", special=False), dtype=np.int32) for answer in answers)
-    room = length - max(map(len, tokens))
-    if room < 1:
-        raise ScannerError(f"--window {length} has no room for a prompt beside an answer of {length - room} tokens")
-    prompts = _prompts(texts, wanted.prompt)
-    ids = tuple(np.array(encode(tokenizer, prompt)[-room:], dtype=np.int32) for prompt in prompts)
+    tokens = tuple(_answer(tokenizer, wanted.prompt, answer) for answer in answers)
+    longest_answer = max(map(len, tokens))
+    if length <= longest_answer:
+        raise ScannerError(f"--window {length} has no room for a prompt beside an answer of {longest_answer} tokens")
+    seconds = texts.seconds or ("",) * len(texts.items)
+    pairs = zip(texts.items, seconds, strict=True)
+    ids = tuple(_prompt(tokenizer, wanted.prompt, *pair, length - longest_answer) for pair in pairs)
     paired = dict(zip(classes, answers, strict=True))
     more: dict[str, object] = {"kind": "choice", "prompt": wanted.prompt, "answers": paired}
+    more["ids"] = Sequences(ids=(*ids, *tokens)).digest
     return Choice(ids=ids, answers=tokens, labels=labels), "causal", parameters | more
 
 
-def _examples(tokenizer: Any, texts: Texts, labels: Integers, length: int) -> Examples:
+def _examples(tokenizer: Any, config: Any, texts: Texts, labels: Integers, length: int) -> Examples:
     if length < SHORTEST:
         raise ScannerError(f"accuracy needs sequences of at least {SHORTEST} tokens, got --window {length}")
-    return encoded(texts, labels, range(len(texts.items)), tokenizer, length, padding_id(tokenizer))
+    return encoded(texts, labels, range(len(texts.items)), tokenizer, length, padding_id(tokenizer, config))
 
 
 def _is_pair(config: Any) -> bool:
@@ -183,12 +188,35 @@ def _is_pair(config: Any) -> bool:
     return bool(getattr(config, "is_encoder_decoder", False)) and not alone
 
 
-def _prompts(texts: Texts, prompt: str) -> tuple[str, ...]:
-    seconds = texts.seconds or ("",) * len(texts.items)
-    return tuple(
-        prompt.replace("{second}", second).replace("{text}", text)
-        for text, second in zip(texts.items, seconds, strict=True)
-    )
+def _answer(tokenizer: Any, prompt: str, answer: str) -> Ids:
+    """The tokens of an answer as they stand behind the end of the prompt: some tokenizers begin every text with a space."""
+    end = prompt.rpartition("}")[2] or "a"
+    before, ids = encode(tokenizer, end, special=False), encode(tokenizer, f"{end} {answer}", special=False)
+    if ids[: len(before)] != before:  # its first letters are one token with what stands before
+        before, ids = [], encode(tokenizer, f" {answer}", special=False)
+    return np.array(ids[len(before) :], dtype=np.int32)
+
+
+def _prompt(tokenizer: Any, prompt: str, text: str, second: str, room: int) -> Ids:
+    """The tokens of a prompt with its text or pair: what a text begins with (a BOS) before it, nothing behind it.
+
+    One that is too long loses the end of its text, of pairs the longer one; the words around it stay.
+
+    Raises:
+        ScannerError: these alone are too long.
+    """
+    prefix, _ = affixes(tokenizer)
+    parts = [text[: CHARACTERS_PER_TOKEN * room], second[: CHARACTERS_PER_TOKEN * room]]
+    while True:
+        filled = prompt.replace("{second}", parts[1]).replace("{text}", parts[0])
+        ids = [*prefix, *encode(tokenizer, filled, special=False)]
+        if len(ids) <= room:
+            return np.array(ids, dtype=np.int32)
+        longer = max((0, 1), key=lambda index: len(parts[index]))
+        if not parts[longer]:
+            raise ScannerError(f"--window leaves {room} tokens for a prompt that has {len(ids)} without its text")
+        count = len(parts[longer])
+        parts[longer] = parts[longer][: min(count - 1, count * room // len(ids))]
 
 
 def _spread(texts: Texts, most: int | None) -> Texts:

@@ -150,6 +150,8 @@ def load_model(
             f"{printable(place.model)} has no {printable(missing[0])} ({len(missing)} weights of {type(model).__name__} are "
             f"missing): {_advice(head)}"
         )
+    if dtype == "float64" and hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")  # the kernel that takes all experts at once knows no float64
     model.requires_grad_(False)
     return _explained(place, lambda: model.to(device)).eval()
 
@@ -175,14 +177,20 @@ def longest_input(config: Any, tokenizer: Any) -> int:
     """Tokens that a model takes at a time, as its configuration and its tokenizer say; a million if neither does."""
     text = config.get_text_config()
     known = [getattr(text, name, None) for name in ("max_position_embeddings", "n_positions", "max_sequence_length")]
-    known.append(getattr(tokenizer, "model_max_length", None))
-    positions = [int(value) for value in known if isinstance(value, int) and value > 0]
-    # RoBERTa's kind counts positions from the padding token on.
-    offset = 2 if getattr(text, "position_embedding_type", None) == "absolute" and text.model_type in _OFFSET else 0
-    return max(2, min([*positions, 1_000_000]) - offset)
+    positions = [value for value in known if isinstance(value, int) and value > 0]
+    if text.model_type in _AFTER_PADDING and getattr(text, "position_embedding_type", "absolute") == "absolute":
+        positions = [value - 1 - (text.pad_token_id or 0) for value in positions]
+    of_tokenizer = getattr(tokenizer, "model_max_length", None)
+    if isinstance(of_tokenizer, int) and of_tokenizer > 0:
+        positions.append(of_tokenizer)
+    return max(2, min([*positions, 1_000_000]))
 
 
-_OFFSET = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl"})
+#: Models that number positions from the one after the padding token's number on: so many fewer are left for tokens.
+_AFTER_PADDING = frozenset(
+    """roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl xmod camembert mpnet data2vec-text ibert luke longformer esm lilt
+    layoutlmv3 markuplm""".split()
+)
 
 
 def _class_of(transformers: Any, config: Any, head: Head) -> Any:

@@ -141,7 +141,7 @@ def bases(model: Any, text: Sequences, batches: Batches, order: Order) -> dict[s
     hooks = [norm.module.register_forward_pre_hook(recorder(name)) for name, norm in norms.items()]
     try:
         with torch.inference_mode():
-            batches.run(text, compute)
+            batches.of(model).run(text, compute)
     finally:
         for hook in hooks:
             hook.remove()

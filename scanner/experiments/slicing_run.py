@@ -69,9 +69,7 @@ def slicing(
     width = getattr(measured.config.get_text_config(), "hidden_size", None)
     if width is not None:
         require_full_rank(read.tokens, width)  # before every worker finds it out
-    described = {"text": texts.digest, "tokens": calibration_tokens, "length": length}
-    if read.types:  # the same texts, which the model sees as pairs
-        described["types"] = True
+    described = {"text": texts.digest, "ids": read.digest, "tokens": calibration_tokens, "length": length}
     run = PointRun(
         kind="slicing",
         store=open_store(store, create=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -67,6 +68,14 @@ class Sequences:
     def tokens(self) -> int:
         """Tokens of all sequences, special ones included."""
         return sum(map(len, self.ids))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of ids and types: the text, and what the tokenizer made of it."""
+        content = hashlib.sha256(len(self).to_bytes(8))
+        for one in (*self.ids, *self.types):
+            content.update(len(one).to_bytes(8) + one.astype(np.int32).tobytes())
+        return content.hexdigest()
 
     def part(self, indices: Sequence[int]) -> Sequences:
         """Some of them, in this order."""
@@ -212,11 +221,15 @@ def too_short(texts: Texts, tokens: int, window: int) -> ScannerError:
     )
 
 
-def padding_id(tokenizer: Any) -> int:
-    """The token that fills up; where the tokenizer has none any will do, for it is masked in all that is computed."""
-    for name in ("pad_token_id", "eos_token_id"):
-        value = getattr(tokenizer, name, None)
-        if isinstance(value, int):
+def padding_id(tokenizer: Any, config: Any) -> int:
+    """The token that fills up: the model's, for its classifier looks for the last token that is another; else the tokenizer's.
+
+    Where neither has one any will do: it is masked in all that is computed.
+    """
+    known = (config.get_text_config(), "pad_token_id"), (tokenizer, "pad_token_id"), (tokenizer, "eos_token_id")
+    for owner, name in known:
+        value = getattr(owner, name, None)
+        if isinstance(value, int) and value >= 0:
             return value
     return 0
 
@@ -241,6 +254,11 @@ class Batches:
     def __init__(self, padding: int, batch_tokens: int) -> None:
         self.padding, self.batch_tokens = padding, batch_tokens
         self.smallest: int | None = None
+
+    def of(self, model: Any) -> Batches:
+        """The batches for a model: single sequences for a classifier that was not told what padding is, for it refuses others."""
+        unaware = getattr(model.config.get_text_config(), "pad_token_id", None) is None
+        return Batches(self.padding, 1) if unaware and "ForSequenceClassification" in type(model).__name__ else self
 
     def run(self, data: Sequences, compute: Callable[[Batch, list[int]], Result]) -> list[Result]:
         """`compute(batch, indices)` for all sequences, in a fixed order: shortest first, equal ones as they come.

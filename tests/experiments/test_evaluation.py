@@ -10,19 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models, normalizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from scanner.checkpoint import Selection
 from scanner.errors import ScannerError
 from scanner.experiments.accuracy import Choice, Classifier, Probe, labels_of
 from scanner.experiments.evaluation import Divergence, Perplexity, Scores, Windows, summarise
 from scanner.experiments.labels import Examples
-from scanner.experiments.measures import MeasureRequest, measurement
+from scanner.experiments.measures import MeasureRequest, _answer, measurement
 from scanner.experiments.models import load_model, load_tokenizer, model_place
 from scanner.experiments.placing import open_target
 from scanner.experiments.texts import Texts, TextSource, read_texts
 from scanner.experiments.tokens import Batches, running_ids
 
-from .tiny import save, table_file, text_file, words
+from .tiny import WORDS, save, table_file, text_file, words
+from .tiny import tokenizer as word_tokenizer
 
 
 def loaded(folder: Path, head: str = "causal") -> tuple[Any, Any]:
@@ -125,6 +128,95 @@ def test_a_classifier_is_right_where_its_logits_say_so(tmp_path: Path, kind: str
         ]
     assert 0 < sum(right) < len(right)
     np.testing.assert_array_equal(found.measure.scores(model, None, Batches(0, 40)).sums, right)
+
+
+@pytest.mark.parametrize("own", [0, None], ids=["the model's padding", "no padding"])
+def test_a_decoders_classifier_reads_the_last_token_that_is_no_padding(tmp_path: Path, own: int | None) -> None:
+    """Its tokenizer would fill up with another token than the model takes for padding, or the model with none."""
+    folder = save(tmp_path, "llama", "classification", num_labels=2, pad_token_id=own)
+    made = AutoTokenizer.from_pretrained(folder)
+    made.pad_token, made.eos_token = None, "[SEP]"
+    made.save_pretrained(folder)
+    place = model_place(open_target(str(folder), Selection()).checkpoint)
+    task = TextSource(reference=str(table_file(tmp_path, count=60)))
+    found = measurement(place, MeasureRequest(metric="accuracy", text=task))
+    model, tokenizer = loaded(folder, "classification")
+    texts = read_texts(task, labelled=True)
+    with torch.no_grad():
+        alone = [model(input_ids=torch.tensor([tokenizer(text)["input_ids"]])).logits.argmax() for text in texts.items]
+    right = [int(one) == int(label) for one, label in zip(alone, texts.labels, strict=True)]
+    assert 0 < sum(right) < 60
+    scores = found.measure.scores(load_model(place, head="classification"), None, Batches(found.padding, 200))
+    np.testing.assert_array_equal(scores.sums, right)
+
+
+@pytest.mark.parametrize("metric", ["perplexity", "kl"])
+def test_a_model_that_sees_what_it_predicts_is_told(tmp_path: Path, metric: str) -> None:
+    model, _ = loaded(save(tmp_path / "both", "bert"))
+    measure: Any = Divergence if metric == "kl" else Perplexity
+    windows = Windows.cut(np.arange(4, 44, dtype=np.int32), length=20)
+    with pytest.raises(
+        ScannerError, match=f"BertLMHeadModel sees the tokens that it predicts .* {metric} needs a causal"
+    ):
+        measure(windows=windows).prepare(model, Batches(0, 64))
+    decoder, _ = loaded(save(tmp_path / "decoder", "bert", is_decoder=True))
+    measure(windows=windows).prepare(decoder, Batches(0, 64))
+
+
+def test_a_prompt_that_is_too_long_loses_the_end_of_its_text(tmp_path: Path) -> None:
+    """What a text begins with stays in front, the words around the text stay, and nothing ends the prompt before the answer."""
+    folder = save(tmp_path, "llama")
+    word_tokenizer(special=True).save_pretrained(folder)  # [CLS] in front and [SEP] behind
+    path = tmp_path / "long.csv"
+    lines = ["text,second,label", f"{words(40)},w1,0", f"{words(3)},{words(30, 1)},1", "w2,w3,0", "w4,w5,1"]
+    path.write_text("\n".join(lines))
+    place = model_place(open_target(str(folder), Selection()).checkpoint)
+    task = TextSource(reference=str(path), second="second")
+    wanted = MeasureRequest(metric="accuracy", text=task, prompt="w7 {text} w8 {second} w9", answers=("w5 w6", "w7"))
+    measure: Any = measurement(place, replace(wanted, window=20)).measure
+    number = {word: 4 + index for index, word in enumerate(WORDS)}
+    for ids in measure.ids:
+        assert len(ids) <= 18
+        assert (ids[0], ids[1], ids[-1]) == (1, number["w7"], number["w9"])
+        assert number["w8"] in ids.tolist()
+        assert 2 not in ids.tolist()
+    first, second = measure.ids[0].tolist(), measure.ids[1].tolist()
+    assert len(first) >= 16, "no more is cut than is too much"
+    assert first[2:6] == [number[word] for word in words(40).split()[:4]]
+    assert second[2:5] == [number[word] for word in words(3).split()]
+    with pytest.raises(ScannerError, match="--window leaves 3 tokens for a prompt that has 4 without its text"):
+        measurement(place, replace(wanted, window=5))
+
+
+def test_an_answer_is_tokenised_as_it_stands_behind_the_prompt(tmp_path: Path) -> None:
+    """Of a tokenizer that begins every text with a space."""
+    pieces = ["▁", "▁yes", "▁no", ":", *"Labelyesno", "<unk>"]
+    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
+    made = Tokenizer(models.Unigram([(piece, -10.0) for piece in vocabulary], unk_id=vocabulary["<unk>"]))
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>")
+    whole = wrapped("Label: yes", add_special_tokens=False)["input_ids"]
+    assert whole[-1] == vocabulary["▁yes"]
+    assert _answer(wrapped, "{text}Label:", "yes").tolist() == [vocabulary["▁yes"]]
+
+
+def test_a_second_text_is_for_accuracy(tmp_path: Path) -> None:
+    place = model_place(open_target(str(save(tmp_path, "llama")), Selection()).checkpoint)
+    with pytest.raises(ScannerError, match="perplexity is of one running text: leave --second out"):
+        measurement(place, MeasureRequest(text=TextSource(reference=str(table_file(tmp_path)), second="label")))
+
+
+def test_what_the_tokenizer_makes_of_a_text_identifies_a_measurement(tmp_path: Path) -> None:
+    folder = save(tmp_path, "llama")
+    place = model_place(open_target(str(folder), Selection()).checkpoint)
+    requests = [
+        MeasureRequest(text=TextSource(reference=str(text_file(tmp_path))), window=16, tokens=64),
+        MeasureRequest(metric="accuracy", text=TextSource(reference=str(table_file(tmp_path)))),
+    ]
+    before = [measurement(place, request).parameters for request in requests]
+    assert before == [measurement(place, request).parameters for request in requests]
+    word_tokenizer(special=True).save_pretrained(folder)
+    assert all(a != measurement(place, b).parameters for a, b in zip(before, requests, strict=True))
 
 
 @pytest.mark.parametrize("head", ["classification", "features"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM, BertConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, BertConfig, PreTrainedModel
 
 from scanner.checkpoint import Selection, read_matrix
 from scanner.errors import ScannerError
@@ -38,6 +38,37 @@ def test_every_matrix_is_found_with_the_entries_that_the_file_holds(
     assert [one.ref for one in placed] == list(target.inventory.matrices)
     for one in placed:
         assert torch.equal(one.matrix(model), read_matrix(target.checkpoint.source, one.ref)), one.ref.tensor
+
+
+@pytest.mark.parametrize(
+    "kind",
+    """roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl camembert mpnet data2vec-text ibert luke longformer esm markuplm
+    bert electra gpt2 opt bart""".split(),
+)
+def test_the_longest_input_goes_through_the_model_and_no_longer_one(kind: str) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 28, "num_hidden_layers": 1, "num_attention_heads": 2}
+    if kind == "longformer":
+        sizes["attention_window"] = 4
+    if kind == "esm":
+        sizes["mask_token_id"] = 4
+    padding = 1 if kind == "mpnet" else 3  # whose padding token is 1 whatever the configuration says
+    config = AutoConfig.for_model(kind, vocab_size=50, max_position_embeddings=24, pad_token_id=padding, **sizes)
+    if kind == "esm":
+        config.position_embedding_type = "absolute"
+    model = AutoModel.from_config(config).eval()
+    longest = longest_input(config, None)
+    with torch.no_grad():
+        model(input_ids=torch.full((1, longest), 5))
+        with pytest.raises((IndexError, RuntimeError), match=r"out of (range|bounds)|size"):
+            model(input_ids=torch.full((1, longest + 1), 5))
+
+
+def test_experts_run_in_float64(tmp_path: Path) -> None:
+    place = model_place(open_target(str(save(tmp_path, "mixtral")), Selection()).checkpoint)
+    ids = torch.arange(4, 14)[None]
+    double, single = (load_model(place, dtype=dtype)(input_ids=ids).logits for dtype in ("float64", "float32"))
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(double, single.double(), rtol=1e-4, atol=1e-4)
 
 
 def test_a_view_writes_through_to_a_fused_and_turned_weight(tmp_path: Path) -> None:
