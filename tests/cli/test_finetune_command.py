@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from scanner.errors import ScannerError
 from scanner.experiments.finetune_task import FineTuneTask
 from scanner.experiments.finetune_training import NoClassifier
-from tests.experiments.classifiers import bert, jsonl, llama, reviews, without_ray
+from scanner.store import open_store
+from tests.experiments.classifiers import BAD, GOOD, NEUTRAL, bert, jsonl, llama, reviews, without_ray
 
 from .conftest import Run
 
@@ -58,6 +60,35 @@ def test_a_tuned_model_is_measured_kept_and_compared(
         "mlp_up",
         "mlp_down",
     }
+
+
+def pairs(count: int) -> list[dict[str, object]]:
+    """Pairs with label 1 if both texts begin with the same word; each text by itself stands as often with either label."""
+    generator, words = np.random.default_rng(0), (GOOD[0], BAD[0])
+    rows: list[dict[str, object]] = []
+    for index in range(count):
+        first, second = index % 2, index // 2 % 2
+        texts = (f"{words[which]} {generator.choice(NEUTRAL)}" for which in (first, second))
+        rows.append(dict(zip(("sentence1", "sentence2"), texts, strict=True)) | {"label": int(first == second)})
+    return rows
+
+
+def test_of_pairs_the_model_learns_what_only_both_texts_tell(
+    tmp_path: Path, rmtscan: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_ray(monkeypatch)
+    base = bert(tmp_path / "base", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    task = ("--task", jsonl(tmp_path / "pairs.jsonl", pairs(160)), "--second", "sentence2")
+    recipe = ("--order", "remove-first", "--deciles", 1, "--seeds", 1, "--epochs", 12, "--batch", 8, "--lr", 3e-3)
+    ran = rmtscan("finetune", base, *task, *recipe, "--length", 16, "--store", tmp_path / "store")
+    assert ran.status == 0, ran.err
+    rows = open_store(str(tmp_path / "store")).sql('select * from finetunes order by "order"').to_pylist()
+    assert [(row["order"], row["decile"], row["dataset"]) for row in rows] == [
+        ("none", None, "pairs.jsonl"),
+        ("remove-first", 1, "pairs.jsonl"),
+    ]
+    assert "the commonest is 50.0% of the test" in ran.told
+    assert rows[0]["accuracy"] > 0.8
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_anything_is_trained(
