@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -144,6 +145,56 @@ def random_band(width: int) -> tuple[float, float, float]:
     return float(low), float(middle), float(high)
 
 
+class AmbiguousError(Exception):
+    """A batch has as many rows as tokens: its states may be (rows, tokens) or (tokens, rows)."""
+
+
+def passes(run: Callable[[dict[str, torch.Tensor]], None], inputs: dict[str, torch.Tensor]) -> None:
+    """`run(inputs)`; where rows could be taken for tokens, `run` with half of the rows and then with the others."""
+    with contextlib.suppress(AmbiguousError):
+        run(inputs)
+        return
+    half = len(inputs["attention_mask"]) // 2
+    for part in (slice(None, half), slice(half, None)):
+        passes(run, {name: values[part] for name, values in inputs.items()})
+
+
+def states_of_tokens(states: torch.Tensor, mask: torch.Tensor, model_type: str) -> torch.Tensor | None:
+    """A copy of the states of tokens that are no padding, (tokens, width): what comes later in a pass may work in place.
+
+    None for what is not one state for each token of the batch: pooled, repeated, of positions.
+
+    Args:
+        states: (batch, tokens, width), (batch x tokens, width), or as models of this type have them.
+        mask: (batch, tokens), true for a token.
+        model_type: of the model's configuration.
+
+    Raises:
+        AmbiguousError: as many rows as tokens, and which is which makes a difference.
+    """
+    width = states.shape[-1]
+    rows, length = mask.shape
+    each, rest = divmod(states.numel(), rows * width)
+    own_padding = each > length and model_type in _OWN_PADDING
+    if rest or (each != length and not own_padding):
+        return None
+    shape = _without_ones(*states.shape[:-1])
+    if rows > 1 and shape == (rows, rows) and (own_padding or not mask.all()):
+        raise AmbiguousError
+    if shape == _without_ones(rows, each) or states.ndim == 2:
+        by_row = states.reshape(rows, each, width)
+    elif shape == (each, rows) and model_type in _TOKENS_FIRST:
+        by_row = states.reshape(each, rows, width).transpose(0, 1)
+    else:
+        return None
+    return by_row[:, :length][mask]
+
+
+def _without_ones(*sizes: int) -> tuple[int, ...]:
+    """A shape without the dimensions that hold nothing: the one group of heads of (batch, 1, tokens, width), say."""
+    return tuple(size for size in sizes if size != 1)
+
+
 @dataclass(kw_only=True)
 class Recorder:
     """Moments of the inputs of several modules during forward passes; modules that read the same tensor share one sum.
@@ -191,32 +242,27 @@ class Recorder:
             ScannerError: the memory lasts for the pass but not for its sums.
         """
         self._type = getattr(model.config, "model_type", "")
+
+        def run(inputs: dict[str, torch.Tensor]) -> None:
+            self.mask = inputs["attention_mask"].bool()
+            self._uses.clear()
+            before = len(self._tokens)
+            try:
+                with torch.inference_mode(), contextlib.suppress(_Enough):
+                    model(**inputs)
+            except AmbiguousError:
+                del self._tokens[before:]
+                raise
+            finally:
+                self._inputs.clear()
+            if self._usual is None:
+                self._usual = self._uses.copy()
+
         try:
-            self._passes(model, inputs)
+            passes(run, inputs)
             self._sum_up()
         finally:
             self._tokens.clear()
-
-    def _passes(self, model: Any, inputs: dict[str, torch.Tensor]) -> None:
-        """One pass, or two with half of the rows each where rows could be taken for tokens."""
-        self.mask = inputs["attention_mask"].bool()
-        self._uses.clear()
-        before, ambiguous = len(self._tokens), False
-        try:
-            with torch.inference_mode(), contextlib.suppress(_Enough):
-                model(**inputs)
-        except _AmbiguousError:
-            ambiguous = True
-        finally:
-            self._inputs.clear()
-        if ambiguous:
-            del self._tokens[before:]
-            half = len(self.mask) // 2
-            for part in (slice(None, half), slice(half, None)):
-                self._passes(model, {name: values[part] for name, values in inputs.items()})
-            return
-        if self._usual is None:
-            self._usual = self._uses.copy()
 
     def _hook(self, name: str) -> Any:
         def record(module: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
@@ -240,41 +286,17 @@ class Recorder:
         if stands_for != name:  # it shared an input before and does not now: it was chance
             raise RuntimeError(f"the inputs of {name} and {stands_for} are the same in some batches only")
 
-        if (tokens := self._real(name, states)) is not None:
-            self._tokens.append((name, tokens))
-        else:
-            assert self.mask is not None, "a forward pass sets the mask"
-            batch, given = tuple(self.mask.shape), tuple(states.shape)
-            self.unusable[name] = f"its input of shape {given} is not one state for each token of a batch of {batch}"
-
-    def _real(self, name: str, states: torch.Tensor) -> torch.Tensor | None:
-        """A copy of the states of tokens that are no padding: what comes later in the pass may work in place.
-
-        None for what is not a state for each token of the batch: pooled, repeated, of positions.
-
-        Raises:
-            _AmbiguousError: as many rows as tokens, and which is which makes a difference.
-        """
         assert self.mask is not None, "a forward pass sets the mask"
-        width = states.shape[-1]
         if states.ndim == 2 and "experts" in name.split("."):
             # Experts see some of the tokens, in an order of their own: without padding all of them are real.
-            return states.clone() if bool(self.mask.all()) else None
-        rows, length = self.mask.shape
-        each, rest = divmod(states.numel(), rows * width)
-        own_padding = each > length and self._type in _OWN_PADDING
-        if rest or (each != length and not own_padding):
-            return None
-        shape = _without_ones(*states.shape[:-1])
-        if shape == (rows, rows) and (own_padding or not self.mask.all()):
-            raise _AmbiguousError
-        if shape == _without_ones(rows, each) or states.ndim == 2:
-            by_row = states.reshape(rows, each, width)
-        elif shape == (each, rows) and self._type in _TOKENS_FIRST:
-            by_row = states.reshape(each, rows, width).transpose(0, 1)
+            tokens = states.clone() if bool(self.mask.all()) else None
         else:
-            return None
-        return by_row[:, :length][self.mask]
+            tokens = states_of_tokens(states, self.mask, self._type)
+        if tokens is not None:
+            self._tokens.append((name, tokens))
+        else:
+            batch, given = tuple(self.mask.shape), tuple(states.shape)
+            self.unusable[name] = f"its input of shape {given} is not one state for each token of a batch of {batch}"
 
     def _sum_up(self) -> None:
         for number, (name, tokens) in enumerate(self._tokens):
@@ -292,12 +314,3 @@ class Recorder:
 
 class _Enough(Exception):
     """Every recorded module has had its input: the rest of the forward pass is not needed."""
-
-
-class _AmbiguousError(Exception):
-    """A batch has as many rows as tokens: its states may be (rows, tokens) or (tokens, rows)."""
-
-
-def _without_ones(*sizes: int) -> tuple[int, ...]:
-    """A shape without the dimensions that hold nothing: the one group of heads of (batch, 1, tokens, width), say."""
-    return tuple(size for size in sizes if size != 1)

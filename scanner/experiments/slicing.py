@@ -16,15 +16,16 @@ Source: Staats, Thamm, Rosenow, arXiv 2410.17770v1, App. F.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
 from torch.nn import functional
 
 from scanner.errors import ScannerError
-from scanner.experiments.activations import Moments, eigensystem
+from scanner.experiments.activations import AmbiguousError, Moments, eigensystem, passes, states_of_tokens
 from scanner.experiments.tokens import Batch, Batches, Sequences
 
 Order = Literal["before", "after"]
@@ -56,34 +57,76 @@ class Norm:
         return wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
 
 
+#: Names of norms over the width of queries and keys, which may be that of the states, but are not the states; and of DeBERTa's
+#: norm of the embeddings of relative positions.
+_OTHERS = frozenset(
+    "q_norm k_norm v_norm kv_norm qk_norm q_ln k_ln query_norm key_norm q_layernorm k_layernorm query_layernorm key_layernorm "
+    "q_a_layernorm kv_a_layernorm".split()
+)
+_OF_POSITIONS = "encoder.LayerNorm"
+
+
 def norms_of(model: Any) -> dict[str, Norm]:
-    """The norms over the whole width of a model's states, by name, in the order of the model (not those of single heads).
+    """The norms over the whole width of a model's states, by name, in the order of the model (not those of queries and keys).
+
+    Whatever behaves as a norm is one: classes of norms are many, and what their scale is differs (weight, 1 + weight, none).
 
     Raises:
         ScannerError: there are none that can be taken apart.
     """
-    width = getattr(model.config.get_text_config(), "hidden_size", None)
+    width: int = getattr(model.config.get_text_config(), "hidden_size", 0)
+    deberta = getattr(model.config, "model_type", "").startswith("deberta")
     found: dict[str, Norm] = {}
     for name, module in model.named_modules():
-        scale = getattr(module, "weight", None)
-        if not isinstance(scale, torch.Tensor) or tuple(scale.shape) != (width,):
+        if not _may_be_norm(module, width) or not _OTHERS.isdisjoint(name.split(".")):
             continue
-        if isinstance(module, torch.nn.LayerNorm):
-            found[name] = Norm(module=module, centred=True, eps=module.eps, scale=scale.detach().float())
-        elif type(module).__name__.endswith("RMSNorm"):
-            eps = next(
-                (float(getattr(module, key)) for key in ("variance_epsilon", "eps") if hasattr(module, key)), 0.0
-            )
-            with torch.inference_mode():
-                # Some scale by the weight, some by 1 + weight: what becomes of ones tells.
-                ones = torch.ones(1, *scale.shape, dtype=scale.dtype, device=scale.device)
-                factor = module(ones)[0].double() * (1.0 + eps) ** 0.5
-            found[name] = Norm(module=module, centred=False, eps=eps, scale=factor.float())
+        if deberta and f".{name}".endswith(f".{_OF_POSITIONS}"):
+            continue
+        if (norm := _taken_apart(module, width, next(model.parameters()).device)) is not None:
+            found[name] = norm
     if not found:
         raise ScannerError(
             f"{type(model).__name__} has no LayerNorm or RMSNorm over its hidden states: nothing to slice around"
         )
     return found
+
+
+def _may_be_norm(module: torch.nn.Module, width: int) -> bool:
+    if not width or next(module.children(), None) is not None:
+        return False
+    if next(module.parameters(), None) is None:  # OLMo's has neither scale nor bias
+        return "norm" in type(module).__name__.lower()
+    scale = getattr(module, "weight", None)
+    return isinstance(scale, torch.Tensor) and tuple(scale.shape) == (width,)
+
+
+def _taken_apart(module: torch.nn.Module, width: int, device: torch.device) -> Norm | None:
+    """A norm's parts, found out by what it makes of chosen states; None if it makes something else than a norm does."""
+    alone = copy.deepcopy(module).float().cpu()  # exact, whatever the precision of the model
+    signs = 1.0 - 2.0 * (torch.arange(width) % 2)
+    drawn = torch.randn(4, width, generator=torch.Generator().manual_seed(0))
+    samples = torch.cat([drawn + 1.0, 0.01 * drawn])
+    with torch.inference_mode():
+        try:  # past its hooks
+            one, other, tiny, made = (
+                alone.forward(states[None])[0] for states in (signs[None], -signs[None], 1e-3 * signs[None], samples)
+            )
+        except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
+            return None
+        scaled, bias = (one - other) / 2.0, (one + other) / 2.0
+        if made.shape != samples.shape or not isinstance(made, torch.Tensor):
+            return None
+        known = (getattr(module, key, None) for key in ("variance_epsilon", "eps"))
+        eps = next((float(value) for value in known if isinstance(value, float)), None)
+        if eps is None:  # y = x / sqrt(x^2 + eps), up to the scale: of a small x it tells eps
+            ratio = float(scaled.norm() / (tiny - bias).norm())
+            eps = max(0.0, 1e-6 * (ratio**2 - 1.0))
+        for centred in (True, False):
+            norm = Norm(module=module, centred=centred, eps=eps, scale=torch.ones(width))
+            scale = scaled[0] / norm.unit(signs)
+            if torch.allclose(scale * norm.unit(samples) + bias, made, rtol=1e-4, atol=1e-5 * float(made.abs().max())):
+                return replace(norm, scale=scale.clone().to(device))
+    return None
 
 
 def require_full_rank(tokens: int, width: int) -> None:
@@ -99,6 +142,8 @@ def require_full_rank(tokens: int, width: int) -> None:
 def bases(model: Any, text: Sequences, batches: Batches, order: Order) -> dict[str, torch.Tensor]:
     """Eigenvectors of the covariance at every norm that a forward pass goes through, before or after it.
 
+    A norm whose input is not one state for each token, or comes with another one, has none: `sliced` leaves it intact.
+
     Args:
         model: intact, on its device.
         text: what is averaged over; padding is left out.
@@ -109,29 +154,41 @@ def bases(model: Any, text: Sequences, batches: Batches, order: Order) -> dict[s
         By the norm's name: (width, width), float32, eigenvectors as columns, smallest eigenvalue first.
 
     Raises:
-        ScannerError: fewer tokens than dimensions: the smallest directions would be arbitrary.
+        ScannerError: fewer tokens than dimensions: the smallest directions would be arbitrary; or no norm is left.
     """
     norms = norms_of(model)
     width = next(iter(norms.values())).scale.shape[0]
     require_full_rank(text.tokens, width)
     moments = {name: Moments.zero(width, model.device) for name in norms}
+    model_type = getattr(model.config, "model_type", "")
     mask: list[torch.Tensor] = []
     seen: list[tuple[str, torch.Tensor]] = []
+    others: dict[str, tuple[int, ...]] = {}
 
     def recorder(name: str) -> Any:
         def record(module: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
-            states = arguments[0]
-            if states.shape[:-1] != mask[0].shape:
-                raise ScannerError(f"the input of {name} has shape {tuple(states.shape)}: no state for each token")
-            seen.append((name, states[mask[0]]))  # a copy: what comes later may work in place
+            chosen = None
+            if len(arguments) == 1:  # some take a gate beside the states
+                chosen = states_of_tokens(arguments[0], mask[0], model_type)
+            if chosen is None:
+                others[name] = tuple(arguments[0].shape) if arguments else ()
+            else:
+                seen.append((name, chosen))
 
         return record
 
-    def compute(batch: Batch, indices: list[int]) -> None:
-        inputs = batch.inputs(model, decoder=True)
+    def run(inputs: dict[str, torch.Tensor]) -> None:
         mask[:] = [inputs["attention_mask"].bool()]
+        before = len(seen)
+        try:
+            model(**inputs)
+        except AmbiguousError:
+            del seen[before:]
+            raise
+
+    def compute(batch: Batch, indices: list[int]) -> None:
         seen.clear()
-        model(**inputs)
+        passes(run, batch.inputs(model, decoder=True))
         # After the pass: one that runs out of memory is made again in halves, and must not count twice.
         for name, chosen in seen:
             norm = norms[name]
@@ -148,8 +205,13 @@ def bases(model: Any, text: Sequences, batches: Batches, order: Order) -> dict[s
     found: dict[str, torch.Tensor] = {}
     for name in norms:
         sums = moments.pop(name)
-        if sums.count:
+        if sums.count and name not in others:
             found[name] = eigensystem(sums.covariance(centred=False)).vectors.flip(1).float()
+    if not found:
+        told = ", ".join(f"{name} {shape}" for name, shape in others.items()) or "no forward pass reaches one"
+        raise ScannerError(
+            f"no norm of {type(model).__name__} has one state for each token as its input ({told}): nothing to slice around"
+        )
     return found
 
 

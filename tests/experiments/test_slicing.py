@@ -32,7 +32,8 @@ def model_of(kind: str, **more: Any) -> Any:
     """A model with random weights, scales and biases; half of a norm's scales are negative."""
     config = AutoConfig.for_model(kind, **({"vocab_size": VOCABULARY, "pad_token_id": 0} | more))
     torch.manual_seed(1)
-    model = (AutoModel if kind == "bert" else AutoModelForCausalLM).from_config(config)
+    causal = kind not in ("bert", "deberta", "deberta-v2", "longformer", "t5", "xlnet")
+    model = (AutoModelForCausalLM if causal else AutoModel).from_config(config)
     for parameter in model.parameters():
         parameter.data = torch.randn_like(parameter) * (0.3 if parameter.ndim > 1 else 1.0)
     return model.requires_grad_(False).eval()
@@ -41,11 +42,6 @@ def model_of(kind: str, **more: Any) -> Any:
 @pytest.fixture(scope="module")
 def llama() -> Any:
     return model_of("llama", **CONFIGS["llama"])
-
-
-@pytest.fixture(scope="module")
-def bert() -> Any:
-    return model_of("bert", **CONFIGS["bert"])
 
 
 def directions(model: Any, count: int = 3) -> dict[str, torch.Tensor]:
@@ -61,18 +57,79 @@ def output(model: Any) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize("kind", ["llama", "bert", "gpt2", "gemma"])
-def test_norms_taken_apart_are_the_norms_themselves(kind: str) -> None:
-    shape = CONFIGS.get(kind, CONFIGS["llama"] | {"head_dim": 4})
-    model = model_of(kind, **shape)
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [
+        ("llama", 5),
+        ("bert", 5),
+        ("gpt2", 5),
+        ("gemma", 5),
+        ("cohere", 3),
+        ("olmo", 5),
+        ("nemotron", 5),
+        ("deberta", 5),
+        ("t5", 12),
+        ("opt", 5),
+    ],
+)
+def test_norms_taken_apart_are_the_norms_themselves(kind: str, count: int) -> None:
+    model = model_of(
+        kind, **CONFIGS.get("deberta-v2" if kind == "deberta" else kind, CONFIGS["llama"] | {"head_dim": 4})
+    )
     norms = norms_of(model)
-    assert len(norms) == 5
-    states = 3.0 * torch.randn(4, 16) + 1.0
-    for norm in norms.values():
-        bias = getattr(norm.module, "bias", None)
-        whole = norm.scale * norm.unit(states) + (0.0 if bias is None else bias)
-        assert torch.allclose(norm.module(states), whole, atol=1e-5)
-        assert torch.allclose(norm.unit(norm.signal(states)), norm.unit(states), atol=1e-5)
+    assert len(norms) == count
+    for size in (3.0, 0.002):  # of small states the division's epsilon counts
+        states = size * (torch.randn(4, 16) + 0.3)
+        for norm in norms.values():
+            bias = getattr(norm.module, "bias", None)
+            whole = norm.scale * norm.unit(states) + (0.0 if bias is None else bias)
+            assert torch.allclose(norm.module(states), whole, rtol=1e-3, atol=1e-4)
+            assert torch.allclose(norm.unit(norm.signal(states)), norm.unit(states), atol=1e-5)
+
+
+def test_scales_are_exact_whatever_the_precision_of_the_model() -> None:
+    for kind in ("llama", "bert", "nemotron"):
+        model = model_of(kind, **CONFIGS.get(kind, CONFIGS["llama"])).to(torch.bfloat16)
+        for norm in norms_of(model).values():
+            weight = norm.module.weight.float() + (1.0 if kind == "nemotron" else 0.0)
+            assert torch.allclose(norm.scale, weight, rtol=1e-5, atol=1e-6)
+
+
+def test_norms_of_queries_keys_and_positions_are_none_of_the_states() -> None:
+    olmo = norms_of(model_of("olmo2", **CONFIGS["llama"]))  # its norm of the queries has the width of the states
+    assert {name.rpartition(".")[2] for name in olmo} == {
+        "post_attention_layernorm",
+        "post_feedforward_layernorm",
+        "norm",
+    }
+    deberta = model_of("deberta-v2", **CONFIGS["deberta-v2"])
+    assert deberta.encoder.LayerNorm.weight.shape == (16,)
+    assert len(norms_of(deberta)) == 5
+    assert "encoder.LayerNorm" not in norms_of(deberta)
+
+
+class _Repeated(torch.nn.Module):
+    """A norm that is given every state twice."""
+
+    def __init__(self, norm: torch.nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.norm(torch.cat([states, states], dim=1))[:, : states.shape[1]]
+        return found
+
+
+def test_a_norm_without_a_state_for_each_token_stays_intact() -> None:
+    model = model_of("llama", **CONFIGS["llama"])
+    model.model.norm = _Repeated(model.model.norm)
+    found = bases(model, TEXT, Batches(0, 1000), "before")
+    assert {*found} == {*norms_of(model)} - {"model.norm.norm"} != set()
+    for layer in model.model.layers:
+        layer.input_layernorm = _Repeated(layer.input_layernorm)
+        layer.post_attention_layernorm = _Repeated(layer.post_attention_layernorm)
+    with pytest.raises(ScannerError, match=r"no norm of .* one state for each token.*model\.norm\.norm \(3, 88, 16\)"):
+        bases(model, TEXT, Batches(0, 1000), "before")
 
 
 def test_deciles_cover_every_direction_once() -> None:
@@ -83,20 +140,33 @@ def test_deciles_cover_every_direction_once() -> None:
         decile_slice(16, 11)
 
 
+#: As many sequences as tokens in the longest: rows and tokens of a batch cannot be told apart by their number.
+SQUARE = Sequences(ids=tuple(np.arange(length, dtype=np.int32) * 7 % 80 + 4 for length in (4, 5, 6, 7, 8, 8, 8, 8)))
+
+
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("kind", ["llama", "bert"])
-def test_bases_are_eigenvectors_of_what_numpy_sees_without_padding(
-    kind: str, order: Order, request: pytest.FixtureRequest
-) -> None:
-    model = request.getfixturevalue(kind)
-    text = PAIRS if kind == "bert" else TEXT
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("llama", TEXT),
+        ("bert", PAIRS),
+        ("opt", TEXT),
+        ("deberta-v2", TEXT),
+        ("longformer", TEXT),
+        ("xlnet", TEXT),
+        ("xlnet", SQUARE),
+    ],
+)
+def test_bases_are_eigenvectors_of_what_numpy_sees_without_padding(kind: str, text: Sequences, order: Order) -> None:
+    model = model_of(kind, **CONFIGS[kind])
     found = bases(model, text, Batches(0, 1000), order)  # one padded batch
     seen: dict[str, list[np.ndarray]] = {name: [] for name in found}
     norms = norms_of(model)
-    for index, ids in enumerate(text.ids):  # one by one: no padding at all
+    assert {*found} == {*norms}
+    for index, ids in enumerate(text.ids):  # one by one: no padding, but the one that Longformer puts behind
         hooks = [
             norms[name].module.register_forward_pre_hook(
-                lambda _, given, name=name: seen[name].append(given[0][0].numpy())
+                lambda _, given, name=name, ids=ids: seen[name].append(given[0].reshape(-1, 16)[: len(ids)].numpy())
             )
             for name in found
         ]
@@ -106,7 +176,8 @@ def test_bases_are_eigenvectors_of_what_numpy_sees_without_padding(
             hook.remove()
     for name, basis in found.items():
         states = np.concatenate(seen[name]).astype(np.float64)
-        if kind == "bert":
+        assert len(states) == text.tokens
+        if kind != "llama":
             states = states - states.mean(axis=1, keepdims=True)
         if order == "after":
             states = states / np.sqrt((states**2).mean(axis=1, keepdims=True) + norms[name].eps)
@@ -141,9 +212,9 @@ def test_after_the_norm_is_the_projection_absorbed_by_the_next_matrices(llama: A
     assert not torch.allclose(output(llama), changed, atol=1e-2)
 
 
-@pytest.mark.parametrize("kind", ["llama", "bert"])
-def test_before_the_norm_is_a_norm_of_projected_states(kind: str, request: pytest.FixtureRequest) -> None:
-    model = request.getfixturevalue(kind)
+@pytest.mark.parametrize("kind", ["llama", "bert", "opt"])
+def test_before_the_norm_is_a_norm_of_projected_states(kind: str) -> None:
+    model = model_of(kind, **CONFIGS[kind])
     dropped = directions(model)
     with sliced(model, dropped, "before"):
         changed = output(model)
