@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from transformers import BertConfig
 
 from scanner.errors import ScannerError
 from scanner.experiments.texts import Texts, TextSource, read_texts
@@ -291,8 +292,8 @@ def test_rows_are_drawn_from_all_of_a_table_in_its_order(sorted_by_label: bool) 
 
 
 def test_padding_is_masked_and_needs_no_padding_token() -> None:
-    assert padding_id(tokenizer()) == 0
-    assert padding_id(tokenizer(padding=False)) == 0
+    for own, padding, wanted in ((None, True, 0), (None, False, 0), (7, True, 7), (-1, True, 0)):
+        assert padding_id(tokenizer(padding=padding), BertConfig(pad_token_id=own)) == wanted
     two = np.array([5, 6], np.int32), np.array([7], np.int32)
     batch = Sequences(ids=two).batch([0, 1], 9)
     assert batch.ids.tolist() == [[5, 6], [7, 9]]
