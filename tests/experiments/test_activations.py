@@ -396,7 +396,7 @@ def test_finished_blocks_are_not_measured_again(
     first = run(folder, text, tmp_path / "store")
     assert {*first.skipped} == {"pooler.dense.weight"}
     second = run(folder, text, tmp_path / "store")
-    assert (second.run_id, second.new) == (first.run_id, False)
+    assert (second.run_id, second.new, second.skipped) == (first.run_id, False, first.skipped)
     done: list[int] = []
     original = activation_run._tasks
     monkeypatch.setattr(
@@ -412,6 +412,41 @@ def test_finished_blocks_are_not_measured_again(
         ("activations", "table.csv", first.tokens)
     ]
     assert json.loads(kind[0]["method"])["window"] == 16
+
+
+def test_what_is_skipped_is_told_by_every_call_and_the_row_of_the_run(
+    tmp_path: Path, in_process: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One token tells nothing of the experts that are not asked; the call after an interruption tells of all blocks."""
+    folder, text = save(tmp_path / "model", "nllb-moe", "features"), tmp_path / "table.csv"
+    text.write_text("text\nw3\n")
+    whole = run(folder, text, tmp_path / "whole")
+    written = {ref.tensor for ref in open_target(str(folder), Selection()).inventory.matrices}
+    assert {*whole.skipped} == written - {row["tensor"] for row in rows(tmp_path / "whole")} != set()
+    again = run(folder, text, tmp_path / "whole")
+    assert (again.new, again.skipped) == (False, whole.skipped)
+
+    # Blocks come one by one, and the call ends after the one that skips something.
+    original = activation_run._Run.done
+
+    def interrupted(self: Any, task: Any, outcome: Any) -> Any:
+        following = original(self, task, outcome)
+        if outcome.skipped:
+            raise KeyboardInterrupt
+        return following
+
+    monkeypatch.setattr(activation_run._Run, "done", interrupted)
+    monkeypatch.setattr(activation_run, "MEMORY", 1)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, text, tmp_path / "parts")
+    monkeypatch.setattr(activation_run._Run, "done", original)
+    before = len(in_process)
+    continued = run(folder, text, tmp_path / "parts")
+    assert len(in_process) > before
+    assert {*continued.skipped} == {*whole.skipped}
+    row = open_store(str(tmp_path / "parts")).file_rows("experiments", continued.run_id)[0]
+    assert {*json.loads(str(row["environment"]))["skipped"]} == {*whole.skipped}
+    assert run(folder, text, tmp_path / "parts").skipped == continued.skipped
 
 
 def test_sums_of_shards_are_added(tmp_path: Path, in_process: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
