@@ -13,15 +13,13 @@ from numpy.typing import NDArray
 
 from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
-from scanner.experiments.texts import Texts
+from scanner.experiments.texts import CHARACTERS_PER_TOKEN, Texts
 from scanner.experiments.tokens import Sequences, marked
 
 Integers = NDArray[np.int64]
 
 #: The split is the same for every seed of a fine-tuning: what differs is the head, dropout and the order of examples.
 _SPLIT_SEED = 0
-#: Characters that are enough for one token: what is cut off before a tokenizer sees it.
-_CHARACTERS_PER_TOKEN = 32
 #: Shorter sequences hold hardly more than special tokens.
 SHORTEST = 8
 
@@ -152,7 +150,7 @@ def encoded(
 
     Special tokens stay where they belong, and what a text spells is none; a text without a token becomes one of padding.
     """
-    limit = _CHARACTERS_PER_TOKEN * length
+    limit = CHARACTERS_PER_TOKEN * length
     spelt, pairs = _special(tokenizer), bool(texts.seconds)
     columns = [
         [spelt.sub(r"\g<0> ", column[index][:limit]) for index in chosen]
