@@ -39,7 +39,7 @@ class Sums:
     shared: dict[str, str]
     """Every module to the one that stands for it."""
     unusable: dict[str, str]
-    """Modules whose input cannot be told apart into tokens, and why."""
+    """Modules whose input is not one state for each token, and why."""
 
     def to(self, device: Any) -> Sums:
         """The same on another device: on the CPU they can travel."""

@@ -28,6 +28,7 @@ from scanner.experiments.activations import (
 )
 from scanner.experiments.models import load_model, load_tokenizer, model_place
 from scanner.experiments.placing import open_target
+from scanner.experiments.slicing import bases, norms_of
 from scanner.experiments.texts import Texts, TextSource, read_texts
 from scanner.experiments.tokens import Batches, Sequences, sequences
 from scanner.rmt.marchenko_pastur import FloatArray
@@ -114,6 +115,22 @@ def test_a_module_that_several_blocks_use_is_measured_in_each(tmp_path: Path) ->
         np.testing.assert_allclose(
             moments.covariance(centred=True), np.cov(expected.T, bias=True), rtol=1e-3, atol=1e-5
         )
+
+
+def test_a_classifier_that_knows_no_padding_reads_one_text_at_a_time(tmp_path: Path) -> None:
+    place = model_place(
+        open_target(str(save(tmp_path, "gpt2", "classification", pad_token_id=None)), Selection()).checkpoint
+    )
+    model, tokenizer = load_model(place), load_tokenizer(place)
+    text = sequences(tokenizer, read_texts(TextSource(reference=str(table_file(tmp_path)))), length=6)
+    name = "transformer.h.1.mlp.c_proj"
+    sums = accumulate(model, text, {name: model.get_submodule(name)}, Batches(0, 40))
+    expected = naive(model, name, text)
+    assert sums.moments[name].count == len(expected) == text.tokens
+    np.testing.assert_allclose(
+        sums.moments[name].covariance(centred=True), np.cov(expected.T, bias=True), rtol=1e-4, atol=1e-5
+    )
+    assert {*bases(model, text, Batches(0, 40), "before")} == {*norms_of(model)}
 
 
 def test_pairs_are_read_with_the_types_that_tell_their_texts_apart(tmp_path: Path) -> None:
