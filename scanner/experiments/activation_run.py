@@ -32,6 +32,8 @@ DEFAULT_WINDOW = 512
 MEMORY, TRAVELLING = 4 << 30, 1 << 30
 #: A longer text is cut into shards of about so many tokens, which actors share.
 SHARD_TOKENS = 16_384
+#: Eigenvectors of a covariance (twice) and singular vectors, against one product of the same size: about so much more.
+_DECOMPOSITION = 10.0
 #: Tasks for each worker: what an interruption loses shrinks with it, and repeated forward passes grow.
 _TASKS_PER_WORKER = 2
 #: Workers to plan for on a cluster whose size nobody has told.
@@ -111,7 +113,7 @@ class _Run:
         if done < task.shards or total is None:
             self._totals[block] = (done, total)
             return []
-        return [replace(task, text=Sequences(ids=()), sums=total)]
+        return [_comparison(task, total)]
 
     def lost(self, task: ActivationTask, reason: str) -> None:
         """Keep the name of a task that took every worker with it."""
@@ -228,7 +230,7 @@ def measure_activations(
         )
         tasks = _tasks(base, todo, _planned_workers(options))
         # Where there are several shards, the comparison of their sums is one more.
-        following = [task for task in tasks if task.shard == 0 and task.shards > 1]
+        following = [_comparison(task, None) for task in tasks if task.shard == 0 and task.shards > 1]
         cost = sum(task.cost for task in [*tasks, *following])
         observer.starting(len(tasks) + len(following), cost, len(blocks) - len(todo), "groups of blocks")
         run_tasks(
@@ -329,6 +331,16 @@ def _groups(
     return [tuple((name, blocks[name]) for name in group) for group in groups]
 
 
+def _comparison(task: ActivationTask, sums: Sums | None) -> ActivationTask:
+    """What follows the last shard of some blocks: the comparison of the sums of all shards."""
+    return replace(task, text=Sequences(ids=()), sums=sums, cost=_decompositions(task.blocks))
+
+
+def _decompositions(blocks: Sequence[tuple[str, Sequence[MatrixRef]]]) -> float:
+    """Their cost, in the unit of the sums' accumulation."""
+    return _DECOMPOSITION * sum(float(ref.cols**3) for _, refs in blocks for ref in refs)
+
+
 def _tasks(base: ActivationTask, blocks: dict[str, tuple[MatrixRef, ...]], workers: int) -> list[ActivationTask]:
     """One for each group of blocks and shard of the text; the largest first, the shards of a group together."""
     shards = _shards(base.text)
@@ -336,9 +348,11 @@ def _tasks(base: ActivationTask, blocks: dict[str, tuple[MatrixRef, ...]], worke
     for group in _groups(blocks, len(shards), workers):
         before += len(group)
         for number, text in enumerate(shards):
-            # Accumulation and decompositions of its own blocks, and a forward pass up to the last of them.
-            cost = sum(float(ref.cols**2) * (ref.cols + text.tokens) for _, refs in group for ref in refs)
-            cost *= 1 + before / len(blocks)
+            # Accumulation for its own blocks and a forward pass up to the last of them; then the comparison, if it is not apart.
+            cost = (
+                text.tokens * sum(float(ref.cols**2) for _, refs in group for ref in refs) * (1 + before / len(blocks))
+            )
+            cost += _decompositions(group) if len(shards) == 1 else 0.0
             tasks.append(replace(base, blocks=group, text=text, cost=cost, shard=number, shards=len(shards)))
     if len(shards) > 1:
         return tasks

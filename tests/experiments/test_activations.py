@@ -14,7 +14,7 @@ from scipy.stats import norm
 from transformers import AutoConfig, AutoModel
 
 from scanner.checkpoint import Selection, read_matrix
-from scanner.engine import PoolOptions
+from scanner.engine import PoolOptions, ScanObserver
 from scanner.errors import ScannerError
 from scanner.experiments import activation_run, activation_task, running
 from scanner.experiments.activation_run import measure_activations
@@ -466,12 +466,26 @@ def test_what_is_skipped_is_told_by_every_call_and_the_row_of_the_run(
     assert run(folder, text, tmp_path / "parts").skipped == continued.skipped
 
 
+class Told(ScanObserver):
+    """The cost that was announced, and that of what was done."""
+
+    announced = done = 0.0
+
+    def starting(self, items: int, cost: float, kept: int, what: str = "") -> None:
+        self.announced = cost
+
+    def task_done(self, task: Any, *, failed: list[str]) -> None:
+        self.done += task.cost
+
+
 def test_sums_of_shards_are_added(tmp_path: Path, in_process: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, text = save(tmp_path / "model", "llama"), text_file(tmp_path)
     whole = run(folder, text, tmp_path / "whole")
     in_process.clear()
     monkeypatch.setattr(activation_run, "SHARD_TOKENS", 32)
-    sharded = run(folder, text, tmp_path / "sharded")
+    told = Told()
+    sharded = run(folder, text, tmp_path / "sharded", observer=told)
+    assert told.done == pytest.approx(told.announced), "progress ends at 100 %"
     assert len(in_process) == whole.tokens // 32 + 1
     assert (sharded.run_id, sharded.tokens, sharded.failed) == (whole.run_id, whole.tokens, {})
     of_one, of_many = rows(tmp_path / "whole"), rows(tmp_path / "sharded")
