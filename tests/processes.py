@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -52,6 +53,11 @@ def command(pid: int) -> str:
         return ""
 
 
+def _heeding_interrupts() -> None:
+    """Tests that a shell runs in its background ignore SIGINT, and so would all that they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def in_the_middle(
     arguments: Sequence[str], errors: Path, begun: Callable[[], object]
@@ -60,7 +66,12 @@ def in_the_middle(
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     with errors.open("wb") as log:
         driver = subprocess.Popen(
-            arguments, stdout=subprocess.PIPE, stderr=log, env=environment, start_new_session=True
+            arguments,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=_heeding_interrupts,
         )
         try:
             wait_until(lambda: begun() or driver.poll() is not None, "the first result")
