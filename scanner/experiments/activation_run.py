@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -120,19 +120,17 @@ class _Run:
         self.errors.add(task.name, Failure(message=reason))
         self.observer.task_done(task, failed=[task.name])
 
-    def recall(self, tensors: Sequence[str]) -> None:
-        """Of matrices whose blocks are there, those without rows were skipped: a run's row says why, files of blocks do not."""
-        if not tensors:
-            return
-        query = 'select distinct tensor from "overlaps" where run_id = $run'
-        measured = {*self.store.sql(query, {"run": self.run_id})["tensor"].to_pylist()}
+    def recall(self, blocks: Mapping[str, Sequence[MatrixRef]]) -> None:
+        """Of blocks that are there, matrices without rows were skipped: a run's row says why, files of blocks do not."""
         told: dict[str, str] = {}
         for row in self.store.file_rows("experiments", self.run_id):
             told = json.loads(str(row["environment"])).get("skipped", {})
-        missing = (tensor for tensor in tensors if tensor not in measured)
-        self.skipped |= {
-            tensor: told.get(tensor, "skipped by an earlier, interrupted call of this run") for tensor in missing
-        }
+        for name, refs in blocks.items():
+            measured = {row["tensor"] for row in self.store.file_rows("overlaps", name, ["tensor"])}
+            missing = [ref.tensor for ref in refs if ref.tensor not in measured]
+            self.skipped |= {
+                tensor: told.get(tensor, "skipped by an earlier, interrupted call of this run") for tensor in missing
+            }
 
     def finish(self) -> None:
         """Write the run's row, unless blocks are missing or it is there."""
@@ -216,7 +214,7 @@ def measure_activations(
     )
     blocks = _blocks(target.inventory.matrices, run.run_id)
     todo = {name: refs for name, refs in blocks.items() if not run.store.has_rows("overlaps", name)}
-    run.recall([ref.tensor for name, refs in blocks.items() if name not in todo for ref in refs])
+    run.recall({name: refs for name, refs in blocks.items() if name not in todo})
     if todo:
         base = ActivationTask(
             run_id=run.run_id,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -170,7 +172,8 @@ def _accuracy(
         raise ScannerError(f"--window {length} has no room for a prompt beside an answer of {longest_answer} tokens")
     seconds = texts.seconds or ("",) * len(texts.items)
     pairs = zip(texts.items, seconds, strict=True)
-    ids = tuple(_prompt(tokenizer, wanted.prompt, *pair, length - longest_answer) for pair in pairs)
+    prefix, _ = affixes(tokenizer)
+    ids = tuple(_prompt(tokenizer, prefix, wanted.prompt, *pair, length - longest_answer) for pair in pairs)
     paired = dict(zip(classes, answers, strict=True))
     more: dict[str, object] = {"kind": "choice", "prompt": wanted.prompt, "answers": paired}
     more["ids"] = Sequences(ids=(*ids, *tokens)).digest
@@ -197,22 +200,22 @@ def _answer(tokenizer: Any, prompt: str, answer: str) -> Ids:
     return np.array(ids[len(before) :], dtype=np.int32)
 
 
-def _prompt(tokenizer: Any, prompt: str, text: str, second: str, room: int) -> Ids:
-    """The tokens of a prompt with its text or pair: what a text begins with (a BOS) before it, nothing behind it.
+def _prompt(tokenizer: Any, prefix: Sequence[int], prompt: str, text: str, second: str, room: int) -> Ids:
+    """The tokens of a prompt with its text or pair: what a text begins with (`prefix`, a BOS) before it, nothing behind it.
 
     One that is too long loses the end of its text, of pairs the longer one; the words around it stay.
 
     Raises:
         ScannerError: these alone are too long.
     """
-    prefix, _ = affixes(tokenizer)
-    parts = [text[: CHARACTERS_PER_TOKEN * room], second[: CHARACTERS_PER_TOKEN * room]]
+    parts = {"text": text[: CHARACTERS_PER_TOKEN * room], "second": second[: CHARACTERS_PER_TOKEN * room]}
     while True:
-        filled = prompt.replace("{second}", parts[1]).replace("{text}", parts[0])
+        # In one go: a text that spells {text} is no place for another.
+        filled = re.sub(r"\{(text|second)\}", lambda place: parts[place[1]], prompt)
         ids = [*prefix, *encode(tokenizer, filled, special=False)]
         if len(ids) <= room:
             return np.array(ids, dtype=np.int32)
-        longer = max((0, 1), key=lambda index: len(parts[index]))
+        longer = max(parts, key=lambda name: len(parts[name]))
         if not parts[longer]:
             raise ScannerError(f"--window leaves {room} tokens for a prompt that has {len(ids)} without its text")
         count = len(parts[longer])

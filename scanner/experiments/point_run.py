@@ -144,14 +144,11 @@ class PointRun:
 
     def _known_baseline(self) -> Scores | None:
         """The baseline of an earlier call."""
-        there = self.store.has_rows("experiments", self.run_id)
-        if not (there and self.store.has_rows("ablations", f"{self.run_id}-{NOTHING}")):
+        rows = self.store.file_rows("experiments", self.run_id)
+        if not (rows and self.store.has_rows("ablations", f"{self.run_id}-{NOTHING}")):
             return None
-        for row in self.store.sql("from experiments").to_pylist():
-            if row["run_id"] == self.run_id:
-                kept = json.loads(row["environment"])["baseline"]
-                return Scores(sums=np.array(kept["sums"]), weights=np.array(kept["weights"]))
-        return None
+        kept = json.loads(str(rows[0]["environment"]))["baseline"]
+        return Scores(sums=np.array(kept["sums"]), weights=np.array(kept["weights"]))
 
     def _write(self, task: PointTask, outcome: PointOutcome, baseline: Scores) -> None:
         measure = self.measurement.measure

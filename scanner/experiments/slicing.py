@@ -113,9 +113,9 @@ def _taken_apart(module: torch.nn.Module, width: int, device: torch.device) -> N
             )
         except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
             return None
-        scaled, bias = (one - other) / 2.0, (one + other) / 2.0
-        if made.shape != samples.shape or not isinstance(made, torch.Tensor):
+        if not isinstance(made, torch.Tensor) or made.shape != samples.shape:
             return None
+        scaled, bias = (one - other) / 2.0, (one + other) / 2.0
         known = (getattr(module, key, None) for key in ("variance_epsilon", "eps"))
         eps = next((float(value) for value in known if isinstance(value, float)), None)
         if eps is None:  # y = x / sqrt(x^2 + eps), up to the scale: of a small x it tells eps

@@ -133,14 +133,14 @@ class Store:
         path = self.control_path(rows, cols, ensemble, seed)
         self._files.write(path, conform("controls", table).sort_by("k"), file_metadata(method))
 
-    def file_rows(self, table: str, name: str) -> list[dict[str, object]]:
-        """The rows of one file of a table (`matrices` of a scan, say); none if there is no such file.
+    def file_rows(self, table: str, name: str, columns: Sequence[str] | None = None) -> list[dict[str, object]]:
+        """The rows of one file of a table (`matrices` of a scan, say), whole or some columns; none if there is no such file.
 
         Raises:
             StoreError: the store cannot be read.
         """
         rows = self._files.read(f"{table}/{name}.parquet") if table in SCHEMAS and is_scan_id(name) else None
-        return [] if rows is None else rows.to_pylist()
+        return [] if rows is None else rows.select(columns or rows.column_names).to_pylist()
 
     def vector_rows(self, scan_id: str, columns: Sequence[str]) -> pa.Table:
         """These columns of the rows of `vectors` of one committed scan, in the file's order.

@@ -18,7 +18,7 @@ from scanner.errors import ScannerError
 from scanner.experiments.accuracy import Choice, Classifier, Probe, labels_of
 from scanner.experiments.evaluation import Divergence, Perplexity, Scores, Windows, summarise
 from scanner.experiments.labels import Examples
-from scanner.experiments.measures import MeasureRequest, _answer, measurement
+from scanner.experiments.measures import MeasureRequest, _answer, _prompt, measurement
 from scanner.experiments.models import load_model, load_tokenizer, model_place
 from scanner.experiments.placing import open_target
 from scanner.experiments.texts import Texts, TextSource, read_texts
@@ -184,6 +184,8 @@ def test_a_prompt_that_is_too_long_loses_the_end_of_its_text(tmp_path: Path) -> 
     assert len(first) >= 16, "no more is cut than is too much"
     assert first[2:6] == [number[word] for word in words(40).split()[:4]]
     assert second[2:5] == [number[word] for word in words(3).split()]
+    spelt = _prompt(word_tokenizer(), [], "{text} w1 {second}", "w2", "{text}", 9)
+    assert word_tokenizer().decode(spelt) == "w2 w1 [UNK]", "a text is no template"
     with pytest.raises(ScannerError, match="--window leaves 3 tokens for a prompt that has 4 without its text"):
         measurement(place, replace(wanted, window=5))
 

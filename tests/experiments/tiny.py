@@ -20,6 +20,16 @@ WORDS = [f"w{number}" for number in range(90)]
 SPECIAL = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
 VOCABULARY = len(WORDS) + len(SPECIAL)
 
+_PAIR = {
+    "d_model": 16,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 28,
+    "decoder_ffn_dim": 28,
+}
+
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {
         "hidden_size": 16,
@@ -45,14 +55,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_attention_heads": 2,
         "max_position_embeddings": 64,
     },
-    "bart": {
-        "d_model": 16,
-        "encoder_layers": 1,
-        "decoder_layers": 1,
-        "encoder_attention_heads": 2,
-        "decoder_attention_heads": 2,
-        "encoder_ffn_dim": 28,
-        "decoder_ffn_dim": 28,
+    "bart": _PAIR
+    | {
         "max_position_embeddings": 64,
         "decoder_start_token_id": 2,
     },
@@ -87,14 +91,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 64,
         "attention_window": [16, 16],
     },
-    "led": {
-        "d_model": 16,
-        "encoder_layers": 1,
-        "decoder_layers": 1,
-        "encoder_attention_heads": 2,
-        "decoder_attention_heads": 2,
-        "encoder_ffn_dim": 28,
-        "decoder_ffn_dim": 28,
+    "led": _PAIR
+    | {
         "max_encoder_position_embeddings": 64,
         "max_decoder_position_embeddings": 64,
         "attention_window": 8,
@@ -109,14 +107,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_attention_heads": 2,
         "max_position_embeddings": 64,
     },
-    "nllb-moe": {
-        "d_model": 16,
+    "nllb-moe": _PAIR
+    | {
         "encoder_layers": 2,
-        "decoder_layers": 1,
-        "encoder_attention_heads": 2,
-        "decoder_attention_heads": 2,
-        "encoder_ffn_dim": 28,
-        "decoder_ffn_dim": 28,
         "num_experts": 3,
         "encoder_sparse_step": 2,
         "decoder_sparse_step": 2,
