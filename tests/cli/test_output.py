@@ -47,7 +47,8 @@ QUERIES = [
     ["sql", "SELECT * FROM vectors ORDER BY tensor, k"],
     [
         "sql",
-        "SELECT role, sum(k) AS s, avg(u_p) AS p, max(finished_at) AS t FROM vectors JOIN scans USING (scan_id) GROUP BY role",
+        "SELECT role, sum(k) AS s, avg(u_p) AS p, max(finished_at) AS t FROM vectors JOIN scans USING (scan_id) "
+        "GROUP BY role ORDER BY role",
     ],
     ["models"],
 ]
