@@ -1,11 +1,18 @@
-"""`rmtscan activations`: which blocks are measured together, and what is written."""
+"""`rmtscan activations`: which blocks are measured together, and what is written.
+
+Of a text of several shards the driver has the sums of the shards so far; now and then it puts them down in the store, so that the
+next call begins where an interrupted one was.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -32,6 +39,8 @@ DEFAULT_WINDOW = 512
 MEMORY, TRAVELLING = 4 << 30, 1 << 30
 #: A longer text is cut into shards of about so many tokens, which actors share.
 SHARD_TOKENS = 16_384
+#: Seconds from one writing of sums, which may be 1 GiB, to the next.
+KEPT_EVERY = 30.0
 #: Eigenvectors of a covariance (twice) and singular vectors, against one product of the same size: about so much more.
 _DECOMPOSITION = 10.0
 #: Tasks for each worker: what an interruption loses shrinks with it, and repeated forward passes grow.
@@ -75,7 +84,8 @@ class _Run:
     def __post_init__(self) -> None:
         self.run_id = run_hash("activations", self.checkpoint.identity, self.parameters)
         self.errors = Errors(observer=self.observer)
-        self._totals: dict[str, tuple[int, Sums | None]] = {}
+        self._totals: dict[str, Sums] = {}
+        self._kept_at = time.monotonic()
         self._waiting: dict[str, dict[int, Sums]] = {}
         self._shared = {
             "run_id": self.run_id,
@@ -87,50 +97,64 @@ class _Run:
         """Write the blocks of a task, or add its sums; the last shard of some blocks is followed by their comparison."""
         if outcome.failure is not None:
             self.errors.add(task.name, outcome.failure)
-        self.skipped |= outcome.skipped
         if outcome.batch_tokens is not None:
             self.environment["batch_tokens"] = outcome.batch_tokens
         for name, rows in outcome.blocks.items():
+            self.skipped |= rows.skipped
+            method = self.parameters | {"skipped": rows.skipped}
             for table, packed in (("activation_spectra", rows.spectra), ("overlaps", rows.overlaps)):
-                filled = _with(unpack(packed), self._shared)
-                self.store.write_rows(table, name, filled, method=self.parameters)
+                self.store.write_rows(table, name, _with(unpack(packed), self._shared), method=method)
+        if task.sums is not None and outcome.blocks:
+            self.store.unstage(self.run_id, _group_name(task))
         self.observer.task_done(task, failed=[task.name] if outcome.failure is not None else [])
         return [] if outcome.sums is None else self._add(task, outcome.sums)
 
     def _add(self, task: ActivationTask, sums: Sums) -> list[ActivationTask]:
         """Add the sums of a shard, in the order of the text: rounding must not depend on which shard comes first."""
-        block = task.blocks[0][0]
-        waiting = self._waiting.setdefault(block, {})
+        group = _group_name(task)
+        waiting = self._waiting.setdefault(group, {})
         waiting[task.shard] = sums
-        done, total = self._totals.pop(block, (0, None))
-        while done in waiting:
-            following = waiting.pop(done)
+        total = self._totals.pop(group, None)
+        while (following := waiting.pop(0 if total is None else total.shards, None)) is not None:
             if total is None:
                 total = following
             else:
                 total.add(following)
-            done += 1
-        if done < task.shards or total is None:
-            self._totals[block] = (done, total)
+        if total is None:
+            return []
+        if time.monotonic() - self._kept_at >= KEPT_EVERY:
+            self.store.stage(self.run_id, group, total.packed())
+            self._kept_at = time.monotonic()
+        if total.shards < task.shards:
+            self._totals[group] = total
             return []
         return [_comparison(task, total)]
+
+    def remaining(self, tasks: Sequence[ActivationTask]) -> list[ActivationTask]:
+        """The tasks without shards whose sums an earlier call has put down; where that is all shards, the comparison is left."""
+        found: list[ActivationTask] = []
+        for group, of_group in itertools.groupby(tasks, key=_group_name):
+            shards = list(of_group)
+            content = self.store.staged(self.run_id, group) if len(shards) > 1 else None
+            total = Sums.unpacked(content) if content is not None else None
+            if total is None:
+                found += shards
+            elif total.shards == len(shards):
+                found.append(_comparison(shards[0], total))
+            else:
+                self._totals[group] = total
+                found += shards[total.shards :]
+        return found
 
     def lost(self, task: ActivationTask, reason: str) -> None:
         """Keep the name of a task that took every worker with it."""
         self.errors.add(task.name, Failure(message=reason))
         self.observer.task_done(task, failed=[task.name])
 
-    def recall(self, blocks: Mapping[str, Sequence[MatrixRef]]) -> None:
-        """Of blocks that are there, matrices without rows were skipped: a run's row says why, files of blocks do not."""
-        told: dict[str, str] = {}
-        for row in self.store.file_rows("experiments", self.run_id):
-            told = json.loads(str(row["environment"])).get("skipped", {})
-        for name, refs in blocks.items():
-            measured = {row["tensor"] for row in self.store.file_rows("overlaps", name, ["tensor"])}
-            missing = [ref.tensor for ref in refs if ref.tensor not in measured]
-            self.skipped |= {
-                tensor: told.get(tensor, "skipped by an earlier, interrupted call of this run") for tensor in missing
-            }
+    def recall(self, blocks: Iterable[str]) -> None:
+        """What was skipped in blocks that are there."""
+        for name in blocks:
+            self.skipped |= self.store.method_of("overlaps", name).get("skipped", {})
 
     def finish(self) -> None:
         """Write the run's row, unless blocks are missing or it is there."""
@@ -150,6 +174,7 @@ class _Run:
             "environment": json.dumps(self.environment | {"skipped": self.skipped}),
         }
         self.store.write_rows("experiments", self.run_id, rows_table("experiments", row, 1), method=self.parameters)
+        self.store.unstage(self.run_id)
 
 
 def measure_activations(
@@ -214,7 +239,7 @@ def measure_activations(
     )
     blocks = _blocks(target.inventory.matrices, run.run_id)
     todo = {name: refs for name, refs in blocks.items() if not run.store.has_rows("overlaps", name)}
-    run.recall({name: refs for name, refs in blocks.items() if name not in todo})
+    run.recall(name for name in blocks if name not in todo)
     if todo:
         base = ActivationTask(
             run_id=run.run_id,
@@ -226,9 +251,11 @@ def measure_activations(
             padding=padding_id(tokenizer, config),
             cost=0.0,
         )
-        tasks = _tasks(base, todo, _planned_workers(options))
-        # Where there are several shards, the comparison of their sums is one more.
-        following = [_comparison(task, None) for task in tasks if task.shard == 0 and task.shards > 1]
+        tasks = run.remaining(_tasks(base, todo, _planned_workers(options)))
+        # Behind the last of several shards comes the comparison of their sums.
+        following = [
+            _comparison(task, None) for task in tasks if task.sums is None and 1 < task.shards == task.shard + 1
+        ]
         cost = sum(task.cost for task in [*tasks, *following])
         observer.starting(len(tasks) + len(following), cost, len(blocks) - len(todo), "groups of blocks")
         run_tasks(
@@ -263,6 +290,12 @@ def _with(rows: pa.Table, columns: dict[str, str]) -> pa.Table:
     for name, value in columns.items():
         rows = rows.set_column(rows.schema.get_field_index(name), name, pa.repeat(pa.scalar(value), rows.num_rows))
     return rows
+
+
+def _group_name(task: ActivationTask) -> str:
+    """Names the blocks that are measured together, and how the text is cut: 16 hexadecimal digits."""
+    text = json.dumps([[name for name, _ in task.blocks], task.shards])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _blocks(refs: Sequence[MatrixRef], run_id: str) -> dict[str, tuple[MatrixRef, ...]]:

@@ -4,18 +4,21 @@ A task is some blocks of the model and one shard of the text. Where the text is 
 covariance is n x n in float64 (134 MB at n = 4096), there are four in a block, and only eigenvalues and overlaps come back. Of a
 longer text the sums of each shard come back and are added in the order of the text (`Sums.add`); then one more task of the blocks,
 which carries the totals, compares them with the singular vectors. Shards are cut by the text alone and added in one order, so the
-result is the same bit for bit, however many actors there are.
+result is the same bit for bit, however many actors there are and however often the run was interrupted.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 from scanner.checkpoint import MatrixRef
 from scanner.errors import ScannerError
@@ -40,11 +43,13 @@ class Sums:
     """Every module to the one that stands for it."""
     unusable: dict[str, str]
     """Modules whose input is not one state for each token, and why."""
+    shards: int = 1
+    """How many shards, from the text's first on, are in the sums."""
 
     def to(self, device: Any) -> Sums:
         """The same on another device: on the CPU they can travel."""
         moved = {name: moments.to(device) for name, moments in self.moments.items()}
-        return Sums(moments=moved, shared=self.shared, unusable=self.unusable)
+        return replace(self, moments=moved)
 
     def add(self, other: Sums) -> None:
         """Add the sums of the next shard.
@@ -55,11 +60,36 @@ class Sums:
         if other.shared != self.shared:
             raise ScannerError("which matrices read the same input differs between shards of the text")
         self.unusable |= other.unusable
+        self.shards += other.shards
         for name, moments in other.moments.items():
             if name in self.moments:
                 self.moments[name].merge(moments)
             else:
                 self.moments[name] = moments
+
+    def packed(self) -> bytes:
+        """The same as bytes (safetensors), which `unpacked` reads."""
+        tensors: dict[str, torch.Tensor] = {}
+        for name, moments in self.moments.items():
+            tensors |= {f"first {name}": moments.first, f"second {name}": moments.second.contiguous()}
+        counts = {name: moments.count for name, moments in self.moments.items()}
+        told = {"counts": counts, "shared": self.shared, "unusable": self.unusable, "shards": self.shards}
+        return save(tensors, metadata={"sums": json.dumps(told)})
+
+    @classmethod
+    def unpacked(cls, content: bytes) -> Sums | None:
+        """The sums that became these bytes; None if these are something else."""
+        try:
+            tensors = load(content)
+            length = int.from_bytes(content[:8], "little")
+            told = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["sums"])
+            moments = {
+                name: Moments(count=count, first=tensors[f"first {name}"], second=tensors[f"second {name}"])
+                for name, count in told["counts"].items()
+            }
+            return cls(moments=moments, shared=told["shared"], unusable=told["unusable"], shards=told["shards"])
+        except (SafetensorError, ValueError, KeyError):
+            return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,14 +127,15 @@ class BlockRows:
 
     overlaps: bytes
     spectra: bytes
+    skipped: dict[str, str]
+    """Its matrices without rows, and why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationOutcome:
-    """What came of a task: rows by block or the shard's sums, matrices without rows and why, and how far batches were cut down."""
+    """What came of a task: rows by block or the shard's sums, and how far batches were cut down."""
 
     blocks: dict[str, BlockRows] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
     sums: Sums | None = None
     batch_tokens: int | None = None
     failure: Failure | None = None
@@ -131,13 +162,12 @@ def measure(model: Any, task: ActivationTask, batches: Batches) -> ActivationOut
     """Carry out a task on a model: a pure function of both."""
     modules, placed, skipped = _modules(model, task)
     if task.sums is not None:
-        blocks = compare(model, task, placed, task.sums.to(model.device), skipped)
-        return ActivationOutcome(blocks=blocks, skipped=skipped)
+        return ActivationOutcome(blocks=compare(model, task, placed, task.sums.to(model.device), skipped))
     sums = accumulate(model, task.text, modules, batches)
     if task.shards > 1:
         return ActivationOutcome(sums=sums.to("cpu"), batch_tokens=batches.smallest)
     blocks = compare(model, task, placed, sums, skipped)
-    return ActivationOutcome(blocks=blocks, skipped=skipped, batch_tokens=batches.smallest)
+    return ActivationOutcome(blocks=blocks, batch_tokens=batches.smallest)
 
 
 def _modules(model: Any, task: ActivationTask) -> tuple[dict[str, torch.nn.Module], dict[str, Placed], dict[str, str]]:
@@ -172,26 +202,29 @@ def accumulate(model: Any, text: Sequences, modules: dict[str, torch.nn.Module],
 def compare(
     model: Any, task: ActivationTask, placed: dict[str, Placed], sums: Sums, skipped: dict[str, str]
 ) -> dict[str, BlockRows]:
-    """Compare singular vectors with the sums' eigenvectors: rows by block. Matrices without a sum are added to `skipped`."""
+    """Compare singular vectors with the sums' eigenvectors: rows by block. `skipped` says why matrices are not in `placed`."""
     eigen: dict[tuple[str, bool], Eigensystem] = {}
     found: dict[str, BlockRows] = {}
     for name, of_block in task.blocks:
         eigen.clear()  # those of the block before are not needed any more
         tables: list[tuple[pa.Table, pa.Table]] = []
+        without: dict[str, str] = {}
         for ref in of_block:
             at = placed.get(ref.key)
             if at is None:
+                without[ref.tensor] = skipped[ref.tensor]
                 continue
             group = sums.shared.get(at.module, at.module)
             moments = sums.moments.get(group)
             # Of a module that could not be read in every batch the sums are those of some chosen by their padding.
             if group in sums.unusable or moments is None or moments.count == 0:
-                skipped[ref.tensor] = sums.unusable.get(group, "no token reached it")
+                without[ref.tensor] = sums.unusable.get(group, "no token reached it")
                 continue
             tables += _rows(model, at, group, moments, eigen)
         found[name] = BlockRows(
             overlaps=pack(_joined("overlaps", [pair[0] for pair in tables])),
             spectra=pack(_joined("activation_spectra", [pair[1] for pair in tables])),
+            skipped=without,
         )
     return found
 

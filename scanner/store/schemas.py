@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import pyarrow as pa
 
@@ -168,6 +169,12 @@ def file_metadata(method: Mapping[str, object], **more: str) -> dict[str, str]:
     """Parquet key-value metadata: schema version, scanner version, the method as JSON, and `more` under `rmtscan.`."""
     values = {"schema_version": str(SCHEMA_VERSION), "scanner_version": __version__, "method": to_json(method)} | more
     return {f"rmtscan.{key}": value for key, value in values.items()}
+
+
+def method_in(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
+    """The method among a file's metadata as `file_metadata` wrote them; empty if there is none."""
+    method: dict[str, Any] = json.loads((metadata or {}).get(b"rmtscan.method", b"{}"))
+    return method
 
 
 def to_json(value: object) -> str:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -13,11 +14,12 @@ from scanner.store.database import LISTED, Params, connect, read, refuse_all_but
 from scanner.store.files import StoreFiles
 from scanner.store.parts import SUFFIX, read_matrix_row
 from scanner.store.queries import Query, find_query, load_queries
-from scanner.store.schemas import SCHEMAS, conform, file_metadata
+from scanner.store.schemas import SCHEMAS, conform, file_metadata, method_in
 from scanner.store.writer import FIRST, ROW_GROUP, ScanWriter, is_scan_id
 
 _EXPERIMENTS = ("experiments", "overlaps", "activation_spectra", "ablations", "finetunes")
 _FOLDERS = ("scans", "controls", "staging")
+_STAGED = "staging-experiments"
 _ENSEMBLE = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -186,6 +188,42 @@ class Store:
         if table not in _EXPERIMENTS or not is_scan_id(name):
             raise ValueError(f"no experiment can write {table!r}/{name!r}")
         self._files.write(f"{table}/{name}.parquet", conform(table, rows), file_metadata(method), rows=ROW_GROUP)
+
+    def method_of(self, table: str, name: str) -> dict[str, Any]:
+        """The `method` that an experiment's file was written with; empty if there is no such file.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        rows = self._files.read(f"{table}/{name}.parquet") if table in _EXPERIMENTS and is_scan_id(name) else None
+        return {} if rows is None else method_in(rows.schema.metadata)
+
+    def stage(self, run_id: str, name: str, content: bytes) -> None:
+        """Keep what an unfinished experiment has so far under a name, until `unstage`.
+
+        Raises:
+            StoreError: the store is full or not writable.
+        """
+        self._files.write_bytes(f"{_STAGED}/{run_id}/{name}", content)
+
+    def staged(self, run_id: str, name: str) -> bytes | None:
+        """What was kept, None if nothing was.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        return self._files.read_bytes(f"{_STAGED}/{run_id}/{name}")
+
+    def unstage(self, run_id: str, name: str | None = None) -> None:
+        """Remove what was kept under a name (None: all that the run has kept), if it is there.
+
+        Raises:
+            StoreError: the store is not writable.
+        """
+        if name is None:
+            self._files.remove_folder(f"{_STAGED}/{run_id}")
+        else:
+            self._files.remove(f"{_STAGED}/{run_id}/{name}")
 
     def queries(self) -> list[Query]:
         """Every named query, in alphabetical order."""

@@ -18,7 +18,7 @@ from scanner.engine import PoolOptions, ScanObserver
 from scanner.errors import ScannerError
 from scanner.experiments import activation_run, activation_task, running
 from scanner.experiments.activation_run import measure_activations
-from scanner.experiments.activation_task import accumulate
+from scanner.experiments.activation_task import Sums, accumulate
 from scanner.experiments.activations import (
     Moments,
     Recorder,
@@ -448,7 +448,7 @@ def test_what_is_skipped_is_told_by_every_call_and_the_row_of_the_run(
 
     def interrupted(self: Any, task: Any, outcome: Any) -> Any:
         following = original(self, task, outcome)
-        if outcome.skipped:
+        if any(rows.skipped for rows in outcome.blocks.values()):
             raise KeyboardInterrupt
         return following
 
@@ -460,10 +460,10 @@ def test_what_is_skipped_is_told_by_every_call_and_the_row_of_the_run(
     before = len(in_process)
     continued = run(folder, text, tmp_path / "parts")
     assert len(in_process) > before
-    assert {*continued.skipped} == {*whole.skipped}
+    assert continued.skipped == whole.skipped
     row = open_store(str(tmp_path / "parts")).file_rows("experiments", continued.run_id)[0]
-    assert {*json.loads(str(row["environment"]))["skipped"]} == {*whole.skipped}
-    assert run(folder, text, tmp_path / "parts").skipped == continued.skipped
+    assert json.loads(str(row["environment"]))["skipped"] == whole.skipped
+    assert run(folder, text, tmp_path / "parts").skipped == whole.skipped
 
 
 class Told(ScanObserver):
@@ -562,6 +562,58 @@ def test_a_shard_that_fails_leaves_its_blocks_to_the_next_call(
     assert [*report.failed.values()] == ["RuntimeError: lost its way"]
     assert "shard 2 of" in next(iter(report.failed))
     assert open_store(str(tmp_path / "store")).sql('from "overlaps"').num_rows == 0
+    assert run(folder, text, tmp_path / "store").failed == {}
+    assert len(rows(tmp_path / "store")) > 0
+
+
+@pytest.mark.parametrize("summed", [1, 3, 6], ids=["one", "three", "all"])
+def test_shards_that_were_summed_up_are_not_measured_again(
+    tmp_path: Path, in_process: list[Any], monkeypatch: pytest.MonkeyPatch, summed: int
+) -> None:
+    """A call that ends after so many shards, and one that goes on: together what one call would have been, bit for bit."""
+    folder, text = save(tmp_path / "model", "llama"), text_file(tmp_path)
+    monkeypatch.setattr(activation_run, "SHARD_TOKENS", 32)
+    monkeypatch.setattr(activation_run, "KEPT_EVERY", 0.0)
+    whole = run(folder, text, tmp_path / "whole")
+    shards = len(in_process) - 1
+    assert shards == 6
+    original = activation_run._Run.done
+
+    def ended(self: Any, task: Any, outcome: Any) -> Any:
+        following = original(self, task, outcome)
+        if outcome.sums is not None and task.shard + 1 == summed:
+            raise KeyboardInterrupt
+        return following
+
+    monkeypatch.setattr(activation_run._Run, "done", ended)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, text, tmp_path / "parts")
+    monkeypatch.setattr(activation_run._Run, "done", original)
+    in_process.clear()
+    told = Told()
+    report = run(folder, text, tmp_path / "parts", observer=told)
+    assert 0 < told.done == pytest.approx(told.announced)
+    assert len(in_process) == shards - summed + 1
+    assert (report.run_id, report.failed, report.skipped) == (whole.run_id, {}, whole.skipped)
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole") != []
+    assert [*(tmp_path / "parts").glob("staging-*/*")] == []
+
+
+def test_what_is_no_sums_is_measured_anew(
+    tmp_path: Path, in_process: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, text = save(tmp_path / "model", "llama"), text_file(tmp_path)
+    monkeypatch.setattr(activation_run, "SHARD_TOKENS", 32)
+    monkeypatch.setattr(activation_run, "KEPT_EVERY", 0.0)
+    with monkeypatch.context() as patched:
+        patched.delattr(activation_task, "compare")  # fails behind the last shard
+        [message] = run(folder, text, tmp_path / "store").failed.values()
+    assert message == "NameError: name 'compare' is not defined"
+    [kept] = (tmp_path / "store").glob("staging-experiments/*/*")
+    assert Sums.unpacked(kept.read_bytes()) is not None
+    for content in (b"", b"no sums", kept.read_bytes()[:-1], kept.read_bytes()[9:]):
+        assert Sums.unpacked(content) is None
+    kept.write_bytes(b"no sums")
     assert run(folder, text, tmp_path / "store").failed == {}
     assert len(rows(tmp_path / "store")) > 0
 
