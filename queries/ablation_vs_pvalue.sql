@@ -2,7 +2,8 @@
 -- about: Spearman's rank correlation, over the ten deciles of the spectrum, between the damage their removal does and what a scan says
 --   of them: the mean p-value of their singular vectors (v and u), the share of outliers (values outside the random bulk), and the
 --   decile itself (the size of the singular values). The papers' claim is a p_correlation near -1 and an outlier_correlation near 1,
---   beyond decile_correlation where decile 1 hurts. Needs a scan of the model in the same store, and all ten deciles.
+--   beyond decile_correlation where decile 1 hurts. Needs all ten deciles, and in the same store a scan of all matrices that were
+--   changed.
 -- param: model VARCHAR = NULL | only this model
 -- param: run VARCHAR = NULL | only this run (one model, metric, text and precision)
 -- param: metric VARCHAR = NULL | only perplexity, accuracy or kl
@@ -11,8 +12,8 @@
 -- column: metric | perplexity, accuracy or kl
 -- column: roles | roles that were changed
 -- column: layers | blocks that were changed
--- column: p_correlation | damage against mean p-value; negative: what looks random matters less
--- column: outlier_correlation | damage against the share of outliers
+-- column: p_correlation | damage against mean p-value; negative: what looks random matters less; empty where a decile has no p (zeros)
+-- column: outlier_correlation | damage against the share of outliers; empty where it is the same everywhere
 -- column: decile_correlation | damage against the decile; 1: the larger the singular values, the more they matter
 -- column: worst | the decile whose removal does most damage
 -- column: second | the next
@@ -28,15 +29,11 @@ with points as (
         layers,
         split_part(set, ':', 2)::integer as decile,
         -- Accuracy falls where the others rise.
-        any_value(case metric when 'accuracy' then -delta else delta end) as damage
-    from ablations
-    semi join (select run_id from experiments where kind = 'ablation') using (run_id)
-    where
-        starts_with(set, 'decile:')
-        and ($model is null or model = $model)
-        and ($run is null or run_id = $run)
-        and ($metric is null or metric = $metric)
-    group by all
+        any_value(case metric when 'accuracy' then -delta else delta end) as damage,
+        any_value(removed) as removed
+    from ablation_points($model, $run, $metric)
+    where starts_with(set, 'decile:')
+    group by run_id, model, revision, metric, roles, layers, decile
 ),
 
 -- layers is `0-5,7`, or `encoder:0-5 decoder:0-5` where a model has two stacks.
@@ -67,6 +64,7 @@ looks as (
         spans.roles,
         spans.layers,
         10 - (10 * k) // least(rows, cols) as decile,
+        count(*) as removed,
         avg((u_p + v_p) / 2) as p,
         avg((region in ('left', 'right'))::integer) as outliers
     from spans
@@ -82,14 +80,22 @@ looks as (
 
 ranked as (
     select
-        *,
+        points.*,
+        p,
         -- Equal values share the mean of their ranks.
-        rank() over (of_group order by damage) + (count(*) over (partition by run_id, roles, layers, damage) - 1) / 2 as damage_rank,
-        rank() over (of_group order by p) + (count(*) over (partition by run_id, roles, layers, p) - 1) / 2 as p_rank,
-        rank() over (of_group order by outliers) + (count(*) over (partition by run_id, roles, layers, outliers) - 1) / 2 as outlier_rank
+        rank() over (of_group order by damage) + (count(*) over (partition by run_id, points.roles, points.layers, damage) - 1) / 2 as damage_rank,
+        rank() over (of_group order by p) + (count(*) over (partition by run_id, points.roles, points.layers, p) - 1) / 2 as p_rank,
+        rank() over (of_group order by outliers) + (count(*) over (partition by run_id, points.roles, points.layers, outliers) - 1) / 2 as outlier_rank
     from points
-    join looks using (model, revision, roles, layers, decile)
-    window of_group as (partition by run_id, roles, layers)
+    -- As many as were removed: the scan has every matrix that was changed.
+    join looks
+        on looks.model = points.model
+        and looks.revision is not distinct from points.revision
+        and looks.roles = points.roles
+        and looks.layers = points.layers
+        and looks.decile = points.decile
+        and looks.removed = points.removed
+    window of_group as (partition by run_id, points.roles, points.layers)
 )
 
 select
@@ -98,8 +104,8 @@ select
     metric,
     roles,
     layers,
-    corr(damage_rank, p_rank) as p_correlation,
-    corr(damage_rank, outlier_rank) as outlier_correlation,
+    case when count(p) = 10 then nullif(corr(damage_rank, p_rank), 'nan') end as p_correlation,
+    nullif(corr(damage_rank, outlier_rank), 'nan') as outlier_correlation,
     corr(damage_rank, decile) as decile_correlation,
     arg_max(decile, damage)::integer as worst,
     (max_by(decile, damage, 2)[2])::integer as second,
@@ -107,7 +113,7 @@ select
     avg(damage) filter (where decile between 4 and 7) as damage_middle
 from ranked
 group by run_id, model, metric, roles, layers
-having count(*) = 10
+having count(damage) = 10
 order by
     model,
     metric,

@@ -32,11 +32,19 @@ with untouched as (
     group by run_id
 ),
 
+-- A run is one content and one data set: where these were renamed between two calls, it goes by the newest names.
+named as (
+    select
+        run_id,
+        arg_max(base_model, finished_at) as base_model,
+        arg_max(dataset, finished_at) as dataset
+    from finetunes
+    group by run_id
+),
+
 points as (
     select
         run_id,
-        base_model,
-        dataset,
         "order",
         roles,
         decile,
@@ -48,17 +56,15 @@ points as (
         max(finished_at) as finished_at
     from finetunes
     where
-        ($base is null or base_model = $base)
-        and ($dataset is null or dataset = $dataset)
-        and ($roles is null or roles = $roles or "order" = 'none')
+        ($roles is null or roles = $roles or "order" = 'none')
         and ($run is null or run_id = $run)
-    group by all
+    group by run_id, "order", roles, decile
 )
 
 select
     p.run_id,
-    p.base_model,
-    p.dataset,
+    named.base_model,
+    named.dataset,
     p."order",
     p.roles,
     p.decile,
@@ -73,5 +79,7 @@ select
     p.epochs,
     p.finished_at
 from points as p
+join named on p.run_id = named.run_id
 left join untouched as u on p.run_id = u.run_id
-order by p.base_model, p.dataset, p.run_id, p.roles nulls first, p."order", p.decile;
+where ($base is null or named.base_model = $base) and ($dataset is null or named.dataset = $dataset)
+order by named.base_model, named.dataset, p.run_id, p.roles nulls first, p."order", p.decile;

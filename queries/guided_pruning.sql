@@ -16,7 +16,7 @@
 -- column: smallest | delta without the smallest
 -- column: smallest_stderr | its standard error
 -- column: random | delta without random ones, mean of the random sets
--- column: random_stderr | its standard error, over windows or examples
+-- column: random_stderr | an upper bound of its standard error: the sets share windows or examples
 with pruned as (
     select
         *,

@@ -12,6 +12,7 @@
 -- column: cols | input features
 -- column: k | rank of the singular triplet, 0 = largest singular value
 -- column: matrices | matrices averaged over
+-- column: runs | runs (texts, numbers of tokens) that these come from
 -- column: singular_value | mean
 -- column: overlap | mean O_k
 -- column: match | mean rank j of the principal direction that the overlap is with, 0 = largest eigenvalue
@@ -27,6 +28,7 @@ select
     cols,
     k,
     count(*)::integer as matrices,
+    count(distinct run_id)::integer as runs,
     avg(singular_value) as singular_value,
     avg(overlap) as overlap,
     avg(match) as match,

@@ -11,6 +11,7 @@
 -- column: cols | input features
 -- column: region | left, bulk or right of the Marchenko-Pastur law; null: numerically zero
 -- column: vectors | singular vectors averaged over
+-- column: runs | runs (texts, numbers of tokens) that these come from
 -- column: overlap | mean O_k
 -- column: above | share of them above random_high; random vectors: 0.00135
 -- column: peak | mean largest |entry|
@@ -24,6 +25,7 @@ select
     cols,
     region,
     count(*)::integer as vectors,
+    count(distinct run_id)::integer as runs,
     avg(overlap) as overlap,
     avg((overlap > random_overlap(cols, 0.99865))::integer) as above,
     avg(peak) as peak,

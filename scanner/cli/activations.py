@@ -82,7 +82,7 @@ def activations(
             progress.stop()
             note(f"\ninterrupted: finished blocks are kept in {store}; the same command goes on from there")
             raise
-    write(open_store(store).query("overlap_vs_region", model=report.model, run=report.run_id), form)
+    write(open_store(store).query("overlap_vs_region", run=report.run_id), form)
     for tensor, why in sorted(report.skipped.items()):
         note(f"  skipped {tensor}: {why}")
     for name, why in sorted(report.failed.items()):

@@ -56,7 +56,7 @@ def run_points(run: Callable[[ScanObserver], PointReport], *, query: str, store:
             progress.stop()
             note(f"\ninterrupted: finished points are kept in {store}; the same command goes on from there")
             raise
-    write(open_store(store).query(query, model=report.model, run=report.run_id), form)
+    write(open_store(store).query(query, run=report.run_id), form)
     for name, why in sorted(report.failed.items()):
         note(f"  FAILED {name}: {why}")
     note(report.measured)

@@ -146,12 +146,13 @@ def _from_rows(
                     _column(shown, row, other, (), "")
         if source.where is not None and str(row.get(source.where[0])) != source.where[1]:
             continue
-        text = _text(shown, row, column or "", number)
-        if not text.strip():
+        named = [column or "", *([source.second] if source.second is not None else [])]
+        found = [_text(shown, row, name, number) for name in named]
+        if not all(text.strip() for text in found):
             continue
+        text = found[0]
         items.append(text)
-        if source.second is not None:
-            seconds.append(_text(shown, row, source.second, number))
+        seconds += found[1:]
         if label is not None:
             value = _label(row.get(label))
             if not value:
@@ -167,7 +168,7 @@ def _from_rows(
 
 
 def _column(shown: str, row: Mapping[str, Any], wanted: str | None, usual: tuple[str, ...], what: str) -> str:
-    there = ", ".join(printable(str(name)) for name in row)
+    there = _names(row)
     if wanted is not None:
         if wanted not in row:
             raise ScannerError(f"text {shown} has no column {printable(wanted)!r}: it has {there}")
@@ -181,8 +182,14 @@ def _column(shown: str, row: Mapping[str, Any], wanted: str | None, usual: tuple
     return found
 
 
+def _names(row: Mapping[str, Any]) -> str:
+    return ", ".join(printable(str(name)) for name in row)
+
+
 def _text(shown: str, row: Mapping[str, Any], column: str, number: int) -> str:
-    value = row.get(column)
+    if column not in row:
+        raise ScannerError(f"text {shown}, row {number} has no column {printable(column)!r}: it has {_names(row)}")
+    value = row[column]
     if value is None:
         return ""
     if not isinstance(value, str):

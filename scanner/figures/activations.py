@@ -61,18 +61,24 @@ def activation_overlap(
     Raises:
         ScannerError: nothing is measured, or not of this model, role or layer.
     """
-    chosen = one_run(rows_of(store, "overlap_runs"), model, run, f"no overlaps in {store.url}: {ADVICE}")
+    runs = rows_of(store, "overlap_runs")
+    chosen = one_run(runs, model, run, f"no overlaps in {store.url}: {ADVICE}")
     found = rows_of(store, "overlaps", model=chosen["model"], run=run, role=role, layer=layer, centred=centred)
     if not found:
         raise ScannerError(f"no such role or layer is measured of {printable(chosen['model'])!r}")
     look = theme.style(interactive)
     band = store.query("overlap_vs_region", run=run, model=chosen["model"], centred=centred).to_pylist()
+    used = {row.pop("run_id") for row in found}
     panels = []
     for name in _distinct(found, "role"):
-        mine = [row for row in found if row["role"] == name]
-        points = [mine[i] for i in theme.thinned(len(mine), 4 * theme.MAX_POINTS)]
-        limits = next(row for row in band if row["role"] == name and row["cols"] == mine[0]["cols"])
-        panels.append(_panel(name, points, limits, look, interactive))
+        of_role = [row for row in found if row["role"] == name]
+        widths = sorted({row["cols"] for row in of_role})
+        for cols in widths:  # the band depends on it
+            mine = [row for row in of_role if row["cols"] == cols]
+            points = [mine[i] for i in theme.thinned(len(mine), 4 * theme.MAX_POINTS)]
+            limits = next(row for row in band if (row["role"], row["cols"]) == (name, cols))
+            title = name.replace("_", " ") + (f", {cols} inputs" if len(widths) > 1 else "")
+            panels.append(_panel(title, points, limits, look, interactive))
     chart = alt.concat(*panels, columns=2 if len(panels) > 1 else 1)
     where = f"layer {layer}" if layer is not None else "all layers"
     return theme.finish(
@@ -82,15 +88,27 @@ def activation_overlap(
         [
             printable(chosen["model"]),
             f"{where}, {'centred covariance' if centred else 'second moments, not centred'}",
+            _texts([row for row in runs if row["run_id"] in used]),
             "below: largest entry M_k (overlap with the standard basis)",
         ],
     )
 
 
+def _texts(runs: list[dict[str, Any]]) -> str:
+    """What was read in the runs that are drawn."""
+    texts = sorted({printable(str(run["dataset"])) for run in runs if run["dataset"] is not None})
+    tokens = sorted({run["tokens"] for run in runs if run["tokens"] is not None})
+    if not tokens:
+        return "a run that is not finished"
+    count = f"{tokens[0]:,} tokens" if len(tokens) == 1 else f"{tokens[0]:,} to {tokens[-1]:,} tokens"
+    several = f", the newest of {len(runs)} runs for each matrix" if len(runs) > 1 else ""
+    return f"{', '.join(texts)}: {count}{several}"
+
+
 def _panel(
-    role: str, points: list[dict[str, Any]], limits: dict[str, Any], look: theme.Style, interactive: bool
+    title: str, points: list[dict[str, Any]], limits: dict[str, Any], look: theme.Style, interactive: bool
 ) -> Any:
-    """O_k over M_k, of one role."""
+    """O_k over M_k, of one role and width."""
     largest = max(row["singular_value"] for row in points)
     x_scale = alt.Scale(domain=[0, largest], nice=False)
     axis = alt.Axis(grid=False, tickCount=5)
@@ -98,12 +116,11 @@ def _panel(
     x_above = alt.X("singular_value:Q", title=None, scale=x_scale, axis=alt.Axis(grid=False, tickCount=5, labels=False))
     upper = _against_band("overlap", "overlap O_k", x_above, points, limits, look, interactive)
     lower = _against_band("peak", "entry M_k", x, points, limits, look, interactive)
-    title = alt.TitleParams(role.replace("_", " "), anchor="middle")
     return alt.vconcat(
         upper.properties(width=look.width, height=look.height),
         lower.properties(width=look.width, height=look.height // 2),
         spacing=look.font // 2,
-        title=title,
+        title=alt.TitleParams(title, anchor="middle"),
     )
 
 

@@ -234,6 +234,8 @@ def _profile_panels(
     controlled = any(row["control"] is not None for row in rows)
     named |= {"control": theme.GREY} if controlled else {}
     data = [{**row, "x": (row["bin"] + 0.5) / bins} for row in rows]
+    shown = [row[name] for row in rows for name in ("mean", "high", "block", "control") if row[name] is not None]
+    domain = alt.Scale(domain=[0, max(0.75, 1.02 * max(shown))], nice=False)
     panels = []
     across = 2 if len(roles) > 1 else 1
     width = round((look.width - (across - 1) * 2 * look.font) / across)
@@ -245,7 +247,6 @@ def _profile_panels(
         x_axis = alt.Axis(grid=False, values=[0, 0.5, 1], labels=last, format="~g")
         x = alt.X("x:Q", title="relative rank k / r" if last else None, scale=alt.Scale(domain=[0, 1]), axis=x_axis)
         y_axis = alt.Axis(values=[0, 0.5], labels=first, format=".1f", grid=False)
-        domain = alt.Scale(domain=[0, 0.75], nice=False)
         title = "p, local mean" if first else None
         base = alt.Chart(mine).encode(x=x)
         y = alt.Y("mean:Q", title=title, scale=domain, axis=y_axis)

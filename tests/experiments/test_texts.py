@@ -59,6 +59,15 @@ def test_a_table_gives_its_texts_and_labels_without_empty_rows(tmp_path: Path, s
     assert (pairs.items, pairs.seconds) == (("a", "b", "b"), ("1", "0", "1"))
 
 
+def test_half_a_pair_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(
+        '{"text": "a", "b": "x"}\n{"text": "c", "b": null}\n{"text": "", "b": "y"}\n{"text": "d", "b": "z"}\n'
+    )
+    pairs = read_texts(TextSource(reference=str(path), second="b"))
+    assert (pairs.items, pairs.seconds) == (("a", "d"), ("x", "z"))
+
+
 def test_a_tsv_file_may_begin_a_sentence_with_a_quote(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.tsv", [{"sentence": '"good', "label": "1"}, {"sentence": "bad", "label": "0"}])
     assert read_texts(TextSource(reference=str(path))).items == ('"good', "bad")
@@ -84,6 +93,7 @@ def test_any_other_file_is_one_running_text(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": "x"}\n{', "line 2 is not JSON"),
         ("a.jsonl", b"[1]", "line 1 is no object"),
         ("a.jsonl", b'{"text": 1}', "column 'text' holds no text"),
+        ("a.jsonl", b'{"text": "x"}\n{"sentence": "y"}', "row 2 has no column 'text': it has sentence"),
         ("a.parquet", b"PAR1", "cannot be read as Parquet"),
     ],
 )

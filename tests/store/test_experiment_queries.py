@@ -60,7 +60,7 @@ def test_overlaps_are_averaged_by_rank_and_by_region_beside_the_band(store: Stor
     band = norm.isf(-np.expm1(np.log([0.00135, 0.5, 0.99865]) / 200) / 2) / math.sqrt(200)
     by_rank = store.query("overlap_by_role").to_pylist()
     assert [row["k"] for row in by_rank] == [0, 1, 2, 3]
-    assert [row["matrices"] for row in by_rank] == [2] * 4
+    assert [(row["matrices"], row["runs"]) for row in by_rank] == [(2, 1)] * 4
     np.testing.assert_allclose([row["overlap"] for row in by_rank], [0.7, 0.5, 0.3, 0.1], rtol=1e-6)
     np.testing.assert_allclose([by_rank[0][f"random_{name}"] for name in ("low", "middle", "high")], band, rtol=1e-8)
     by_region = store.query("overlap_vs_region").to_pylist()
@@ -81,9 +81,12 @@ def test_a_run_of_some_roles_or_layers_hides_nothing_of_an_earlier_one(store: St
     add_overlaps(store, "part", [0.6], tensor="u", role="key")
     found = {row["role"]: row["overlap"] for row in store.query("overlap_by_role").to_pylist()}
     assert found == {"query": pytest.approx(0.1), "key": pytest.approx(0.6)}
+    add_overlaps(store, "part", [0.6], tensor="v", layer=1)
+    [mixed] = store.query("overlap_vs_region", role="query").to_pylist()
+    assert (mixed["vectors"], mixed["runs"], mixed["overlap"]) == (2, 2, pytest.approx(0.35))
     found = {row["role"]: row["overlap"] for row in store.query("overlap_by_role", run="whole").to_pylist()}
     assert found == {"query": pytest.approx(0.1), "key": pytest.approx(0.2)}
-    assert len(store.query("overlap_by_role", run="part").to_pylist()) == 1
+    assert len(store.query("overlap_by_role", run="part").to_pylist()) == 2
 
 
 def test_two_revisions_of_a_model_are_never_averaged(store: Store) -> None:
@@ -162,7 +165,7 @@ def test_damage_is_correlated_with_what_the_scan_says_of_a_decile(store: Store) 
     add_scan(store, "scan", [*matrices, *strangers])
     add_run(store, "run", "ablation")
     for decile in range(1, 11):
-        add_point(store, f"d{decile}", set=f"decile:{decile}", delta=damage[decile - 1])
+        add_point(store, f"d{decile}", set=f"decile:{decile}", delta=damage[decile - 1], removed=4)
     row = store.query("ablation_vs_pvalue").to_pylist()[0]
     by_decile = [((p[:, 20 - 2 * d : 22 - 2 * d] + 0.5) / 2).mean() for d in range(1, 11)]
     assert row["p_correlation"] == pytest.approx(spearmanr(damage, by_decile).statistic)
@@ -197,7 +200,14 @@ def test_damage_in_a_stack_is_compared_with_the_p_values_of_that_stack(store: St
     for decile in range(1, 11):
         for layers in ("encoder:0-1", "decoder:0", "encoder:0 decoder:0"):
             name = f"{layers.replace(' ', '-').replace(':', '-')}-{decile}"
-            add_point(store, name, set=f"decile:{decile}", layers=layers, delta=damage[decile - 1])
+            add_point(
+                store,
+                name,
+                set=f"decile:{decile}",
+                layers=layers,
+                delta=damage[decile - 1],
+                removed=len(layers.split()),
+            )
     found = {row["layers"]: row["p_correlation"] for row in store.query("ablation_vs_pvalue").to_pylist()}
     for layers, means in (
         ("encoder:0-1", p["encoder"]),
@@ -205,6 +215,55 @@ def test_damage_in_a_stack_is_compared_with_the_p_values_of_that_stack(store: St
         ("encoder:0 decoder:0", (p["encoder"] + p["decoder"]) / 2),
     ):
         assert found[layers] == pytest.approx(spearmanr(damage, means[::-1]).statistic), layers
+
+
+def curve(store: Store, *, removed: int = 1, **more: object) -> None:
+    """Ten deciles of `query` in block 0, of which the smallest does nothing."""
+    add_run(store, "run", "ablation")
+    for decile in range(1, 11):
+        add_point(store, f"d{decile}", set=f"decile:{decile}", layers="0", delta=decile - 1.0, removed=removed, **more)
+
+
+def test_zeros_have_no_p_that_damage_could_be_compared_with(store: Store) -> None:
+    values = [float(10 - k) if k < 9 else 0.0 for k in range(10)]
+    p: list[float | None] = [0.05 * (k + 1) if k < 9 else None for k in range(10)]
+    add_scan(store, "scan", [Matrix(tensor="m", rows=10, cols=10, singular_values=values, u_p=p, v_p=p)])
+    curve(store)
+    [row] = store.query("ablation_vs_pvalue").to_pylist()
+    assert (row["p_correlation"], row["outlier_correlation"]) == (None, None)  # nor has a bulk alone outliers
+    assert row["decile_correlation"] == pytest.approx(1.0)
+
+
+def test_a_scan_of_a_part_of_what_was_changed_says_nothing(store: Store) -> None:
+    add_scan(store, "scan", [Matrix(tensor="m", rows=10, cols=10, singular_values=[*range(10, 0, -1)])])
+    curve(store, removed=2)
+    assert store.query("ablation_vs_pvalue").num_rows == 0
+    second = Matrix(tensor="n", rows=10, cols=10, singular_values=[*range(10, 0, -1)])
+    add_scan(store, "rest", [second])
+    assert store.query("ablation_vs_pvalue").num_rows == 1
+
+
+def test_points_of_a_model_that_was_renamed_go_by_its_newest_name(store: Store) -> None:
+    curve(store, finished_at=NOON)
+    add_point(store, "d10", set="decile:10", layers="0", delta=5.0, model="org/new", finished_at=NOON.replace(hour=13))
+    found = store.query("ablation_curve").to_pylist()
+    assert [row["model"] for row in found] == ["org/new"] * 10
+    assert store.query("ablation_curve", model="org/model").num_rows == 0
+    add_scan(
+        store, "scan", [Matrix(tensor="m", rows=10, cols=10, singular_values=[*range(10, 0, -1)])], model="org/new"
+    )
+    assert store.query("ablation_vs_pvalue").num_rows == 0  # the tenth took ten values out, not one
+    add_point(
+        store,
+        "d10",
+        set="decile:10",
+        layers="0",
+        delta=5.0,
+        model="org/new",
+        removed=1,
+        finished_at=NOON.replace(hour=13),
+    )
+    assert [row["model"] for row in store.query("ablation_vs_pvalue").to_pylist()] == ["org/new"]
 
 
 def test_pruning_puts_three_ways_side_by_side(store: Store) -> None:
@@ -219,5 +278,5 @@ def test_pruning_puts_three_ways_side_by_side(store: Store) -> None:
         (10, 10.0, 5.0, 30.0),
         (20, 20.0, 10.0, 60.0),
     ]
-    assert found[0]["random_stderr"] == pytest.approx(math.hypot(0.3, 0.4) / 2)
+    assert found[0]["random_stderr"] == pytest.approx(0.35)  # not less: both were measured on the same windows
     assert (found[0]["smallest_stderr"], found[0]["most_random_stderr"]) == (0.1, 0.2)

@@ -74,3 +74,15 @@ def test_parameters_choose(filled: Store) -> None:
     assert orders(dataset="rte") == [("b", None), ("b", "all")]
     assert orders(roles="query,value", base="org/base") == [("a", None), ("a", "query,value")]
     assert orders(run="nobody") == []
+
+
+def test_a_data_set_that_was_renamed_between_two_calls_is_still_one_run(store: Store) -> None:
+    add(store, "a", "none", None, [0.70, 0.74, 0.72])
+    row: dict[str, object] = dict.fromkeys(SCHEMAS["finetunes"].names)
+    row |= {"run_id": "a", "base_model": "org/copy", "dataset": "copy", "order": "none", "seed": 3, "accuracy": 0.76}
+    row |= {"finished_at": NOON + timedelta(hours=9)}
+    store.write_rows("finetunes", "a-copy", table("finetunes", [row]), method={})
+    [line] = store.query("finetune_by_decile").to_pylist()
+    assert (line["base_model"], line["dataset"], line["seeds"]) == ("org/copy", "copy", 4)
+    assert line["accuracy"] == pytest.approx(0.73)
+    assert store.query("finetune_by_decile", dataset="boolq").num_rows == 0

@@ -2,6 +2,8 @@
 select distinct
     run_id,
     model,
+    dataset,
+    tokens,
     finished_at
 from (select distinct run_id, model from "overlaps")
 left join experiments using (run_id, model)

@@ -1,5 +1,5 @@
 -- Overlaps of a model, centred or not, in the order of the singular values within each role.
-select role, layer, k, cols, singular_value, region, overlap, match, eigenvalue, peak
+select run_id, role, layer, k, cols, singular_value, region, overlap, match, eigenvalue, peak
 from chosen_overlaps($model, $run, $role, $centred)
 where region != 'null' and ($layer is null or layer = $layer)
 order by role_order(role), role, singular_value, layer, k;

@@ -141,18 +141,29 @@ create macro normal_above(tail) as
 create macro random_overlap(entries, q) as
     normal_above((1 - exp(ln(q::double) / entries)) / 2) / sqrt(entries);
 
--- Points of the runs that are wanted (null: all), without the intact model.
+-- Points of the runs that are wanted (null: all), without the intact model. A run is one content and one text: where these were
+-- renamed between two calls, its points go by the newest name.
 create macro ablation_points(wanted_model, wanted_run, wanted_metric) as table
-select ablations.*
-from ablations
-semi join (select run_id from experiments where kind = 'ablation') using (run_id)
+select *
+from (
+    select
+        ablations.* replace (
+            first_value(model) over newest_first as model,
+            first_value(revision) over newest_first as revision,
+            first_value(dataset) over newest_first as dataset
+        )
+    from ablations
+    semi join (select run_id from experiments where kind = 'ablation') using (run_id)
+    window newest_first as (partition by run_id order by finished_at desc nulls last, model, dataset)
+)
 where
     (wanted_model is null or model = wanted_model)
     and (wanted_run is null or run_id = wanted_run)
     and (wanted_metric is null or metric = wanted_metric)
     and set != 'none';
 
--- What random sets do: they belong to a run, roles, layers and size. `left join random_sets() using (run_id, roles, layers, removed)`.
+-- What random sets do, and an upper bound of its error: all of them are measured on the same windows, so that errors do not average
+-- out. They belong to a run, roles, layers and size. `left join random_sets() using (run_id, roles, layers, removed)`.
 create macro random_sets() as table
 select
     run_id,
@@ -160,7 +171,7 @@ select
     layers,
     removed,
     avg(delta) as random_delta,
-    sqrt(sum(stderr * stderr)) / count(*) as random_stderr,
+    avg(stderr) as random_stderr,
     count(*)::integer as random_sets
 from ablations
 where starts_with(set, 'random:')
