@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -251,6 +252,10 @@ def _text_rows(path: Path, kind: str) -> Iterator[Mapping[str, Any]]:
     options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == "tsv" else {}
     reader = csv.DictReader(io.StringIO(text, newline=""), **options)
     try:
+        columns = Counter(reader.fieldnames or ())
+        twice = next((name for name, times in columns.items() if times > 1), None)
+        if twice is not None:
+            raise ScannerError(f"text {shown} has two columns {printable(twice)!r}: rename one")
         for row in reader:
             if None in row or None in row.values():
                 raise ScannerError(f"text {shown}, line {reader.line_num}: not as many fields as columns")

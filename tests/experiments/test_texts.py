@@ -89,6 +89,7 @@ def test_any_other_file_is_one_running_text(tmp_path: Path) -> None:
         ("a.csv", b"caf\xe9", "not UTF-8"),
         ("a.csv", b"text,label\n", "a.csv is empty"),
         ("a.csv", b"text,label\nx\n", "line 2: not as many fields"),
+        ("a.csv", b"text,a,text\nx,1,y\n", "has two columns 'text'"),
         ("a.csv", b"one,two\nx,y\n", "which column is the text[?] it has one, two"),
         ("a.jsonl", b'{"text": "x"}\n{', "line 2 is not JSON"),
         ("a.jsonl", b"[1]", "line 1 is no object"),
