@@ -13,7 +13,7 @@ import altair as alt
 from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
 from scanner.figures import theme
-from scanner.figures.activations import one_run
+from scanner.figures.activations import REGIONS, one_run
 from scanner.figures.choice import rows_of
 from scanner.figures.registry import nearest
 from scanner.store import Store
@@ -22,7 +22,10 @@ from scanner.store import Store
 BEYOND = 1000
 ADVICE = "'rmtscan ablate REF --text FILE' measures them"
 NAMES = {"perplexity": "rise of perplexity", "kl": "KL divergence (nats a token)", "accuracy": "change of accuracy"}
-ALL = "all roles"
+#: Kinds of sets that take a share of the singular values: `smallest:10` is ten per cent.
+PRUNING = ("smallest", "most-random")
+#: Kinds of sets in the order in which they are drawn.
+_KINDS = ("decile", "region", "range", *PRUNING)
 #: What `layers` says of a single block, with its stack where the model has several: `3`, `encoder:3`.
 _ONE_BLOCK = re.compile(r"(?:[^: ]+:)?(\d+)")
 #: A tick by itself: an axis would give all of them one unit.
@@ -40,10 +43,11 @@ def ablation(
 ) -> Any:
     """Damage by decile, one line a role with its standard error; hollow: random sets of the same size. Below, the spectra.
 
-    A run without deciles is drawn over the sets it has (regions, ranges). A run that was measured by role and by layer is drawn by
-    role; `layer` asks for the points of that block alone.
+    A run without deciles is drawn over the sets it has: pruning against the per cent that is removed, a line for each kind; regions
+    and others in their order. A run that was measured by role and by layer is drawn by role; `layer` asks for the points of that
+    block alone.
 
-    Source: arXiv 2410.17770, v1 Figs. 7 and 11, v3 Fig. 5 with its inset (the spectra, where the model is scanned).
+    Source: arXiv 2410.17770, v1 Figs. 7 and 11, v3 Fig. 5 with its inset (the spectra, where all of these matrices are scanned).
 
     Raises:
         ScannerError: nothing is measured, or not of this model, role or layer.
@@ -55,7 +59,9 @@ def ablation(
     if not asked:
         words = [f"role {printable(role)!r}"] if role is not None else []
         words += [f"layer {layer}"] if layer is not None else []
-        there = dict.fromkeys(f"{_what(roles)} (layers {layers})" for roles, layers in map(_group, found))
+        there = dict.fromkeys(
+            f"{_shortened(roles.split(','))} (layers {layers})" for roles, layers in map(_group, found)
+        )
         raise ScannerError(
             f"run {chosen['run_id']} of {printable(chosen['model'])!r} has no point of {' in '.join(words)} ('rmtscan ablate' "
             f"measures roles, and --by layer blocks): {nearest(role, there)}"
@@ -65,23 +71,60 @@ def ablation(
     names = _names(drawn)
     rows = [_row(row, names[_group(row)]) for row in drawn]
     look = theme.style(interactive)
+    pruned = {row["kind"] for row in rows} <= {*PRUNING}
+    if pruned and len(names) == 1:
+        rows = [row | {"what": row["kind"]} for row in rows]
+    x = _percent() if pruned else _in_order(rows)
+    # Regions and deciles follow one another along the spectrum; between other sets there is nothing to connect.
+    connected = pruned or {row["kind"] for row in rows} in ({"decile"}, {"region"})
+    dashes = _dashes() if pruned and len(names) > 1 else alt.Undefined
     metric = str(found[0]["metric"])
-    order = list(dict.fromkeys(row["label"] for row in rows))
-    title = "decile (1: smallest singular values)" if deciles else "singular values removed"
-    top = damage(rows, order, title, metric, look, interactive)
-    details = f"baseline {found[0]['baseline']:.4g}; hollow: random sets of the same size; bars: standard error"
-    chart = top
-    values = rows_of(store, "decile_values", model=chosen["model"]) if deciles else []
-    values = [row | {"what": row["role"]} for row in values if row["role"] in {one["what"] for one in rows}]
+    chart = damage(rows, x, metric, look, interactive, connected=connected, dashes=dashes)
+    values = rows_of(store, "decile_values", run=chosen["run_id"]) if deciles else []
+    values = [row | {"what": names[_group(row)]} for row in values if _group(row) in names]
     if values:
-        chart = alt.vconcat(top, _spectra(values, look))
-    title = "What a model loses without some of its singular values"
-    return theme.finish(chart, look, title, [printable(chosen["model"]), details, *beyond(rows)])
+        chart = alt.vconcat(chart, _spectra(values, _colour(rows), look))
+    experiment = store.file_rows("experiments", chosen["run_id"], ["dataset"])
+    caption = [
+        printable(chosen["model"]),
+        *measured(runs, chosen, metric, experiment[0]["dataset"] if experiment else None, found[0]["baseline"]),
+        *_matrices(rows),
+        "hollow: random sets of the same size; bars: standard error",
+        *beyond(rows),
+    ]
+    return theme.finish(chart, look, "What a model loses without some of its singular values", caption)
+
+
+def measured(
+    runs: Sequence[dict[str, Any]], chosen: dict[str, Any], metric: str, text: object, baseline: float
+) -> list[str]:
+    """What the caption says of a run: metric, text and baseline, and its id where the model has several (newest first)."""
+    on = metric if text is None else f"{metric} on {printable(str(text))}"
+    own = [row["run_id"] for row in runs if row["model"] == chosen["model"]]
+    which = "the newest" if chosen["run_id"] == own[0] else "one"
+    run = [f"run {printable(chosen['run_id'])}, {which} of {len(own)}"] if len(own) > 1 else []
+    return [f"{on}, baseline {baseline:.4g}", *run]
+
+
+def _matrices(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What the caption says of the matrices: roles that the legend does not name, and blocks that all lines have in common."""
+    unnamed: dict[str, dict[str, None]] = {}
+    for row in rows:
+        roles = row["roles"].replace(",", ", ")
+        if roles not in row["what"]:
+            unnamed.setdefault(roles, {})[row["what"]] = None
+    every = {row["what"] for row in rows}
+    lines = [f"{'roles' if {*names} == every else _shortened([*names])}: {roles}" for roles, names in unnamed.items()]
+    where = {_where(row["layers"]) for row in rows}
+    return lines + [one for one in where if len(where) == 1 and not any(one in row["what"] for row in rows)]
 
 
 def beyond(rows: Sequence[dict[str, Any]]) -> list[str]:
     """What the caption says of points that are drawn at the edge; nothing where there are none."""
-    there = any(row["metric"] == "perplexity" and row["delta"] > BEYOND * row["baseline"] for row in rows)
+    there = any(
+        row["metric"] == "perplexity" and max(row["delta"], row["random_delta"] or 0.0) > BEYOND * row["baseline"]
+        for row in rows
+    )
     return [f"▲: more than {BEYOND} times the baseline"] if there else []
 
 
@@ -118,16 +161,15 @@ def _by_role(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _names(rows: list[dict[str, Any]]) -> dict[tuple[str, str], str]:
     """A name for the matrices of each line: the shortest that no other line has.
 
-    Many roles in one block go by the block, and so does one role that is the same in every line; all others go by the role.
+    Many roles in one block go by the block, and so do roles that are the same in every line; all others go by the roles.
     """
     groups = list(dict.fromkeys(map(_group, rows)))
-    one_role = len(groups) > 1 and len({roles for roles, _ in groups}) == 1
+    same_roles = len(groups) > 1 and len({roles for roles, _ in groups}) == 1
 
     def forms(roles: str, layers: str) -> list[str]:
-        one_block = _ONE_BLOCK.fullmatch(layers) is not None
-        where = f"layer {layers}" if one_block else f"layers {layers}"
-        short = where if one_block and ("," in roles or one_role) else _what(roles)
-        return [short, f"{_what(roles)}, {where}", f"{roles.replace(',', ', ')}, {where}"]
+        by_block = _ONE_BLOCK.fullmatch(layers) is not None and ("," in roles or same_roles)
+        what, where = _shortened(roles.split(",")), _where(layers)
+        return [where if by_block else what, f"{what}, {where}", f"{roles.replace(',', ', ')}, {where}"]
 
     chosen: dict[tuple[str, str], str] = {}
     for i in (2, 1, 0):
@@ -137,84 +179,131 @@ def _names(rows: list[dict[str, Any]]) -> dict[tuple[str, str], str]:
     return chosen
 
 
-def _what(roles: str) -> str:
-    return ALL if "," in roles else roles
+def _where(layers: str) -> str:
+    return f"layer {layers}" if _ONE_BLOCK.fullmatch(layers) else f"layers {layers}"
+
+
+def _shortened(names: Sequence[str]) -> str:
+    """All of a few names; of many the first, the last, and how many there are."""
+    return ", ".join(names) if len(names) <= 3 else f"{names[0]} … {names[-1]} ({len(names)})"
 
 
 def _row(row: dict[str, Any], what: str) -> dict[str, Any]:
-    label = row["set"].removeprefix("decile:").removeprefix("region:").removeprefix("range:")
+    kind, _, value = row["set"].partition(":")
+    label = value if kind in {"decile", "region", "range"} else row["set"]
     error = row["stderr"] or 0.0
-    return row | {"what": what, "label": label, "low": row["delta"] - error, "high": row["delta"] + error}
+    drawn: dict[str, Any] = {"what": what, "kind": kind, "label": label}
+    drawn |= {"percent": int(value)} if kind in PRUNING else {}
+    return row | drawn | {"low": row["delta"] - error, "high": row["delta"] + error}
 
 
-def _colour(names: Sequence[str]) -> Any:
+def _in_order(rows: Sequence[dict[str, Any]]) -> alt.X:
+    """Deciles and ranges by their numbers, regions from left to right, whatever order the points of the lines came in."""
+
+    def rank(row: dict[str, Any]) -> tuple[int, list[int], str]:
+        kind, _, value = row["set"].partition(":")
+        numbers = [[*REGIONS].index(value)] if value in REGIONS else [int(one) for one in re.findall(r"\d+", value)]
+        return _KINDS.index(kind) if kind in _KINDS else len(_KINDS), numbers, kind
+
+    order = list(dict.fromkeys(row["label"] for row in sorted(rows, key=rank)))
+    deciles = {row["kind"] for row in rows} == {"decile"}
+    return ordinal(order, "decile (1: smallest singular values)" if deciles else "singular values removed")
+
+
+def ordinal(order: list[str], title: str) -> alt.X:
+    """`label` in this order."""
+    return alt.X("label:O", sort=order, title=title, axis=alt.Axis(labelAngle=0, grid=False))
+
+
+def _percent() -> alt.X:
+    return alt.X(
+        "percent:Q", title="singular values removed, % of their number", axis=alt.Axis(grid=False, tickCount=5)
+    )
+
+
+def _dashes() -> alt.StrokeDash:
+    """A line for each kind of pruning, where colour tells the matrices."""
+    scale = alt.Scale(domain=[*PRUNING], range=[[1, 0], [4, 2]])
+    return alt.StrokeDash("kind:N", scale=scale, legend=alt.Legend(orient="top", title=None))
+
+
+def _colour(rows: Sequence[dict[str, Any]]) -> Any:
+    names = list(dict.fromkeys(row["what"] for row in rows))
     if all(name in theme.ROLE_COLOURS for name in names):
         return theme.by_role(names, field="what")
-    return alt.Color("what:N", legend=alt.Legend(orient="top", title=None, columns=4))
+    # The domain keeps their order: by themselves names are sorted, layer 10 before layer 2.
+    return alt.Color("what:N", scale=alt.Scale(domain=names), legend=alt.Legend(orient="top", title=None, columns=4))
 
 
 def damage(
-    rows: list[dict[str, Any]], order: list[str], title: str, metric: str, look: theme.Style, interactive: bool
+    rows: list[dict[str, Any]],
+    x: alt.X,
+    metric: str,
+    look: theme.Style,
+    interactive: bool,
+    *,
+    connected: bool = True,
+    dashes: Any = alt.Undefined,
 ) -> Any:
-    """What is lost (`delta`, from `low` to `high`) by `label`, in this order; a line for each `what`, random sets hollow."""
-    names = list(dict.fromkeys(row["what"] for row in rows))
-    colour = _colour(names)
+    """What is lost (`delta`, from `low` to `high`), a colour for each `what`, its points connected or not, random sets hollow."""
     cap = BEYOND * rows[0]["baseline"] if metric == "perplexity" else math.inf
     rows = [_capped(row, cap) for row in rows]
     scale, ticks = (alt.Scale(), None) if metric == "accuracy" else _symlog(rows, cap)
-    x = alt.X("label:O", sort=order, title=title, axis=alt.Axis(labelAngle=0, grid=False))
     y_axis = alt.Axis(tickCount=5) if ticks is None else alt.Axis(values=ticks, labelExpr=_TICK, labelOverlap=False)
     data = theme.inline([{**row, "finished_at": None} for row in rows])
     hover: list[Any] = ["what:N", "set:N", "removed:Q"]
     hover += [alt.Tooltip(name, format=".4g") for name in ("value:Q", "delta:Q", "stderr:Q", "random_delta:Q")]
-    base = alt.Chart(data).encode(x=x, color=colour)
+    base = alt.Chart(data).encode(x=x, color=_colour(rows))
     y = alt.Y("drawn:Q", title=NAMES[metric], scale=scale, axis=y_axis)
-    line = base.mark_line(strokeWidth=look.line).encode(y=y)
-    shape = alt.Shape(
-        "beyond:N", legend=None, scale=alt.Scale(domain=["within", "beyond"], range=["circle", "triangle-up"])
-    )
+    line = base.mark_line(strokeWidth=look.line).encode(y=y, strokeDash=dashes)
+    shapes = alt.Scale(domain=["within", "beyond"], range=["circle", "triangle-up"])
     dots = base.mark_point(filled=True, opacity=1.0, size=12 * look.line).encode(
-        y=y, shape=shape, tooltip=hover if interactive else alt.Undefined
+        y=y, shape=alt.Shape("beyond:N", legend=None, scale=shapes), tooltip=hover if interactive else alt.Undefined
     )
     bars = base.mark_rule(strokeWidth=look.line).encode(
         y=alt.Y("low:Q", scale=scale, title=NAMES[metric], axis=y_axis), y2="high:Q"
     )
     random = base.mark_point(filled=False, size=14 * look.line, strokeWidth=0.8 * look.line).encode(
-        y=alt.Y("random_drawn:Q", scale=scale, title=NAMES[metric], axis=y_axis)
+        y=alt.Y("random_drawn:Q", scale=scale, title=NAMES[metric], axis=y_axis),
+        shape=alt.Shape("random_beyond:N", legend=None, scale=shapes),
     )
-    return alt.layer(bars, line, dots, random).properties(width=look.width, height=look.height)
+    return alt.layer(bars, *([line] if connected else []), dots, random).properties(
+        width=look.width, height=look.height
+    )
 
 
 def _capped(row: dict[str, Any], cap: float) -> dict[str, Any]:
-    """The row with what is drawn of it: nothing beyond the cap."""
-    beyond = row["delta"] > cap
+    """The row with what is drawn of it: nothing beyond the cap, and no bar below what the metric can fall to."""
+    beyond, random = row["delta"] > cap, row["random_delta"]
+    bottom = -row["baseline"] if math.isfinite(cap) else -math.inf
     drawn: dict[str, Any] = {"drawn": min(row["delta"], cap), "beyond": "beyond" if beyond else "within"}
-    drawn |= {"low": cap if beyond else row["low"], "high": min(row["high"], cap)}
-    return row | drawn | {"random_drawn": None if row["random_delta"] is None else min(row["random_delta"], cap)}
+    drawn |= {"low": cap if beyond else max(row["low"], bottom), "high": min(row["high"], cap)}
+    drawn |= {"random_drawn": None if random is None else min(random, cap)}
+    return row | drawn | {"random_beyond": "beyond" if random is not None and random > cap else "within"}
 
 
 def _symlog(rows: list[dict[str, Any]], cap: float) -> tuple[Any, list[float]]:
-    """Scale and ticks for damage that spans orders of magnitude, and is sometimes a gain."""
-    largest = max((abs(row["drawn"]) for row in rows), default=1.0) or 1.0
+    """Scale and ticks for damage that spans orders of magnitude, and is sometimes a gain: all that is drawn lies within."""
+    points = [row[name] for row in rows for name in ("drawn", "random_drawn") if row[name] is not None]
+    drawn = points + [row[name] for row in rows for name in ("low", "high") if math.isfinite(row[name])]
+    largest = max(map(abs, drawn), default=1.0) or 1.0
     if math.isfinite(cap):
         constant = 1e-2 * cap / BEYOND  # a change of one per cent of the baseline is small
     else:
-        smallest = min((abs(row["drawn"]) for row in rows if row["drawn"]), default=largest)
-        constant = max(smallest, 1e-5 * largest)
+        constant = max(min((abs(value) for value in points if value), default=largest), 1e-5 * largest)
     exponents = range(math.ceil(math.log10(constant)), math.floor(math.log10(max(largest, constant))) + 1)
-    powers = [10.0**exponent for exponent in exponents]
-    ticks = [0.0, *powers[:: 1 + len(powers) // 7]]
-    lowest = min(row["drawn"] for row in rows)
+    powers = [10.0**exponent for exponent in exponents if 10.0**exponent <= largest]
+    ticks = [0.0, *(powers[:: 1 + len(powers) // 7] or theme.log_ticks(0.2 * largest, largest))]
+    lowest = min(drawn)
     ticks += [-tick for tick in ticks[1:] if tick <= -lowest]
     floor = min(1.2 * lowest, -0.3 * constant)
     return alt.Scale(type="symlog", constant=constant, domain=[floor, 1.5 * largest], nice=False, clamp=True), ticks
 
 
-def _spectra(values: list[dict[str, Any]], look: theme.Style) -> Any:
-    names = list(dict.fromkeys(row["what"] for row in values))
+def _spectra(values: list[dict[str, Any]], colour: Any, look: theme.Style) -> Any:
     chart = alt.Chart(theme.inline(values)).mark_line(strokeWidth=look.line)
     return chart.encode(
         x=alt.X("decile:O", title="decile", axis=alt.Axis(labelAngle=0, grid=False)),
         y=alt.Y("singular_value:Q", title="mean ν", axis=alt.Axis(tickCount=3)),
-        color=_colour(names),
+        color=colour,
     ).properties(width=look.width, height=look.height // 2)

@@ -6,7 +6,7 @@ from typing import Any
 
 from scanner.checkpoint.names import printable
 from scanner.figures import theme
-from scanner.figures.ablation import beyond, damage
+from scanner.figures.ablation import beyond, damage, measured, ordinal
 from scanner.figures.activations import one_run
 from scanner.figures.choice import rows_of
 from scanner.store import Store
@@ -38,7 +38,13 @@ def slicing(store: Store, *, interactive: bool = False, model: str | None = None
     ]
     look = theme.style(interactive)
     order = sorted({row["label"] for row in rows}, key=int)
-    chart = damage(rows, order, "decile of eigenvalues (1: smallest)", str(found[0]["metric"]), look, interactive)
-    details = f"baseline {found[0]['baseline']:.4g}; bars: standard error"
+    metric = str(found[0]["metric"])
+    chart = damage(rows, ordinal(order, "decile of eigenvalues (1: smallest)"), metric, look, interactive)
+    caption = [
+        printable(chosen["model"]),
+        *measured(runs, chosen, metric, found[0]["dataset"], found[0]["baseline"]),
+        "bars: standard error",
+        *beyond(rows),
+    ]
     title = "What a model loses without a tenth of the directions at its norms"
-    return theme.finish(chart, look, title, [printable(chosen["model"]), details, *beyond(rows)])
+    return theme.finish(chart, look, title, caption)
