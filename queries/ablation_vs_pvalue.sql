@@ -20,82 +20,20 @@
 -- column: damage_1 | damage without decile 1, the smallest singular values
 -- column: damage_middle | mean damage without deciles 4 to 7
 with points as (
-    select
-        run_id,
-        model,
-        revision,
-        metric,
-        roles,
-        layers,
-        split_part(set, ':', 2)::integer as decile,
-        -- Accuracy falls where the others rise.
-        any_value(case metric when 'accuracy' then -delta else delta end) as damage,
-        any_value(removed) as removed
-    from ablation_points($model, $run, $metric)
-    where starts_with(set, 'decile:')
-    group by run_id, model, revision, metric, roles, layers, decile
-),
-
--- layers is `0-5,7`, or `encoder:0-5 decoder:0-5` where a model has two stacks.
-stacks as (
-    select
-        model,
-        revision,
-        roles,
-        layers,
-        unnest(string_split(layers, ' ')) as of_stack,
-        nullif(regexp_extract(of_stack, '^(.*):', 1), '') as stack
-    from (select distinct model, revision, roles, layers from points)
-),
-
-spans as (
-    select
-        * exclude (of_stack),
-        unnest(regexp_extract_all(regexp_extract(of_stack, '[^:]*$'), '\d+(?:-\d+)?')) as span,
-        split_part(span, '-', 1)::integer as first_layer,
-        coalesce(try_cast(split_part(span, '-', 2) as integer), first_layer) as last_layer
-    from stacks
-),
-
-looks as (
-    select
-        spans.model,
-        spans.revision,
-        spans.roles,
-        spans.layers,
-        10 - (10 * k) // least(rows, cols) as decile,
-        count(*) as removed,
-        avg((u_p + v_p) / 2) as p,
-        avg((region in ('left', 'right'))::integer) as outliers
-    from spans
-    join vectors
-        on vectors.model = spans.model
-        and vectors.revision is not distinct from spans.revision
-        and list_contains(string_split(spans.roles, ','), vectors.role)
-        and vectors.stack is not distinct from spans.stack
-        and vectors.layer between first_layer and last_layer
-        and head is null
-    group by all
+    -- Accuracy falls where the others rise.
+    select *, case metric when 'accuracy' then -delta else delta end as damage
+    from scanned_deciles($model, $run, $metric)
 ),
 
 ranked as (
     select
-        points.*,
-        p,
+        *,
         -- Equal values share the mean of their ranks.
-        rank() over (of_group order by damage) + (count(*) over (partition by run_id, points.roles, points.layers, damage) - 1) / 2 as damage_rank,
-        rank() over (of_group order by p) + (count(*) over (partition by run_id, points.roles, points.layers, p) - 1) / 2 as p_rank,
-        rank() over (of_group order by outliers) + (count(*) over (partition by run_id, points.roles, points.layers, outliers) - 1) / 2 as outlier_rank
+        rank() over (of_group order by damage) + (count(*) over (partition by run_id, roles, layers, damage) - 1) / 2 as damage_rank,
+        rank() over (of_group order by p) + (count(*) over (partition by run_id, roles, layers, p) - 1) / 2 as p_rank,
+        rank() over (of_group order by outliers) + (count(*) over (partition by run_id, roles, layers, outliers) - 1) / 2 as outlier_rank
     from points
-    -- As many as were removed: the scan has every matrix that was changed.
-    join looks
-        on looks.model = points.model
-        and looks.revision is not distinct from points.revision
-        and looks.roles = points.roles
-        and looks.layers = points.layers
-        and looks.decile = points.decile
-        and looks.removed = points.removed
-    window of_group as (partition by run_id, points.roles, points.layers)
+    window of_group as (partition by run_id, roles, layers)
 )
 
 select
