@@ -54,11 +54,13 @@ def ablate(
     sets: Annotated[
         str,
         typer.Option(
-            metavar="SET,...", help="deciles, regions, pruning, random, or A:B (ranks A up to B, 0 the largest)."
+            metavar="SET,...",
+            help="deciles, decile:1..10, regions, region:left|bulk|right, pruning, smallest:P, most-random:P (per cent), random, "
+            "or A:B (ranks A up to B, 0 the largest).",
         ),
     ] = "deciles",
     random_sets: Annotated[
-        int, typer.Option("--random", min=0, help="Random sets of the same size beside each set.")
+        int, typer.Option("--random", min=0, max=1000, help="Random sets of the same size beside each set.")
     ] = 1,
     metric: MetricOption = Metric.perplexity,
     tokens: TokensOption = DEFAULT_TOKENS,

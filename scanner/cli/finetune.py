@@ -35,7 +35,7 @@ def finetune(
     deciles: Annotated[
         str, typer.Option(metavar="1,...,10", help="What is removed: 1 the smallest singular values, 10 the largest.")
     ] = "1,5,10",
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds of head, dropout and the examples' order.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Seeds of head, dropout and the examples' order.")] = 3,
     roles: Annotated[
         str, typer.Option(metavar="ROLE,...", help="The matrices it is removed from.", show_default="all in blocks")
     ] = "",
@@ -137,5 +137,6 @@ def _tell(report: FineTuneReport, seconds: float) -> None:
         f"{report.majority:.1%} of the test"
     )
     note(
-        f"run {report.run_id}: {report.points} points, {report.kept} of them kept; store: {report.store} ({seconds:.0f} s)"
+        f"run {report.run_id}: {report.points} points, {report.kept} of them from earlier runs; store: {report.store} "
+        f"({seconds:.0f} s)"
     )

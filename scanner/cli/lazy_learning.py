@@ -37,7 +37,7 @@ def lazy_learning(
             metavar="LAYER,...", help="One more network, at alpha 1, whose layers 0 to 3 are frozen; '' for none."
         ),
     ] = "0,1,2",
-    seeds: Annotated[int, typer.Option(min=1, help="Networks of each kind.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Networks of each kind.")] = 3,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training pictures.")] = 60,
     rate: Annotated[float, typer.Option(help="Learning rate of stochastic gradient descent.")] = 0.05,
     batch: Annotated[int, typer.Option(min=1, help="Pictures a step.")] = 64,
@@ -67,9 +67,12 @@ def lazy_learning(
 
     try:
         regimes = [Regime(alpha=float(one)) for one in split_names(alpha)]
+    except ValueError:
+        raise typer.BadParameter(f"{alpha!r} is not numbers like 1,15", param_hint="--alpha") from None
+    try:
         layers = tuple(sorted({int(one) for one in split_names(frozen)}))
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--alpha or --frozen") from error
+    except ValueError:
+        raise typer.BadParameter(f"{frozen!r} is not layers like 0,1,2", param_hint="--frozen") from None
     if layers:
         regimes.append(Regime(frozen=layers))
     started = time.monotonic()
@@ -99,7 +102,8 @@ def lazy_learning(
     for line in report.failed:
         note(f"  FAILED {line}")
     note(
-        f"store: {report.store} ({len(report.run_ids)} networks, {report.kept} of them kept, {time.monotonic() - started:.0f} s)"
+        f"store: {report.store} ({len(report.run_ids)} networks, {report.kept} of them from earlier runs, "
+        f"{time.monotonic() - started:.0f} s)"
     )
     if report.failed:
         raise typer.Exit(3)

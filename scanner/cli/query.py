@@ -23,13 +23,13 @@ def register(app: typer.Typer) -> None:
     app.command("status")(status)
 
 
-def _parse(parameters: list[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
+def _parse(parameters: list[str]) -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
     for text in parameters:
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise typer.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--param")
-        found[name] = value
+        found[name] = None if value == "NULL" else value  # as --list shows it
     return found
 
 
@@ -74,7 +74,7 @@ def query(
             there = (
                 _compared(opened)
                 if name.startswith("pair_")
-                else f"`rmtscan models --store {store}` shows what is scanned"
+                else f"`rmtscan models --store {store}` shows what is scanned, `rmtscan query experiments` what was measured"
             )
             note(f"no rows: {there}, `rmtscan query {name} --list` shows the parameters")
 
@@ -116,6 +116,7 @@ def sql(
     The tables are scans, matrices, vectors, failures, controls; comparisons, pairs, pair_vectors, pair_subspaces;
     experiments, overlaps, activation_spectra, ablations, finetunes. Of a matrix or pair that was computed more than once
     they hold the newest result; all_matrices, all_vectors, all_pairs, all_pair_vectors and all_pair_subspaces hold every one.
+    Write "overlaps" in double quotes: by itself it is a word of SQL.
 
     Only SELECT is accepted, and it reads nothing outside the store.
 
@@ -136,7 +137,7 @@ def models(store: StoreOption = DEFAULT_STORE, form: FormatOption = Format.table
 
 
 def status(store: StoreOption = DEFAULT_STORE, form: FormatOption = Format.table) -> None:
-    """What is scanned, what is unfinished, what failed."""
+    """What is scanned, what is unfinished, what failed. Runs of experiments are listed by `rmtscan query experiments`."""
     import pyarrow as pa
 
     from scanner.store import open_store
@@ -162,6 +163,9 @@ def status(store: StoreOption = DEFAULT_STORE, form: FormatOption = Format.table
         }
         for scan in opened.unfinished()
     ]
+    runs = opened.query("experiments").num_rows
+    if runs:
+        note(f"runs of experiments: {runs} (rmtscan query experiments --store {store})")
     if not rows:
         note(f"nothing scanned yet in {opened.url}; begin with: rmtscan scan REF --store {store}")
     schema = pa.schema(

@@ -30,6 +30,7 @@ def report(
     """Write a report of scanned models: findings, interactive figures and tables in one HTML file.
 
     It opens in any browser without a network. Pairs that were compared are in it when both models are.
+    Experiments are not: `rmtscan query experiments` lists their runs, `rmtscan plot --list` their figures.
 
     Examples:
 

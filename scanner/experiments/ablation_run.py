@@ -65,6 +65,7 @@ def ablate(
     refs = [ref for ref in target.inventory.matrices if ref.layer is not None]
     if not refs:
         raise ScannerError(f"{printable(target.checkpoint.model)} has no matrix of these roles in a block")
+    _require_ranks(chosen, refs)
     place = model_place(target.checkpoint)
     measured = measurement(place, wanted)
     run = PointRun(
@@ -80,6 +81,21 @@ def ablate(
     return run.carry_out(AblationWorker, _points(run.base, refs, by, chosen), options)
 
 
+def _require_ranks(sets: Sequence[RemovalSet], refs: Sequence[MatrixRef]) -> None:
+    """Whether some matrix has all ranks of a range.
+
+    Raises:
+        ScannerError: none has.
+    """
+    most = max(min(ref.rows, ref.cols) for ref in refs)
+    for wanted in sets:
+        kind, _, ends = wanted.name.partition(":")
+        if kind == "range" and int(ends.partition(":")[2]) > most:
+            raise ScannerError(
+                f"--sets {ends}: these matrices have {most} singular values at most, ranks 0 to {most - 1}; A:B is A up to B - 1"
+            )
+
+
 def _points(base: dict[str, Any], refs: Sequence[MatrixRef], by: By, sets: Sequence[RemovalSet]) -> list[AblationTask]:
     """One task for each group of matrices and set; random sets of equal sizes are one."""
     groups: dict[tuple[str, int], list[MatrixRef]] = {}
@@ -92,6 +108,9 @@ def _points(base: dict[str, Any], refs: Sequence[MatrixRef], by: By, sets: Seque
         roles = ",".join(sorted({ref.role for ref in group}, key=ROLES.index))
         layers = _layers(group)
         for wanted in sets:
+            first = (wanted.beside or wanted.name).removeprefix("range:").partition(":")[0]
+            if first.isdecimal() and int(first) >= max(min(ref.rows, ref.cols) for ref in group):
+                continue  # a range of other, larger matrices
             what: object = wanted.name
             if wanted.beside is not None:
                 sizes = [size_by_rank(wanted.beside, min(ref.rows, ref.cols)) for ref in group]

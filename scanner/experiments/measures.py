@@ -164,6 +164,11 @@ def _accuracy(
         raise ScannerError(
             f"--answers names {len(answers)} and there are {len(classes)} classes: {', '.join(map(printable, classes))}"
         )
+    if len({*answers}) != len(answers):
+        raise ScannerError(f"--answers {','.join(map(printable, answers))}: every class needs an answer of its own")
+    unknown = sorted({*re.findall(r"\{(\w+)\}", wanted.prompt)} - {"text", "second"})
+    if unknown:
+        raise ScannerError(f"--prompt has {{{unknown[0]}}}: only {{text}} and {{second}} are filled in")
     if "{text}" not in wanted.prompt or (texts.seconds and "{second}" not in wanted.prompt):
         raise ScannerError("--prompt must say where the text goes: {text}, and {second} for pairs")
     tokens = tuple(_answer(tokenizer, wanted.prompt, answer) for answer in answers)

@@ -30,6 +30,9 @@ _GGUF = ".gguf"
 #: Of a checkpoint that was saved without its pooler, say: what no forward pass to the last block needs.
 _HARMLESS = ("pooler", "position_ids", "inv_freq")
 
+#: Tokens beside the special ones that a tokenizer has: T5's has one without its files.
+_FEWEST_WORDS = 2
+
 Result = TypeVar("Result")
 
 
@@ -103,9 +106,17 @@ def load_tokenizer(place: ModelPlace) -> Any:
         ScannerError: there is none beside the weights, or it needs code of its own.
     """
     transformers = _transformers()
-    return _explained(
+    tokenizer = _explained(
         place, lambda: transformers.AutoTokenizer.from_pretrained(place.path, **place.options), what="tokenizer"
     )
+    # Where its files are missing, transformers makes one of most kinds that knows special tokens alone: no word is known to it.
+    special = {*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())}
+    if len({*tokenizer.get_vocab()} - special) < _FEWEST_WORDS:
+        raise ScannerError(
+            f"{printable(place.model)} has no tokenizer that transformers can read: its vocabulary is missing; put the tokenizer's "
+            "files (tokenizer.json, say) beside the weights"
+        )
+    return tokenizer
 
 
 def load_model(

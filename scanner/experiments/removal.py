@@ -88,6 +88,8 @@ def parse_sets(text: str, random_sets: int = 1) -> list[RemovalSet]:
             found.append(RemovalSet(name=name))
         beside = "decile:1" if name == "random" else name
         found += [RemovalSet(name=f"random:{seed}", beside=beside) for seed in range(1, random_sets + 1)]
+    if not found:
+        raise ScannerError("--sets random with --random 0 is no set at all")
     return list(dict.fromkeys(found))
 
 

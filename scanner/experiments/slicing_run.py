@@ -58,7 +58,8 @@ def slicing(
     """
     observer, options = observer or ScanObserver(), pool or PoolOptions()
     if not set(orders) <= set(ORDERS) or not set(deciles) <= set(DECILES) or not orders or not deciles:
-        raise ScannerError(f"orders are {' and '.join(ORDERS)}, deciles 1 to 10; got {[*orders]} and {[*deciles]}")
+        given = ", ".join(map(str, [*orders, *deciles])) or "nothing"
+        raise ScannerError(f"orders are {' and '.join(ORDERS)}, deciles 1 to 10; got {given}")
     observer.opening(reference)
     checkpoint = open_target(reference, Selection()).checkpoint
     place = model_place(checkpoint)

@@ -65,7 +65,7 @@ def activation_overlap(
     chosen = one_run(runs, model, run, f"no overlaps in {store.url}: {ADVICE}")
     found = rows_of(store, "overlaps", model=chosen["model"], run=run, role=role, layer=layer, centred=centred)
     if not found:
-        raise ScannerError(f"no such role or layer is measured of {printable(chosen['model'])!r}")
+        raise ScannerError(_nothing(chosen, role, layer))
     look = theme.style(interactive)
     band = store.query("overlap_vs_region", run=run, model=chosen["model"], centred=centred).to_pylist()
     used = {row.pop("run_id") for row in found}
@@ -177,7 +177,7 @@ def activation_spectrum(
         store, "activation_spectra", model=chosen["model"], run=run, role=role, layer=layer, centred=centred
     )
     if not found:
-        raise ScannerError(f"no such role or layer is measured of {printable(chosen['model'])!r}")
+        raise ScannerError(_nothing(chosen, role, layer))
     look = theme.style(interactive)
     roles = _distinct(found, "role")
     points = []
@@ -201,6 +201,13 @@ def activation_spectrum(
     what = "covariance of the activations, centred" if centred else "second moments of the activations, not centred"
     details = f"{what}; inputs that are shared give equal lines"
     return theme.finish(chart, look, "Spectrum of the activations", [printable(chosen["model"]), details])
+
+
+def _nothing(chosen: dict[str, Any], role: str | None, layer: int | None) -> str:
+    where = [f"role {printable(role)!r}"] if role is not None else []
+    where += [f"layer {layer}"] if layer is not None else []
+    of = f"{printable(chosen['model'])!r}{''.join(f', {one}' for one in where)}"
+    return f"nothing is measured of {of}: 'rmtscan query overlap_by_role' lists the roles, table overlaps the layers"
 
 
 def _distinct(rows: Sequence[dict[str, Any]], name: str) -> list[Any]:

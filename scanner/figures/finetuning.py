@@ -16,11 +16,18 @@ _ORDERS = {"remove-first": "removed, then fine-tuned", "tune-first": "fine-tuned
 _COLOURS = {"removed, then fine-tuned": theme.BLUE, "fine-tuned, then removed": theme.VERMILION}
 
 
-def finetuning(store: Store, *, interactive: bool = False, base: str | None = None, role: str | None = None) -> Any:
+def finetuning(
+    store: Store,
+    *,
+    interactive: bool = False,
+    base: str | None = None,
+    run: str | None = None,
+    role: str | None = None,
+) -> Any:
     """Accuracy by removed decile in both orders, beside the mean of the untouched runs and three standard deviations of it.
 
     Points are means over seeds, error bars their standard deviation (one seed: none). Of several runs of one base the newest is
-    drawn; without a role, removal from those matrices that its newest points are about.
+    drawn, or the one that is named; without a role, removal from those matrices that its newest points are about.
 
     Source: arXiv 2410.17770, v1 Fig. 8, v3 Fig. 6.
 
@@ -30,6 +37,11 @@ def finetuning(store: Store, *, interactive: bool = False, base: str | None = No
     answer = store.query("finetune_by_decile").to_pylist()
     if not answer:
         raise ScannerError(f"nothing is fine-tuned in {store.url}: begin with 'rmtscan finetune BASE --task FILE'")
+    if run is not None:
+        runs = sorted({str(row["run_id"]) for row in answer})
+        answer = [row for row in answer if row["run_id"] == run]
+        if not answer:
+            raise ScannerError(f"there is no run {printable(run)!r}: {nearest(run, runs)}")
     bases = sorted({str(row["base_model"]) for row in answer})
     if base is None and len(bases) > 1:
         raise ScannerError(f"several models are fine-tuned, name one with --base: {', '.join(map(printable, bases))}")

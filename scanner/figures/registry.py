@@ -61,7 +61,9 @@ class Figure:
         """
         for name in parameters:
             if name not in self.parameters:
-                raise ScannerError(f"figure {self.name!r} takes no {name}: it takes {', '.join(self.parameters)}")
+                raise ScannerError(
+                    f"figure {self.name!r} takes no {name}: it takes {', '.join(self.parameters) or 'none'}"
+                )
         given = {name: value for name, value in parameters.items() if value is not None}
         return self.function(store, interactive=interactive, **given)
 

@@ -9,7 +9,8 @@ import pytest
 
 from scanner.store import Store, open_store
 from scanner.store.schemas import SCHEMAS
-from tests.store.rows import Matrix, Pair, add_comparison, add_scan, failure
+from tests.store.rows import NOON, Matrix, Pair, add_comparison, add_scan, failure
+from tests.store.test_experiment_queries import add_overlaps, add_point, add_run
 
 from .conftest import Run
 
@@ -88,6 +89,25 @@ def test_a_store_with_nothing_in_it_says_how_to_begin(rmtscan: Run, tmp_path: Pa
     assert "begin with: rmtscan scan REF" in told.err
     told = rmtscan("query", "outliers", "--store", tmp_path / "store", "--format", "json")
     assert (told.status, json.loads(told.out)) == (0, [])
+    assert "`rmtscan query experiments` what was measured" in told.err
+
+
+def test_a_parameter_may_be_given_as_the_null_that_the_list_shows(rmtscan: Run, store: Store) -> None:
+    told = rmtscan("query", "scans", "-p", "model=NULL", "--store", store.url, "--format", "json")
+    assert (told.status, len(json.loads(told.out))) == (0, 2)
+
+
+def test_status_does_not_hide_experiments_where_nothing_is_scanned(rmtscan: Run, tmp_path: Path) -> None:
+    made = open_store(str(tmp_path / "store"), create=True)
+    add_run(made, "run", "ablation")
+    add_point(made, "d1", set="decile:1", delta=1.0, finished_at=NOON)
+    add_point(made, "base", set="none", delta=0.0)
+    add_overlaps(made, "begun", [0.1, 0.2])
+    told = rmtscan("status", "--store", made.url, "--format", "json")
+    assert "runs of experiments: 2 (rmtscan query experiments" in told.err
+    told = rmtscan("query", "experiments", "--store", made.url, "--format", "json")
+    found = [(row["run_id"], row["kind"], row["model"], row["points"]) for row in json.loads(told.out)]
+    assert found == [("run", "ablation", "org/model", 1), ("begun", None, "org/model", 1)]
 
 
 def test_sql_asks_the_views(rmtscan: Run, store: Store) -> None:

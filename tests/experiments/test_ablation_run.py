@@ -95,6 +95,27 @@ def test_points_are_what_a_rebuilt_model_gives_and_are_measured_once(tmp_path: P
     assert all(row["random_sets"] == 1 for row in curve)
 
 
+def test_ranks_that_no_matrix_has_are_an_error_and_those_of_others_no_points(
+    tmp_path: Path, in_process: list[Any]
+) -> None:
+    """key and value have 8 singular values here, query 16."""
+    folder, text, store = save(tmp_path / "m", "llama"), text_file(tmp_path), tmp_path / "store"
+    for sets in ("16:20", "0:17"):
+        with pytest.raises(
+            ScannerError, match=f"--sets {sets}: these matrices have 16 singular values at most, ranks 0 to 15"
+        ):
+            run(folder, text, store, roles=("query", "key"), sets=sets)
+    with pytest.raises(ScannerError, match="no set at all"):
+        run(folder, text, store, sets="random", random_sets=0)
+    assert in_process == []
+    run(folder, text, store, roles=("query", "key"), sets="10:16")
+    assert {(row["roles"], row["set"]) for row in rows(store)} == {
+        (None, "none"),
+        ("query", "range:10:16"),
+        ("query", "random:1"),
+    }
+
+
 def test_layers_all_matrices_regions_and_other_metrics(tmp_path: Path, in_process: list[Any]) -> None:
     folder, text, store = save(tmp_path / "m", "llama"), text_file(tmp_path), tmp_path / "store"
     run(folder, text, store, by="layer", sets="region:right,region:left", metric="kl")

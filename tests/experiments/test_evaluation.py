@@ -269,6 +269,10 @@ def test_a_language_model_chooses_the_likelier_answer(tmp_path: Path) -> None:
     np.testing.assert_array_equal(measure.scores(model, None, Batches(0, 60)).sums, expected)
     with pytest.raises(ScannerError, match="--answers names 3 and there are 2 classes"):
         measurement(place, MeasureRequest(metric="accuracy", text=task, answers=("a", "b", "c")))
+    with pytest.raises(ScannerError, match="--answers w5,w5: every class needs an answer of its own"):
+        measurement(place, MeasureRequest(metric="accuracy", text=task, answers=("w5", "w5")))
+    with pytest.raises(ScannerError, match=r"--prompt has \{txt\}: only \{text\} and \{second\} are filled in"):
+        measurement(place, MeasureRequest(metric="accuracy", text=task, answers=("w5", "w6"), prompt="{text} {txt}"))
     with pytest.raises(ScannerError, match="--window 2 has no room for a prompt beside an answer of 2 tokens"):
         measurement(place, MeasureRequest(metric="accuracy", text=task, answers=("w5 w6", "w7"), window=2))
     with pytest.raises(ScannerError, match="--prompt must say where the text goes"):

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, BertConfig
 from scanner.checkpoint import Selection, read_matrix
 from scanner.errors import ScannerError
 from scanner.experiments.models import (
+    ModelPlace,
     is_causal,
     load_config,
     load_model,
@@ -143,6 +144,14 @@ def test_weights_without_a_tokenizer_say_so(tmp_path: Path) -> None:
     place = model_place(open_target(str(folder), Selection()).checkpoint)
     with pytest.raises(ScannerError, match="no tokenizer that transformers can read"):
         load_tokenizer(place)
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "t5"])
+def test_a_tokenizer_of_special_tokens_alone_is_none(tmp_path: Path, kind: str) -> None:
+    """What transformers makes of a folder without the files: the whole text would be unknown words."""
+    AutoConfig.for_model(kind).save_pretrained(tmp_path)
+    with pytest.raises(ScannerError, match=r"has no tokenizer .* its vocabulary is missing; put the tokenizer's files"):
+        load_tokenizer(ModelPlace(model="m", path=str(tmp_path)))
 
 
 def test_a_role_or_layer_that_a_model_has_not_is_named_with_what_it_has(tmp_path: Path) -> None:

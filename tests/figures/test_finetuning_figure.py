@@ -66,6 +66,15 @@ def test_the_newest_run_of_the_base_and_role_that_are_meant(store: Store) -> Non
         FIGURES["finetuning"].draw(store, base="org/base", role="key")
 
 
+def test_a_run_is_drawn_that_is_named(store: Store) -> None:
+    add(filled(store), "b", "none", None, [0.8])
+    add(store, "b", "tune-first", 7, [0.9], dataset="rte")
+    text = json.dumps(FIGURES["finetuning"].draw(store, run="b").to_dict())
+    assert ("rte" in text, "boolq" in text) == (True, False)
+    with pytest.raises(ScannerError, match="there is no run 'c'"):
+        FIGURES["finetuning"].draw(store, run="c")
+
+
 def test_without_any_run_it_says_how_to_begin(store: Store) -> None:
     with pytest.raises(
         ScannerError, match=r"nothing is fine-tuned in .*begin with 'rmtscan finetune BASE --task FILE'"

@@ -1,0 +1,41 @@
+-- title: Runs of experiments, the latest first
+-- about: One line per run: a model's content, a text, and everything else that decides the numbers. Its points are in the tables
+--   ablations (ablation, slicing, lazy-learning), finetunes, or overlaps and activation_spectra (activations).
+-- param: model VARCHAR = NULL | only this model
+-- param: kind VARCHAR = NULL | only activations, ablation, slicing, finetune or lazy-learning
+-- column: run_id | what `--param run=` of other queries takes
+-- column: kind | activations, ablation, slicing, finetune or lazy-learning; empty for a run that was interrupted before its first result
+-- column: model | the model's name
+-- column: dataset | the text or data set
+-- column: tokens | how many of its tokens were read
+-- column: points | points that are measured; of activations, matrices
+-- column: finished_at | when the newest point or the run was finished, UTC
+with measured as (
+    select run_id, arg_max(model, finished_at) as model, count(*) as points, max(finished_at) as finished_at
+    from ablations
+    where set != 'none'
+    group by run_id
+    union all
+    select run_id, arg_max(base_model, finished_at), count(*), max(finished_at)
+    from finetunes
+    group by run_id
+    union all
+    select run_id, any_value(model), count(distinct tensor), null
+    from "overlaps"
+    group by run_id
+)
+
+select
+    run_id,
+    kind,
+    coalesce(measured.model, experiments.model) as model,
+    dataset,
+    tokens,
+    coalesce(points, 0)::integer as points,
+    greatest(measured.finished_at, experiments.finished_at) as finished_at
+from experiments
+full join measured using (run_id)
+where
+    ($model is null or coalesce(measured.model, experiments.model) = $model)
+    and ($kind is null or kind = $kind)
+order by finished_at desc nulls last, run_id;
