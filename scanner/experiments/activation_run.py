@@ -215,9 +215,9 @@ def measure_activations(
     checkpoint = target.checkpoint
     place = model_place(checkpoint)
     config, tokenizer = load_config(place), load_tokenizer(place)
-    length = min(
-        window or DEFAULT_WINDOW, longest_input(config, tokenizer), *([] if tokens is None else [max(1, tokens)])
-    )
+    length = min(window or DEFAULT_WINDOW, longest_input(config, tokenizer))
+    if tokens is not None:
+        length = min(length, max(1, tokens))
     texts = read_texts(text, tokens=tokens, length=length)
     read = sequences(tokenizer, texts, length=length, tokens=tokens)
     if not read:

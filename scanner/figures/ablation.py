@@ -205,14 +205,20 @@ def _in_order(rows: Sequence[dict[str, Any]]) -> alt.X:
         numbers = [[*REGIONS].index(value)] if value in REGIONS else [int(one) for one in re.findall(r"\d+", value)]
         return _KINDS.index(kind) if kind in _KINDS else len(_KINDS), numbers, kind
 
+    if {row["kind"] for row in rows} == {"decile"}:
+        return by_decile("decile (1: smallest singular values)")
     order = list(dict.fromkeys(row["label"] for row in sorted(rows, key=rank)))
-    deciles = {row["kind"] for row in rows} == {"decile"}
-    return ordinal(order, "decile (1: smallest singular values)" if deciles else "singular values removed")
+    return _ordinal(order, "singular values removed")
 
 
-def ordinal(order: list[str], title: str) -> alt.X:
-    """`label` in this order."""
-    return alt.X("label:O", sort=order, title=title, axis=alt.Axis(labelAngle=0, grid=False))
+def by_decile(title: str) -> alt.X:
+    """`label` is a decile; those that were not measured keep their places."""
+    return _ordinal([str(decile) for decile in range(1, 11)], title)
+
+
+def _ordinal(order: list[str], title: str) -> alt.X:
+    axis = alt.Axis(labelAngle=0, grid=False)
+    return alt.X("label:O", sort=order, scale=alt.Scale(domain=order), title=title, axis=axis)
 
 
 def _percent() -> alt.X:

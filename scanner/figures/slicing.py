@@ -6,7 +6,7 @@ from typing import Any
 
 from scanner.checkpoint.names import printable
 from scanner.figures import theme
-from scanner.figures.ablation import beyond, damage, measured, ordinal
+from scanner.figures.ablation import beyond, by_decile, damage, measured
 from scanner.figures.activations import one_run
 from scanner.figures.choice import rows_of
 from scanner.store import Store
@@ -37,9 +37,8 @@ def slicing(store: Store, *, interactive: bool = False, model: str | None = None
         for row in found
     ]
     look = theme.style(interactive)
-    order = sorted({row["label"] for row in rows}, key=int)
     metric = str(found[0]["metric"])
-    chart = damage(rows, ordinal(order, "decile of eigenvalues (1: smallest)"), metric, look, interactive)
+    chart = damage(rows, by_decile("decile of eigenvalues (1: smallest)"), metric, look, interactive)
     caption = [
         printable(chosen["model"]),
         *measured(runs, chosen, metric, found[0]["dataset"], found[0]["baseline"]),

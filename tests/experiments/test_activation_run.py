@@ -318,6 +318,13 @@ def test_a_tokenizer_without_padding_serves(tmp_path: Path, in_process: list[Any
     assert [row["overlap"] for row in rows(tmp_path / "store")] == [row["overlap"] for row in rows(tmp_path / "second")]
 
 
+def test_no_more_tokens_are_read_than_are_asked_for(tmp_path: Path, in_process: list[Any]) -> None:
+    """Ten where a window has sixteen."""
+    report = run(save(tmp_path / "model", "llama"), text_file(tmp_path), tmp_path / "store", tokens=10)
+    assert report.tokens == 10
+    assert {row["tokens"] for row in rows(tmp_path / "store")} == {10}
+
+
 def test_normal_quantiles_of_the_query_are_those_of_scipy(tmp_path: Path, in_process: list[Any]) -> None:
     run(save(tmp_path / "model", "llama"), text_file(tmp_path), tmp_path / "store")
     for row in open_store(str(tmp_path / "store")).query("overlap_vs_region").to_pylist():

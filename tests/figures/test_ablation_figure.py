@@ -205,6 +205,14 @@ def test_sets_are_in_their_order_along_the_axis(
     assert chart["layer"][-1]["encoding"]["x"]["sort"] == order
 
 
+def test_deciles_that_were_not_measured_keep_their_places(empty_store: Store) -> None:
+    add_run(empty_store, "run", "ablation")
+    for decile in (1, 10):
+        add_point(empty_store, f"d{decile}", set=f"decile:{decile}", delta=1.0 * decile)
+    drawn = FIGURES["ablation"].draw(empty_store).to_dict()
+    assert drawn["layer"][0]["encoding"]["x"]["scale"]["domain"] == [str(decile) for decile in range(1, 11)]
+
+
 def marks(chart: dict[str, object]) -> list[str]:
     return [layer["mark"]["type"] for layer in chart["layer"]]  # type: ignore[attr-defined]
 
