@@ -11,16 +11,16 @@
 -- column: points | points that are measured; of activations, matrices
 -- column: finished_at | when the newest point or the run was finished, UTC
 with measured as (
-    select run_id, arg_max(model, finished_at) as model, count(*) as points, max(finished_at) as finished_at
+    select run_id, arg_max(model, (finished_at, model)) as model, count(*) as points, max(finished_at) as finished_at
     from ablations
     where set != 'none'
     group by run_id
     union all
-    select run_id, arg_max(base_model, finished_at), count(*), max(finished_at)
+    select run_id, arg_max(base_model, (finished_at, base_model)), count(*), max(finished_at)
     from finetunes
     group by run_id
     union all
-    select run_id, any_value(model), count(distinct tensor), null
+    select run_id, min(model), count(distinct tensor), null
     from "overlaps"
     group by run_id
 )

@@ -36,8 +36,8 @@ with untouched as (
 named as (
     select
         run_id,
-        arg_max(base_model, finished_at) as base_model,
-        arg_max(dataset, finished_at) as dataset
+        arg_max(base_model, (finished_at, base_model)) as base_model,
+        arg_max(dataset, (finished_at, dataset)) as dataset
     from finetunes
     group by run_id
 ),

@@ -43,10 +43,10 @@ def test_a_tuned_model_is_measured_kept_and_compared(
         ("tune-first", 10, 2),
     ]
     assert "2 classes, the commonest is 50.0% of the test" in ran.told
-    assert "6 points, 0 of them kept" in ran.told
+    assert "6 points, 0 of them from earlier runs" in ran.told
     again = rmtscan(*command, "--keep", tmp_path / "tuned", *store, "--format", "json")
     assert json.loads(again.out) == rows
-    assert "6 points, 6 of them kept" in again.told
+    assert "6 points, 6 of them from earlier runs" in again.told
 
     [kept] = (tmp_path / "tuned").glob("*-none-seed0")
     compared = rmtscan("compare", base, kept, *store, "--workers", 1, "--format", "json")
@@ -134,7 +134,7 @@ def test_a_model_that_cannot_be_kept_is_told_and_its_accuracy_stays(
     for folder, kept in (("a", 0), ("a", 1), ("b", 0)):
         again = rmtscan(*command, "--keep", tmp_path / folder)
         assert again.status == 0, again.err
-        assert f"1 points, {kept} of them kept" in again.told
+        assert f"1 points, {kept} of them from earlier runs" in again.told
         assert len([*(tmp_path / folder).glob("*-none-seed0")]) == 1
 
 

@@ -67,7 +67,7 @@ def test_the_newest_run_of_the_base_and_role_that_are_meant(store: Store) -> Non
 
 
 def test_a_run_is_drawn_that_is_named(store: Store) -> None:
-    add(filled(store), "b", "none", None, [0.8])
+    add(filled(store), "b", "none", None, [0.8], dataset="rte")
     add(store, "b", "tune-first", 7, [0.9], dataset="rte")
     text = json.dumps(FIGURES["finetuning"].draw(store, run="b").to_dict())
     assert ("rte" in text, "boolq" in text) == (True, False)
