@@ -8,19 +8,15 @@ from typing import Annotated
 import typer
 
 from scanner.cli import (
-    ablate,
-    activations,
     calibrate,
     compare,
-    finetune,
+    experiments,
     inspect,
-    lazy_learning,
     plot,
     publish,
     query,
     report,
     scan,
-    slicing,
 )
 from scanner.errors import ScannerError
 from scanner.version import __version__
@@ -40,11 +36,7 @@ inspect.register(app)
 compare.register(app)
 query.register(app)
 calibrate.register(app)
-activations.register(app)
-ablate.register(app)
-finetune.register(app)
-lazy_learning.register(app)
-slicing.register(app)
+experiments.register(app)
 plot.register(app)
 report.register(app)
 publish.register(app)

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElap
 from rich.progress import Progress as Bar
 
 from scanner.checkpoint.names import printable
-from scanner.engine import ModelReport, ScanObserver
+from scanner.engine import ModelReport, Observer
 from scanner.engine.scan import ControlTask, MatrixTask
 from scanner.engine.task import Task
 
@@ -18,7 +18,7 @@ from scanner.engine.task import Task
 _INTERVAL = 10.0
 
 
-class Progress(ScanObserver):
+class Progress(Observer):
     """What a person sees while a scan runs. The bar moves by the cost of what is done, so its estimate of the rest is honest."""
 
     def __init__(self, stream: TextIO) -> None:

@@ -36,9 +36,10 @@ from scanner.engine.method import Method, scan_id
 from scanner.engine.plan import decomposition_cost, decomposition_limit, largest_first
 from scanner.engine.pool import PoolOptions
 from scanner.engine.rows import pack, unpack
-from scanner.engine.run import Observer, Stored, Work, run
+from scanner.engine.run import run
 from scanner.engine.scan import ScanWork
 from scanner.engine.task import Context, Failure, Task
+from scanner.engine.work import Observer, Stored, Work
 from scanner.errors import CheckpointError, GatedError, RateLimitedError, ScannerError
 from scanner.rmt import pairs
 from scanner.rmt.decomposition import Decomposition, LowRank, decompose

@@ -78,15 +78,15 @@ class PoolOptions:
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
-            raise ScannerError(f"workers must be at least 1, got {self.workers}")
+            raise ScannerError(f"`workers` must be at least 1, got {self.workers}")
         if self.task_timeout is not None and not self.task_timeout > 0:
-            raise ScannerError(f"task_timeout must be a positive number of seconds, got {self.task_timeout:g}")
+            raise ScannerError(f"`task_timeout` must be a positive number of seconds, got {self.task_timeout:g}")
         if self.gpus_per_worker is not None and self.gpus_per_worker < 0:
-            raise ScannerError(f"gpus_per_worker cannot be negative, got {self.gpus_per_worker}")
+            raise ScannerError(f"`gpus_per_worker` cannot be negative, got {self.gpus_per_worker}")
         share = self.gpus_per_worker or 0.0
         if round(share, 4) != share or (share > 1 and share != int(share)):
             raise ScannerError(
-                f"gpus_per_worker must be a share of one GPU with at most 4 decimals, or a whole number, got {share}"
+                f"`gpus_per_worker` must be a share of one GPU with at most 4 decimals, or a whole number, got {share}"
             )
 
 
@@ -244,8 +244,8 @@ def run_tasks(
         shape = PoolShape.fit(options, resources, len(tasks))
         if _address(options) == _LOCAL and shape.gpus > resources.get("GPU", 0.0):
             raise ScannerError(
-                f"gpus_per_worker is {shape.gpus:g}, but this machine has {resources.get('GPU', 0.0):g} GPUs: omit it, or give the "
-                "address of a cluster"
+                f"`gpus_per_worker` is {shape.gpus:g}, but this machine has {resources.get('GPU', 0.0):g} GPUs: omit it, or give "
+                "the address of a cluster"
             )
         pool: Pool[AnyTask] = Pool(
             worker_class,

@@ -16,8 +16,9 @@ from scanner.engine import rows
 from scanner.engine.method import Method, scan_id
 from scanner.engine.plan import decomposition_cost, decomposition_limit, largest_first, reads
 from scanner.engine.pool import PoolOptions
-from scanner.engine.run import Observer, Stored, Work, run
+from scanner.engine.run import run
 from scanner.engine.task import Context, Failure, Task
+from scanner.engine.work import Observer, Stored, Work
 from scanner.errors import CheckpointError, ScannerError
 from scanner.rmt.analysis import Analysis, analyze, decomposed, summarize
 from scanner.rmt.ensembles import ENSEMBLES, Ensemble, control

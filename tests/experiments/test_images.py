@@ -1,4 +1,4 @@
-"""Pictures from files: CIFAR-10's batches as Python 2 wrote them, .npz, digits; and files that are something else."""
+"""Images from files: CIFAR-10's batches as Python 2 wrote them, .npz, digits; and files that are something else."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from scanner.errors import ScannerError
-from scanner.experiments.pictures import CIFAR_PIXELS, load_pictures
+from scanner.experiments.images import CIFAR_PIXELS, load_images
 
 
 def string(text: bytes) -> bytes:
@@ -23,26 +23,26 @@ def integer(number: int) -> bytes:
     return b"J" + struct.pack("<i", number)
 
 
-def python2_batch(pictures: np.ndarray, labels: list[int], *, shape: tuple[int, ...] | None = None) -> bytes:
+def python2_batch(images: np.ndarray, labels: list[int], *, shape: tuple[int, ...] | None = None) -> bytes:
     """The opcodes that Python 2's cPickle wrote for {'data': array, 'labels': list}, as in CIFAR-10's files."""
-    rows, cols = shape or pictures.shape
+    rows, cols = shape or images.shape
     kind = b"cnumpy\ndtype\n" + b"(" + string(b"u1") + b"K\x00K\x01tR" + b"(K\x03" + string(b"|") + b"NNN"
     kind += integer(-1) + integer(-1) + b"K\x00tb"
     array = b"cnumpy.core.multiarray\n_reconstruct\n" + b"(cnumpy\nndarray\n" + b"(K\x00t" + string(b"b") + b"tR"
-    array += b"(K\x01(" + integer(rows) + integer(cols) + b"t" + kind + b"\x89" + string(pictures.tobytes()) + b"tb"
+    array += b"(K\x01(" + integer(rows) + integer(cols) + b"t" + kind + b"\x89" + string(images.tobytes()) + b"tb"
     listed = b"(" + b"".join(integer(label) for label in labels) + b"l"
     return b"\x80\x02}(" + string(b"data") + array + string(b"labels") + listed + b"u."
 
 
 @pytest.fixture
 def cifar(tmp_path: Path) -> Path:
-    """A folder in the form of CIFAR-10's, with 20 pictures a batch."""
+    """A folder in the form of CIFAR-10's, with 20 images a batch."""
     rng = np.random.default_rng(1)
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
-        pictures = rng.integers(0, 256, (20, CIFAR_PIXELS), dtype=np.uint8)
-        (folder / name).write_bytes(python2_batch(pictures, [i % 10 for i in range(20)]))
+        images = rng.integers(0, 256, (20, CIFAR_PIXELS), dtype=np.uint8)
+        (folder / name).write_bytes(python2_batch(images, [i % 10 for i in range(20)]))
     return folder
 
 
@@ -55,7 +55,7 @@ def test_the_batches_of_these_tests_are_what_numpy_itself_reads(cifar: Path) -> 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_cifar_is_read_as_numpy_reads_it(cifar: Path) -> None:
-    found = load_pictures(str(cifar))
+    found = load_images(str(cifar))
     raw = [pickle.loads((cifar / f"data_batch_{i}").read_bytes(), encoding="bytes") for i in range(1, 6)]
     train = np.concatenate([batch[b"data"] for batch in raw]).astype(np.float64)
     assert (found.name, found.pixels, found.classes) == ("cifar10", 3072, 10)
@@ -68,7 +68,7 @@ def test_a_pickle_that_names_anything_else_runs_nothing(cifar: Path) -> None:
     trace = cifar / "trace"
     (cifar / "data_batch_3").write_bytes(b"cos\nsystem\n(S'touch " + str(trace).encode() + b"'\ntR.")
     with pytest.raises(ScannerError, match=r"data_batch_3.*os\.system"):
-        load_pictures(str(cifar))
+        load_images(str(cifar))
     assert not trace.exists()
 
 
@@ -87,27 +87,27 @@ def test_a_pickle_that_names_anything_else_runs_nothing(cifar: Path) -> None:
 def test_damaged_batches_are_told(cifar: Path, content: bytes, said: str) -> None:
     (cifar / "test_batch").write_bytes(content)
     with pytest.raises(ScannerError, match=f"test_batch.*{said}"):
-        load_pictures(str(cifar))
+        load_images(str(cifar))
 
 
 def test_a_missing_batch_and_a_missing_file_are_told(cifar: Path) -> None:
     (cifar / "data_batch_5").unlink()
     with pytest.raises(ScannerError, match="data_batch_5"):
-        load_pictures(str(cifar))
-    with pytest.raises(ScannerError, match="no pictures"):
-        load_pictures(str(cifar / "nowhere"))
+        load_images(str(cifar))
+    with pytest.raises(ScannerError, match="no images"):
+        load_images(str(cifar / "nowhere"))
 
 
 def arrays(count: int = 12) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(2)
-    pictures = rng.standard_normal((count, 3, 2))
+    images = rng.standard_normal((count, 3, 2))
     labels = np.arange(count) % 3
-    return {"x_train": pictures, "y_train": labels, "x_test": pictures[:6], "y_test": labels[:6].reshape(-1, 1)}
+    return {"x_train": images, "y_train": labels, "x_test": images[:6], "y_test": labels[:6].reshape(-1, 1)}
 
 
 def test_an_npz_as_keras_writes_it(tmp_path: Path) -> None:
     np.savez(tmp_path / "small.npz", **arrays())
-    found = load_pictures(str(tmp_path / "small.npz"))
+    found = load_images(str(tmp_path / "small.npz"))
     assert (found.name, found.pixels, found.classes, found.test_labels.tolist()) == ("small", 6, 3, [0, 1, 2, 0, 1, 2])
     assert found.train.mean(axis=0) == pytest.approx(np.zeros(6), abs=1e-6)
 
@@ -116,7 +116,7 @@ def test_an_npz_as_keras_writes_it(tmp_path: Path) -> None:
     ("change", "said"),
     [
         ({"x_test": None}, "x_test"),
-        ({"x_train": np.array([{}] * 12, dtype=object)}, "no pictures can be read"),
+        ({"x_train": np.array([{}] * 12, dtype=object)}, "no images can be read"),
         ({"y_train": np.zeros(12, int)}, "two or more classes"),
         ({"y_train": np.arange(12) + 1}, "labels must be"),
         ({"y_train": np.arange(11)}, "one integer label"),
@@ -130,13 +130,13 @@ def test_other_npz_files_are_told(tmp_path: Path, change: dict[str, np.ndarray |
     kept = {name: array for name, array in (arrays() | change).items() if array is not None}
     np.savez(tmp_path / "odd.npz", **kept)  # type: ignore[arg-type]
     with pytest.raises(ScannerError, match=said):
-        load_pictures(str(tmp_path / "odd.npz"))
+        load_images(str(tmp_path / "odd.npz"))
 
 
 def test_a_file_that_is_no_archive_is_told(tmp_path: Path) -> None:
     (tmp_path / "x.npz").write_bytes(b"PK but not really")
     with pytest.raises(ScannerError, match=r"x\.npz"):
-        load_pictures(str(tmp_path / "x.npz"))
+        load_images(str(tmp_path / "x.npz"))
 
 
 @pytest.mark.parametrize("damage", ["content", "method", "header"])
@@ -161,14 +161,14 @@ def test_a_damaged_archive_is_one_line(tmp_path: Path, damage: str) -> None:
                 archive.writestr(entry.filename, b"")
         content = bytearray(path.read_bytes())
     path.write_bytes(content)
-    with pytest.raises(ScannerError, match=r"^small\.npz: no pictures can be read: \S") as told:
-        load_pictures(str(path))
+    with pytest.raises(ScannerError, match=r"^small\.npz: no images can be read: \S") as told:
+        load_images(str(path))
     assert "\n" not in str(told.value)
     assert "\\n" not in str(told.value)
 
 
 def test_digits_come_with_scikit_learn() -> None:
-    found = load_pictures(None)
+    found = load_images(None)
     assert (found.name, found.pixels, found.classes) == ("digits", 64, 10)
     assert (len(found.train), len(found.test)) == (1198, 599)
     assert np.bincount(found.test_labels).min() > 40

@@ -71,7 +71,7 @@ def open_target(reference: str, selection: Selection) -> Target:
     """
     if selection.heads or selection.vocabulary:
         raise ScannerError(
-            "experiments are about whole matrices inside the blocks: no --heads, no embeddings, no output head"
+            "experiments are about whole matrices inside the blocks: no `heads`, no embeddings, no output head"
         )
     checkpoint = open_checkpoint(reference)
     inventory = list_matrices(checkpoint, selection)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
-from scanner.experiments.texts import CHARACTERS_PER_TOKEN, Texts
+from scanner.experiments.nlp.texts import CHARACTERS_PER_TOKEN, Texts
 
 Ids = NDArray[np.int32]
 Result = TypeVar("Result")
@@ -208,7 +208,7 @@ def _drawn(tokenizer: Any, texts: Texts, length: int, tokens: int | None) -> Seq
 def _require_room(length: int, special: int) -> None:
     if length <= special:
         raise ScannerError(
-            f"--window {length} has no room for text: the tokenizer adds {special} special tokens, a window of {special + 1} is "
+            f"`window` {length} has no room for text: the tokenizer adds {special} special tokens, a window of {special + 1} is "
             "the smallest"
         )
 
@@ -217,7 +217,7 @@ def too_short(texts: Texts, tokens: int, window: int) -> ScannerError:
     """The error for a text that does not fill one window."""
     return ScannerError(
         f"text {printable(texts.name)} has {tokens} tokens, too short for a window of {window}: "
-        "give more text or a smaller --window"
+        "give more text or a smaller `window`"
     )
 
 
@@ -280,7 +280,7 @@ class Batches:
             size = len(group) * max(len(data.ids[i]) for i in group)
             if len(group) == 1:
                 raise ScannerError(
-                    f"one sequence of {size} tokens does not fit into the device's memory: a smaller --window"
+                    f"one sequence of {size} tokens does not fit into the device's memory: a smaller `window`"
                 ) from error
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -13,15 +13,13 @@ from numpy.typing import NDArray
 
 from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
-from scanner.experiments.texts import CHARACTERS_PER_TOKEN, Texts
-from scanner.experiments.tokens import Sequences, marked
+from scanner.experiments.nlp.texts import CHARACTERS_PER_TOKEN, Texts
+from scanner.experiments.nlp.tokens import Sequences, marked
 
 Integers = NDArray[np.int64]
 
 #: The split is the same for every seed of a fine-tuning: what differs is the head, dropout and the order of examples.
 _SPLIT_SEED = 0
-#: Shorter sequences hold hardly more than special tokens.
-SHORTEST = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +81,8 @@ def prepare(texts: Texts, tokenizer: Any, *, length: int, test_share: float, exa
     chosen = fresh if examples is None else fresh[:examples]
     if len({int(labels[index]) for index in chosen}) < 2:
         raise ScannerError(
-            f"{printable(texts.name)}: {len(chosen)} examples to train on hold fewer than two classes: more --examples or a "
-            "smaller --test-share"
+            f"{printable(texts.name)}: {len(chosen)} examples to train on hold fewer than two classes: more `examples` or a "
+            "smaller `test_share`"
         )
     trained, tested = (encoded(texts, labels, part, tokenizer, length, padding) for part in (chosen, test))
     content = hashlib.sha256(repr((classes, padding)).encode())

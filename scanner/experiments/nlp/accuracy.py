@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
-from scanner.experiments.evaluation import Scores, require_finite
-from scanner.experiments.labels import Examples
-from scanner.experiments.texts import Texts, is_integer
-from scanner.experiments.tokens import Batch, Batches, Ids, Sequences
+from scanner.experiments.nlp.evaluation import Scores, require_finite
+from scanner.experiments.nlp.labels import Examples
+from scanner.experiments.nlp.texts import Texts, is_integer
+from scanner.experiments.nlp.tokens import Batch, Batches, Ids, Sequences
 
 #: Strength of the probe's penalty on standardised features.
 RIDGE = 10.0
@@ -39,7 +39,7 @@ def labels_of(texts: Texts, names: Sequence[str] | None = None) -> NDArray[np.in
     if order is None:
         raise ScannerError(
             f"{printable(texts.name)}: labels ({_listed(classes)}) are neither names of the classes of the model's classifier "
-            f"({_listed(names or ())}) nor their indices from 0: name a column of such labels with --label"
+            f"({_listed(names or ())}) nor their indices from 0: name a column of such labels with `label`"
         )
     return np.array([order[label] for label in texts.labels], dtype=np.int64)
 

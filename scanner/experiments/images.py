@@ -1,4 +1,4 @@
-"""Small pictures with labels, for networks that are trained here: CIFAR-10 from its files, any set in an .npz, or digits.
+"""Small images with labels, for networks that are trained here: CIFAR-10 from its files, any set in an .npz, or digits.
 
 The files are untrusted: CIFAR-10's batches are pickles, and are read by an unpickler that builds lists, numbers and byte
 strings, and calls nothing.
@@ -35,8 +35,8 @@ _TEST_SHARE = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pictures:
-    """Training and test pictures as rows of float32 (count x pixels), centred and scaled by the training set; labels from 0."""
+class Images:
+    """Training and test images as rows of float32 (count x pixels), centred and scaled by the training set; labels from 0."""
 
     name: str
     train: NDArray[np.float32]
@@ -46,7 +46,7 @@ class Pictures:
 
     @property
     def pixels(self) -> int:
-        """Numbers in a picture."""
+        """Numbers in a image."""
         return int(self.train.shape[1])
 
     @property
@@ -55,15 +55,15 @@ class Pictures:
         return int(self.train_labels.max()) + 1
 
 
-def load_pictures(path: str | None) -> Pictures:
-    """The pictures of a file or folder; None: scikit-learn's digits.
+def load_images(path: str | None) -> Images:
+    """The images of a file or folder; None: scikit-learn's digits.
 
     Args:
         path: the folder `cifar-10-batches-py` (CIFAR-10, python version), or an .npz with arrays x_train, y_train, x_test and
-            y_test as Keras writes it (pictures of any one shape, labels 0, 1, ...).
+            y_test as Keras writes it (images of any one shape, labels 0, 1, ...).
 
     Raises:
-        ScannerError: no such file, or contents that are not pictures with labels; or scikit-learn is missing.
+        ScannerError: no such file, or contents that are not images with labels; or scikit-learn is missing.
     """
     if path is None:
         return _digits()
@@ -73,26 +73,26 @@ def load_pictures(path: str | None) -> Pictures:
     if place.suffix == ".npz" and place.is_file():
         return _npz(place)
     raise ScannerError(
-        f"no pictures at {printable(path)!r}: name the folder cifar-10-batches-py (CIFAR-10, python version), or an .npz file "
-        f"with {', '.join(_NPZ_NAMES)}; without --data the digits of scikit-learn are used"
+        f"no images at {printable(path)!r}: name the folder cifar-10-batches-py (CIFAR-10, python version), or an .npz file "
+        f"with {', '.join(_NPZ_NAMES)}; without `data` the digits of scikit-learn are used"
     )
 
 
-def _digits() -> Pictures:
+def _digits() -> Images:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ScannerError(
-            "the digits come with scikit-learn: pip install 'rmtscan[experiments]', or name CIFAR-10's files with --data"
+            "the digits come with scikit-learn: pip install 'rmtscan[experiments]', or name CIFAR-10's files with `data`"
         ) from error
-    pictures, labels = load_digits(return_X_y=True)
+    images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(labels))  # the set is sorted by writer
     held = len(labels) // _TEST_SHARE
     test, train = order[:held], order[held:]
-    return _prepared(DIGITS, pictures[train], labels[train], pictures[test], labels[test])
+    return _prepared(DIGITS, images[train], labels[train], images[test], labels[test])
 
 
-def _cifar10(folder: Path) -> Pictures:
+def _cifar10(folder: Path) -> Images:
     missing = [name for name in (*_TRAIN, _TEST) if not (folder / name).is_file()]
     if missing:
         raise ScannerError(
@@ -101,11 +101,11 @@ def _cifar10(folder: Path) -> Pictures:
         )
     batches = [_cifar_batch(folder / name) for name in _TRAIN]
     test, test_labels = _cifar_batch(folder / _TEST)
-    train = np.concatenate([pictures for pictures, _ in batches])
+    train = np.concatenate([images for images, _ in batches])
     return _prepared("cifar10", train, np.concatenate([labels for _, labels in batches]), test, test_labels)
 
 
-def _npz(path: Path) -> Pictures:
+def _npz(path: Path) -> Images:
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
@@ -118,31 +118,31 @@ def _npz(path: Path) -> Pictures:
             found = [np.asarray(arrays[name]) for name in _NPZ_NAMES]
     except Exception as error:  # what a damaged archive raises has no common base: zlib.error, BadZipFile, EOFError ...
         reason = printable(" ".join(str(error).split()) or type(error).__name__)
-        raise ScannerError(f"{printable(path.name)}: no pictures can be read: {reason}") from error
+        raise ScannerError(f"{printable(path.name)}: no images can be read: {reason}") from error
     return _prepared(path.stem, *found)
 
 
 def _prepared(
     name: str, train: NDArray[Any], train_labels: NDArray[Any], test: NDArray[Any], test_labels: NDArray[Any]
-) -> Pictures:
-    """Pictures as flat rows: the training set's mean picture taken off, divided by its one standard deviation."""
+) -> Images:
+    """Images as flat rows: the training set's mean image taken off, divided by its one standard deviation."""
     known = []
-    for what, pictures, labels in (("training", train, train_labels), ("test", test, test_labels)):
+    for what, images, labels in (("training", train, train_labels), ("test", test, test_labels)):
         labels = labels.reshape(-1)
-        numbers = np.issubdtype(pictures.dtype, np.number) and np.issubdtype(labels.dtype, np.integer)
-        if not numbers or np.iscomplexobj(pictures) or pictures.ndim < 2 or not len(labels) == len(pictures) > 0:
+        numbers = np.issubdtype(images.dtype, np.number) and np.issubdtype(labels.dtype, np.integer)
+        if not numbers or np.iscomplexobj(images) or images.ndim < 2 or not len(labels) == len(images) > 0:
             raise ScannerError(
-                f"{printable(name)}: the {what} set is {pictures.dtype} {pictures.shape} with labels {labels.dtype} "
-                f"{labels.shape}: one integer label for each picture of real numbers is needed"
+                f"{printable(name)}: the {what} set is {images.dtype} {images.shape} with labels {labels.dtype} "
+                f"{labels.shape}: one integer label for each image of real numbers is needed"
             )
-        flat = pictures.reshape(len(pictures), -1).astype(np.float32)
+        flat = images.reshape(len(images), -1).astype(np.float32)
         if not np.isfinite(flat).all():
             raise ScannerError(f"{printable(name)}: the {what} set holds NaN or infinite numbers")
         known.append((flat, labels.astype(np.int64)))
     (train, train_labels), (test, test_labels) = known
     if train.shape[1] != test.shape[1]:
         raise ScannerError(
-            f"{printable(name)}: training pictures have {train.shape[1]} numbers, test pictures {test.shape[1]}"
+            f"{printable(name)}: training images have {train.shape[1]} numbers, test images {test.shape[1]}"
         )
     there = np.unique(train_labels)
     if len(there) < 2 or there[0] != 0 or there[-1] != len(there) - 1 or not np.isin(test_labels, there).all():
@@ -151,8 +151,8 @@ def _prepared(
         )
     mean, deviation = train.mean(axis=0), float(train.std(dtype=np.float64))
     if not deviation > 0.0:
-        raise ScannerError(f"{printable(name)}: all training pictures are equal")
-    return Pictures(
+        raise ScannerError(f"{printable(name)}: all training images are equal")
+    return Images(
         name=name,
         train=(train - mean) / np.float32(deviation),
         train_labels=train_labels,
@@ -215,7 +215,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _cifar_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Pictures (count x 3072) and labels of one batch."""
+    """Images (count x 3072) and labels of one batch."""
     try:
         size = path.stat().st_size
         if size > _BATCH_BYTES:
@@ -226,16 +226,16 @@ def _cifar_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     except Exception as error:  # what a damaged pickle raises has no common base
         raise ScannerError(f"{path.name} cannot be read as a batch of CIFAR-10: {printable(str(error))}") from error
     named = {key: value for key, value in batch.items() if isinstance(key, bytes)} if isinstance(batch, dict) else {}
-    pictures, labels = named.get(b"data"), named.get(b"labels")
+    images, labels = named.get(b"data"), named.get(b"labels")
     if not (
-        isinstance(pictures, _Array)
+        isinstance(images, _Array)
         and isinstance(labels, list)
-        and len(pictures.shape) == 2
-        and pictures.shape == (len(labels), CIFAR_PIXELS)
+        and len(images.shape) == 2
+        and images.shape == (len(labels), CIFAR_PIXELS)
     ):
         raise ScannerError(
             f"{path.name} is no batch of CIFAR-10: 'data' with rows of {CIFAR_PIXELS} bytes, and 'labels', are needed"
         )
     if not all(type(label) is int and 0 <= label < CLASSES for label in labels):
         raise ScannerError(f"{path.name} has labels that are not 0 to {CLASSES - 1}")
-    return pictures.array(), np.array(labels, dtype=np.int64)
+    return images.array(), np.array(labels, dtype=np.int64)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import ctypes
 import io
 import logging
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +18,13 @@ import torch
 from scanner.checkpoint import Checkpoint
 from scanner.checkpoint.files import SCHEME
 from scanner.checkpoint.names import printable
+from scanner.engine.task import Context
 from scanner.errors import ScannerError
+from scanner.experiments.nlp.options import Precision
 
 Head = Literal["own", "causal", "features", "classification"]
 """What stands on top of the blocks: what the checkpoint was saved with, a language model's head, nothing, a classifier."""
 HEADS: tuple[Head, ...] = get_args(Head)
-Precision = Literal["float32", "bfloat16", "float16", "float64"]
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 _EXTRA = "pip install 'rmtscan[experiments]'"
 _HUB = "hf://"
@@ -165,6 +167,36 @@ def load_model(
         model.set_experts_implementation("eager")  # the kernel that takes all experts at once knows no float64
     model.requires_grad_(False)
     return _explained(place, lambda: model.to(device)).eval()
+
+
+def resident_model(context: Context, place: ModelPlace, head: Head, dtype: Precision, config: Any = None) -> Any:
+    """Return the model that a worker keeps, loaded when it is first asked for; `config` as in `load_model`.
+
+    Raises:
+        ScannerError: as `load_model`.
+    """
+    return context.resident(
+        "model",
+        (place, head, dtype),
+        lambda: load_model(place, head=head, device=context.device, dtype=dtype, config=config),
+    )
+
+
+#: Parameters of glibc's mallopt, and the largest threshold it takes for blocks that go back to the system when they are freed.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD = -1, -3, 32 << 20
+
+
+def keep_freed_memory() -> None:
+    """Let the allocator keep what is freed, and take large tensors in huge pages: each pass needs the same memory again.
+
+    On a CPU a tenth of an evaluation went into the page faults of its logits (`benchmarks/bench_evaluation.py`). Where there is no
+    glibc, nothing is changed.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch asks once, at its first large tensor
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def is_causal(config: Any) -> bool:

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from scanner.errors import ScannerError
-from scanner.experiments.placing import Placed
+from scanner.experiments.nlp.placing import Placed
 from scanner.rmt import metrics
 from scanner.rmt.decomposition import decompose
 from scanner.rmt.entries import entry_statistics
@@ -89,7 +89,7 @@ def parse_sets(text: str, random_sets: int = 1) -> list[RemovalSet]:
         beside = "decile:1" if name == "random" else name
         found += [RemovalSet(name=f"random:{seed}", beside=beside) for seed in range(1, random_sets + 1)]
     if not found:
-        raise ScannerError("--sets random with --random 0 is no set at all")
+        raise ScannerError("`sets` random with `random_sets` 0 is no set at all")
     return list(dict.fromkeys(found))
 
 

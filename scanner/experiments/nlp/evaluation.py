@@ -1,7 +1,7 @@
 """What a model is worth on a text: perplexity, and how far its predictions are from those of the intact model.
 
 A measure is a small picklable object. `prepare(model)` is called once on the intact model, on every worker; `scores(model,
-prepared)` returns sums over independent units (windows, examples), and `summarise` turns these into a value with its error.
+prepared)` returns sums over independent units (windows, examples), and `summarize` turns these into a value with its error.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from scanner.errors import ScannerError
-from scanner.experiments.tokens import Batch, Batches, Ids, Sequences
+from scanner.experiments.nlp.tokens import Batch, Batches, Ids, Sequences
 
 FloatArray = NDArray[np.float64]
 #: Tokens that are enough to see whether a model looks ahead.
@@ -65,7 +65,7 @@ class Measure(Protocol):
         """The measurement."""
 
 
-def summarise(metric: str, scores: Scores, baseline: Scores | None = None) -> Summary:
+def summarize(metric: str, scores: Scores, baseline: Scores | None = None) -> Summary:
     """Value, difference from the baseline and standard error of one measurement.
 
     With m = sum of `sums` / sum of `weights`, the value is exp(m) for perplexity and m else. The error is that of a ratio of
@@ -104,7 +104,7 @@ def require_finite(metric: str, value: float, model: Any) -> None:
         return
     what = "not a number" if math.isnan(value) else "larger than any number"
     narrow = getattr(model, "dtype", None) == torch.float16
-    why = "float16 overflow? try --dtype float32" if narrow else "the model overflows, or its weights hold no numbers"
+    why = "float16 overflow? try `dtype` float32" if narrow else "the model overflows, or its weights hold no numbers"
     raise ScannerError(f"its {metric} is {what}: {why}")
 
 
@@ -158,7 +158,7 @@ class Windows(Sequences):
             )
         if len(ids) < length:
             raise ScannerError(
-                f"the text has {len(ids)} tokens, too short for a window of {length}: give more text or a smaller --window"
+                f"the text has {len(ids)} tokens, too short for a window of {length}: give more text or a smaller `window`"
             )
         pieces: list[Ids] = []
         scored: list[int] = []

@@ -14,8 +14,8 @@ import torch
 
 from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
-from scanner.experiments.labels import Examples
-from scanner.experiments.tokens import Batch, Batches, is_memory
+from scanner.experiments.nlp.labels import Examples
+from scanner.experiments.nlp.tokens import Batch, Batches, is_memory
 
 #: Batches that are sorted by length together: little padding, and still a different mixture in every epoch.
 _SORTED_TOGETHER = 16
@@ -147,7 +147,7 @@ def train(model: Any, data: Examples, padding: int, recipe: Recipe, seed: int) -
                 group["lr"] = recipe.rate_at(step, steps)
             found, at_a_time = _gradients(model, data, indices, padding, at_a_time)
             if not math.isfinite(found):
-                raise ScannerError(f"training diverged at step {step + 1} of {steps}: give a smaller --lr")
+                raise ScannerError(f"training diverged at step {step + 1} of {steps}: give a smaller `lr`")
             losses += found * len(indices)
             torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
             optimiser.step()
@@ -231,7 +231,7 @@ def _gradients(model: Any, data: Examples, indices: list[int], padding: int, at_
                 raise
             if at_a_time == 1:
                 raise ScannerError(
-                    "one example does not fit into the device's memory beside the model: a smaller --length"
+                    "one example does not fit into the device's memory beside the model: a smaller `window`"
                 ) from error
         model.zero_grad(set_to_none=True)
         if torch.cuda.is_available():

@@ -179,7 +179,7 @@ def _column(shown: str, row: Mapping[str, Any], wanted: str | None, usual: tuple
         strings = [name for name, value in row.items() if isinstance(value, str)]
         found = strings[0] if len(strings) == 1 else None
     if found is None:
-        option = "--column" if what == "text" else "--label"
+        option = "`column`" if what == "text" else "`label`"
         raise ScannerError(f"text {shown}: which column is the {what}? it has {there}; name it with {option}")
     return found
 

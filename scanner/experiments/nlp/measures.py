@@ -5,16 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
 from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
-from scanner.experiments.accuracy import Choice, Classifier, Probe, labels_of
-from scanner.experiments.evaluation import Divergence, Measure, Perplexity, Windows
-from scanner.experiments.labels import SHORTEST, Examples, Integers, encoded
-from scanner.experiments.models import (
+from scanner.experiments.nlp.accuracy import Choice, Classifier, Probe, labels_of
+from scanner.experiments.nlp.evaluation import Divergence, Measure, Perplexity, Windows
+from scanner.experiments.nlp.labels import Examples, Integers, encoded
+from scanner.experiments.nlp.models import (
     Head,
     ModelPlace,
     has_classifier,
@@ -23,35 +23,9 @@ from scanner.experiments.models import (
     load_tokenizer,
     longest_input,
 )
-from scanner.experiments.texts import CHARACTERS_PER_TOKEN, Texts, TextSource, read_texts
-from scanner.experiments.tokens import Ids, Sequences, affixes, encode, padding_id, running_ids
-
-Metric = Literal["perplexity", "accuracy", "kl"]
-METRICS: tuple[Metric, ...] = get_args(Metric)
-
-DEFAULT_TOKENS = 4096
-DEFAULT_EXAMPLES = 1000
-DEFAULT_WINDOW = 512
-DEFAULT_PROMPT = "{text}\nLabel:"
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeasureRequest:
-    """A metric and the text it is measured on.
-
-    `tokens` (perplexity, kl) and `examples` (accuracy) are how many are used at most; None: all. `window` and `stride` are in
-    tokens; None: 512, or what the model takes, and no overlap. `prompt` and `answers` (in the order of the sorted classes; empty:
-    the labels themselves) are for the accuracy of language models.
-    """
-
-    metric: Metric = "perplexity"
-    text: TextSource
-    tokens: int | None = DEFAULT_TOKENS
-    examples: int | None = DEFAULT_EXAMPLES
-    window: int | None = None
-    stride: int | None = None
-    prompt: str = DEFAULT_PROMPT
-    answers: tuple[str, ...] = ()
+from scanner.experiments.nlp.options import DEFAULT_WINDOW, METRICS, SHORTEST, MeasureOptions
+from scanner.experiments.nlp.texts import CHARACTERS_PER_TOKEN, Texts, read_texts
+from scanner.experiments.nlp.tokens import Ids, Sequences, affixes, encode, padding_id, running_ids
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +58,7 @@ class Measurement:
         return f"{on}: {measure.tokens:,} tokens predicted in {measure.units:,} windows of {cut['window']}, stride {cut['stride']}"
 
 
-def measurement(place: ModelPlace, wanted: MeasureRequest) -> Measurement:
+def measurement(place: ModelPlace, wanted: MeasureOptions) -> Measurement:
     """Read and tokenise the text of a request.
 
     Raises:
@@ -93,9 +67,9 @@ def measurement(place: ModelPlace, wanted: MeasureRequest) -> Measurement:
     if wanted.metric not in METRICS:
         raise ScannerError(f"unknown metric {wanted.metric!r}: it is one of {', '.join(METRICS)}")
     labelled = wanted.metric == "accuracy"
-    if wanted.text.second is not None and not labelled:
-        raise ScannerError(f"{wanted.metric} is of one running text: leave --second out (accuracy reads pairs)")
-    texts = read_texts(wanted.text, labelled=labelled, tokens=None if labelled else wanted.tokens)
+    if wanted.second is not None and not labelled:
+        raise ScannerError(f"{wanted.metric} is of one running text: leave `second` out (accuracy reads pairs)")
+    texts = read_texts(wanted.source(), labelled=labelled, tokens=None if labelled else wanted.tokens)
     config, tokenizer = load_config(place), load_tokenizer(place)
     longest = longest_input(config, tokenizer)
     parameters: dict[str, object] = {"metric": wanted.metric, "text": texts.digest}
@@ -115,20 +89,20 @@ def measurement(place: ModelPlace, wanted: MeasureRequest) -> Measurement:
 
 
 def _language(
-    place: ModelPlace, config: Any, tokenizer: Any, texts: Texts, wanted: MeasureRequest, longest: int
+    place: ModelPlace, config: Any, tokenizer: Any, texts: Texts, wanted: MeasureOptions, longest: int
 ) -> tuple[Measure, Head, dict[str, object]]:
     if not is_causal(config):
-        otherwise = "" if _is_pair(config) else "; --metric accuracy does not"
+        otherwise = "" if _is_pair(config) else "; `metric` accuracy does not"
         raise ScannerError(
             f"{printable(place.model)} is no causal language model: {wanted.metric} needs one{otherwise}"
         )
     length = wanted.window if wanted.window is not None else min(DEFAULT_WINDOW, longest)
     if length > longest:
-        raise ScannerError(f"--window {length}: {printable(place.model)} takes {longest} tokens at most")
+        raise ScannerError(f"`window` {length}: {printable(place.model)} takes {longest} tokens at most")
     ids = running_ids(tokenizer, texts, tokens=wanted.tokens)
     if len(ids) == wanted.tokens and len(ids) < length:  # cut there, whether or not the text goes on
         raise ScannerError(
-            f"--tokens {wanted.tokens} does not fill a window of {length}: more --tokens or a smaller --window"
+            f"`tokens` {wanted.tokens} does not fill a window of {length}: more `tokens` or a smaller `window`"
         )
     windows = Windows.cut(ids, length=length, stride=wanted.stride)
     measure: Measure = Perplexity(windows=windows) if wanted.metric == "perplexity" else Divergence(windows=windows)
@@ -137,7 +111,7 @@ def _language(
 
 
 def _accuracy(
-    place: ModelPlace, config: Any, tokenizer: Any, texts: Texts, wanted: MeasureRequest, longest: int
+    place: ModelPlace, config: Any, tokenizer: Any, texts: Texts, wanted: MeasureOptions, longest: int
 ) -> tuple[Measure, Head, dict[str, object]]:
     length = min(wanted.window or DEFAULT_WINDOW, longest)
     classes = texts.classes  # before it is cut short: a file sorted by label has one class in its first rows
@@ -162,19 +136,19 @@ def _accuracy(
     answers = wanted.answers or classes
     if len(answers) != len(classes):
         raise ScannerError(
-            f"--answers names {len(answers)} and there are {len(classes)} classes: {', '.join(map(printable, classes))}"
+            f"`answers` names {len(answers)} and there are {len(classes)} classes: {', '.join(map(printable, classes))}"
         )
     if len({*answers}) != len(answers):
-        raise ScannerError(f"--answers {','.join(map(printable, answers))}: every class needs an answer of its own")
+        raise ScannerError(f"`answers` {','.join(map(printable, answers))}: every class needs an answer of its own")
     unknown = sorted({*re.findall(r"\{(\w+)\}", wanted.prompt)} - {"text", "second"})
     if unknown:
-        raise ScannerError(f"--prompt has {{{unknown[0]}}}: only {{text}} and {{second}} are filled in")
+        raise ScannerError(f"`prompt` has {{{unknown[0]}}}: only {{text}} and {{second}} are filled in")
     if "{text}" not in wanted.prompt or (texts.seconds and "{second}" not in wanted.prompt):
-        raise ScannerError("--prompt must say where the text goes: {text}, and {second} for pairs")
+        raise ScannerError("`prompt` must say where the text goes: {text}, and {second} for pairs")
     tokens = tuple(_answer(tokenizer, wanted.prompt, answer) for answer in answers)
     longest_answer = max(map(len, tokens))
     if length <= longest_answer:
-        raise ScannerError(f"--window {length} has no room for a prompt beside an answer of {longest_answer} tokens")
+        raise ScannerError(f"`window` {length} has no room for a prompt beside an answer of {longest_answer} tokens")
     seconds = texts.seconds or ("",) * len(texts.items)
     pairs = zip(texts.items, seconds, strict=True)
     prefix, _ = affixes(tokenizer)
@@ -187,7 +161,7 @@ def _accuracy(
 
 def _examples(tokenizer: Any, config: Any, texts: Texts, labels: Integers, length: int) -> Examples:
     if length < SHORTEST:
-        raise ScannerError(f"accuracy needs sequences of at least {SHORTEST} tokens, got --window {length}")
+        raise ScannerError(f"accuracy needs sequences of at least {SHORTEST} tokens, got `window` {length}")
     return encoded(texts, labels, range(len(texts.items)), tokenizer, length, padding_id(tokenizer, config))
 
 
@@ -222,7 +196,7 @@ def _prompt(tokenizer: Any, prefix: Sequence[int], prompt: str, text: str, secon
             return np.array(ids, dtype=np.int32)
         longer = max(parts, key=lambda name: len(parts[name]))
         if not parts[longer]:
-            raise ScannerError(f"--window leaves {room} tokens for a prompt that has {len(ids)} without its text")
+            raise ScannerError(f"`window` leaves {room} tokens for a prompt that has {len(ids)} without its text")
         count = len(parts[longer])
         parts[longer] = parts[longer][: min(count - 1, count * room // len(ids))]
 
@@ -232,7 +206,7 @@ def _spread(texts: Texts, most: int | None) -> Texts:
     if most is None or most >= len(texts.items):
         return texts
     if most < 2 * len(texts.classes):
-        raise ScannerError(f"--examples {most} is too few for {len(texts.classes)} classes")
+        raise ScannerError(f"`examples` {most} is too few for {len(texts.classes)} classes")
     taken: dict[str, int] = {}
     share = most // len(texts.classes)
     kept = []
