@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from scanner.checkpoint import ROLES, Checkpoint, MatrixRef, Selection, list_matrices
-from scanner.checkpoint.files import SCHEME
+from scanner.checkpoint.sources.files import SCHEME
 from scanner.checkpoint.names import printable
 from scanner.configuration import option
 from scanner.engine.task import Context, Failure, Task, TaskError, fatal_errors, one_line

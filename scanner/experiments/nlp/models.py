@@ -16,8 +16,8 @@ from typing import Any, Literal, TypeVar, get_args
 import torch
 
 from scanner.checkpoint import Checkpoint
-from scanner.checkpoint.files import SCHEME
 from scanner.checkpoint.names import printable
+from scanner.checkpoint.sources.files import SCHEME
 from scanner.engine.task import Context
 from scanner.errors import ScannerError
 from scanner.experiments.nlp.options import Precision
