@@ -11,7 +11,8 @@ from rich.progress import Progress as Bar
 
 from scanner.checkpoint.names import printable
 from scanner.engine import ModelReport, ScanObserver
-from scanner.engine.plan import ControlTask, MatrixTask, Task
+from scanner.engine.scan import ControlTask, MatrixTask
+from scanner.engine.task import Task
 
 #: Seconds between two plain lines.
 _INTERVAL = 10.0

@@ -18,8 +18,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from scanner.engine import ScanObserver
 from scanner.engine.pool import PoolOptions, run_tasks
-from scanner.engine.scan import ScanObserver
 from scanner.errors import ScannerError
 from scanner.experiments.lazy_task import KIND, Outcome, Point, Worker, digest
 from scanner.experiments.mlp import HIDDEN, ORDERINGS, Regime, Training

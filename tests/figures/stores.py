@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from scanner.checkpoint import Checkpoint, MatrixRef, Selection, list_matrices, open_checkpoint, read_matrix
 from scanner.engine import rows
-from scanner.engine.plan import ControlTask, MatrixTask
+from scanner.engine.scan import ControlTask, MatrixTask
 from scanner.rmt.analysis import Analysis, analyze
 from scanner.rmt.ensembles import control
 from scanner.store import SCHEMAS, Store, open_store
@@ -40,7 +40,7 @@ def scan(store: Store, folder: Path, model: str, selection: Selection, scan_id: 
             null="table",
         )
         analyses[ref.key] = analysis = analyze(read_matrix(checkpoint.source, ref))
-        matrix = rows.matrix_row(task, ref, analysis, seconds=0.1, device="cpu")
+        matrix = rows.matrix_row(task, ref, analysis, device="cpu", measured={"seconds": 0.1})
         writer.stage(ref.key, matrix, rows.vector_rows(task, ref, analysis))
     writer.commit(_scan_row(checkpoint))
     return analyses
