@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from scanner.cli.output import DEFAULT_STORE, Format, FormatOption, StoreOption
+from scanner.cli import options
+from scanner.cli.output import DEFAULT_STORE, FormatOption, StoreOption
 from scanner.cli.points import (
     DEFAULT_EXAMPLES,
     DEFAULT_TOKENS,
     ExamplesOption,
     LabelOption,
-    Metric,
     MetricOption,
     TokensOption,
     WindowOption,
     run_points,
 )
-from scanner.cli.pool import AddressOption, GpusOption, WorkersOption
 from scanner.cli.selection import LayersOption, one_of, parse_layers, split_names
-from scanner.cli.texts import ColumnOption, Dtype, DtypeOption, SecondOption, TextOption, WhereOption, text_source
+from scanner.cli.texts import ColumnOption, DtypeOption, SecondOption, TextOption, WhereOption, text_source
+from scanner.engine.options import PoolOptions
 
-
-class By(StrEnum):
-    """What is changed at a time."""
-
-    role = "role"
-    layer = "layer"
-    all = "all"
+By = Literal["role", "layer", "all"]
 
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the command."""
-    app.command("ablate")(ablate)
+    options.register(app, "ablate", ablate)
 
 
 def ablate(
@@ -42,6 +35,7 @@ def ablate(
         str, typer.Argument(metavar="REF", help="A model: a folder, a GGUF file, org/name[@revision].")
     ],
     text: TextOption,
+    *,
     store: StoreOption = DEFAULT_STORE,
     roles: Annotated[str, typer.Option(metavar="ROLE,...", help="Roles that are changed.", show_default="all")] = "",
     layers: LayersOption = "",
@@ -50,7 +44,7 @@ def ablate(
         typer.Option(
             help="A point for each role (in all blocks), for each block (all roles), or for all matrices at once."
         ),
-    ] = By.role,
+    ] = "role",
     sets: Annotated[
         str,
         typer.Option(
@@ -62,7 +56,7 @@ def ablate(
     random_sets: Annotated[
         int, typer.Option("--random", min=0, max=1000, help="Random sets of the same size beside each set.")
     ] = 1,
-    metric: MetricOption = Metric.perplexity,
+    metric: MetricOption = "perplexity",
     tokens: TokensOption = DEFAULT_TOKENS,
     window: WindowOption = None,
     stride: Annotated[
@@ -84,11 +78,9 @@ def ablate(
             show_default="the labels",
         ),
     ] = "",
-    dtype: DtypeOption = Dtype.float32,
-    address: AddressOption = None,
-    workers: WorkersOption = None,
-    gpus_per_worker: GpusOption = None,
-    form: FormatOption = Format.table,
+    dtype: DtypeOption = "float32",
+    pool: PoolOptions,
+    form: FormatOption = "table",
 ) -> None:
     """Take sets of singular values out of a model's weights and measure what it loses, beside random sets of the same size.
 
@@ -105,13 +97,13 @@ def ablate(
         rmtscan ablate ./encoder --task reviews.csv --where source=rotten_tomatoes --metric accuracy --sets pruning --by all
     """
     from scanner.checkpoint import ROLES
-    from scanner.engine import PoolOptions, ScanObserver
+    from scanner.engine import ScanObserver
     from scanner.experiments.ablation_run import ablate as run_ablations
     from scanner.experiments.measures import MeasureRequest
     from scanner.experiments.point_run import PointReport
 
     wanted = MeasureRequest(
-        metric=metric.value,
+        metric=metric,
         text=text_source(text, column, second, where, label),
         tokens=tokens,
         examples=examples,
@@ -127,12 +119,12 @@ def ablate(
             wanted,
             roles=one_of(split_names(roles), ROLES, "--roles"),
             layers=parse_layers(layers),
-            by=by.value,
+            by=by,
             sets=sets,
             random_sets=random_sets,
             store=store,
-            dtype=dtype.value,
-            pool=PoolOptions(address=address, workers=workers, gpus_per_worker=gpus_per_worker),
+            dtype=dtype,
+            pool=pool,
             observer=observer,
         )
 

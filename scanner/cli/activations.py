@@ -8,15 +8,17 @@ from typing import Annotated
 
 import typer
 
-from scanner.cli.output import DEFAULT_STORE, Format, FormatOption, StoreOption, note, write
-from scanner.cli.pool import AddressOption, GpusOption, WorkersOption, terminate_like_interrupt
-from scanner.cli.selection import LayersOption, OnlyOption, selection
-from scanner.cli.texts import ColumnOption, Dtype, DtypeOption, SecondOption, TextOption, WhereOption, text_source
+from scanner.cli import options
+from scanner.cli.output import DEFAULT_STORE, FormatOption, StoreOption, note, write
+from scanner.cli.run import terminate_like_interrupt
+from scanner.cli.selection import LayersOption, RolesOption, selection
+from scanner.cli.texts import ColumnOption, DtypeOption, SecondOption, TextOption, WhereOption, text_source
+from scanner.engine.options import PoolOptions
 
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the command."""
-    app.command("activations")(activations)
+    options.register(app, "activations", activations, aliases={"--only": "--roles"})
 
 
 def activations(
@@ -24,6 +26,7 @@ def activations(
         str, typer.Argument(metavar="REF", help="A model: a folder, a GGUF file, org/name[@revision].")
     ],
     text: TextOption,
+    *,
     store: StoreOption = DEFAULT_STORE,
     column: ColumnOption = None,
     second: SecondOption = None,
@@ -37,13 +40,11 @@ def activations(
     window: Annotated[
         int | None, typer.Option(min=2, help="Tokens in a sequence.", show_default="512, or what the model takes")
     ] = None,
-    only: OnlyOption = "",
+    roles: RolesOption = "",
     layers: LayersOption = "",
-    dtype: DtypeOption = Dtype.float32,
-    address: AddressOption = None,
-    workers: WorkersOption = None,
-    gpus_per_worker: GpusOption = None,
-    form: FormatOption = Format.table,
+    dtype: DtypeOption = "float32",
+    pool: PoolOptions,
+    form: FormatOption = "table",
 ) -> None:
     """Compare the activations that enter each matrix with its singular vectors: overlaps with their covariance's eigenvectors.
 
@@ -57,13 +58,11 @@ def activations(
         rmtscan activations ./encoder --text reviews.csv --column text --where source=rotten_tomatoes --tokens 50000
     """
     from scanner.cli.progress import Progress
-    from scanner.engine import PoolOptions
     from scanner.experiments.activation_run import measure_activations
     from scanner.store import open_store
 
     source = text_source(text, column, second, where)
-    chosen = selection(only, layers, False, False)
-    pool = PoolOptions(address=address, workers=workers, gpus_per_worker=gpus_per_worker)
+    chosen = selection(roles, layers)
     started = time.monotonic()
     with terminate_like_interrupt(), Progress(sys.stderr) as progress:
         try:
@@ -74,13 +73,13 @@ def activations(
                 selection=chosen,
                 tokens=tokens,
                 window=window,
-                dtype=dtype.value,
+                dtype=dtype,
                 pool=pool,
                 observer=progress,
             )
         except KeyboardInterrupt:
             progress.stop()
-            note(f"\ninterrupted: finished blocks are kept in {store}; the same command goes on from there")
+            note(f"\ninterrupted: existing results are kept in {store}; the same command resumes")
             raise
     write(open_store(store).query("overlap_vs_region", run=report.run_id), form)
     for tensor, why in sorted(report.skipped.items()):

@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from scanner.cli.output import Format, FormatOption, note, write
+from scanner.cli import options
+from scanner.cli.output import FormatOption, note, write
 
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the command."""
-    app.command("calibrate")(calibrate)
+    options.register(app, "calibrate", calibrate)
 
 
 def calibrate(
@@ -23,7 +24,7 @@ def calibrate(
     seed: Annotated[
         int | None, typer.Option(help="Seed; none: the one of the shipped table.", show_default=False)
     ] = None,
-    form: FormatOption = Format.table,
+    form: FormatOption = "table",
 ) -> None:
     """Simulate the null distribution of D and compare it with the shipped table.
 

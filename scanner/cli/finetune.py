@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scanner.cli.output import DEFAULT_STORE, Format, FormatOption, StoreOption, note, write
-from scanner.cli.pool import AddressOption, GpusOption, WorkersOption, terminate_like_interrupt
-from scanner.cli.selection import one_of, split_names
+from scanner.cli import options
+from scanner.cli.output import DEFAULT_STORE, FormatOption, StoreOption, note, write
+from scanner.cli.run import terminate_like_interrupt
+from scanner.cli.selection import one_of, parse_layers, split_names
 from scanner.cli.texts import ColumnOption, SecondOption, TextOption, WhereOption, text_source
+from scanner.engine.options import PoolOptions
 
 if TYPE_CHECKING:
     from scanner.experiments.finetuning import FineTuneReport
@@ -19,12 +21,13 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the command."""
-    app.command("finetune")(finetune)
+    options.register(app, "finetune", finetune, aliases={"--length": "--window"})
 
 
 def finetune(
     base: Annotated[str, typer.Argument(metavar="BASE", help="A model: a folder, a GGUF file, org/name[@revision].")],
     task: TextOption,
+    *,
     store: StoreOption = DEFAULT_STORE,
     order: Annotated[
         str,
@@ -49,7 +52,7 @@ def finetune(
         int | None, typer.Option(min=2, help="Train on so many at most.", show_default="all but the test part")
     ] = None,
     test_share: Annotated[float, typer.Option(help="Share of the texts that accuracy is measured on.")] = 0.2,
-    length: Annotated[int, typer.Option(min=8, help="Longest sequence, in tokens.")] = 128,
+    window: Annotated[int, typer.Option(min=8, help="Longest sequence, in tokens.")] = 128,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the examples.")] = 2,
     batch: Annotated[int, typer.Option(min=1, help="Examples a step.")] = 32,
     rate: Annotated[float, typer.Option("--lr", help="Highest learning rate of AdamW.")] = 5e-5,
@@ -61,10 +64,8 @@ def finetune(
             show_default="not kept",
         ),
     ] = None,
-    address: AddressOption = None,
-    workers: WorkersOption = None,
-    gpus_per_worker: GpusOption = None,
-    form: FormatOption = Format.table,
+    pool: PoolOptions,
+    form: FormatOption = "table",
 ) -> None:
     """Fine-tune a model on labelled texts with a decile of its singular values removed before it or after it.
 
@@ -81,7 +82,6 @@ def finetune(
     """
     from scanner.checkpoint import ROLES
     from scanner.cli.progress import Progress
-    from scanner.engine import PoolOptions
     from scanner.experiments.finetune_task import ORDERS
     from scanner.experiments.finetune_training import Recipe
     from scanner.experiments.finetuning import finetune as run
@@ -96,33 +96,26 @@ def finetune(
                 base,
                 source,
                 orders=[one for one in ORDERS if one in wanted],
-                deciles=_deciles(deciles),
+                deciles=parse_layers(deciles, "decile"),
                 seeds=seeds,
                 roles=one_of(split_names(roles), ROLES, "--roles"),
                 recipe=Recipe(epochs=epochs, batch=batch, rate=rate),
-                length=length,
+                length=window,
                 examples=examples,
                 test_share=test_share,
                 folder=keep,
                 store=store,
-                pool=PoolOptions(address=address, workers=workers, gpus_per_worker=gpus_per_worker),
+                pool=pool,
                 observer=progress,
             )
         except KeyboardInterrupt:
             progress.stop()
-            note(f"\ninterrupted: finished points are kept in {store}; the same command goes on from there")
+            note(f"\ninterrupted: existing results are kept in {store}; the same command resumes")
             raise
     write(open_store(report.store).query("finetune_by_decile", run=report.run_id), form)
     _tell(report, time.monotonic() - started)
     if report.failed:
         raise typer.Exit(3)
-
-
-def _deciles(text: str) -> tuple[int, ...]:
-    for name in split_names(text):
-        if not name.isdecimal():
-            raise typer.BadParameter(f"{name!r} is not a decile, 1 to 10", param_hint="--deciles")
-    return tuple(int(name) for name in split_names(text))
 
 
 def _tell(report: FineTuneReport, seconds: float) -> None:

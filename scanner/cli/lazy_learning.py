@@ -8,14 +8,16 @@ from typing import Annotated
 
 import typer
 
-from scanner.cli.output import DEFAULT_STORE, Format, FormatOption, StoreOption, note, write
-from scanner.cli.pool import AddressOption, GpusOption, WorkersOption, terminate_like_interrupt
+from scanner.cli import options
+from scanner.cli.output import DEFAULT_STORE, FormatOption, StoreOption, note, write
+from scanner.cli.run import terminate_like_interrupt
 from scanner.cli.selection import split_names
+from scanner.engine.options import PoolOptions
 
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the command."""
-    app.command("lazy-learning")(lazy_learning)
+    options.register(app, "lazy-learning", lazy_learning, aliases={"--rate": "--lr"})
 
 
 def lazy_learning(
@@ -27,6 +29,7 @@ def lazy_learning(
             show_default="the digits of scikit-learn",
         ),
     ] = None,
+    *,
     store: StoreOption = DEFAULT_STORE,
     alpha: Annotated[
         str, typer.Option(metavar="A,...", help="Scales of the logits: 1 is rich, large is lazy.")
@@ -39,13 +42,11 @@ def lazy_learning(
     ] = "0,1,2",
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Networks of each kind.")] = 3,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training pictures.")] = 60,
-    rate: Annotated[float, typer.Option(help="Learning rate of stochastic gradient descent.")] = 0.05,
+    rate: Annotated[float, typer.Option("--lr", help="Learning rate of stochastic gradient descent.")] = 0.05,
     batch: Annotated[int, typer.Option(min=1, help="Pictures a step.")] = 64,
-    address: AddressOption = None,
-    workers: WorkersOption = None,
-    gpus_per_worker: GpusOption = None,
+    pool: PoolOptions,
     force: Annotated[bool, typer.Option("--force", help="Train again what the store already holds.")] = False,
-    form: FormatOption = Format.table,
+    form: FormatOption = "table",
 ) -> None:
     """Train small networks in the rich and the lazy regime and take singular values from them (v1, App. A).
 
@@ -60,7 +61,6 @@ def lazy_learning(
         rmtscan lazy-learning --data cifar-10-batches-py --alpha 1,4,15 --seeds 5
     """
     from scanner.cli.progress import Progress
-    from scanner.engine import PoolOptions
     from scanner.experiments.lazy_learning import lazy_learning as run
     from scanner.experiments.mlp import Regime, Training
     from scanner.store import open_store
@@ -84,15 +84,15 @@ def lazy_learning(
                 regimes=regimes,
                 seeds=seeds,
                 training=Training(epochs=epochs, batch=batch, rate=rate),
-                pool=PoolOptions(address=address, workers=workers, gpus_per_worker=gpus_per_worker),
+                pool=pool,
                 observer=progress,
                 force=force,
             )
         except KeyboardInterrupt:
             progress.stop()
-            note(f"\ninterrupted: finished networks are kept in {store}; the same command goes on from there")
+            note(f"\ninterrupted: existing results are kept in {store}; the same command resumes")
             raise
-    shown = 20.0 if form is Format.table else None
+    shown = 20.0 if form == "table" else None
     answer = open_store(report.store).query("lazy_learning", runs=",".join(report.run_ids), percent=shown)
     write(answer, form)
     if shown is not None:

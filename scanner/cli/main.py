@@ -1,29 +1,36 @@
-"""The command `rmtscan`: its verbs, and how errors leave it."""
+"""The command `rmtscan`: its verbs, and the exit status of errors."""
 
 from __future__ import annotations
 
+import importlib
 import sys
 from typing import Annotated
 
 import typer
 
-from scanner.cli import (
-    ablate,
-    activations,
-    calibrate,
-    compare,
-    finetune,
-    inspect,
-    lazy_learning,
-    plot,
-    publish,
-    query,
-    report,
-    scan,
-    slicing,
-)
 from scanner.errors import ScannerError
+from scanner.extensions import load_extensions
 from scanner.version import __version__
+
+#: Modules of this package with a function `register(app)`, in the order of the help.
+VERBS = (
+    "scan",
+    "inspect",
+    "compare",
+    "query",
+    "sql",
+    "models",
+    "status",
+    "calibrate",
+    "activations",
+    "ablate",
+    "finetune",
+    "lazy_learning",
+    "slicing",
+    "plot",
+    "report",
+    "publish",
+)
 
 app = typer.Typer(
     name="rmtscan",
@@ -31,23 +38,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Where in a model is what it learned? Compare every weight matrix of a checkpoint with random matrix theory.",
+    help="Find where a model stores what it learned: compare every weight matrix of a checkpoint with random matrix theory.",
     epilog="Exit status: 0 done, 1 an error you can act on, 2 wrong usage, 3 done but some tensors failed, 130 interrupted. "
     "Data goes to stdout, everything else to stderr.",
 )
-scan.register(app)
-inspect.register(app)
-compare.register(app)
-query.register(app)
-calibrate.register(app)
-activations.register(app)
-ablate.register(app)
-finetune.register(app)
-lazy_learning.register(app)
-slicing.register(app)
-plot.register(app)
-report.register(app)
-publish.register(app)
 
 
 def _version(asked: bool) -> None:
@@ -65,9 +59,14 @@ def _options(
     """Options of the command itself."""
 
 
+for _name in VERBS:
+    importlib.import_module(f"scanner.cli.{_name}").register(app)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; a `ScannerError` becomes one line on stderr and exit status 1."""
     try:
+        load_extensions()
         app(arguments, prog_name="rmtscan")
     except ScannerError as error:
         print(f"error: {error}", file=sys.stderr)

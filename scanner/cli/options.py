@@ -21,22 +21,37 @@ from scanner.configuration import Option, declaration, default_of
 from scanner.errors import ScannerError
 
 _MOST = 10_000
-_DEFAULT = re.compile(r"[;.,] (?:None|[Ee]mpty)(?: \(the default\))?: (?P<shown>[^;.]+)\.?\s*$")
+_DEFAULT = re.compile(r"[;.,] (?:[Nn]one|[Ee]mpty): (?P<shown>[^;.]+)\.?\s*$")
 _ARGUMENT = re.compile(r"`(\w+)`")
 
 
-def register(app: typer.Typer, name: str, function: Callable[..., None], *, help: str | None = None) -> None:
+def register(
+    app: typer.Typer,
+    name: str,
+    function: Callable[..., None],
+    *,
+    help: str | None = None,
+    aliases: Mapping[str, str] | None = None,
+) -> None:
     """Add a command to an application.
 
     Parameters of the function whose type is a dataclass become the options of its fields, and the function receives an instance.
     With `Config | None`, it receives None unless one of the options is given. All other parameters are Typer's own.
+
+    Args:
+        app: the application.
+        name: name of the command.
+        function: what the command does.
+        help: text of the help; None: the docstring of the function.
+        aliases: flags that are accepted, but not shown, and the flags that they stand for.
     """
     expanded = _Expanded(function)
 
     class Verb(_Command):
-        aliases = expanded.aliases
+        pass
 
-    app.command(name, cls=Verb, help=help or function.__doc__)(expanded.call)
+    Verb.aliases = {**expanded.aliases, **(aliases or {})}
+    app.command(name, cls=Verb, help=(help or function.__doc__ or "").replace("[", "\\["))(expanded.call)
 
 
 class _Command(TyperCommand):
@@ -148,10 +163,8 @@ class _Choice:
         if default is None:
             kind = kind | None
         settings: dict[str, Any] = {"help": _as_help(self.help, flags), "metavar": about.metavar, "show_default": shown}
-        if kind in (int, float, int | None, float | None):
-            number = int if kind in (int, int | None) else float
-            settings |= {"min": None if about.min is None else number(about.min)}
-            settings |= {"max": None if about.max is None else number(about.max)}
+        if self.kind in (int, float):
+            settings |= {"min": about.min, "max": about.max}
         if about.positional:
             described: Any = typer.Argument(**settings)
         elif self.kind is bool and self.default is True:

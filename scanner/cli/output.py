@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 from decimal import Decimal
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -17,15 +16,7 @@ if TYPE_CHECKING:
 _SHOWN = 200
 
 
-class Format(StrEnum):
-    """How data is printed."""
-
-    table = "table"
-    json = "json"
-    csv = "csv"
-    parquet = "parquet"
-
-
+Format = Literal["table", "json", "csv", "parquet"]
 FormatOption = Annotated[Format, typer.Option("--format", "-f", help="How to print the result.", show_default=True)]
 StoreOption = Annotated[
     str,
@@ -44,13 +35,13 @@ def note(text: str) -> None:
 def write(table: pa.Table, form: Format, *, whole: bool = False) -> None:
     """Print a table to stdout; the one for people is cut after some screens unless it is wanted `whole`."""
     table = _with_distinct_names(table)
-    if form is Format.table and whole and table.num_rows > _SHOWN:
+    if form == "table" and whole and table.num_rows > _SHOWN:
         _write_lines(table)
-    elif form is Format.table:
+    elif form == "table":
         _write_text(table)
-    elif form is Format.json:
+    elif form == "json":
         _write_json(table)
-    elif form is Format.csv:
+    elif form == "csv":
         import pyarrow.csv as pc
 
         sys.stdout.flush()

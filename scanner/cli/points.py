@@ -5,27 +5,19 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from scanner.cli.output import Format, note, write
-from scanner.cli.pool import terminate_like_interrupt
+from scanner.cli.run import terminate_like_interrupt
 
 if TYPE_CHECKING:
     from scanner.engine import ScanObserver
     from scanner.experiments.point_run import PointReport
 
 
-class Metric(StrEnum):
-    """What is measured."""
-
-    perplexity = "perplexity"
-    accuracy = "accuracy"
-    kl = "kl"
-
-
+Metric = Literal["perplexity", "accuracy", "kl"]
 MetricOption = Annotated[Metric, typer.Option(help="What is measured.")]
 TokensOption = Annotated[int, typer.Option(min=2, help="Tokens of the text (perplexity, kl).")]
 WindowOption = Annotated[
@@ -54,7 +46,7 @@ def run_points(run: Callable[[ScanObserver], PointReport], *, query: str, store:
             report = run(progress)
         except KeyboardInterrupt:
             progress.stop()
-            note(f"\ninterrupted: finished points are kept in {store}; the same command goes on from there")
+            note(f"\ninterrupted: existing results are kept in {store}; the same command resumes")
             raise
     write(open_store(store).query(query, run=report.run_id), form)
     for name, why in sorted(report.failed.items()):

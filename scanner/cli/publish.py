@@ -6,12 +6,13 @@ from typing import Annotated
 
 import typer
 
-from scanner.cli.output import Format, FormatOption, note, write
+from scanner.cli import options
+from scanner.cli.output import FormatOption, note, write
 
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the command."""
-    app.command("publish")(publish)
+    options.register(app, "publish", publish)
 
 
 def publish(
@@ -26,7 +27,7 @@ def publish(
     force: Annotated[
         bool, typer.Option("--force", help="Write into a folder that holds other things; they stay.")
     ] = False,
-    form: FormatOption = Format.table,
+    form: FormatOption = "table",
 ) -> None:
     """Write a store as a dataset folder for the Hugging Face Hub: Parquet and a card, read by `datasets` and DuckDB.
 

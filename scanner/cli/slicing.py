@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from scanner.cli.output import DEFAULT_STORE, Format, FormatOption, StoreOption
+from scanner.cli import options
+from scanner.cli.output import DEFAULT_STORE, FormatOption, StoreOption
 from scanner.cli.points import (
     DEFAULT_EXAMPLES,
     DEFAULT_TOKENS,
     ExamplesOption,
     LabelOption,
-    Metric,
     MetricOption,
     TokensOption,
     WindowOption,
     run_points,
 )
-from scanner.cli.pool import AddressOption, GpusOption, WorkersOption
 from scanner.cli.selection import parse_layers
-from scanner.cli.texts import ColumnOption, Dtype, DtypeOption, SecondOption, TextOption, WhereOption, text_source
+from scanner.cli.texts import ColumnOption, DtypeOption, SecondOption, TextOption, WhereOption, text_source
+from scanner.engine.options import PoolOptions
 
-
-class Order(StrEnum):
-    """Where directions are left out."""
-
-    before = "before"
-    after = "after"
-    both = "both"
+Order = Literal["before", "after", "both"]
 
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the command."""
-    app.command("slicing")(slicing)
+    options.register(app, "slicing", slicing)
 
 
 def slicing(
@@ -42,14 +35,15 @@ def slicing(
         str, typer.Argument(metavar="REF", help="A model: a folder, a GGUF file, org/name[@revision].")
     ],
     text: TextOption,
+    *,
     store: StoreOption = DEFAULT_STORE,
     order: Annotated[
         Order, typer.Option(help="Project the input of the norms, what they have divided, or each in turn.")
-    ] = Order.both,
+    ] = "both",
     deciles: Annotated[
         str, typer.Option(metavar="A-B,...", help="Which tenths, one at a time; 1 has the smallest eigenvalues.")
     ] = "1-10",
-    metric: MetricOption = Metric.perplexity,
+    metric: MetricOption = "perplexity",
     tokens: TokensOption = DEFAULT_TOKENS,
     window: WindowOption = None,
     examples: ExamplesOption = DEFAULT_EXAMPLES,
@@ -62,11 +56,9 @@ def slicing(
         typer.Option(metavar="FILE|DATASET", help="The text of the covariances.", show_default="the measured one"),
     ] = None,
     calibration_tokens: Annotated[int, typer.Option(min=2, help="How many tokens of it.")] = 4096,
-    dtype: DtypeOption = Dtype.float32,
-    address: AddressOption = None,
-    workers: WorkersOption = None,
-    gpus_per_worker: GpusOption = None,
-    form: FormatOption = Format.table,
+    dtype: DtypeOption = "float32",
+    pool: PoolOptions,
+    form: FormatOption = "table",
 ) -> None:
     """Leave out a tenth of the directions of the activations around every norm, and measure what the model loses (v1, App. F).
 
@@ -79,7 +71,7 @@ def slicing(
 
         rmtscan slicing ./encoder --task reviews.csv --metric accuracy --order after --deciles 1,10
     """
-    from scanner.engine import PoolOptions, ScanObserver
+    from scanner.engine import ScanObserver
     from scanner.experiments.measures import MeasureRequest
     from scanner.experiments.point_run import PointReport
     from scanner.experiments.slicing import ORDERS
@@ -88,14 +80,14 @@ def slicing(
     from scanner.experiments.texts import TextSource
 
     wanted = MeasureRequest(
-        metric=metric.value,
+        metric=metric,
         text=text_source(text, column, second, where, label),
         tokens=tokens,
         examples=examples,
         window=window,
     )
-    tenths = _deciles(deciles)
-    orders: tuple[Place, ...] = tuple(one for one in ORDERS if order is Order.both or order.value == one)
+    tenths = parse_layers(deciles, "decile")
+    orders: tuple[Place, ...] = tuple(one for one in ORDERS if order in ("both", one))
 
     def run(observer: ScanObserver) -> PointReport:
         return run_slices(
@@ -106,17 +98,9 @@ def slicing(
             calibration=TextSource(reference=calibration) if calibration is not None else None,
             calibration_tokens=calibration_tokens,
             store=store,
-            dtype=dtype.value,
-            pool=PoolOptions(address=address, workers=workers, gpus_per_worker=gpus_per_worker),
+            dtype=dtype,
+            pool=pool,
             observer=observer,
         )
 
     run_points(run, query="slicing", store=store, form=form)
-
-
-def _deciles(text: str) -> tuple[int, ...]:
-    """`1-3,10` as numbers; which of them are deciles the run itself says."""
-    try:
-        return parse_layers(text)
-    except typer.BadParameter:
-        raise typer.BadParameter(f"{text!r} is not deciles like 1-10 or 1,5,10", param_hint="--deciles") from None

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -31,15 +30,7 @@ WhereOption = Annotated[
 ]
 
 
-class Dtype(StrEnum):
-    """Precision of a model's weights and activations."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-    float64 = "float64"
-
-
+Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 DtypeOption = Annotated[Dtype, typer.Option(help="Precision of the model's weights and activations.")]
 
 

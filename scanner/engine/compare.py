@@ -87,6 +87,11 @@ class ComparisonReport:
     largest_in: str = ""
     """Where the largest is: `layer 5, mlp_down`."""
 
+    @property
+    def exit_status(self) -> int:
+        """0: done; 3: some matrices failed."""
+        return 3 if self.failed else 0
+
 
 def find_reference(store: Store, named: str) -> str:
     """What to open for a name: the place of a model that the store has under that name, else the name itself."""
@@ -366,14 +371,15 @@ class ComparisonWork(Work):
         lacking = [name for name in ("base", "tuned") if _key_of(task, name) not in self._rows[name]]
         if lacking:
             self.failures[task.name] = f"its scan of the {lacking[0]} checkpoint failed"
-            return Stored(failed=(task.name,))
+            return Stored(failed=(_named(task.tuned),))
         self.batch.stage(task.name, self._tables(task, value))
         return Stored()
 
     def failed(self, task: Task, failure: Failure) -> Stored:
         """Keep why a pair has no rows."""
+        assert isinstance(task, PairTask)
         self.failures[task.name] = failure.message
-        return Stored(failed=(task.name,))
+        return Stored(failed=(_named(task.tuned),))
 
     def finish(self) -> None:
         """Merge the pairs into one file per table and commit them."""

@@ -351,11 +351,12 @@ class ScanWork(Work):
             return Stored()
         assert isinstance(task, MatrixTask)
         job = self.jobs[task.scan_id]
+        tensors = {ref.key: ref.tensor for ref in task.refs}
         failed = []
         for result in value:
             if result.failure:
                 job.writer.stage_failure(result.key, rows.unpack(result.failure))
-                failed.append(result.key)
+                failed.append(tensors[result.key])
             else:
                 job.writer.stage_part(result.key, result.part)
         return self._finished(job, task, failed)
@@ -369,7 +370,7 @@ class ScanWork(Work):
         for ref in task.refs:
             row = rows.failure_row(task, ref, stage="analyse", error=failure.error, message=failure.message)
             job.writer.stage_failure(ref.key, row)
-        return self._finished(job, task, [ref.key for ref in task.refs])
+        return self._finished(job, task, [ref.tensor for ref in task.refs])
 
     def finish(self) -> None:
         """Commit jobs that are complete."""

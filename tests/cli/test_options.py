@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import pytest
 import typer
 
+from scanner.cli.main import app
 from scanner.cli.options import docstrings, register
 from scanner.configuration import Option, declaration, option, parameters
 from scanner.errors import ConfigError, ScannerError
@@ -39,7 +40,7 @@ class Places:
 class Base:
     """A configuration that others extend."""
 
-    rate: float = option(5e-5, name="lr", min=0.0, identity="rate")
+    rate: float = option(5e-5, name="lr", min=0, identity="rate")
     """Highest learning rate."""
 
 
@@ -258,3 +259,78 @@ def test_parameters_are_those_with_a_key_and_new_ones_only_when_they_are_not_at_
 def test_a_field_without_a_declaration_is_a_plain_option() -> None:
     [alpha] = [one for one in Config.__dataclass_fields__.values() if one.name == "alpha"]
     assert declaration(alpha) == Option()
+
+
+# ---- the options of the verbs
+
+POOL = "--address --workers --gpus-per-worker --task-timeout"
+SELECTION = "--roles --layers --embeddings --heads"
+TEXT = "--text --column --second --where"
+MEASURE = f"{TEXT} --label --metric --tokens --window --examples --dtype"
+OPTIONS = {
+    "scan": f"--store {SELECTION} --sigma --null --ensemble --download --force {POOL} --format",
+    "inspect": f"{SELECTION} --format",
+    "compare": f"--store {SELECTION} --sigma --null --download --force {POOL} --format",
+    "query": "--param --list --store --format",
+    "sql": "--store --format",
+    "models": "--store --format",
+    "status": "--store --running --format",
+    "calibrate": "--output --draws --seed --format",
+    "activations": f"{TEXT} --store --tokens --window --roles --layers --dtype {POOL} --format",
+    "ablate": f"{MEASURE} --store --roles --layers --by --sets --random --stride --prompt --answers {POOL} --format",
+    "finetune": f"{TEXT} --label --store --order --deciles --seeds --roles --examples --test-share --window --epochs --batch --lr "
+    f"--keep {POOL} --format",
+    "lazy-learning": f"--data --store --alpha --frozen --seeds --epochs --lr --batch {POOL} --force --format",
+    "slicing": f"{MEASURE} --store --order --deciles --calibration --calibration-tokens {POOL} --format",
+    "plot": "--output --list --model --revision --layer --role --head --expert --stack --tensor --side --k --ensemble --base "
+    "--tuned --centred --run --store --format",
+    "report": "--output --store",
+    "publish": "--to --name --license --force --format",
+}
+"""The options of every verb: users and scripts rely on these names."""
+ALIASES = {
+    "scan": {"--only": "--roles"},
+    "inspect": {"--only": "--roles"},
+    "compare": {"--only": "--roles"},
+    "activations": {"--only": "--roles"},
+    "finetune": {"--length": "--window"},
+    "lazy-learning": {"--rate": "--lr"},
+    "plot": {"--centered": "--centred", "--uncentered": "--uncentred"},
+}
+"""Names that are accepted and not shown."""
+ONE_MEANING = (
+    "store roles layers tokens window lr seeds epochs batch examples address workers dtype metric column where format"
+)
+
+VERBS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
+def shown(verb: str) -> dict[str, Any]:
+    """The options of a verb by their first long name."""
+    params = [param for param in VERBS[verb].params if param.name != "help"]
+    long = [([name for name in param.opts if name.startswith("--")], param) for param in params]
+    return {names[0]: param for names, param in long if names}
+
+
+@pytest.mark.parametrize("verb", OPTIONS)
+def test_the_options_of_a_verb_keep_their_names(verb: str) -> None:
+    assert sorted(shown(verb)) == sorted(OPTIONS[verb].split())
+    assert {**VERBS[verb].aliases}.items() >= ALIASES.get(verb, {}).items()
+
+
+def test_every_verb_is_in_the_list_of_options() -> None:
+    assert set(VERBS) == set(OPTIONS)
+
+
+@pytest.mark.parametrize("name", ONE_MEANING.split())
+def test_an_option_has_one_type_and_one_placeholder_in_all_verbs(name: str) -> None:
+    found = {verb: shown(verb).get(f"--{name}") for verb in OPTIONS}
+    kinds = {(param.bare_type(), param.metavar) for param in found.values() if param is not None}
+    assert len(kinds) == 1
+
+
+@pytest.mark.parametrize("verb", [verb for verb in OPTIONS if verb not in {"scan", "plot"}])
+def test_old_names_are_not_shown(verb: str) -> None:
+    assert not {"--only", "--rate", "--length", "--centered"} & {
+        name for param in VERBS[verb].params for name in param.opts
+    }
