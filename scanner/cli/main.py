@@ -32,16 +32,28 @@ VERBS = (
     "publish",
 )
 
-app = typer.Typer(
-    name="rmtscan",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="Find where a model stores what it learned: compare every weight matrix of a checkpoint with random matrix theory.",
-    epilog="Exit status: 0 done, 1 an error you can act on, 2 wrong usage, 3 done but some tensors failed, 130 interrupted. "
-    "Data goes to stdout, everything else to stderr.",
-)
+
+def application() -> typer.Typer:
+    """Build the command with all verbs, those of extensions included.
+
+    Raises:
+        ScannerError: an extension cannot be imported.
+    """
+    load_extensions()
+    app = typer.Typer(
+        name="rmtscan",
+        no_args_is_help=True,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        help="Find where a model stores what it learned: compare every weight matrix of a checkpoint with random matrix theory.",
+        epilog="Exit status: 0 done, 1 an error you can act on, 2 wrong usage, 3 done but some tensors failed, 130 interrupted. "
+        "Data goes to stdout, everything else to stderr.",
+    )
+    app.callback()(_options)
+    for name in VERBS:
+        importlib.import_module(f"scanner.cli.{name}").register(app)
+    return app
 
 
 def _version(asked: bool) -> None:
@@ -50,7 +62,6 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
@@ -59,15 +70,10 @@ def _options(
     """Options of the command itself."""
 
 
-for _name in VERBS:
-    importlib.import_module(f"scanner.cli.{_name}").register(app)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; a `ScannerError` becomes one line on stderr and exit status 1."""
     try:
-        load_extensions()
-        app(arguments, prog_name="rmtscan")
+        application()(arguments, prog_name="rmtscan")
     except ScannerError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

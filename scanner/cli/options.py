@@ -224,10 +224,11 @@ class _Choice:
     def _integers(self, parts: list[str]) -> Iterator[int]:
         word = self.name.replace("_", " ").removesuffix("s")
         start = int(self.about.min or 0)
+        example = f"{start}-{start + 5 if self.about.max is None else int(self.about.max)}"
         for part in parts:
             first, dash, last = part.partition("-")
             if not _is_index(first) or (dash and not _is_index(last)) or (dash and int(last) < int(first)):
-                raise ValueError(f"{part!r} is not a {word} or a range like {start}-{start + 5}")
+                raise ValueError(f"{part!r} is not a {word} or a range like {example}")
             if int(last or first) - int(first) > _MOST:
                 raise ValueError(f"{part!r} is a range of more than {_MOST:,} {word}s")
             yield from range(int(first), int(last or first) + 1)

@@ -260,6 +260,14 @@ def test_wrong_usage_is_status_2(
     assert not list(tmp_path.iterdir()), "nothing is made before the usage is known to be right"
 
 
+def test_an_extension_that_cannot_be_imported_is_one_line(rmtscan: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RMTSCAN_EXTENSIONS", "no_such_extension")
+    told = rmtscan("models")
+    assert (told.status, told.out) == (1, b"")
+    [line] = told.errors
+    assert "extension 'no_such_extension' cannot be imported" in line
+
+
 # ---- questions
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import typer
 
-from scanner.cli.main import app
+from scanner.cli.main import application
 from scanner.version import __version__
 
 from .conftest import Run
 
 ROOT = Path(__file__).parent.parent.parent
-VERBS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+VERBS = typer.main.get_command(application()).commands  # type: ignore[attr-defined]
 HEAVY = (
     *("torch", "ray", "duckdb", "pyarrow", "numpy", "scipy", "transformers", "huggingface_hub", "fsspec", "gguf"),
     *("altair", "vl_convert"),

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import pytest
 import typer
 
-from scanner.cli.main import app
+from scanner.cli.main import application
 from scanner.cli.options import docstrings, register
 from scanner.configuration import Option, declaration, option, parameters
 from scanner.errors import ConfigError, ScannerError
@@ -302,7 +302,7 @@ ONE_MEANING = (
     "store roles layers tokens window lr seeds epochs batch examples address workers dtype metric column where format"
 )
 
-VERBS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+VERBS: dict[str, Any] = typer.main.get_command(application()).commands  # type: ignore[attr-defined]
 
 
 def shown(verb: str) -> dict[str, Any]:
