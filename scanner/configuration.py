@@ -22,7 +22,7 @@ class Option:
     metavar: str | None = None
     """What stands for the value in the help."""
     min: float | None = None
-    """Smallest number that is accepted, in a tuple for each of its numbers."""
+    """Smallest number that is accepted. The dataclass itself checks the numbers of a tuple."""
     max: float | None = None
     """Largest number that is accepted."""
     choices: Sequence[str] = ()

@@ -217,36 +217,21 @@ class _Choice:
         if kind is int:
             yield from self._integers(parts)
         elif kind is float:
-            yield from (self._number(part) for part in parts)
+            yield from map(_number, parts)
         else:
             yield from (self._known(part) for part in parts)
 
     def _integers(self, parts: list[str]) -> Iterator[int]:
         word = self.name.replace("_", " ").removesuffix("s")
         start = int(self.about.min or 0)
+        example = f"{start}-{start + 5 if self.about.max is None else int(self.about.max)}"
         for part in parts:
             first, dash, last = part.partition("-")
             if not _is_index(first) or (dash and not _is_index(last)) or (dash and int(last) < int(first)):
-                raise ValueError(f"{part!r} is not a {word} or a range like {start}-{start + 5}")
+                raise ValueError(f"{part!r} is not a {word} or a range like {example}")
             if int(last or first) - int(first) > _MOST:
                 raise ValueError(f"{part!r} is a range of more than {_MOST:,} {word}s")
-            for number in range(int(first), int(last or first) + 1):
-                self._check(number)
-                yield number
-
-    def _number(self, part: str) -> float:
-        try:
-            number = float(part)
-        except ValueError:
-            raise ValueError(f"{part!r} is not a number") from None
-        self._check(number)
-        return number
-
-    def _check(self, number: float) -> None:
-        low, high = self.about.min, self.about.max
-        if (low is not None and number < low) or (high is not None and number > high):
-            bounds = " and ".join([f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None))
-            raise ValueError(f"{number} is out of range: it must be {bounds}")
+            yield from range(int(first), int(last or first) + 1)
 
     def _known(self, name: str) -> str:
         known = self.about.choices or _literal_values(get_args(self.kind)[0] if get_args(self.kind) else None)
@@ -326,6 +311,13 @@ def _literal_values(kind: Any) -> tuple[str, ...]:
 
 def _is_index(text: str) -> bool:
     return text.isascii() and text.isdecimal()
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a number") from None
 
 
 def _as_text(value: Any) -> str:

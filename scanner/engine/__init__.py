@@ -1,6 +1,7 @@
 """Ray: tasks, the pool of workers that runs them, and the life cycle of a run that survives the loss of any worker.
 
-Names are imported when they are first used, so that the command line can show its help without loading Ray.
+Names are imported when they are first used, so that options and help need neither Ray nor PyTorch. The functions `scan` and
+`compare` are in the modules of the same names.
 """
 
 from __future__ import annotations
@@ -10,25 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scanner.engine.compare import ComparisonReport as ComparisonReport
-    from scanner.engine.compare import compare as compare
     from scanner.engine.method import Method as Method
-    from scanner.engine.pool import PoolOptions as PoolOptions
+    from scanner.engine.options import PoolOptions as PoolOptions
     from scanner.engine.scan import ModelReport as ModelReport
     from scanner.engine.scan import ScanReport as ScanReport
-    from scanner.engine.scan import scan as scan
     from scanner.engine.work import Observer as Observer
-    from scanner.engine.work import Observer as ScanObserver  # noqa: F401
+
+    ScanObserver = Observer
 
 _LAZY = {
     "ComparisonReport": ("scanner.engine.compare", "ComparisonReport"),
     "Method": ("scanner.engine.method", "Method"),
     "ModelReport": ("scanner.engine.scan", "ModelReport"),
     "Observer": ("scanner.engine.work", "Observer"),
-    "PoolOptions": ("scanner.engine.pool", "PoolOptions"),
+    "PoolOptions": ("scanner.engine.options", "PoolOptions"),
     "ScanObserver": ("scanner.engine.work", "Observer"),
     "ScanReport": ("scanner.engine.scan", "ScanReport"),
-    "compare": ("scanner.engine.compare", "compare"),
-    "scan": ("scanner.engine.scan", "scan"),
 }
 
 __all__ = [*_LAZY]

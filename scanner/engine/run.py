@@ -13,7 +13,8 @@ from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import Any
 
-from scanner.engine.pool import PoolOptions, ray_session, run_tasks
+from scanner.engine.options import PoolOptions
+from scanner.engine.pool import ray_session, run_tasks
 from scanner.engine.task import Failure, Result, Task
 from scanner.engine.work import Observer, Stored, Work
 from scanner.engine.worker import Worker

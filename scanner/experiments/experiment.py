@@ -204,7 +204,7 @@ def run_experiment(
             cannot be written, no worker, no cluster.
         KeyboardInterrupt: interrupted; finished results are in the store, and the same call resumes.
     """
-    from scanner.engine.pool import PoolOptions
+    from scanner.engine.options import PoolOptions
     from scanner.engine.run import run
 
     if isinstance(experiment, str):

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from scanner.checkpoint import ROLES, Checkpoint, MatrixRef, Selection, list_matrices
-from scanner.checkpoint.sources.files import SCHEME
 from scanner.checkpoint.names import printable
+from scanner.checkpoint.sources.files import SCHEME
 from scanner.configuration import option
 from scanner.engine.task import Context, Failure, Task, TaskError, fatal_errors, one_line
 from scanner.engine.work import Stored

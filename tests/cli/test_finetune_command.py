@@ -171,7 +171,7 @@ def test_an_interruption_says_that_the_same_command_goes_on(
     monkeypatch.setattr("scanner.engine.run.run_tasks", interrupted)
     ran = rmtscan("finetune", base, "--task", texts, "--deciles", "1,2", "--seeds", 1, "--store", tmp_path / "store")
     assert ran.status == 130
-    assert "finished points are kept" in ran.told
+    assert "existing results are kept" in ran.told
 
 
 @pytest.mark.parametrize(
