@@ -165,7 +165,7 @@ def full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path
     if _mount(folder, "size=64k"):
         room = ["mount", "-o", "remount,size=8m", str(folder)]
         try:
-            yield folder, lambda: subprocess.run(room, check=True) and None
+            yield folder, lambda: subprocess.run(room, check=True) and None  # type: ignore[misc]
         finally:
             subprocess.run(["umount", folder], check=True)
         return

@@ -230,7 +230,8 @@ def test_what_stops_every_point_is_one_line_whatever_it_is(
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("cublas does not start\nat line 1")
 
-    monkeypatch.setattr(*((models, "load_model") if where == "load_model" else (Perplexity, "prepare")), fails)
+    place: Any = models if where == "load_model" else Perplexity
+    monkeypatch.setattr(place, where, fails)
     with pytest.raises(ScannerError, match=r"^RuntimeError: cublas does not start$"):
         run(save(tmp_path / "m", "gpt2"), text_file(tmp_path), tmp_path / "store")
     assert len(in_process) == 1

@@ -174,9 +174,9 @@ def test_a_text_that_spells_a_special_token_has_none(made: Any, name: str) -> No
 
 def test_a_model_that_looks_for_its_end_of_text_takes_texts_that_spell_it(tmp_path: Path) -> None:
     torch.manual_seed(7)
-    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 28, "num_layers": 1, "num_heads": 2}
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 28, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0}
     made, texts = unigram(), labelled(("a </s> film", "0"), ("film", "1"))
-    body = transformers.T5Model(transformers.T5Config(vocab_size=len(made), decoder_start_token_id=0, **sizes))
+    body = transformers.T5Model(transformers.T5Config(vocab_size=len(made), **sizes))
     model = new_classifier(body.eval(), ("0", "1"), 0, 0, pooler=False)
     data = encoded(texts, np.array([0, 1]), [0, 1], made, 16, 0)
     assert math.isfinite(train(model, data, 0, Recipe(epochs=1, batch=2), 0).loss)

@@ -90,7 +90,7 @@ def test_scales_are_exact_whatever_the_precision_of_the_model() -> None:
     for kind in ("llama", "bert", "nemotron"):
         model = model_of(kind, **CONFIGS.get(kind, CONFIGS["llama"])).to(torch.bfloat16)
         for norm in norms_of(model).values():
-            weight = norm.module.weight.float() + (1.0 if kind == "nemotron" else 0.0)
+            weight = torch.as_tensor(norm.module.weight).float() + (1.0 if kind == "nemotron" else 0.0)
             assert torch.allclose(norm.scale, weight, rtol=1e-5, atol=1e-6)
 
 
