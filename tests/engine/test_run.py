@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,8 +62,8 @@ class Number(Task):
         if self.number == -4:
             os._exit(1)
         with context.computing():
-            kept = context.resident("slot", self.number // 100, lambda: object())
-            return 2 * self.number, id(kept), os.getpid()
+            kept = context.resident("slot", self.number // 100, lambda: uuid.uuid4().hex)
+            return 2 * self.number, kept, os.getpid()
 
 
 class Numbers(Work):
