@@ -1,6 +1,8 @@
 """Checkpoints: a reference becomes a `Checkpoint`, a `Checkpoint` a list of `MatrixRef`, a `MatrixRef` a tensor."""
 
-from scanner.checkpoint.descriptors import (
+from scanner.checkpoint.differences import difference
+from scanner.checkpoint.inventory import list_matrices
+from scanner.checkpoint.model import (
     ROLES,
     Checkpoint,
     Inventory,
@@ -9,11 +11,9 @@ from scanner.checkpoint.descriptors import (
     Skipped,
     TensorEntry,
 )
-from scanner.checkpoint.differences import difference
-from scanner.checkpoint.inventory import list_matrices
-from scanner.checkpoint.matching import match_matrices
 from scanner.checkpoint.opening import open_checkpoint
 from scanner.checkpoint.reading import read_matrices, read_matrix
+from scanner.checkpoint.structure.matching import match_matrices
 
 __all__ = [
     "ROLES",

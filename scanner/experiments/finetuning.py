@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from scanner.checkpoint import ROLES, Checkpoint, MatrixRef, Selection, list_matrices
-from scanner.checkpoint.files import SCHEME
 from scanner.checkpoint.names import printable
+from scanner.checkpoint.sources.files import SCHEME
 from scanner.engine import PoolOptions, ScanObserver
 from scanner.engine.pool import run_tasks
 from scanner.errors import ScannerError

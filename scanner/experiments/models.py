@@ -14,8 +14,8 @@ from typing import Any, Literal, TypeVar, get_args
 import torch
 
 from scanner.checkpoint import Checkpoint
-from scanner.checkpoint.files import SCHEME
 from scanner.checkpoint.names import printable
+from scanner.checkpoint.sources.files import SCHEME
 from scanner.errors import ScannerError
 
 Head = Literal["own", "causal", "features", "classification"]

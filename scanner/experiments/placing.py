@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from scanner.checkpoint import Checkpoint, Inventory, MatrixRef, Selection, TensorEntry, list_matrices, open_checkpoint
-from scanner.checkpoint.descriptors import VOCABULARY_ROLES, RowPattern
+from scanner.checkpoint.model import VOCABULARY_ROLES, RowPattern
 from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scanner.checkpoint.files import LocalFiles
+from scanner.checkpoint.sources.files import LocalFiles
 from tests.checkpoint.writing import checkpoint
 
 from .conftest import Run
