@@ -13,11 +13,11 @@ from typing import Any
 
 from huggingface_hub import HfFileSystem, constants
 
-from scanner.checkpoint import hub_files
-from scanner.checkpoint.hub_cache import cached_listing, cached_snapshot
 from scanner.checkpoint.names import printable
-from scanner.checkpoint.patience import patiently
-from scanner.checkpoint.ranges import Sink
+from scanner.checkpoint.sources import hub_files
+from scanner.checkpoint.sources.hub_cache import cached_listing, cached_snapshot
+from scanner.checkpoint.sources.ranges import Sink
+from scanner.checkpoint.sources.retry import patiently
 from scanner.errors import CheckpointError, MissingError
 
 BLOCK_BYTES = 64 * 2**20
