@@ -114,7 +114,7 @@ def sql(
     """Ask with SQL.
 
     The tables are scans, matrices, vectors, failures, controls; comparisons, pairs, pair_vectors, pair_subspaces;
-    experiments, overlaps, activation_spectra, ablations, finetunes. Of a matrix or pair that was computed more than once
+    experiments, overlaps, activation_spectra, ablations, finetunes, baselines, run_skips. Of a matrix or pair that was computed more than once
     they hold the newest result; all_matrices, all_vectors, all_pairs, all_pair_vectors and all_pair_subspaces hold every one.
     Write "overlaps" in double quotes: by itself it is a word of SQL.
 

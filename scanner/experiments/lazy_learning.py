@@ -25,7 +25,7 @@ from scanner.experiments.lazy_task import KIND, Outcome, Point, Worker, digest
 from scanner.experiments.mlp import HIDDEN, ORDERINGS, Regime, Training
 from scanner.experiments.pictures import load_pictures
 from scanner.store import Store, open_store
-from scanner.store.schemas import SCHEMAS, to_json
+from scanner.store.tables import rows, to_json
 from scanner.version import __version__
 
 REGIMES = (Regime(alpha=1.0), Regime(alpha=15.0), Regime(alpha=1.0, frozen=(0, 1, 2)))
@@ -165,7 +165,7 @@ def write_point(store: Store, point: Point, outcome: Outcome, environment: dict[
         "seconds": outcome.seconds / max(1, len(outcome.removals)),
         "finished_at": finished_at,
     }
-    rows = [
+    removals = [
         common
         | {
             "set": set_name(one.ordering, one.share),
@@ -177,7 +177,7 @@ def write_point(store: Store, point: Point, outcome: Outcome, environment: dict[
         }
         for one in sorted(outcome.removals, key=lambda one: (ORDERINGS.index(one.ordering), one.share))
     ]
-    store.write_rows("ablations", point.run_id, _table("ablations", rows), method=point.method)
+    store.write_rows("ablations", point.run_id, _table("ablations", removals), method=point.method)
     run: dict[str, object] = {
         "run_id": point.run_id,
         "kind": KIND,
@@ -196,6 +196,5 @@ def write_point(store: Store, point: Point, outcome: Outcome, environment: dict[
     store.write_rows("experiments", point.run_id, _table("experiments", [run]), method=point.method)
 
 
-def _table(name: str, rows: Sequence[Mapping[str, object]]) -> pa.Table:
-    schema = SCHEMAS[name]
-    return pa.table({field.name: [row[field.name] for row in rows] for field in schema}, schema=schema)
+def _table(name: str, found: Sequence[Mapping[str, object]]) -> pa.Table:
+    return rows(name, {column: [row[column] for row in found] for column in found[0]}, len(found))

@@ -17,7 +17,7 @@ from scanner.engine.pool import granted_device
 from scanner.experiments.mlp import DivergedError, Regime, Removal, Training, removals, train
 from scanner.experiments.pictures import Pictures, load_pictures
 from scanner.experiments.running import one_line
-from scanner.store.schemas import to_json
+from scanner.store.tables import to_json
 
 KIND = "lazy_learning"
 #: Raised whenever the same parameters would give other rows.

@@ -13,14 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
 from threadpoolctl import ThreadpoolController
 
 from scanner.engine.pool import granted_device
-from scanner.engine.rows import pack, unpack
 from scanner.errors import ScannerError
 from scanner.experiments.models import Head, ModelPlace, Precision, load_model
-from scanner.store.schemas import SCHEMAS
+from scanner.store.tables import pack, unpack
+from scanner.store.tables import rows as rows_table
 
 if TYPE_CHECKING:
     from scanner.engine import ScanObserver
@@ -38,26 +37,6 @@ def run_hash(kind: str, identity: str, parameters: Mapping[str, object]) -> str:
         sort_keys=True,
     )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def rows_table(name: str, columns: Mapping[str, object], length: int) -> pa.Table:
-    """A table with the schema of `name`: arrays as they are, single values repeated, columns that are not given null.
-
-    Raises:
-        ValueError: a column that the table does not have.
-    """
-    unknown = sorted({*columns} - {*SCHEMAS[name].names})
-    if unknown:
-        raise ValueError(f"table {name!r} has no columns {unknown}")
-    arrays = []
-    for column in SCHEMAS[name]:
-        value = columns.get(column.name)
-        if hasattr(value, "__len__") and not isinstance(value, str):
-            arrays.append(pa.array(value, from_pandas=True).cast(column.type))
-        else:
-            scalar = None if isinstance(value, float) and value != value else value
-            arrays.append(pa.repeat(pa.scalar(scalar, column.type), length))
-    return pa.Table.from_arrays(arrays, schema=SCHEMAS[name])
 
 
 @dataclass(frozen=True, kw_only=True)
