@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from scanner.checkpoint.names import printable
-from scanner.errors import ScannerError
+from scanner.configuration import option
+from scanner.errors import ConfigError
 
 ROLES = (
     "query",
@@ -187,18 +188,24 @@ class Selection:
         ScannerError: a role that is not in the vocabulary, or a layer that is not a non-negative integer.
     """
 
-    only: tuple[str, ...] = ()
-    layers: tuple[int, ...] = ()
-    embeddings: bool = False
-    heads: bool = False
+    only: tuple[str, ...] = option(
+        (), name="roles", aliases=("only",), metavar="ROLE,...", choices=ROLES, identity="only", unordered=True
+    )
+    """Only these roles: query, key, value, attn_out, mlp_up, mlp_gate, mlp_down, embedding, lm_head, router, other; empty: all."""
+    layers: tuple[int, ...] = option((), metavar="0-5,7", min=0, identity="layers", unordered=True)
+    """Only these blocks, counted from 0; empty: all."""
+    embeddings: bool = option(False, identity="embeddings")
+    """Also the embeddings and the output head."""
+    heads: bool = option(False, identity="heads")
+    """One matrix per attention head: rows of query, key and value, columns of attn_out."""
 
     def __post_init__(self) -> None:
         unknown = [role for role in self.only if role not in ROLES]
         if unknown:
-            raise ScannerError(f"unknown role {unknown[0]!r}: choose from {', '.join(ROLES)}")
+            raise ConfigError("only", f"has an unknown role {unknown[0]!r}: choose from {', '.join(ROLES)}")
         wrong = [layer for layer in self.layers if type(layer) is not int or layer < 0]
         if wrong:
-            raise ScannerError(f"layer {wrong[0]!r} is not a layer index: layers count from 0")
+            raise ConfigError("layers", f"has {wrong[0]!r}, which is not a layer index: layers count from 0")
 
     @property
     def vocabulary(self) -> bool:

@@ -30,21 +30,22 @@ from scanner.checkpoint import (
     open_checkpoint,
     read_matrix,
 )
-from scanner.checkpoint.differences import reference_of
 from scanner.checkpoint.names import printable
 from scanner.engine.method import Method, scan_id
+from scanner.engine.options import PoolOptions
 from scanner.engine.plan import decomposition_cost, decomposition_limit, largest_first
-from scanner.engine.pool import PoolOptions
 from scanner.engine.rows import pack, unpack
-from scanner.engine.run import Observer, Stored, Work, run
+from scanner.engine.run import run
 from scanner.engine.scan import ScanWork
 from scanner.engine.task import Context, Failure, Task
+from scanner.engine.work import Observer, Stored, Work
 from scanner.errors import CheckpointError, GatedError, RateLimitedError, ScannerError
 from scanner.rmt import pairs
 from scanner.rmt.decomposition import Decomposition, LowRank, decompose
 from scanner.rmt.ensembles import ENSEMBLES, Ensemble
 from scanner.rmt.metrics import numerical_rank
 from scanner.store import SCHEMAS, Store, open_store
+from scanner.store.references import reference_of, scans_of
 from scanner.version import __version__
 
 #: Raised whenever the same pair would give different rows; part of every comparison's identity.
@@ -87,23 +88,22 @@ class ComparisonReport:
     largest_in: str = ""
     """Where the largest is: `layer 5, mlp_down`."""
 
+    @property
+    def exit_status(self) -> int:
+        """0: done; 3: some matrices failed."""
+        return 3 if self.failed else 0
+
 
 def find_reference(store: Store, named: str) -> str:
     """What to open for a name: the place of a model that the store has under that name, else the name itself."""
     if _exists(named):
         return named
-    scans = _scans_of(store, named)
-    return (reference_of(scans[0], lambda model: _scans_of(store, model)) if scans else "") or named
+    scans = scans_of(store, named)
+    return (reference_of(store, scans[0]) if scans else "") or named
 
 
 def _exists(named: str) -> bool:
     return os.path.exists(named)  # noqa: PTH110 (a URL is no path, and must not become one)
-
-
-def _scans_of(store: Store, model: str) -> list[dict[str, Any]]:
-    """The rows of the scans of a model, the newest first."""
-    rows = (store.scan_row(scan) for scan in store.query("scans", model=model)["scan_id"].to_pylist())
-    return [row for row in rows if row is not None]
 
 
 def _open(store: Store, named: str, reference: str, *, download: bool) -> Checkpoint:
@@ -133,7 +133,7 @@ def stored_method(store: Store, names: Sequence[str]) -> Method:
     """
     found: list[list[Method]] = []
     for name in names:
-        scans = [] if _exists(name) else _scans_of(store, name)
+        scans = [] if _exists(name) else scans_of(store, name)
         found += filter(None, [[method for scan in scans if (method := _method_of(scan)) is not None]])
     if not found:
         return Method()
@@ -366,14 +366,15 @@ class ComparisonWork(Work):
         lacking = [name for name in ("base", "tuned") if _key_of(task, name) not in self._rows[name]]
         if lacking:
             self.failures[task.name] = f"its scan of the {lacking[0]} checkpoint failed"
-            return Stored(failed=(task.name,))
+            return Stored(failed=(_named(task.tuned),))
         self.batch.stage(task.name, self._tables(task, value))
         return Stored()
 
     def failed(self, task: Task, failure: Failure) -> Stored:
         """Keep why a pair has no rows."""
+        assert isinstance(task, PairTask)
         self.failures[task.name] = failure.message
-        return Stored(failed=(task.name,))
+        return Stored(failed=(_named(task.tuned),))
 
     def finish(self) -> None:
         """Merge the pairs into one file per table and commit them."""

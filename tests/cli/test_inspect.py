@@ -49,7 +49,7 @@ def test_the_table_shows_every_matrix_and_every_skipped_tensor(rmtscan: Run, mod
     }.items():
         assert f"  {count} skipped: {reason}" in told.err.splitlines()
         assert sum(reason in line for line in lines) == count
-    assert "240 matrices to analyse" in told.err
+    assert "240 matrices to analyze" in told.err
     assert "123 tensors skipped" in told.err
 
 

@@ -22,6 +22,8 @@ _OTHER_FORMATS = {
     ".npz": "NumPy",
     ".tflite": "TensorFlow Lite",
 }
+"""Formats that are not read, by suffix."""
+
 _WHAT_TO_DO = (
     "scan the model that it was made from: its .safetensors, .gguf or PyTorch files, or what save_pretrained() of "
     "transformers writes after loading it"
@@ -47,6 +49,14 @@ class Weights:
     tensors: tuple[TensorEntry, ...]
     format: str
     config: Mapping[str, Any] = field(default_factory=dict)
+
+
+def weight_suffixes() -> tuple[str, ...]:
+    """Return the endings of the names of weights files, in formats that are read and in others.
+
+    A remote reference with such an ending names a file, any other a folder: asking would cost a request.
+    """
+    return tuple(suffix for known in formats() for suffix in known.suffixes) + tuple(_OTHER_FORMATS)
 
 
 def find_weights(files: Files) -> Weights:

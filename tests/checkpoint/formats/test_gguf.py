@@ -356,7 +356,9 @@ def test_sound_files_are_read_like_gguf_reads_them(tmp_path: Path, data: st.Data
         shape = (*data.draw(extents), GGML_QUANT_SIZES[GGMLQuantizationType[kind]][0] * data.draw(st.integers(1, 2)))
         as_numbers = {"F32": np.float32, "F16": np.float16}
         tensors[name] = np.ones(shape, as_numbers[kind]) if kind in as_numbers else blocks(shape, kind)
-    values = st.integers(0, 2**32 - 1) | st.text("xyz☃", min_size=1, max_size=20) | st.booleans()
+    values: st.SearchStrategy[Any] = (
+        st.integers(0, 2**32 - 1) | st.text("xyz☃", min_size=1, max_size=20) | st.booleans()
+    )
     values |= st.lists(st.integers(0, 9), min_size=1, max_size=5) | st.lists(st.text("ab"), min_size=1, max_size=5)
     metadata = data.draw(
         st.dictionaries(names.map(lambda name: f"k.{name.encode('unicode_escape').decode()}"), values, max_size=4)

@@ -280,7 +280,7 @@ NAMES = [
 ]
 DTYPES = st.sampled_from("F32 F16 F8_E4M3 F8_E5M2 F8_E8M0 I8 U8 I32 U32 I64".split())
 SHAPES = st.lists(st.sampled_from([0, 1, 2, 3, 4, 8, 16, 32, 64, 130]), max_size=4).map(tuple)
-VALUES = st.sampled_from(
+VALUES: st.SearchStrategy[Any] = st.sampled_from(
     [None, -1, 0, 1, 2, 3, 4, 5, 8, 9, 16, 32, 128, True, "int", "float", "4", [], [1, 1], [0, 2], {}]
 )
 SETTINGS = st.dictionaries(
@@ -289,7 +289,7 @@ SETTINGS = st.dictionaries(
 WEIGHTS = st.dictionaries(
     st.sampled_from("num_bits group_size symmetric type strategy block_structure".split()), VALUES
 )
-METHODS = st.sampled_from([None, "fp8", "gptq", "awq", "compressed-tensors", "hqq", 5, [], {}])
+METHODS: st.SearchStrategy[Any] = st.sampled_from([None, "fp8", "gptq", "awq", "compressed-tensors", "hqq", 5, [], {}])
 
 
 @settings(max_examples=300, deadline=None)

@@ -81,7 +81,8 @@ WHOLE = save(TENSORS)
 
 def sharded() -> dict[str, bytes]:
     """The files of the model in four shards."""
-    files, weight_map = {}, {}
+    files: dict[str, bytes] = {}
+    weight_map: dict[str, str] = {}
     for shard in range(4):
         name = f"model-{shard + 1:05}-of-00004.safetensors"
         tensors = {key: tensor for key, tensor in TENSORS.items() if int(key.split(".")[2]) % 4 == shard}

@@ -35,7 +35,7 @@ CONFIG = json.dumps({"architectures": ["LlamaForCausalLM"]}).encode()
 FILES = {"model.safetensors": save(TENSORS), "config.json": CONFIG}
 
 
-class Tagged(MemoryFileSystem):
+class Tagged(MemoryFileSystem):  # type: ignore[misc]
     """A store that tells a checksum of what it holds, as S3 does."""
 
     protocol = "tagged"

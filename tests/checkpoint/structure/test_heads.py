@@ -28,7 +28,7 @@ def heads_of(built: Built, layer: int, role: str, **place: object) -> list[torch
         if (ref.layer, ref.role) == (layer, role) and all(getattr(ref, key) == value for key, value in place.items())
     ]
     assert [ref.head for ref in refs] == list(range(len(refs)))
-    return [read_matrix(built.opened.source, ref) for ref in refs]
+    return [read_matrix(built.opened.source, ref) for ref in refs]  # type: ignore[misc]
 
 
 def counts(inventory: Inventory, layer: int = 1) -> dict[str, int]:

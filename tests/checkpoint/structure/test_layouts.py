@@ -166,7 +166,7 @@ def test_in_proj_weight_is_packed_as_torch_packs_it(tmp_path: Path) -> None:
     hidden, other, third = torch.randn(3, 5, 24)
     separate = nn.MultiheadAttention(24, 6, bias=False, kdim=24, vdim=24)
     separate._qkv_same_embed_dim = False
-    separate.in_proj_weight = None
+    separate.in_proj_weight = None  # type: ignore[assignment]
     for role in ("query", "key", "value"):
         setattr(separate, f"{role[0]}_proj_weight", nn.Parameter(found[role, None]))
     separate.out_proj = attention.out_proj
