@@ -7,7 +7,7 @@ import pytest
 from scanner.errors import ScannerError
 from scanner.figures import FIGURES
 from scanner.figures.activations import activation_overlap
-from scanner.figures.choice import rows_of
+from scanner.figures.selection import rows_of
 from scanner.store import Store, open_store
 from tests.store.rows import NOON
 from tests.store.test_experiment_queries import add_overlaps, add_point, add_run, table

@@ -44,7 +44,7 @@ def test_both_orders_stand_beside_the_untouched_runs(store: Store, interactive: 
     assert (band["low"], band["high"]) == pytest.approx((0.72 - 0.06, 0.72 + 0.06))
     assert drawn["title"]["subtitle"] == [
         "boolq, 100 texts, 2 epochs; removed from: all",
-        "2-3 seeds, ± one standard deviation; grey: 3 untouched, ± three standard deviations",
+        "2-3 seeds, ± one standard deviation; gray: 3 untouched, ± three standard deviations",
     ]
     assert save(chart, tmp_path / "f.svg").stat().st_size > 1000
 
@@ -54,7 +54,7 @@ def test_the_newest_run_of_the_base_and_role_that_are_meant(store: Store) -> Non
     add(store, "b", "tune-first", 3, [0.7], roles="query")
     subtitle = FIGURES["finetuning"].draw(filled(store), role="query").to_dict()["title"]["subtitle"]
     assert subtitle[0].endswith("removed from: query")
-    assert subtitle[1] == "1 seed, ± one standard deviation; grey: 1 untouched"
+    assert subtitle[1] == "1 seed, ± one standard deviation; gray: 1 untouched"
     add(store, "c", "none", None, [0.8], base_model="org/other")
     with pytest.raises(ScannerError, match=r"several models are fine-tuned, name one with --base: org/base, org/other"):
         FIGURES["finetuning"].draw(store)

@@ -5,7 +5,7 @@ import pytest
 
 from scanner.errors import ScannerError
 from scanner.figures import FIGURES
-from scanner.figures.choice import choose_matrix
+from scanner.figures.selection import choose_matrix
 from scanner.figures.spectrum import BULK_BINS, MOST_BINS, bins, histogram, law, steps
 from scanner.store import Store
 

@@ -8,7 +8,7 @@ import pytest
 
 from scanner.errors import ScannerError
 from scanner.figures import FIGURES, PARAMETERS, find_figure
-from scanner.figures.theme import ROLE_COLOURS, log_ticks, thinned
+from scanner.figures.theme import ROLE_COLORS, log_ticks, thinned
 from scanner.store import Store, open_store
 from tests.store.rows import Matrix, add_scan, failure
 
@@ -198,13 +198,13 @@ def test_ticks_of_a_logarithmic_axis_stay_within_it() -> None:
     assert log_ticks(0.9, 6.0) == [1.0, 2.0, 5.0]
 
 
-def _luminance(colour: str) -> float:
-    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+def _luminance(color: str) -> float:
+    channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def test_every_colour_of_a_role_is_its_own_and_can_be_seen_on_white() -> None:
-    assert len({*ROLE_COLOURS.values()}) == len(ROLE_COLOURS)
-    for role, colour in ROLE_COLOURS.items():
-        assert 1.05 / (_luminance(colour) + 0.05) > 2.0, role
+def test_every_color_of_a_role_is_its_own_and_can_be_seen_on_white() -> None:
+    assert len({*ROLE_COLORS.values()}) == len(ROLE_COLORS)
+    for role, color in ROLE_COLORS.items():
+        assert 1.05 / (_luminance(color) + 0.05) > 2.0, role

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from scanner.errors import ScannerError
-from scanner.figures.report import write_report
-from scanner.figures.report_choice import choose_models
-from scanner.figures.report_explorer import MOST_POINTS, POINTS, budget
+from scanner.report import write_report
+from scanner.report.explorer import MOST_POINTS, POINTS, budget
+from scanner.report.models import choose_models
 from scanner.store import Store, open_store
 from tests.store.rows import Matrix, Pair, add_comparison, add_scan, scan_values
 from tests.store.test_batch import METHOD
 
-from .report_rows import add_pair
+from .pair_rows import add_pair
 
 
 @pytest.fixture
