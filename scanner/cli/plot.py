@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scanner.cli.output import DEFAULT_STORE, Format, FormatOption, StoreOption, note, write
+from scanner.cli import options
+from scanner.cli.output import DEFAULT_STORE, FormatOption, StoreOption, note, write
 
 if TYPE_CHECKING:
     from scanner.figures import Figure
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the command."""
-    app.command("plot")(plot)
+    options.register(app, "plot", plot, aliases={"--centered": "--centred", "--uncentered": "--uncentred"})
 
 
 def plot(
@@ -70,7 +71,7 @@ def plot(
         typer.Option("--param", "-p", metavar="NAME=VALUE", help="Any other parameter of the figure; repeatable."),
     ] = None,
     store: StoreOption = DEFAULT_STORE,
-    form: FormatOption = Format.table,
+    form: FormatOption = "table",
 ) -> None:
     """Draw a figure of scanned models: an interactive HTML page, or an image for a paper.
 
