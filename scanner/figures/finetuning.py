@@ -57,7 +57,7 @@ def finetuning(
     removed = [row for row in answer if row["base_model"] == base and row["order"] in _ORDERS]
     if not removed:
         raise ScannerError(
-            f"{printable(base)!r} was fine-tuned without removal only: run 'rmtscan finetune' with --order"
+            f"no decile was removed in the fine-tuning of {printable(base)!r}: run 'rmtscan finetune' with --order"
         )
     known = sorted({str(row["roles"]) for row in removed})
     if role is not None and role not in known:

@@ -63,7 +63,7 @@ def test_outliers_are_shares_of_all_values_and_left_ones_of_oblong_matrices() ->
     found = findings.outliers([square, oblong], "m")
     assert found is not None
     assert found.headline.startswith("15.0 % of the singular values lie above the random bulk, 4.0 % below")
-    assert "8.0 % of theirs, most in mlp_up, 8.0 %. Of 40 singular values" in found.detail
+    assert "8.0 % of their values, most in mlp_up, 8.0 %. These are shares of 40 singular values" in found.detail
     only = findings.outliers([square], "m")
     assert only is not None
     assert "All matrices are square" in only.detail
@@ -97,7 +97,7 @@ def test_estimates_of_sigma_agree_or_are_warned_about() -> None:
     assert findings.sigma([matrix(0, 0.5, sigma_bulk=None)], "m") is None
 
 
-def test_quantised_weights_failures_and_odd_controls_are_warned_about() -> None:
+def test_quantized_weights_failures_and_odd_controls_are_warned_about() -> None:
     assert findings.stored_as([matrix(0, 0.5)]) is None
     rounded = findings.stored_as([matrix(0, 0.5, dtype="Q4_1")])
     assert rounded is not None
@@ -106,7 +106,7 @@ def test_quantised_weights_failures_and_odd_controls_are_warned_about() -> None:
     assert findings.coverage([{"failed": 0}]) is None
     failed = findings.coverage([{"failed": 1}, {"failed": 1}])
     assert failed is not None
-    assert failed.headline == "2 tensors could not be analysed"
+    assert failed.headline == "2 tensors could not be analyzed"
     check = {"rows": 4, "cols": 4, "ensemble": "gaussian", "verdict": "ok", "u_p": 0.5, "v_p": 0.49}
     fine, odd, none = (
         findings.controls([check | {"verdict": verdict}], {shape})
@@ -141,7 +141,7 @@ def test_a_pair_tells_its_median_its_largest_change_and_what_is_unchanged() -> N
     assert "2.51 % at most, in mlp_down of layer 5. Exactly unchanged: mlp_down (pooler.dense)." in found.detail
     same = findings.change([changed(0, 0.0, identical=True)])
     assert same is not None
-    assert same.headline == "Not a single weight matrix differs"
+    assert same.headline == "No weight matrix differs"
     assert findings.change([changed(0, None)]) is None
 
 
@@ -166,7 +166,7 @@ def test_the_decile_that_turned_most_weighs_roles_by_their_matrices() -> None:
     found = findings.turned(rows, "b", "t")
     assert found is not None
     assert found.headline == "The singular vectors of the smallest singular values turned most"
-    assert "left it is 0.3 on average" in found.detail
+    assert "no longer in it is 0.3 on average" in found.detail
     unknown = findings.turned([row | {"u_left": None} for row in rows], "b", "t")
     assert unknown is not None
     assert "1 - overlap of a vector" in unknown.detail
