@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scanner.figures.report import write_report
+from scanner.report import write_report
 from scanner.store import Store, open_store
 from tests.store.rows import Matrix, add_scan, control
 from tests.store.test_batch import METHOD
 
 from .browser import Browser
-from .report_rows import add_pair
+from .pair_rows import add_pair
 
 EVIL = "evil/</script><img src=x onerror=document.body.id='broken'>\u202e"
 

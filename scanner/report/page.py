@@ -1,7 +1,7 @@
-"""One HTML file that says what a store holds about some models: findings, figures, tables, and how it all was made.
+"""The page of a report: findings, figures, tables and provenance of some models of a store, rendered to one HTML file.
 
-The page needs nothing but itself: scripts, style and data are in it, and its content security policy forbids every request. What
-comes from a checkpoint is text wherever it stands.
+The file contains its scripts, style and data, and its content security policy forbids every request. Names and other strings from
+a checkpoint are always inserted as text.
 """
 
 from __future__ import annotations
@@ -15,27 +15,24 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import altair as alt
 import jinja2
-import vl_convert
 
 from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
-from scanner.figures import findings, findings_pairs, report_words
-from scanner.figures.catalogue import FIGURES
-from scanner.figures.choice import rows_of
-from scanner.figures.rendering import in_script
-from scanner.figures.report_choice import choose_models
-from scanner.figures.report_explorer import budget, explorer
-from scanner.figures.report_words import Finding
+from scanner.figures import FIGURES
+from scanner.figures.rendering import SCHEMA_URL, in_script, library
+from scanner.report import findings, wording
+from scanner.report.explorer import budget, explorer
+from scanner.report.models import choose_models
+from scanner.report.statements import rows_of
 from scanner.store import Store
 from scanner.version import __version__
 
 _HERE = Path(__file__).resolve().parent
 MOST_DRAWN = 6
-"""Models (and pairs) that have figures of their own in one report; tables and findings there are of all."""
+"""Maximal number of models (and of pairs) with figures; tables and findings are not limited."""
 MOST_ROWS = 1000
-"""Lines of a table; beyond, those that tell most."""
+"""Maximal number of rows of a table; longer tables keep the least random or the most changed matrices."""
 MOST_NAMES = 40
 _MODEL_FIGURES: tuple[tuple[str, dict[str, object]], ...] = (
     ("pvalues_by_role", {"side": "v"}),
@@ -51,7 +48,7 @@ _SIDES = {"v": "right vectors (input side)", "u": "left vectors (output side)"}
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What was written."""
+    """Summary of a written report."""
 
     path: Path
     models: tuple[str, ...]
@@ -69,13 +66,13 @@ def write_report(
     """Write the report of some models of a store.
 
     Args:
-        store: where they are.
-        references: names of scanned models, or where they were scanned from; none: all.
-        path: the HTML file.
-        progress: told what is being done.
+        store: the store to read.
+        references: names of scanned models, or the places from which they were scanned; empty for all models.
+        path: the HTML file to write.
+        progress: called with the name of the model or pair that is being processed.
 
     Raises:
-        ScannerError: a model is not there or not finished, nothing is scanned, or the file cannot be written.
+        ScannerError: a model is not scanned or its scan is not finished, the store is empty, or the file cannot be written.
     """
     target = _writable(Path(path))
     models = choose_models(store, references)
@@ -93,8 +90,8 @@ def write_report(
 
 
 def render(store: Store, models: Sequence[str], *, progress: Callable[[str], None] = lambda _: None) -> tuple[str, int]:
-    """The page about these models, and how many pairs of them are in it."""
-    matrices = {model: rows_of(store, "report_matrices", model=model) for model in models}
+    """Return the page of some models, and the number of pairs in it."""
+    matrices = {model: rows_of(store, "matrices", model=model) for model in models}
     points, every = budget({model: len(rows) for model, rows in matrices.items()})
     charts: dict[str, Any] = {}
     sections, explored = [], []
@@ -106,15 +103,13 @@ def render(store: Store, models: Sequence[str], *, progress: Callable[[str], Non
         sections.append(section)
         if matrices[model]:
             explored.append(explorer(store, model, matrices[model], points=points, every=every[model]))
-    pairs = [
-        row for row in rows_of(store, "report_comparisons") if {row["base_model"], row["tuned_model"]} <= {*models}
-    ]
+    pairs = [row for row in rows_of(store, "comparisons") if {row["base_model"], row["tuned_model"]} <= {*models}]
     pair_sections = []
     named: set[tuple[str, str]] = set()
     for number, pair in enumerate(pairs):
-        progress(f"{printable(pair['tuned_model'])} beside {printable(pair['base_model'])}")
+        progress(f"{printable(pair['base_model'])} -> {printable(pair['tuned_model'])}")
         section = _pair(store, pair, f"p{number}")
-        # Figures are drawn by name: of two revisions, those of the pair that was compared last.
+        # Figures select a pair by name: of several revisions, they draw the pair that was compared last.
         newest = (pair["base_model"], pair["tuned_model"]) not in named
         named.add((pair["base_model"], pair["tuned_model"]))
         if newest and len(named) <= MOST_DRAWN:
@@ -124,10 +119,10 @@ def render(store: Store, models: Sequence[str], *, progress: Callable[[str], Non
     text = page.render(
         models=sections,
         pairs=pair_sections,
-        explorer=in_script({"models": explored, "schema": alt.SCHEMA_URL}) if explored else None,
+        explorer=in_script({"models": explored, "schema": SCHEMA_URL}) if explored else None,
         every=max(every.values(), default=1),
         charts=in_script(charts),
-        library=_library(),
+        library=library(),
         style=(_HERE / "report.css").read_text("utf-8"),
         script=(_HERE / "report.js").read_text("utf-8"),
         version=__version__,
@@ -141,16 +136,16 @@ def render(store: Store, models: Sequence[str], *, progress: Callable[[str], Non
 
 def _writable(path: Path) -> Path:
     if path.is_dir():
-        raise ScannerError(f"{str(path)!r} is a folder: name a file, like {str(path / 'report.html')!r}")
+        raise ScannerError(f"{str(path)!r} is a folder: give the path of a file, such as {str(path / 'report.html')!r}")
     if not path.parent.is_dir():
-        raise ScannerError(f"there is no folder {str(path.parent)!r} to write {path.name!r} into: make it first")
+        raise ScannerError(f"no folder {str(path.parent)!r}: create it before writing {path.name!r}")
     if path.suffix.lower() not in {".html", ".htm"}:
-        raise ScannerError(f"{str(path)!r}: a report is HTML, name it like 'report.html'")
+        raise ScannerError(f"{str(path)!r}: a report is an HTML file, so the suffix must be .html")
     return path
 
 
 def _model(store: Store, model: str, matrices: list[dict[str, Any]], key: str) -> dict[str, Any]:
-    scans = rows_of(store, "report_scans", model=model)
+    scans = rows_of(store, "scans", model=model)
 
     def asked(query: str, **params: object) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = store.query(query, model=model, **params).to_pylist()
@@ -176,11 +171,11 @@ def _model(store: Store, model: str, matrices: list[dict[str, Any]], key: str) -
         "key": key,
         "name": printable(model),
         "scans": [_scan(scan) for scan in scans],
-        "reference": report_words.in_shell(_reference(scans[0])),
+        "reference": wording.in_shell(_reference(scans[0])),
         "options": _options(scans[0]),
         "findings": [finding for finding in found if finding is not None],
         "coverage": _coverage(scans),
-        "failures": rows_of(store, "report_failures", model=model, most=MOST_ROWS),
+        "failures": rows_of(store, "failures", model=model, most=MOST_ROWS),
         "unfinished": sum(scan.parts for scan in store.unfinished() if scan.model == model),
         "roles": asked("role_table"),
         "matrices": shown,
@@ -212,13 +207,13 @@ def _selection(method: Mapping[str, Any]) -> str:
 
 
 def _reference(scan: Mapping[str, Any]) -> str:
-    """What to scan for the same again: a place that others can reach, else the name."""
+    """Return the reference for scanning the model again: a source that others can reach, or else the name."""
     source = str(scan["source"] or "")
     return source.rstrip("/") if "://" in source and not str(scan["model"]).startswith("delta:") else str(scan["model"])
 
 
 def _options(scan: Mapping[str, Any]) -> str:
-    """The options of `rmtscan scan` that differ from the defaults."""
+    """Return the options of `rmtscan scan` that differ from the defaults."""
     method = _object(scan["method"])
     words = [f"--only {','.join(map(str, method['only']))}"] if method.get("only") else []
     words += [f"--layers {','.join(map(str, method['layers']))}"] if method.get("layers") else []
@@ -232,7 +227,7 @@ def _options(scan: Mapping[str, Any]) -> str:
 
 
 def _coverage(scans: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Of the newest scan: what was analysed, skipped for which reason, failed."""
+    """Return the numbers of analyzed, skipped and failed tensors of the newest scan, and the reasons for skipping."""
     newest = scans[0]
     reasons = _object(newest["skipped_tensors"])
     skipped = [
@@ -240,7 +235,7 @@ def _coverage(scans: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for reason, names in sorted(reasons.items(), key=lambda item: -len(item[1]))
         if isinstance(names, list)
     ]
-    counts = {"analysed": newest["matrices"], "skipped": newest["skipped"] or 0, "failed": newest["failed"]}
+    counts = {"analyzed": newest["matrices"], "skipped": newest["skipped"] or 0, "failed": newest["failed"]}
     return {**counts, "total": sum(counts.values()) or 1, "reasons": skipped}
 
 
@@ -254,27 +249,27 @@ def _object(text: str | None) -> dict[str, Any]:
 
 def _pair(store: Store, pair: Mapping[str, Any], key: str) -> dict[str, Any]:
     base, tuned = pair["base_model"], pair["tuned_model"]
-    rows = rows_of(store, "report_pairs", base=base, tuned=tuned, model_pair=pair["model_pair"])
+    rows = rows_of(store, "pairs", base=base, tuned=tuned, model_pair=pair["model_pair"])
     revisions = (pair["base_revision"], pair["tuned_revision"])
     deciles = [
         row
         for row in store.query("pair_by_decile", base=base, tuned=tuned).to_pylist()
         if (row["base_revision"], row["tuned_revision"]) == revisions
     ]
-    models = f"{report_words.parameter('base', base)}{report_words.parameter('tuned', tuned)}"
+    models = f"{wording.parameter('base', base)}{wording.parameter('tuned', tuned)}"
     changes = f"rmtscan query pair_changes{models}"
     found = [
-        findings_pairs.change(rows, changes),
-        findings_pairs.turned(deciles, base, tuned),
-        findings_pairs.gained(rows, changes),
+        findings.change(rows, changes),
+        findings.turned(deciles, base, tuned),
+        findings.gained(rows, changes),
     ]
     return {
         **pair,
         "key": key,
         "base": printable(base) if base != tuned else f"{printable(base)} ({printable(str(revisions[0]))})",
         "tuned": printable(tuned) if base != tuned else f"{printable(tuned)} ({printable(str(revisions[1]))})",
-        "base_reference": report_words.in_shell(base),
-        "tuned_reference": report_words.in_shell(tuned),
+        "base_reference": wording.in_shell(base),
+        "tuned_reference": wording.in_shell(tuned),
         "findings": [finding for finding in found if finding is not None],
         "matrices": rows[:MOST_ROWS],
         "all_matrices": len(rows),
@@ -285,10 +280,10 @@ def _pair(store: Store, pair: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def _names(text: str | None) -> list[str]:
-    """Names in a JSON value of any shape, in order."""
+    """Return the names in a JSON value of any shape, in order."""
 
     def walk(value: Any) -> list[str]:
-        if isinstance(value, dict):  # what failed has a partner
+        if isinstance(value, dict):  # a failed matrix has a counterpart
             return [name for key, part in value.items() if key != "failed" for name in walk(part)]
         if isinstance(value, list):
             return [name for part in value for name in walk(part)]
@@ -318,26 +313,19 @@ def _draw_pair(store: Store, pair: Mapping[str, Any], key: str, charts: dict[str
 def _draw(
     store: Store, name: str, key: str, charts: dict[str, Any], more: str, **given: object
 ) -> list[dict[str, str]]:
-    """One figure, as its words; its specification goes to `charts`. None where the store lacks what it shows."""
+    """Return the texts of a figure and add its specification to `charts`; empty if the store lacks the data."""
     if name not in FIGURES:
         return []
     figure = FIGURES[name]
     try:
         specification = figure.draw(store, interactive=True, **given).to_dict()
-    except ScannerError:  # heads that were not scanned, a model without blocks
+    except ScannerError:  # such as heads that were not scanned, or a model without blocks
         return []
-    heading = specification.pop("title", None)  # stands above the chart, as text of the page
+    heading = specification.pop("title", None)  # the page shows it above the chart
     below = heading.get("subtitle") if isinstance(heading, dict) else None
     note = "; ".join(map(str, below[1:])) if isinstance(below, list) else ""  # the first line is the model
     charts[key] = specification
     return [{"key": key, "title": f"{figure.title}{more}", "about": figure.about, "note": note}]
-
-
-@cache
-def _library() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script."""
-    script = str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
-    return script.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
 @cache
@@ -354,24 +342,24 @@ def _templates() -> jinja2.Environment:
         "shown_long": _shown_long,
         "figures3": _figures3,
         "when": _when,
-        "p": report_words.number,
+        "p": wording.number,
         "heat": _heat,
     }
     return templates
 
 
 def _shown(value: object) -> str:
-    """Text from a checkpoint: no control characters, not too long."""
+    """Return a text from a checkpoint without control characters and not too long."""
     return "" if value is None else printable(str(value))
 
 
 def _shown_long(text: str) -> str:
-    """A sentence: no control characters; the names in it are short already."""
+    """Return a sentence without control characters; the names in it are short already."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def _figures3(value: float | None) -> str:
-    """A number with three significant digits."""
+    """Format a number with three significant digits."""
     if value is None:
         return ""
     if value and not 1e-3 <= abs(value) < 1e5:
@@ -384,9 +372,6 @@ def _when(value: datetime | None) -> str:
 
 
 def _heat(p: float | None) -> str:
-    """The background of a cell with a p-value: blue the lower it is, white from chance upwards."""
+    """Return the background color of a p-value: darker blue for lower values, white from 0.5 upward."""
     depth = 0.0 if p is None else max(0.0, min(1.0, (0.5 - p) / 0.5))
     return f"rgba(0, 114, 178, {0.62 * depth:.2f})"
-
-
-__all__ = ["Finding", "Report", "render", "write_report"]

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from scanner.errors import ScannerError
-from scanner.figures.report import write_report
-from scanner.figures.report_choice import choose_models
-from scanner.figures.report_explorer import MOST_POINTS, POINTS, budget
+from scanner.report import write_report
+from scanner.report.explorer import MOST_POINTS, POINTS, budget
+from scanner.report.models import choose_models
 from scanner.store import Store, open_store
 from tests.store.rows import Matrix, Pair, add_comparison, add_scan, scan_values
 from tests.store.test_batch import METHOD
 
-from .report_rows import add_pair
+from .pair_rows import add_pair
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_a_report_accounts_for_every_tensor_and_says_how_it_was_made(store: Stor
         scan_values(skipped=2, skipped_tensors=skipped, environment={"torch": "9.9"}, source="hf://org/one@abc")
     )
     text = page(store, tmp_path)
-    assert "2 analysed, 2 skipped, none failed" in text
+    assert "2 analyzed, 2 skipped, none failed" in text
     assert "norm&lt;1&gt;" in text
     assert "torch 9.9" in text
     assert "rmtscan scan hf://org/one@abc --layers 0,1 --sigma bulk --null mc:100 --store results" in text
@@ -70,7 +70,7 @@ def test_a_pair_is_told_of_when_both_of_its_models_are_in_the_report(store: Stor
     add_pair(store, "base", "tuned", [("query", layer, 4, 4) for layer in range(3)], method=METHOD, identical=0)
     text = page(store, tmp_path)
     assert "Fine-tuning moved the weights by 2 %" in text
-    assert "3 matrices compared, 1 exactly unchanged, 1 without a partner" in text
+    assert "3 matrices compared, 1 exactly unchanged, 1 without a counterpart" in text
     assert "extra.weight" in text
     assert "rmtscan compare base tuned" in text
     assert 'id="pairs"' not in page(store, tmp_path, "base")
@@ -106,18 +106,19 @@ def test_a_model_is_named_by_name_by_place_or_by_revision(store: Store, tmp_path
 
 
 def test_an_unfinished_scan_is_said_to_be_one(store: Store, tmp_path: Path) -> None:
-    with pytest.raises(ScannerError, match="nothing is scanned"):
+    with pytest.raises(ScannerError, match="holds no scan"):
         choose_models(store, [])
     store.writer("u", method={}, model="org/late").stage("m", *Matrix().tables("u", "org/late", "r"))
     for references in ([], ["org/late"]):
-        with pytest.raises(ScannerError, match=r"'org/late' is not finished \(1 matrices so far\).*goes on from there"):
+        with pytest.raises(ScannerError, match=r"'org/late' is not finished \(1 matrices so far\).*to resume it"):
             choose_models(store, references)
     add_scan(store, "a", layers(), model="org/late")
     assert "Another scan of this model is not finished (1 matrices so far)" in page(store, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("path", "told"), [("gone/report.html", "no folder"), ("folder", "is a folder"), ("report.pdf", "a report is HTML")]
+    ("path", "told"),
+    [("gone/report.html", "no folder"), ("folder", "is a folder"), ("report.pdf", "a report is an HTML file")],
 )
 def test_a_file_that_cannot_be_written_is_refused_before_anything_is_computed(
     store: Store, tmp_path: Path, path: str, told: str
@@ -130,7 +131,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_computed(
 def test_a_scan_in_which_everything_failed_is_reported(store: Store, tmp_path: Path) -> None:
     add_scan(store, "a", [], failed=["lost"])
     text = page(store, tmp_path)
-    assert "1 tensor could not be analysed" in text
+    assert "1 tensor could not be analyzed" in text
     assert "OSError" in text
 
 
@@ -175,5 +176,5 @@ def test_a_pair_that_was_compared_in_parts_has_one_section(store: Store, tmp_pat
     same = [Pair(tensor="block.1.query", layer=1, more={"identical": True, "relative_change": 0.0})]
     add_comparison(store, "part", same, base="base", tuned="tuned", scans=("scan0", "scan1"), hours=9)
     text = page(store, tmp_path)
-    assert "3 matrices compared, 2 exactly unchanged, 1 without a partner" in text
+    assert "3 matrices compared, 2 exactly unchanged, 1 without a counterpart" in text
     assert text.count("matrices compared,") == 1

@@ -1,4 +1,4 @@
--- Singular values and p_local of the whole matrices of one model, one row a matrix, the largest singular value first.
+-- Singular values and p_local of the whole matrices of one model, one row per matrix, largest singular value first.
 select
     scan_id,
     tensor,

@@ -1,4 +1,4 @@
-"""Which model and which matrix a figure is about: found among what is scanned, or an error that says what there is."""
+"""Selection of the models and matrices that a figure draws, their rows in the store, and their singular vectors."""
 
 from __future__ import annotations
 
@@ -8,20 +8,26 @@ from math import sqrt
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from scanner.checkpoint import ROLES, MatrixRef, Selection, list_matrices, open_checkpoint, read_matrix
 from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
 from scanner.figures.registry import nearest
+from scanner.rmt.decomposition import Decomposition, LowRank, decompose, decompose_low_rank
 from scanner.store import Store
+from scanner.store.references import reference_of
 
 _SQL = Path(__file__).resolve().parent / "sql"
 
+SIDES = {"v": "right", "u": "left"}
+"""Names of the sides of singular vectors."""
+
 
 class Placed(Protocol):
-    """Anything that has a place in a model."""
+    """A matrix, or anything else with a position in a model."""
 
     @property
     def stack(self) -> str | None:
-        """Encoder, decoder ..."""
+        """Encoder, decoder, ..."""
 
     @property
     def layer(self) -> int | None:
@@ -29,7 +35,7 @@ class Placed(Protocol):
 
     @property
     def role(self) -> str:
-        """What it does there."""
+        """Role of the matrix in the block."""
 
     @property
     def head(self) -> int | None:
@@ -41,7 +47,7 @@ class Placed(Protocol):
 
     @property
     def module(self) -> str | None:
-        """Cross-attention ..."""
+        """Cross-attention, ..."""
 
     @property
     def tensor(self) -> str:
@@ -53,7 +59,7 @@ PlacedType = TypeVar("PlacedType", bound=Placed)
 
 @dataclass(frozen=True, kw_only=True)
 class Matrix:
-    """A row of table `matrices`: those of its columns that figures need."""
+    """A row of table `matrices`, with the columns that figures need."""
 
     scan_id: str
     model: str
@@ -83,31 +89,51 @@ class Matrix:
 
     @property
     def gamma(self) -> float:
-        """Its aspect ratio, min / max."""
+        """Aspect ratio, min / max."""
         return self.count / max(self.rows, self.cols)
 
     @property
     def scale(self) -> float:
-        """Sigma sqrt(hi): the unit of its Marchenko-Pastur law.
+        """Unit of the Marchenko-Pastur law of the matrix, sigma sqrt(max(rows, cols)).
 
         Raises:
-            ScannerError: it is zero, or unknown.
+            ScannerError: sigma is zero or unknown.
         """
         if not self.sigma or not self.sigma > 0.0:
             raise ScannerError(
-                f"{printable(self.tensor)}: half of its singular values are zero, so it has no bulk to draw"
+                f"{printable(self.tensor)}: half of the singular values are zero, so the matrix has no bulk to draw"
             )
         return self.sigma * sqrt(max(self.rows, self.cols))
 
 
-def rows_of(store: Store, name: str, **values: object) -> list[dict[str, Any]]:
-    """The answer to one of the statements in `sql/`."""
-    found: list[dict[str, Any]] = store.sql((_SQL / f"{name}.sql").read_text("utf-8"), values).to_pylist()
+def rows_of(store: Store, statement: str | Path, /, **values: object) -> list[dict[str, Any]]:
+    """Return the rows of a statement.
+
+    Args:
+        store: the store to read.
+        statement: name of a file in `sql/`, or the path of another .sql file.
+        values: parameters of the statement.
+    """
+    path = statement if isinstance(statement, Path) else _SQL / f"{statement}.sql"
+    found: list[dict[str, Any]] = store.sql(path.read_text("utf-8"), values).to_pylist()
     return found
 
 
+def check_side(side: str) -> str:
+    """Return the side.
+
+    Raises:
+        ScannerError: it is neither `u` nor `v`.
+    """
+    if side not in SIDES:
+        raise ScannerError(
+            f"`side` must be u (left vectors, output side) or v (right vectors, input side), got {printable(side)!r}"
+        )
+    return side
+
+
 def place(matrix: Placed) -> str:
-    """Where a matrix is, in words: `query, layer 3, head 2`."""
+    """Return the position of a matrix as text: `query, layer 3, head 2`."""
     words = [matrix.role]
     words += [f"({printable(matrix.module).replace('_', ' ')})"] if matrix.module else []
     text = " ".join(words)
@@ -119,10 +145,10 @@ def place(matrix: Placed) -> str:
 
 
 def choose_model(store: Store, model: str | None) -> str:
-    """The model that is meant: the one that was named, or the only one there is.
+    """Return the name of the given model, or of the only model in the store.
 
     Raises:
-        ScannerError: it is not scanned, or nothing is, or there are several and none was named.
+        ScannerError: the model is not scanned, the store is empty, or it holds several models and none was given.
     """
     known = sorted({row["model"] for row in store.query("scans").to_pylist()})
     if model in known:
@@ -131,28 +157,27 @@ def choose_model(store: Store, model: str | None) -> str:
     unfinished = [scan for scan in store.unfinished() if model is None or scan.model == model]
     if unfinished and (model is not None or not known):
         one = unfinished[0]
-        finished = f"; finished are: {', '.join(shown)}" if shown else ""
+        finished = f"; finished models: {', '.join(shown)}" if shown else ""
         raise ScannerError(
             f"the scan of {printable(one.model or one.scan_id)!r} is not finished ({one.parts} matrices so far): "
-            f"scan it again, which resumes it{finished}"
+            f"repeat the scan to resume it{finished}"
         )
     if not known:
-        raise ScannerError(f"nothing is scanned in {store.url}: begin with 'rmtscan scan REF --store {store.url}'")
+        raise ScannerError(f"{store.url} holds no scan: run 'rmtscan scan REF --store {store.url}'")
     if model is None:
-        whole = [
-            name for name in known if not name.startswith("delta:")
-        ] or known  # a difference is no model unless named
+        # A difference counts as a model only if it is named.
+        whole = [name for name in known if not name.startswith("delta:")] or known
         if len(whole) > 1:
-            raise ScannerError(f"several models are scanned, name one with --model: {', '.join(shown)}")
+            raise ScannerError(f"several models are scanned; give `model`, one of: {', '.join(shown)}")
         return str(whole[0])
     raise ScannerError(f"no model {printable(model)!r} is scanned: {nearest(printable(model), shown)}")
 
 
 def matrices(store: Store, model: str | None, revision: str | None = None) -> list[Matrix]:
-    """All matrices and slices of a model, in order.
+    """Return all matrices and slices of a model, in the order of its blocks.
 
     Raises:
-        ScannerError: as `choose_model`, or there is no such revision.
+        ScannerError: see `choose_model`; or the revision is not scanned, or the scan holds no matrix.
     """
     model = choose_model(store, model)
     names = {field.name for field in fields(Matrix)}
@@ -165,25 +190,25 @@ def matrices(store: Store, model: str | None, revision: str | None = None) -> li
         if revision is not None and not any(str(one).startswith(revision) for one in scans):
             raise ScannerError(f"{printable(model)!r} has no scan of revision {revision!r}: {nearest(revision, scans)}")
         raise ScannerError(
-            f"the scan of {printable(model)!r} holds no matrix: 'rmtscan query failures_by_reason' or 'rmtscan status'"
+            f"the scan of {printable(model)!r} holds no matrix: see 'rmtscan query failures_by_reason' or 'rmtscan status'"
         )
     return found
 
 
 def whole(found: Sequence[Matrix]) -> list[Matrix]:
-    """Those that are no slices of heads.
+    """Return the matrices that are not slices of heads.
 
     Raises:
         ScannerError: there are none.
     """
     kept = [matrix for matrix in found if matrix.head is None]
     if not kept:
-        raise ScannerError(f"{printable(found[0].model)!r} was scanned with --heads only: scan whole matrices, too")
+        raise ScannerError(f"{printable(found[0].model)!r} holds slices of heads only: scan the whole matrices too")
     return kept
 
 
 def slices(found: Sequence[Matrix]) -> list[Matrix]:
-    """Those that are slices of heads.
+    """Return the matrices that are slices of heads.
 
     Raises:
         ScannerError: there are none.
@@ -191,13 +216,13 @@ def slices(found: Sequence[Matrix]) -> list[Matrix]:
     kept = [matrix for matrix in found if matrix.head is not None]
     if not kept:
         raise ScannerError(
-            f"the heads of {printable(found[0].model)!r} are not scanned: 'rmtscan scan REF --heads' does that"
+            f"the heads of {printable(found[0].model)!r} are not scanned: run 'rmtscan scan REF --heads'"
         )
     return kept
 
 
 def in_blocks(found: Sequence[Matrix]) -> list[Matrix]:
-    """Those that stand in a block.
+    """Return the matrices that belong to a block.
 
     Raises:
         ScannerError: there are none.
@@ -205,16 +230,16 @@ def in_blocks(found: Sequence[Matrix]) -> list[Matrix]:
     kept = [matrix for matrix in found if matrix.layer is not None]
     if not kept:
         raise ScannerError(
-            f"no scanned matrix of {printable(found[0].model)!r} stands in a block, so there is no depth to draw"
+            f"no scanned matrix of {printable(found[0].model)!r} belongs to a block, so the figure has no layers to draw"
         )
     return kept
 
 
 def narrow(found: Sequence[PlacedType], model: str, **wanted: object) -> list[PlacedType]:
-    """Those with the wanted role, layer, ...; what is None is not asked for.
+    """Return the matrices with the given role, layer, ...; None matches every value.
 
     Raises:
-        ScannerError: there is none; says which one is missing and what there is.
+        ScannerError: no matrix matches; the message lists the values that do.
     """
     kept = list(found)
     given: list[str] = []
@@ -233,23 +258,23 @@ def narrow(found: Sequence[PlacedType], model: str, **wanted: object) -> list[Pl
 
 
 def distinct(found: Iterable[object], name: str) -> list[Any]:
-    """The different values of an attribute, in the order in which they come, without None."""
+    """Return the distinct values of an attribute in order of appearance, without None."""
     values = dict.fromkeys(getattr(one, name) for one in found)
     return [value for value in values if value is not None]
 
 
 def one_stack(found: Sequence[Matrix], stack: str | None) -> tuple[list[Matrix], str | None]:
-    """The matrices of one stack, the first if none is named, and a word about the others.
+    """Return the matrices of the given stack, or of the first, and a caption that names it and the other stacks.
 
     Raises:
-        ScannerError: there is no such stack.
+        ScannerError: the model has no such stack.
     """
     stacks = distinct(found, "stack")
     kept = narrow(found, found[0].model, stack=stack if stack is not None else (stacks[0] if stacks else None))
     others = [name for name in stacks if name != kept[0].stack]
     if not stacks:
         return kept, None
-    return kept, f"{kept[0].stack}" + (f" (there is also: {', '.join(others)})" if others else "")
+    return kept, f"{kept[0].stack}" + (f" (other stacks: {', '.join(others)})" if others else "")
 
 
 def choose_matrix(
@@ -264,10 +289,10 @@ def choose_matrix(
     stack: str | None = None,
     tensor: str | None = None,
 ) -> Matrix:
-    """The matrix that is meant: the first, in the order of the data's way, of those that fit.
+    """Return the first matrix, in the order of the blocks, that matches.
 
     Raises:
-        ScannerError: none fits; says what there is.
+        ScannerError: no matrix matches; the message lists the values that do.
     """
     found = matrices(store, model, revision)
     found = whole(found) if head is None else slices(found)
@@ -276,7 +301,11 @@ def choose_matrix(
 
 
 def vectors(store: Store, matrix: Matrix) -> dict[str, list[Any]]:
-    """The columns of table `vectors` for one matrix, by name."""
+    """Return the columns of table `vectors` for one matrix, by name.
+
+    Raises:
+        ScannerError: the store has no singular values of the matrix.
+    """
     found = rows_of(
         store,
         "vectors",
@@ -287,28 +316,75 @@ def vectors(store: Store, matrix: Matrix) -> dict[str, list[Any]]:
         expert=matrix.expert,
     )
     if not found:
-        raise ScannerError(f"no singular values of {printable(matrix.tensor)!r} are in the store")
+        raise ScannerError(f"the store has no singular values of {printable(matrix.tensor)!r}")
     return columns(found)
 
 
 def columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Rows turned into columns."""
+    """Transpose rows to columns."""
     return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
 
 
 def control(store: Store, matrix: Matrix, ensemble: str | None) -> tuple[str, dict[str, list[Any]]] | None:
-    """The random control of a matrix's shape: the wanted ensemble, else `gaussian` if it is there; None if none is.
+    """Return the ensemble and the columns of the random control of a matrix's shape; None if the store has none.
+
+    Without an ensemble, `gaussian` is preferred.
 
     Raises:
-        ScannerError: the wanted ensemble is not there.
+        ScannerError: the store has no control of the given ensemble.
     """
     found = rows_of(store, "controls", rows=matrix.rows, cols=matrix.cols)
     names = list(dict.fromkeys(row["ensemble"] for row in found))
     if ensemble is not None and ensemble not in names:
         raise ScannerError(
-            f"there is no {printable(ensemble)!r} control of shape {matrix.rows} x {matrix.cols}: {nearest(ensemble, names)}"
+            f"no {printable(ensemble)!r} control of shape {matrix.rows} x {matrix.cols} in the store: {nearest(ensemble, names)}"
         )
     if not names:
         return None
     chosen = ensemble or ("gaussian" if "gaussian" in names else names[0])
     return chosen, columns([row for row in found if row["ensemble"] == chosen])
+
+
+def scan_of(store: Store, matrix: Matrix) -> dict[str, Any]:
+    """Return the row of table `scans` that a matrix belongs to.
+
+    Raises:
+        ScannerError: the scan was removed in the meantime.
+    """
+    row = store.scan_row(matrix.scan_id)
+    if row is None:
+        raise ScannerError(f"scan {matrix.scan_id!r} is no longer in {store.url}")
+    return row
+
+
+def decomposed(store: Store, matrix: Matrix) -> Decomposition:
+    """Read a scanned matrix from its checkpoint and return the singular value decomposition.
+
+    Raises:
+        ScannerError: the checkpoint cannot be opened, or its content differs from what was scanned.
+    """
+    scan = scan_of(store, matrix)
+    name, reference = printable(matrix.model), reference_of(store, scan)
+    source = printable(reference)
+    try:
+        checkpoint = open_checkpoint(reference)
+    except ScannerError as error:
+        raise ScannerError(f"the figure needs the weights of {name!r} from {source}: {error}") from error
+    if scan["identity"] and checkpoint.identity != scan["identity"]:
+        raise ScannerError(f"the content of {source} has changed since {name!r} was scanned: scan it again")
+    read = read_matrix(checkpoint.source, _find(list_matrices(checkpoint, _selection(matrix)).matrices, matrix))
+    return decompose_low_rank(read) if isinstance(read, LowRank) else decompose(read)
+
+
+def _selection(matrix: Matrix) -> Selection:
+    layers = () if matrix.layer is None else (matrix.layer,)
+    only = (matrix.role,) if matrix.role in ROLES else ()
+    return Selection(only=only, layers=layers, heads=matrix.head is not None)
+
+
+def _find(refs: tuple[MatrixRef, ...], matrix: Matrix) -> MatrixRef:
+    wanted = (matrix.tensor, matrix.role, matrix.head, matrix.expert)
+    for ref in refs:
+        if (ref.tensor, ref.role, ref.head, ref.expert) == wanted:
+            return ref
+    raise ScannerError(f"{printable(matrix.model)!r} no longer has the tensor {printable(matrix.tensor)!r}")

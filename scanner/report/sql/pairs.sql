@@ -1,4 +1,4 @@
--- The newest result of every whole matrix of one pair of models, those that changed most first.
+-- Newest result of every whole matrix of one pair of models, by decreasing change.
 select
     stack,
     layer,

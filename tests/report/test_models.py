@@ -11,9 +11,8 @@ from safetensors.torch import load_file
 
 from scanner.checkpoint import open_checkpoint
 from scanner.errors import ScannerError
-from scanner.figures.again import decomposed
-from scanner.figures.choice import choose_matrix
-from scanner.figures.report_choice import choose_models
+from scanner.figures.selection import choose_matrix, decomposed
+from scanner.report.models import choose_models
 from scanner.store import Store, open_store
 from tests.checkpoint.writing import checkpoint
 from tests.store.rows import Matrix, scan_values

@@ -1,5 +1,5 @@
--- Pairs of models that are compared, the one that was compared last first among those of the same names. A pair that was compared
--- more than once has one line, that of the comparison of the most matrices.
+-- Compared pairs of models; among pairs of the same names, the one that was compared last first. A pair with several comparisons has
+-- one row, that of the comparison with the most matrices.
 select
     comparisons.*,
     model_pair,

@@ -1,4 +1,4 @@
--- What could not be analysed in one model.
+-- Tensors of one model that could not be analyzed.
 select tensor, stage, error, message
 from failures
 semi join chosen_scans($model, null) using (scan_id)

@@ -1,6 +1,6 @@
-"""The data of a report's explorer: every matrix of a model, small enough that a page can hold all of them.
+"""Data of the explorer of a report: every matrix of a model, compact enough to embed all of them in the page.
 
-Per matrix: a histogram of its singular values, and singular values and p_local at some 200 ranks. The page draws what is chosen.
+Each matrix has a histogram of its singular values, and the singular values and p_local at about 200 ranks.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ import numpy as np
 
 from scanner.checkpoint.names import printable
 from scanner.figures import theme
-from scanner.figures.choice import rows_of
-from scanner.figures.report_words import Row
 from scanner.figures.spectrum import SHOWN, bins, histogram
+from scanner.report.statements import rows_of
+from scanner.report.wording import Row
 from scanner.store import Store
 
 POINTS = 200
-"""Ranks of a matrix that are kept."""
+"""Number of ranks kept per matrix."""
 FEWEST = 40
 MOST_POINTS = 100_000
-"""Of all matrices of a report together: about 13 bytes each."""
+"""Maximal number of ranks of all matrices of a report together; each takes about 13 bytes."""
 P_SCALE = 1000
-"""p-values travel as integers, in thousandths."""
+"""p-values are stored as integers, in thousandths."""
 
 
 def budget(counts: Mapping[str, int]) -> tuple[int, dict[str, int]]:
-    """How many ranks of each matrix are kept, and of each model every how many layers, so that a page stays small.
+    """Return the number of ranks kept per matrix, and by model the step between kept layers, that limit the size of a page.
 
     Args:
         counts: number of matrices by model.
@@ -39,19 +39,19 @@ def budget(counts: Mapping[str, int]) -> tuple[int, dict[str, int]]:
 
 
 def explorer(store: Store, model: str, matrices: Sequence[Row], *, points: int, every: int) -> dict[str, Any]:
-    """The matrices of one model and the controls of their shapes.
+    """Return the matrices of one model and the controls of their shapes.
 
     Args:
-        store: where they are.
-        model: its name.
-        matrices: rows of `report_matrices`.
-        points: ranks of a matrix that are kept, about.
-        every: of the layers, only each so many-th, and of the experts only the first; 1: all of both.
+        store: the store to read.
+        model: name of the model.
+        matrices: rows of statement `matrices`.
+        points: approximate number of ranks kept per matrix.
+        every: step between kept layers; if it is more than 1, only the first expert is kept.
     """
     expert = None if every == 1 else min((row["expert"] for row in matrices if row["expert"] is not None), default=None)
     spectra = {
         (row["scan_id"], row["tensor"], row["role"], row["expert"]): row
-        for row in rows_of(store, "report_spectra", model=model, expert=expert, every=every)
+        for row in rows_of(store, "spectra", model=model, expert=expert, every=every)
     }
     found, shapes = [], {}
     for matrix in matrices:
@@ -94,7 +94,7 @@ def _matrix(matrix: Row, spectrum: Row, points: int) -> dict[str, Any]:
 
 
 def _histogram(matrix: Row, singular_values: Sequence[float]) -> dict[str, Any] | None:
-    """Counts in equal bins, and how many values lie beyond the last; None where there is no bulk to align bins with."""
+    """Return counts in equal bins and the number of values beyond the last; None if the matrix has no bulk."""
     lower, upper = matrix["mp_lower"], matrix["mp_upper"]
     if lower is None or upper is None or not upper > lower:
         return None
@@ -113,7 +113,7 @@ def _histogram(matrix: Row, singular_values: Sequence[float]) -> dict[str, Any] 
 
 
 def _control(store: Store, rows: int, cols: int, points: int) -> dict[str, list[int | None]] | None:
-    found = rows_of(store, "report_controls", rows=rows, cols=cols)
+    found = rows_of(store, "controls", rows=rows, cols=cols)
     if len(found) != min(rows, cols):
         return None
     kept = theme.thinned(len(found), points)

@@ -1,4 +1,4 @@
-"""Which models a report is about: references become models of the store, without a network and without the checkpoints."""
+"""Resolution of references to models of a store, without access to the network or the checkpoints."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from scanner.checkpoint.differences import PREFIX, split_reference
 from scanner.checkpoint.metadata import model_name
 from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
-from scanner.figures.choice import rows_of
 from scanner.figures.registry import nearest
+from scanner.report.statements import rows_of
 from scanner.store import Store
 
 
 def choose_models(store: Store, references: Sequence[str]) -> list[str]:
-    """The models that are meant, each once, in the order named; all of the store, differences last, when none is.
+    """Return the distinct models of references in their order; without references, all models of the store, differences last.
 
-    A reference is the name of a scanned model, the place it was scanned from (a folder, a file, a URL), `org/name@revision`,
-    or `delta:BASE..TUNED` with two of these. A place means the checkpoint that lies there, never a difference from it.
+    A reference is the name of a scanned model, the place from which it was scanned (a folder, a file, a URL),
+    `org/name@revision`, or `delta:BASE..TUNED` with two of these. A place refers to the checkpoint there, never to a difference.
 
     Raises:
-        ScannerError: nothing is scanned, one is not (says what is), or its scan is not finished (says how to finish it).
+        ScannerError: the store is empty, a model is not scanned (the message lists the scanned ones), or a scan is not finished.
     """
-    known = rows_of(store, "report_models")
+    known = rows_of(store, "models")
     models = sorted({row["model"] for row in known})
     if not references:
         if models:
@@ -31,7 +31,7 @@ def choose_models(store: Store, references: Sequence[str]) -> list[str]:
         unfinished = store.unfinished()
         if unfinished:
             raise ScannerError(_not_finished(store, unfinished[0].model or unfinished[0].scan_id, unfinished[0].parts))
-        raise ScannerError(f"nothing is scanned in {store.url}: begin with 'rmtscan scan REF --store {store.url}'")
+        raise ScannerError(f"{store.url} holds no scan: run 'rmtscan scan REF --store {store.url}'")
     return list(dict.fromkeys(_choose(store, reference, known, models) for reference in references))
 
 
@@ -61,8 +61,8 @@ def _choose(store: Store, reference: str, known: Sequence[dict[str, str | None]]
                 found = [name]
             else:
                 raise ScannerError(
-                    f"of {printable(name)!r} the newest scan is of revision {str(newest['revision'])[:12]!r}, not "
-                    f"{printable(revision)!r}: a report is about the newest"
+                    f"the newest scan of {printable(name)!r} is of revision {str(newest['revision'])[:12]!r}, not "
+                    f"{printable(revision)!r}: a report covers the newest revision"
                 )
     if found and found[0]:
         return found[0]
@@ -70,12 +70,12 @@ def _choose(store: Store, reference: str, known: Sequence[dict[str, str | None]]
         if scan.model is not None and scan.model in {reference, *names}:
             raise ScannerError(_not_finished(store, reference, scan.parts))
     shown = [printable(model) for model in models]
-    there = nearest(printable(reference), shown) if shown else "nothing is"
+    there = nearest(printable(reference), shown) if shown else "the store holds no scan"
     raise ScannerError(f"{printable(reference)!r} is not scanned in {store.url}: {there}")
 
 
 def _local(reference: str) -> Path | None:
-    """The absolute path as a scan writes it, or None for what is no path of this machine."""
+    """Return the absolute path as a scan stores it, or None if the reference is not a path on this machine."""
     if not reference or "\0" in reference or "://" in reference:
         return None
     try:
@@ -90,5 +90,5 @@ def _local(reference: str) -> Path | None:
 def _not_finished(store: Store, reference: str, parts: int) -> str:
     return (
         f"the scan of {printable(reference)!r} is not finished ({parts} matrices so far): "
-        f"'rmtscan scan REF --store {store.url}' with the same reference goes on from there"
+        f"run 'rmtscan scan REF --store {store.url}' with the same reference to resume it"
     )

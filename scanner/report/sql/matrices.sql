@@ -1,4 +1,4 @@
--- The whole matrices of one model with what a table of them shows, in the order of the data's way through the model.
+-- Whole matrices of one model with the columns of the table of matrices, in the order of the forward pass.
 select
     scan_id,
     stack,

@@ -1,4 +1,4 @@
--- The scans that a report of one model is about: those of its newest revision, the newest first.
+-- Scans of the newest revision of one model, newest first.
 select *
 from scans
 semi join chosen_scans($model, null) using (scan_id)

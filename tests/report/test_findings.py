@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from scanner.figures import findings, findings_pairs
-from scanner.figures.report_words import in_shell, listing, number, percent, signed, where
+from scanner.report import findings
+from scanner.report.wording import in_shell, listing, number, percent, signed, where
 
 
 def small(role: str, side: str, p: float, z: float, family: float, control: float | None = 0.5) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def test_outliers_are_shares_of_all_values_and_left_ones_of_oblong_matrices() ->
     found = findings.outliers([square, oblong], "m")
     assert found is not None
     assert found.headline.startswith("15.0 % of the singular values lie above the random bulk, 4.0 % below")
-    assert "8.0 % of theirs, most in mlp_up, 8.0 %. Of 40 singular values" in found.detail
+    assert "8.0 % of their values, most in mlp_up, 8.0 %. These are shares of 40 singular values" in found.detail
     only = findings.outliers([square], "m")
     assert only is not None
     assert "All matrices are square" in only.detail
@@ -97,7 +97,7 @@ def test_estimates_of_sigma_agree_or_are_warned_about() -> None:
     assert findings.sigma([matrix(0, 0.5, sigma_bulk=None)], "m") is None
 
 
-def test_quantised_weights_failures_and_odd_controls_are_warned_about() -> None:
+def test_quantized_weights_failures_and_odd_controls_are_warned_about() -> None:
     assert findings.stored_as([matrix(0, 0.5)]) is None
     rounded = findings.stored_as([matrix(0, 0.5, dtype="Q4_1")])
     assert rounded is not None
@@ -106,7 +106,7 @@ def test_quantised_weights_failures_and_odd_controls_are_warned_about() -> None:
     assert findings.coverage([{"failed": 0}]) is None
     failed = findings.coverage([{"failed": 1}, {"failed": 1}])
     assert failed is not None
-    assert failed.headline == "2 tensors could not be analysed"
+    assert failed.headline == "2 tensors could not be analyzed"
     check = {"rows": 4, "cols": 4, "ensemble": "gaussian", "verdict": "ok", "u_p": 0.5, "v_p": 0.49}
     fine, odd, none = (
         findings.controls([check | {"verdict": verdict}], {shape})
@@ -135,24 +135,24 @@ def changed(layer: int | None, relative: float | None, *, identical: bool = Fals
 
 def test_a_pair_tells_its_median_its_largest_change_and_what_is_unchanged() -> None:
     rows = [changed(5, 0.0251), changed(1, 0.0132), changed(None, 0.0, identical=True)]
-    found = findings_pairs.change(rows)
+    found = findings.change(rows)
     assert found is not None
     assert found.headline == "Fine-tuning moved the weights by 1.32 %"
     assert "2.51 % at most, in mlp_down of layer 5. Exactly unchanged: mlp_down (pooler.dense)." in found.detail
-    same = findings_pairs.change([changed(0, 0.0, identical=True)])
+    same = findings.change([changed(0, 0.0, identical=True)])
     assert same is not None
-    assert same.headline == "Not a single weight matrix differs"
-    assert findings_pairs.change([changed(0, None)]) is None
+    assert same.headline == "No weight matrix differs"
+    assert findings.change([changed(0, None)]) is None
 
 
 @pytest.mark.parametrize(
     ("tuned", "headline"), [(2, "as many outliers as before"), (3, "1 outlier more"), (0, "2 outliers fewer")]
 )
 def test_outliers_gained_and_lost(tuned: int, headline: str) -> None:
-    found = findings_pairs.gained([changed(0, 0.1, outliers_right_tuned=tuned)])
+    found = findings.gained([changed(0, 0.1, outliers_right_tuned=tuned)])
     assert found is not None
     assert found.headline == f"No intruder dimensions, and {headline} above the bulk"
-    intruding = findings_pairs.gained([changed(3, 0.1, intruders=2)])
+    intruding = findings.gained([changed(3, 0.1, intruders=2)])
     assert intruding is not None
     assert "most in mlp_down of layer 3: 2." in intruding.detail
 
@@ -163,14 +163,14 @@ def test_the_decile_that_turned_most_weighs_roles_by_their_matrices() -> None:
         for n, values in ((3, (0.4, 0.1)), (1, (0.0, 0.5)))
         for decile, u in zip((1, 10), values, strict=True)
     ]
-    found = findings_pairs.turned(rows, "b", "t")
+    found = findings.turned(rows, "b", "t")
     assert found is not None
     assert found.headline == "The singular vectors of the smallest singular values turned most"
-    assert "left it is 0.3 on average" in found.detail
-    unknown = findings_pairs.turned([row | {"u_left": None} for row in rows], "b", "t")
+    assert "no longer in it is 0.3 on average" in found.detail
+    unknown = findings.turned([row | {"u_left": None} for row in rows], "b", "t")
     assert unknown is not None
     assert "1 - overlap of a vector" in unknown.detail
-    assert findings_pairs.turned([], "b", "t") is None
+    assert findings.turned([], "b", "t") is None
 
 
 def test_words() -> None:

@@ -1,9 +1,9 @@
 "use strict";
-// Draws the charts, lets a reader choose a matrix, sorts tables. Text goes into the page as text only.
+// Draws the charts, the explorer of matrices, and sortable tables. Data is inserted as text, never as markup.
 (() => {
   const data = (id) => { const found = document.getElementById(id); return found ? JSON.parse(found.textContent) : null; };
   const options = { renderer: "svg", actions: { export: true, source: false, compiled: false, editor: false } };
-  const BLUE = "#0072B2", SKY = "#56B4E9", VERMILION = "#D55E00", GREY = "#8C8C8C";
+  const BLUE = "#0072B2", SKY = "#56B4E9", VERMILION = "#D55E00", GRAY = "#8C8C8C";
 
   async function draw(place, specification) {
     try {
@@ -16,7 +16,7 @@
     }
   }
 
-  // ---- figures: drawn when they come near the window, all of them when the page is printed
+  // ---- figures: drawn when they come near the viewport, and all of them before the page is printed
   const charts = data("charts") || {};
   const waiting = new Map();
   for (const place of document.querySelectorAll("[data-chart]")) waiting.set(place, charts[place.dataset.chart]);
@@ -58,7 +58,7 @@
         for (const other of heads) other.setAttribute("aria-sort", "none");
         head.setAttribute("aria-sort", down ? "descending" : "ascending");
         const rows = [...table.tBodies[0].rows].map((row) => [value(row, column), row]);
-        rows.sort((a, b) => (a[0] === "") - (b[0] === "") || (down ? -1 : 1) * compare(a[0], b[0]));  // what is empty stays last
+        rows.sort((a, b) => (a[0] === "") - (b[0] === "") || (down ? -1 : 1) * compare(a[0], b[0]));  // empty cells stay last
         table.tBodies[0].append(...rows.map((pair) => pair[1]));
       });
     });
@@ -101,16 +101,16 @@
     const edges = [{ nu: matrix.upper, edge: "ν₊, " + matrix.right + " above" }];
     if (matrix.lower > 0) edges.unshift({ nu: matrix.lower, edge: "ν₋, " + matrix.left + " below" });
     const x = { field: "from", type: "quantitative", title: "singular value ν", scale: { zero: false, nice: false }, axis: { grid: false, tickCount: 8 } };
-    const colour = (name) => ({ datum: name, scale: { domain: ["singular values", "Marchenko–Pastur law"], range: [SKY, "#000000"] } });
+    const color = (name) => ({ datum: name, scale: { domain: ["singular values", "Marchenko–Pastur law"], range: [SKY, "#000000"] } });
     return { ...base,
-      title: beyond ? { text: beyond + " values lie further right, up to " + short(largest), anchor: "end", fontWeight: "normal", fontSize: 12, color: "#5a6675" } : undefined,
+      title: beyond ? { text: beyond + " values beyond the axis, up to " + short(largest), anchor: "end", fontWeight: "normal", fontSize: 12, color: "#5a6675" } : undefined,
       layer: [
         { data: { values: bars }, mark: { type: "rect", opacity: 0.85, stroke: "white", strokeWidth: 0.3, clip: true },
           params: [{ name: "zoom", select: { type: "interval", encodings: ["x"] }, bind: "scales" }],
-          encoding: { x, x2: { field: "to" }, y: { field: "density", type: "quantitative", title: "density p(ν)", scale: { zero: true } }, y2: { datum: 0 }, color: colour("singular values"),
+          encoding: { x, x2: { field: "to" }, y: { field: "density", type: "quantitative", title: "density p(ν)", scale: { zero: true } }, y2: { datum: 0 }, color: color("singular values"),
             tooltip: [{ field: "count", title: "singular values" }, { field: "from", format: ".4g" }, { field: "to", format: ".4g" }] } },
         { data: { values: law(matrix) }, mark: { type: "line", strokeWidth: 2, clip: true },
-          encoding: { x: { field: "nu", type: "quantitative" }, y: { field: "density", type: "quantitative" }, color: colour("Marchenko–Pastur law") } },
+          encoding: { x: { field: "nu", type: "quantitative" }, y: { field: "density", type: "quantitative" }, color: color("Marchenko–Pastur law") } },
         { data: { values: edges }, mark: { type: "rule", strokeDash: [4, 3], color: "#000000", clip: true },
           encoding: { x: { field: "nu", type: "quantitative" }, tooltip: [{ field: "edge", title: "edge" }, { field: "nu", title: "ν", format: ".4g" }] } },
       ] };
@@ -126,22 +126,22 @@
         if (control && control[side][i] !== null && side === "v") rows.push({ k, p: control[side][i] / 1000, what: "random control", s: null });
       });
     }
-    const names = [sides.u, sides.v, "random control"], colours = [VERMILION, BLUE, GREY];
+    const names = [sides.u, sides.v, "random control"], colors = [VERMILION, BLUE, GRAY];
     const shown = control ? 3 : 2;
     return { ...base, layer: [
       { data: { values: [{ low: 0.351, high: 0.649 }] }, mark: { type: "rect", color: "#000000", opacity: 0.05 },
         encoding: { y: { field: "low", type: "quantitative" }, y2: { field: "high" } } },
-      { data: { values: [{ p: 0.5 }] }, mark: { type: "rule", color: GREY, strokeDash: [2, 2] }, encoding: { y: { field: "p", type: "quantitative" } } },
+      { data: { values: [{ p: 0.5 }] }, mark: { type: "rule", color: GRAY, strokeDash: [2, 2] }, encoding: { y: { field: "p", type: "quantitative" } } },
       { data: { values: rows }, mark: { type: "line", strokeWidth: 1.8, clip: true },
         params: [{ name: "zoom", select: { type: "interval", encodings: ["x"] }, bind: "scales" }],
         encoding: {
           x: { field: "k", type: "quantitative", title: "rank k of the singular value (0 = largest)", scale: { nice: false, domain: [0, Math.min(matrix.rows, matrix.cols) - 1] }, axis: { grid: false, tickCount: 8 } },
           y: { field: "p", type: "quantitative", title: "local mean of p", scale: { domain: [0, 1] } },
-          color: { field: "what", type: "nominal", scale: { domain: names.slice(0, shown), range: colours.slice(0, shown) } },
+          color: { field: "what", type: "nominal", scale: { domain: names.slice(0, shown), range: colors.slice(0, shown) } },
         } },
       { data: { values: rows }, mark: { type: "point", size: 60, opacity: 0, filled: true },
         encoding: { x: { field: "k", type: "quantitative" }, y: { field: "p", type: "quantitative" }, color: { field: "what", type: "nominal" },
-          tooltip: [{ field: "what", title: "of" }, { field: "k", title: "rank k" }, { field: "p", title: "p", format: ".3f" }, { field: "s", title: "singular value", format: ".4g" }] } },
+          tooltip: [{ field: "what", title: "vectors" }, { field: "k", title: "rank k" }, { field: "p", title: "p", format: ".3f" }, { field: "s", title: "singular value", format: ".4g" }] } },
     ] };
   }
 
@@ -160,7 +160,7 @@
     ].join(" · ");
     const places = [byId("explorer-spectrum"), byId("explorer-p")];
     if (matrix.histogram) await draw(places[0], spectrum(matrix));
-    else places[0].textContent = "Half of the singular values of this matrix are zero: it has no bulk to draw.";
+    else places[0].textContent = "Half of the singular values of this matrix are zero, so it has no bulk to draw.";
     if (mine === turn) await draw(places[1], randomness(matrix, model().controls));
     if (mine === turn) byId("explorer").dataset.shown = matrix.role + " / " + matrix.place;
   }

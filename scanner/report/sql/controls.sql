@@ -1,4 +1,4 @@
--- p_local of the random controls of one shape, mean over ensembles, the largest singular value first.
+-- p_local of the random controls of one shape, averaged over ensembles, largest singular value first.
 select k, avg(u_p_local) as u, avg(v_p_local) as v
 from controls
 where
