@@ -1,4 +1,4 @@
-"""One point of an ablation against one evaluation of the intact model: what removal, and undoing it, cost beside it.
+"""One point of an ablation against one evaluation of the intact model: the cost of removing singular values and undoing it.
 
     python benchmarks/bench_ablation.py [MODEL] [--text FILE] [--tokens N] [--roles ROLE,...]
 
@@ -35,7 +35,7 @@ LIMIT = 1.25
 
 
 def small(folder: str, roles: tuple[str, ...]) -> tuple[Target, Measure]:
-    """A small random model, and random tokens."""
+    """Return a small random model and random tokens."""
     sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = LlamaConfig(vocab_size=500, **sizes)  # type: ignore[arg-type]
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
@@ -46,7 +46,7 @@ def small(folder: str, roles: tuple[str, ...]) -> tuple[Target, Measure]:
 def compare(
     target: Target, measured: Measure, roles: tuple[str, ...], repeats: int, limit: float | None
 ) -> list[measure.Row]:
-    """One row a role."""
+    """Return one row per role."""
     model = load_model(model_place(target.checkpoint), head="causal")
     placed, _ = place_matrices(model, target.inventory.matrices)
     batches = Batches(0, 1024)

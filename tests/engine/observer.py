@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from scanner.engine import ModelReport, ScanObserver
 from scanner.engine.scan import ControlTask, MatrixTask
+from scanner.engine.task import Task
 
 
 class Recorder(ScanObserver):
@@ -30,7 +31,8 @@ class Recorder(ScanObserver):
     def workers(self, alive: int, wanted: int) -> None:
         self.alive.append(alive)
 
-    def task_done(self, task: MatrixTask | ControlTask, *, failed: list[str]) -> None:
+    def task_done(self, task: Task, *, failed: list[str]) -> None:
+        assert isinstance(task, MatrixTask | ControlTask)
         self.tasks.append(task)
         self.failed += failed
         self._after(len(self.tasks))
