@@ -17,10 +17,10 @@ from typing import Any
 import measure
 import numpy as np
 import torch
-from scanner.experiments.running import keep_freed_memory
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from scanner.experiments.nlp.evaluation import Perplexity, Windows
+from scanner.experiments.nlp.models import keep_freed_memory
 from scanner.experiments.nlp.tokens import Batches
 
 WIDTHS = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
@@ -33,7 +33,7 @@ def evaluate(*, small: bool, layers: int, tokens: int) -> dict[str, float]:
     config = LlamaConfig(vocab_size=words, num_hidden_layers=layers, **(SMALL if small else WIDTHS))  # type: ignore[arg-type]
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    model = AutoModelForCausalLM.from_config(config).eval()
+    model = AutoModelForCausalLM.from_config(config).eval()  # type: ignore[no-untyped-call]
     ids = np.random.default_rng(0).integers(0, words, tokens).astype(np.int32)
     measured = Perplexity(windows=Windows.cut(ids, length=min(512, tokens // 2)))
     batches = Batches(0, 1024)

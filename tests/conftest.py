@@ -18,7 +18,14 @@ SAMPLES = Path(os.environ.get("RMTSCAN_SAMPLES", Path(__file__).parent.parent / 
 #: Folders and files in which tests start Ray, or a process that does, whether or not they use `local_ray`.
 _WITH_RAY = {"cli", "engine", "test_benchmarks.py", "test_cluster.py"}
 #: Files in these folders in which no test does.
-_WITHOUT_RAY = {"test_help.py", "test_inspect.py", "test_output.py", "test_options.py", "test_method.py", "test_plan.py"}
+_WITHOUT_RAY = {
+    "test_help.py",
+    "test_inspect.py",
+    "test_output.py",
+    "test_options.py",
+    "test_method.py",
+    "test_plan.py",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

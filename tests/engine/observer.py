@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from scanner.engine import ModelReport, ScanObserver
-from scanner.engine.scan import ControlTask, MatrixTask
 from scanner.engine.task import Task
 
 
@@ -15,7 +14,7 @@ class Recorder(ScanObserver):
     def __init__(self, after: Callable[[int], None] = lambda done: None) -> None:
         self.queues: list[int] = []
         self.kept = 0
-        self.tasks: list[MatrixTask | ControlTask] = []
+        self.tasks: list[Task] = []
         self.failed: list[str] = []
         self.models: list[ModelReport] = []
         self.alive: list[int] = []
@@ -32,7 +31,6 @@ class Recorder(ScanObserver):
         self.alive.append(alive)
 
     def task_done(self, task: Task, *, failed: list[str]) -> None:
-        assert isinstance(task, MatrixTask | ControlTask)
         self.tasks.append(task)
         self.failed += failed
         self._after(len(self.tasks))
