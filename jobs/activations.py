@@ -2,7 +2,8 @@
 
     ray job submit --address http://HEAD:8265 -- python jobs/activations.py REF... --store s3://bucket/results
 
-Arguments and exit status are those of `rmtscan activations`; Ray sets RAY_ADDRESS in a job, so the command joins the cluster of the job.
+Arguments and exit status are those of `rmtscan activations`. Ray sets RAY_ADDRESS in a job, so the command joins
+the cluster of the job.
 """
 
 import sys

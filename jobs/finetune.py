@@ -2,7 +2,8 @@
 
     ray job submit --address http://HEAD:8265 -- python jobs/finetune.py org/model --task /shared/boolq.jsonl --store s3://bucket/results
 
-Arguments and exit status are those of `rmtscan finetune`; Ray sets RAY_ADDRESS in a job, so the command joins the cluster of the job.
+Arguments and exit status are those of `rmtscan finetune`. Ray sets RAY_ADDRESS in a job, so the command joins
+the cluster of the job.
 """
 
 import sys
