@@ -3,8 +3,8 @@
 from scanner.store.heartbeat import Heartbeat
 from scanner.store.parts import finished_part
 from scanner.store.queries import Query
-from scanner.store.schemas import SCHEMA_VERSION, SCHEMAS
 from scanner.store.store import Store, Unfinished, open_store
+from scanner.store.tables import SCHEMA_VERSION, SCHEMAS
 from scanner.store.writer import ScanWriter
 
 __all__ = [

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -92,25 +92,12 @@ def parse(run_id: str, content: bytes | None) -> Heartbeat | None:
         return None
     try:
         values = json.loads(content)
-        if not isinstance(values, dict) or {*values} != {one.name for one in fields(Heartbeat)}:
+        if not isinstance(values, dict) or {*values} != {*_CHECKS} or values["run_id"] != run_id:
             return None
-        if values["run_id"] != run_id:
-            return None
-        return Heartbeat(
-            run_id=run_id,
-            kind=_text(values["kind"]),
-            what=_texts(values["what"]),
-            host=_text(values["host"]),
-            stages={_text(name): _number(seconds) for name, seconds in values["stages"].items()},
-            **{name: _time(values[name]) for name in ("started_at", "updated_at")},
-            **{name: _number(values[name]) for name in ("cost_done", "cost")},
-            **{name: _count(values[name]) for name in _COUNTS},
-        )
+        checked: dict[str, Any] = {name: _CHECKS[name](value) for name, value in values.items()}
+        return Heartbeat(**checked)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
         return None
-
-
-_COUNTS = ("pid", "done", "total", "failed", "workers", "wanted_workers", "bytes_read")
 
 
 def _text(value: Any) -> str:
@@ -141,3 +128,17 @@ def _number(value: Any) -> float:
 def _time(value: Any) -> datetime:
     found = datetime.fromisoformat(_text(value))
     return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def _stages(value: Any) -> dict[str, float]:
+    return {_text(name): _number(seconds) for name, seconds in value.items()}
+
+
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("run_id", "kind", "host"), _text),
+    "what": _texts,
+    **dict.fromkeys(("started_at", "updated_at"), _time),
+    **dict.fromkeys(("pid", "done", "total", "failed", "workers", "wanted_workers", "bytes_read"), _count),
+    **dict.fromkeys(("cost_done", "cost"), _number),
+    "stages": _stages,
+}
