@@ -21,7 +21,9 @@ def even_in_logarithm(count: int, condition: float) -> Matrix:
 
 def one_outlier(count: int, condition: float) -> Matrix:
     """Return one large value and others over two decades far below it, as in a matrix with a dominant direction."""
-    return np.asarray(np.concatenate([np.ones(1), np.logspace(2.0, 0.0, count - 1) / condition]), dtype=np.float64)
+    values = np.ones(count)
+    values[1:] = np.logspace(2.0, 0.0, count - 1) / condition
+    return values
 
 
 def spiked(rows: int, cols: int, rng: np.random.Generator, spikes: int = 8) -> Matrix:

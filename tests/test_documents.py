@@ -10,6 +10,7 @@ import pytest
 import typer
 
 from scanner.cli.main import application
+from scanner.version import __version__
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"])
@@ -68,6 +69,11 @@ def test_documents_use_only_verbs_and_options_that_exist(name: str) -> None:
         known = {option for parameter in VERBS[verb].params for option in parameter.opts}
         used = set(re.findall(r"(?<![\w-])(--?[a-z][a-z-]*)", re.sub(r'"[^"]*"', "", rest)))
         assert used <= known, f"{name}: rmtscan {verb}{rest}"
+
+
+def test_the_changelog_and_the_citation_have_the_version_of_the_package() -> None:
+    assert re.search(rf"^## {re.escape(__version__)}\b", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M)
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
 
 
 def test_makefile_targets_in_documents_exist() -> None:
