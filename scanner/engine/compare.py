@@ -1,7 +1,8 @@
-"""Comparing a checkpoint with what became of it: both and their difference are scanned, then every pair of matrices."""
+"""Comparing a base checkpoint with a tuned one: both and their difference are scanned, then every pair of matrices is compared."""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import itertools
@@ -9,14 +10,15 @@ import json
 import math
 import os
 import statistics
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from scanner.checkpoint import (
     Checkpoint,
@@ -26,17 +28,23 @@ from scanner.checkpoint import (
     list_matrices,
     match_matrices,
     open_checkpoint,
+    read_matrix,
 )
 from scanner.checkpoint.differences import reference_of
 from scanner.checkpoint.names import printable
 from scanner.engine.method import Method, scan_id
-from scanner.engine.pair_worker import PairOutcome, PairTask, PairWorker
-from scanner.engine.plan import largest_first
-from scanner.engine.pool import PoolOptions, ray_session, run_tasks
-from scanner.engine.rows import unpack
-from scanner.engine.scan import ScanObserver, ScanRun
+from scanner.engine.options import PoolOptions
+from scanner.engine.plan import decomposition_cost, decomposition_limit, largest_first
+from scanner.engine.rows import pack, unpack
+from scanner.engine.run import run
+from scanner.engine.scan import ScanWork
+from scanner.engine.task import Context, Failure, Task
+from scanner.engine.work import Observer, Stored, Work
 from scanner.errors import CheckpointError, GatedError, RateLimitedError, ScannerError
+from scanner.rmt import pairs
+from scanner.rmt.decomposition import Decomposition, LowRank, decompose
 from scanner.rmt.ensembles import ENSEMBLES, Ensemble
+from scanner.rmt.metrics import numerical_rank
 from scanner.store import SCHEMAS, Store, open_store
 from scanner.version import __version__
 
@@ -79,6 +87,11 @@ class ComparisonReport:
     """The largest relative change."""
     largest_in: str = ""
     """Where the largest is: `layer 5, mlp_down`."""
+
+    @property
+    def exit_status(self) -> int:
+        """0: done; 3: some matrices failed."""
+        return 3 if self.failed else 0
 
 
 def find_reference(store: Store, named: str) -> str:
@@ -154,7 +167,7 @@ def compare(
     pool: PoolOptions | None = None,
     force: bool = False,
     download: bool = False,
-    observer: ScanObserver | None = None,
+    observer: Observer | None = None,
 ) -> ComparisonReport:
     """Compare a base checkpoint with a tuned one, on a local Ray or a running cluster; what is there is not done again.
 
@@ -178,37 +191,134 @@ def compare(
         ScannerError: nothing can go on: a store that cannot be written, no worker, no cluster.
         KeyboardInterrupt: interrupted; finished pieces are in the store, and the same call goes on from there.
     """
-    observer, options = observer or ScanObserver(), pool or PoolOptions()
+    observer, options = observer or Observer(), pool or PoolOptions()
     target = open_store(os.fspath(store), create=True)
     names = [os.fspath(named) for named in (base, tuned)]
     method = method or stored_method(target, names)
-    run = ScanRun(target, method, observer)
+    scans = ScanWork(target, method, observer, ensembles)
     opened: list[Checkpoint] = []
     for named in names:
         reference = find_reference(target, named)
         observer.opening(reference)
         opened.append(_open(target, named, reference, download=download))
-    comparison = _Comparison(target, method, observer, opened[0], opened[1])
+    comparison = ComparisonWork(target, method, opened[0], opened[1], force=force)
     if comparison.batch.committed and not force:
         return comparison.report(new=False)
     for checkpoint in (*opened, comparison.delta):
-        run.add_opened(checkpoint.model, checkpoint, force=False)
-    scans, pairs = run.tasks(ensembles), comparison.tasks(force=force)
-    # One Ray for both, and none if everything is there but for the commit.
-    with ray_session(options) if scans or pairs else nullcontext():
-        run.carry_out(scans, options)
-        comparison.carry_out(pairs, options)
+        scans.add_opened(checkpoint.model, checkpoint, force=False)
+    run([scans, comparison], options, observer)
     return comparison.report(new=True)
 
 
-class _Comparison:
-    """The state of one comparison: which matrices are pairs, and what to do with each outcome."""
+@dataclass(frozen=True, kw_only=True)
+class PairResult:
+    """Result of one pair: change, overlaps by rank, and subspaces as packed tables."""
 
-    def __init__(
-        self, store: Store, method: Method, observer: ScanObserver, base: Checkpoint, tuned: Checkpoint
-    ) -> None:
-        """Raises CheckpointError when both are the same, or have nothing in common."""
-        self.store, self.observer, self.base, self.tuned = store, observer, base, tuned
+    change: pairs.Change
+    intruders: int
+    vectors: bytes
+    """Columns k, singular_value_base, singular_value_tuned, u_overlap, u_match, v_overlap, v_match; one row per rank."""
+    subspaces: bytes
+    """Columns side, decile, dimensions, overlap, angle_smallest, angle_mean, angle_largest."""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairTask(Task):
+    """Read a matrix of one checkpoint and its counterpart of another, decompose both, and compare their vectors."""
+
+    base_source: str
+    base: MatrixRef
+    tuned_source: str
+    tuned: MatrixRef
+
+    @property
+    def name(self) -> str:
+        """The tuned matrix: unique within a comparison."""
+        return self.tuned.key
+
+    @property
+    def cost(self) -> float:
+        """Work of both decompositions."""
+        return 2.0 * decomposition_cost(self.base.rows, self.base.cols)
+
+    @property
+    def time_limit(self) -> float:
+        """Far more than the decompositions take."""
+        return decomposition_limit(self.cost)
+
+    def run(self, context: Context) -> PairResult:
+        """Compare the pair."""
+        started = time.perf_counter()
+        with context.stage("read"):
+            base = self._read(context, self.base_source, self.base)
+            tuned = self._read(context, self.tuned_source, self.tuned)
+        with context.computing(), context.stage("decompose"):
+            return dataclasses.replace(compare_pair(base, tuned), seconds=time.perf_counter() - started)
+
+    def _read(self, context: Context, source: str, ref: MatrixRef) -> torch.Tensor:
+        matrix = read_matrix(source, ref)
+        dense = matrix.left.double() @ matrix.right.double() if isinstance(matrix, LowRank) else matrix
+        context.count_bytes(ref.entry.size)
+        return dense.to(context.device)
+
+
+def compare_pair(base: torch.Tensor, tuned: torch.Tensor) -> PairResult:
+    """Compare two (m, n) matrices: change, overlaps of their singular vectors, subspaces by decile.
+
+    Raises:
+        ValueError: NaN or infinite entries.
+        DecompositionError: a matrix has no sound decomposition.
+    """
+    change = pairs.weight_change(base, tuned)
+    before = decompose(base)
+    after = before if change.identical else decompose(tuned)
+    rank_before, rank_after = _rank(before), _rank(after)
+    columns: dict[str, object] = {
+        "k": pa.array(range(len(after.singular_values)), pa.int32()),
+        "singular_value_base": before.singular_values.cpu().numpy(),
+        "singular_value_tuned": after.singular_values.cpu().numpy(),
+    }
+    # A decile that contains vectors of numerically zero values is not a subspace of the matrix.
+    known = min(rank_before, rank_after)
+    sound = {decile for decile, ranks in pairs.decile_ranks(len(after.singular_values)) if ranks.stop <= known}
+    intruders = 0
+    subspaces: list[dict[str, object]] = []
+    for side, old, new in (("u", before.left, after.left), ("v", before.right, after.right)):
+        # Vectors of numerically zero values are arbitrary: they have no overlap.
+        found = pairs.best_overlaps(old[:rank_before], new[:rank_after]) if rank_before and rank_after else None
+        overlap = [] if found is None else found.overlap.tolist()
+        match = [] if found is None else found.match.tolist()
+        columns[f"{side}_overlap"] = pa.array(overlap + [None] * (len(new) - len(overlap)), pa.float32())
+        columns[f"{side}_match"] = pa.array(match + [None] * (len(new) - len(match)), pa.int32())
+        if side == "u" and found is not None:
+            intruders = pairs.intruders(found)
+        subspaces += [
+            {"side": side, "decile": decile} | dataclasses.asdict(angles)
+            for decile, angles in (pairs.decile_subspaces(old, new) if sound else ())
+            if decile in sound
+        ]
+    return PairResult(
+        change=change,
+        intruders=intruders,
+        vectors=pack(pa.table(columns)),
+        subspaces=pack(pa.Table.from_pylist(subspaces)),
+    )
+
+
+def _rank(parts: Decomposition) -> int:
+    return numerical_rank(parts.singular_values.cpu().numpy(), parts.left.shape[1], parts.right.shape[1])
+
+
+class ComparisonWork(Work):
+    """One comparison: which matrices are pairs, and what to do with each result."""
+
+    kind = "compare"
+    unit = "pairs"
+
+    def __init__(self, store: Store, method: Method, base: Checkpoint, tuned: Checkpoint, *, force: bool) -> None:
+        """Raise CheckpointError if both are the same, or have no matrix in common."""
+        self.store, self.base, self.tuned, self.force = store, base, tuned, force
         self.delta = difference(base, tuned)
         inventories = [list_matrices(checkpoint, method.selection) for checkpoint in (base, tuned)]
         self.matching = match_matrices(inventories[0].matrices, inventories[1].matrices)
@@ -223,61 +333,72 @@ class _Comparison:
         text = json.dumps([COMPARISON_VERSION, self.scan_ids["base"], self.scan_ids["tuned"]])
         self.batch = store.comparison(hashlib.sha256(text.encode()).hexdigest()[:16], method=self.method)
         self.environment: dict[str, Any] = {}
-        self.failed: dict[str, str] = {}  # the key of a tuned matrix to what was wrong; it has no rows
+        self.failures: dict[str, str] = {}  # key of a tuned matrix without rows -> reason
         self.started_at = datetime.now(UTC)
-        self._rows: dict[str, dict[Key, dict[str, object]]] = {}
+        self._left = 0
+        self._matrix_rows: dict[str, dict[Key, dict[str, object]]] | None = None
         self._p_values: dict[str, dict[Key, pa.Table]] = {}
 
-    def tasks(self, *, force: bool) -> list[PairTask]:
-        """The pairs without a result, largest first."""
-        if force:
+    @property
+    def names(self) -> list[str]:
+        """Base and tuned model."""
+        return [self.base.model, self.tuned.model]
+
+    @property
+    def kept(self) -> int:
+        """Pairs with results from an earlier run."""
+        return len(self.matching.pairs) - self._left
+
+    def tasks(self) -> list[PairTask]:
+        """Pairs without a result, largest first."""
+        if self.force:
             self.batch.discard()
         staged = self.batch.staged([tuned.key for _, tuned in self.matching.pairs])
-        return largest_first(
+        found = largest_first(
             PairTask(base_source=self.base.source, base=base, tuned_source=self.tuned.source, tuned=tuned)
             for base, tuned in self.matching.pairs
             if tuned.key not in staged
         )
+        self._left = len(found)
+        return found
 
-    def carry_out(self, tasks: Sequence[PairTask], options: PoolOptions) -> None:
-        """Compare, stage every pair at once, commit at the end."""
-        for name, scan in self.scan_ids.items():
-            self._rows[name] = {_key(row): row for row in self.store.file_rows("matrices", scan)}
-        if tasks:
-            kept = len(self.matching.pairs) - len(tasks)
-            self.observer.starting(len(tasks), sum(task.cost for task in tasks), kept, "pairs")
-            run_tasks(
-                PairWorker,
-                tasks,
-                options,
-                on_start=self._begin,
-                on_done=self._done,
-                on_lost=self._lost,
-                on_workers=self.observer.workers,
-                on_waiting=self.observer.waiting,
-            )
-        self._commit()
-
-    def _begin(self, environment: dict[str, Any]) -> None:
+    def started(self, environment: dict[str, Any]) -> None:
+        """Keep the description of the workers for the committed row."""
         self.environment = environment
 
-    def _done(self, task: PairTask, outcome: PairOutcome) -> None:
+    def done(self, task: Task, value: PairResult) -> Stored:
+        """Stage the rows of a pair, completed by what the scans say of its matrices."""
+        assert isinstance(task, PairTask)
         lacking = [name for name in ("base", "tuned") if _key_of(task, name) not in self._rows[name]]
-        if outcome.error or lacking:
-            self.failed[task.name] = outcome.error or f"its scan of the {lacking[0]} checkpoint failed"
-            self.observer.task_done(task, failed=[task.name])
-            return
-        self.batch.stage(task.name, self._tables(task, outcome))
-        self.observer.task_done(task, failed=[])
+        if lacking:
+            self.failures[task.name] = f"its scan of the {lacking[0]} checkpoint failed"
+            return Stored(failed=(_named(task.tuned),))
+        self.batch.stage(task.name, self._tables(task, value))
+        return Stored()
 
-    def _lost(self, task: PairTask, reason: str) -> None:
-        self.failed[task.name] = reason
-        self.observer.task_done(task, failed=[task.name])
+    def failed(self, task: Task, failure: Failure) -> Stored:
+        """Keep why a pair has no rows."""
+        assert isinstance(task, PairTask)
+        self.failures[task.name] = failure.message
+        return Stored(failed=(_named(task.tuned),))
 
-    def _tables(self, task: PairTask, outcome: PairOutcome) -> dict[str, pa.Table]:
-        """The rows of one pair, completed by what the scans know of its matrices."""
-        change = outcome.change
-        assert change is not None, "no error: there is a change"
+    def finish(self) -> None:
+        """Merge the pairs into one file per table and commit them."""
+        self._commit()
+
+    @property
+    def _rows(self) -> dict[str, dict[Key, dict[str, object]]]:
+        """Rows of `matrices` of each scan, by matrix; read once, after the scans."""
+        if self._matrix_rows is None:
+            self._matrix_rows = {
+                name: {_key(row): row for row in self.store.file_rows("matrices", scan)}
+                for name, scan in self.scan_ids.items()
+            }
+        return self._matrix_rows
+
+    def _tables(self, task: PairTask, result: PairResult) -> dict[str, pa.Table]:
+        """Rows of one pair, with the columns that come from the scans of its matrices."""
+        change = result.change
         place: dict[str, object] = {"pair_id": self.batch.batch_id, "base_tensor": task.base.tensor}
         place |= {name: getattr(task.tuned, name) for name in _PLACE}
         rows = {name: self._rows[name].get(_key_of(task, name), {}) for name in self._rows}
@@ -290,12 +411,12 @@ class _Comparison:
             "relative_change": change.relative,
             "cosine": None if math.isnan(change.cosine) else change.cosine,
             "identical": change.identical,
-            "intruders": outcome.intruders,
-            "seconds": outcome.seconds,
+            "intruders": result.intruders,
+            "seconds": result.seconds,
         }
         pair |= {f"{name}_{side}": rows[side][name] for name in _COUNTED for side in ("base", "tuned")}
         pair |= {f"delta_{name}": rows["delta"].get(name) for name in _OF_DELTA}
-        vectors = unpack(outcome.vectors)
+        vectors = unpack(result.vectors)
         for side in ("base", "tuned"):
             p_values = self._p_of(side)[_key_of(task, side)]
             for name in ("u_p", "v_p"):
@@ -303,7 +424,7 @@ class _Comparison:
         return {
             "pairs": pa.Table.from_pylist([pair], schema=SCHEMAS["pairs"]),
             "pair_vectors": _placed("pair_vectors", place, vectors),
-            "pair_subspaces": _placed("pair_subspaces", place, unpack(outcome.subspaces)),
+            "pair_subspaces": _placed("pair_subspaces", place, unpack(result.subspaces)),
         }
 
     def _p_of(self, side: str) -> dict[Key, pa.Table]:
@@ -314,7 +435,7 @@ class _Comparison:
         return self._p_values[side]
 
     def _commit(self) -> None:
-        keys = [tuned.key for _, tuned in self.matching.pairs if tuned.key not in self.failed]
+        keys = [tuned.key for _, tuned in self.matching.pairs if tuned.key not in self.failures]
         unmatched, failed = self._unmatched(), self._failures()
         finished_at = datetime.now(UTC)
         row = {
@@ -340,17 +461,17 @@ class _Comparison:
     def report(self, *, new: bool) -> ComparisonReport:
         """What the store says of this comparison, once it is committed."""
         [row] = self.store.file_rows("comparisons", self.batch.batch_id)
-        pairs = self.store.file_rows("pairs", self.batch.batch_id)
+        compared = self.store.file_rows("pairs", self.batch.batch_id)
         unmatched = json.loads(str(row["unmatched_tensors"]))
-        changes = [(float(str(pair["relative_change"])), _where(pair)) for pair in pairs]
+        changes = [(float(str(pair["relative_change"])), _where(pair)) for pair in compared]
         largest, where = max(changes, key=lambda change: change[0], default=(None, ""))
         return ComparisonReport(
             store=self.store.url,
             pair_id=self.batch.batch_id,
             base_model=self.base.model,
             tuned_model=self.tuned.model,
-            matrices=len(pairs),
-            identical=tuple(str(pair["tuned_tensor"]) for pair in pairs if pair["identical"]),
+            matrices=len(compared),
+            identical=tuple(str(pair["tuned_tensor"]) for pair in compared if pair["identical"]),
             failed=tuple(unmatched.pop(_FAILED, [])),
             unmatched=unmatched,
             new=new,
@@ -365,7 +486,7 @@ class _Comparison:
         reasons = {str(row["tensor"]): row for row in self.store.file_rows("failures", self.scan_ids["delta"])}
         found = []
         for _, tuned in self.matching.pairs:
-            why = self.failed.get(tuned.key)
+            why = self.failures.get(tuned.key)
             if why is None and _key_of_ref(tuned) not in self._rows["delta"]:
                 failure = reasons.get(tuned.tensor, {"error": "not scanned", "message": "no row"})
                 why = f"its difference was not analysed: {failure['error']}: {failure['message']}"

@@ -1,85 +1,35 @@
-"""What is to be done: one task a read or control, what it costs, and the order that keeps all workers busy to the end."""
+"""What a task costs, what is read together, and the order that keeps all workers busy to the end."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from scanner.checkpoint import MatrixRef
-from scanner.rmt.ensembles import Ensemble
-from scanner.rmt.sigma import SigmaKind
+from scanner.engine.task import Task
 
-#: One seed for all controls: they are stored by shape and reused by every scan.
-CONTROL_SEED = 0
+AnyTask = TypeVar("AnyTask", bound=Task)
 
-
-class Task(Protocol):
-    """A unit of work: small, picklable, the same result whenever and wherever it runs."""
-
-    @property
-    def name(self) -> str:
-        """Unique within a run, for messages."""
-
-    @property
-    def cost(self) -> float:
-        """Expected work, in arbitrary units."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MatrixTask:
-    """Read matrices of one checkpoint that share a read (parts of a fused weight, heads, neighbours), and analyse each."""
-
-    scan_id: str
-    model: str
-    revision: str
-    source: str
-    refs: tuple[MatrixRef, ...]
-    sigma: SigmaKind
-    null: str
-
-    @property
-    def name(self) -> str:
-        """Scan and part: the place of the result."""
-        return f"{self.scan_id}/{self.refs[0].key}"
-
-    @property
-    def cost(self) -> float:
-        """Work of its decompositions."""
-        return sum(decomposition_cost(ref.rows, ref.cols) for ref in self.refs)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ControlTask:
-    """Draw one random matrix of an ensemble and analyse it."""
-
-    ensemble: Ensemble
-    rows: int
-    cols: int
-    seed: int = CONTROL_SEED
-
-    @property
-    def name(self) -> str:
-        """Shape, ensemble and seed."""
-        return f"control/{self.rows}x{self.cols}-{self.ensemble}-{self.seed}"
-
-    @property
-    def cost(self) -> float:
-        """Work of its decomposition."""
-        return decomposition_cost(self.rows, self.cols)
+#: A worker may take this long for any task, and this much longer for its cost: 100 times what one slow core needs.
+_LIMIT_SECONDS, _LIMIT_COST_PER_SECOND = 900.0, 1e9
 
 
 def decomposition_cost(rows: int, cols: int) -> float:
-    """Time of `decompose` up to a factor: lo^2 (3 hi + 9 lo), the products and the eigenproblem, weighted by measured speed."""
+    """Time of `decompose` up to a factor: lo^2 (3 hi + 9 lo), matrix products and eigenproblem weighted by measured speed."""
     lo, hi = min(rows, cols), max(rows, cols)
     return float(lo * lo * (3 * hi + 9 * lo))
 
 
-def reads(refs: Iterable[MatrixRef], *, neighbours: int = 0) -> list[tuple[MatrixRef, ...]]:
-    """Group matrices by what is read for them.
+def decomposition_limit(cost: float) -> float:
+    """Seconds after which a worker is considered hung that decomposes matrices of this cost."""
+    return _LIMIT_SECONDS + cost / _LIMIT_COST_PER_SECOND
 
-    Matrices cut from the same stored weight always go together. With `neighbours`, so do weights that follow each other in
-    a file, up to so many bytes: over a network a request costs more than the bytes of a small matrix.
+
+def reads(refs: Iterable[MatrixRef], *, neighbors: int = 0) -> list[tuple[MatrixRef, ...]]:
+    """Group matrices that are read together.
+
+    Matrices cut from the same stored weight are always in one group. With `neighbors`, weights that follow each other in a file
+    are in one group up to this number of bytes: over a network, a request costs more than the bytes of a small matrix.
     """
     by_weight: dict[tuple[object, ...], list[MatrixRef]] = {}
     for ref in refs:
@@ -88,7 +38,7 @@ def reads(refs: Iterable[MatrixRef], *, neighbours: int = 0) -> list[tuple[Matri
     last_file, size = "", 0
     for weight in sorted(by_weight.values(), key=lambda group: (group[0].entry.file, group[0].entry.start)):
         entry = weight[0].entry
-        if groups and entry.file == last_file and size + entry.size <= neighbours:
+        if groups and entry.file == last_file and size + entry.size <= neighbors:
             groups[-1] += weight
             size += entry.size
         else:
@@ -97,15 +47,6 @@ def reads(refs: Iterable[MatrixRef], *, neighbours: int = 0) -> list[tuple[Matri
     return [tuple(group) for group in groups]
 
 
-AnyTask = TypeVar("AnyTask", bound=Task)
-
-
 def largest_first(tasks: Iterable[AnyTask]) -> list[AnyTask]:
-    """The order of work: by falling cost, so that no worker begins the largest when the others have finished; ties by name."""
+    """Order tasks by falling cost, so that no worker starts the largest when the others have finished; ties by name."""
     return sorted(tasks, key=lambda task: (-task.cost, task.name))
-
-
-def control_tasks(shapes: Iterable[tuple[int, int]], ensembles: Iterable[Ensemble]) -> list[ControlTask]:
-    """One control for every distinct shape and ensemble."""
-    distinct = sorted(set(shapes))
-    return [ControlTask(ensemble=e, rows=rows, cols=cols) for e in dict.fromkeys(ensembles) for rows, cols in distinct]

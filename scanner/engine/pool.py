@@ -1,7 +1,7 @@
-"""Running tasks on a pool of Ray actors that may be lost: a bounded window over `ray.wait`, retries, and nothing about matrices.
+"""A pool of Ray actors that may be lost or hang: a bounded window over `ray.wait`, retries, time limits.
 
-Losses are Ray's system errors (a dead actor or node, no memory); they are retried. Errors of a task itself never get here: the
-worker returns them as data.
+Losses are Ray's system errors (a dead actor or node, not enough memory) and workers that exceed a time limit; their tasks are
+retried. Errors of a task itself never get here: the worker returns them as data.
 """
 
 from __future__ import annotations
@@ -14,31 +14,43 @@ import re
 import signal
 import socket
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import ray
 from ray import exceptions as ray_errors
 
-from scanner.engine.plan import Task
+from scanner.engine.options import PoolOptions
 from scanner.errors import ScannerError
 
-AnyTask = TypeVar("AnyTask", bound=Task)
 
-#: Tasks given to a worker at a time: one computes, the other has its matrix read.
+class Named(Protocol):
+    """What the pool needs of a task: a name that is unique within the run."""
+
+    @property
+    def name(self) -> str:
+        """Unique within the run."""
+
+
+AnyTask = TypeVar("AnyTask", bound=Named)
+
+#: Tasks given to a worker at a time: one computes while the other reads its input.
 WINDOW = 2
-#: How often a task is tried before its loss is recorded.
+#: How often a task is tried before it is recorded as lost.
 ATTEMPTS = 3
-#: The local object store only passes small tables; Ray's default would reserve a third of the memory.
+#: Bytes of the local object store, which only passes small tables; Ray's default would reserve a third of the memory.
 _LOCAL_OBJECT_STORE = 256 << 20
 _LOCAL = "local"
-#: How long nothing may happen before the user is told why.
+#: Seconds without any worker before the user is told why.
 WAITING_SECONDS = 60.0
-#: How long a cluster may take to answer at all.
-_ANSWER_SECONDS = 15.0
+#: Seconds that a cluster may take to accept a connection.
+_CONNECT_SECONDS = 15.0
+#: Shortest wait for results, in seconds, when a time limit is about to expire.
+_SHORTEST_WAIT = 0.05
 
 _LIBRARIES = ("ray", "torch", "numpy", "scipy", "duckdb", "pyarrow")
 
@@ -52,35 +64,12 @@ _LOSSES = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class PoolOptions:
-    """Where and on how many workers a scan runs."""
-
-    address: str | None = None
-    """A running cluster to join (`auto`, HOST:PORT, ray://...); None starts a local Ray, or joins the one RAY_ADDRESS names."""
-    workers: int | None = None
-    """How many actors; None: one a GPU where the cluster has GPUs, else one a CPU core."""
-    gpus_per_worker: float | None = None
-    """Share of a GPU that each actor takes; None: 1 where the cluster has GPUs, else 0."""
-
-    def __post_init__(self) -> None:
-        if self.workers is not None and self.workers < 1:
-            raise ScannerError(f"--workers must be at least 1, got {self.workers}")
-        if self.gpus_per_worker is not None and self.gpus_per_worker < 0:
-            raise ScannerError(f"--gpus-per-worker cannot be negative, got {self.gpus_per_worker}")
-        share = self.gpus_per_worker or 0.0
-        if round(share, 4) != share or (share > 1 and share != int(share)):
-            raise ScannerError(
-                f"--gpus-per-worker is a share of one GPU, with at most 4 decimals, or a whole number, got {share}"
-            )
-
-
 @contextlib.contextmanager
 def ray_session(options: PoolOptions) -> Iterator[None]:
-    """A connection to Ray: the one this process has, a running cluster, or a local Ray that is shut down at the end.
+    """Connect to Ray: the connection of this process, a running cluster, or a local Ray that is shut down at the end.
 
     Raises:
-        ScannerError: no cluster at the address, or Ray does not start here.
+        ScannerError: there is no cluster at the address, or Ray does not start on this machine.
     """
     if ray.is_initialized():
         yield
@@ -102,8 +91,8 @@ def _connect(address: str) -> None:
     )
     terminate = signal.getsignal(signal.SIGTERM)
     try:
-        _knock(address)
-        # What Ray tells of lost workers and nodes goes to stdout, between the data; the observer tells of them anyway.
+        _check_reachable(address)
+        # Ray prints lost workers and nodes to stdout, between the data; the observer reports them anyway.
         ray._private.worker._worker_logs_enabled = False
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)
     except (OSError, ValueError, RuntimeError) as error:
@@ -111,35 +100,35 @@ def _connect(address: str) -> None:
         if address == _LOCAL:
             raise ScannerError(f"Ray does not start on this machine: {reason}; its logs are in /tmp/ray") from error
         raise ScannerError(
-            f"no Ray cluster at {address!r}: {reason}; start one (`ray start --head`) or leave --address out to use this machine"
+            f"no Ray cluster at {address!r}: {reason}; start one with `ray start --head`, or omit the address to use this machine"
         ) from error
-    except SystemExit as stopped:  # what Ray makes of SIGTERM while it starts
+    except SystemExit as stopped:  # Ray turns SIGTERM into this while it starts
         raise KeyboardInterrupt from stopped
     finally:
-        # Ray puts its own answer to SIGTERM, the end of the process, in the place of the caller's.
+        # Ray replaces the caller's handler of SIGTERM with one that ends the process.
         if callable(terminate) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, terminate)
 
 
-def _knock(address: str) -> None:
-    """Raises OSError where nobody answers at HOST:PORT: Ray itself would wait for minutes."""
+def _check_reachable(address: str) -> None:
+    """Raise OSError if nothing accepts connections at HOST:PORT: Ray itself would wait for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
 
 
 @dataclass(frozen=True, kw_only=True)
 class PoolShape:
-    """How many workers there will be and what each takes of the cluster."""
+    """Number of workers, and the resources that each of them takes."""
 
     workers: int
     gpus: float
 
     @classmethod
     def fit(cls, options: PoolOptions, resources: dict[str, float], tasks: int) -> PoolShape:
-        """One worker a GPU (or fraction) where there are GPUs, else one a core; never more than tasks.
+        """One worker per GPU (or share of one) where there are GPUs, else one per core; never more than tasks.
 
-        A number the user asks for may exceed what is there now: the others wait, and an autoscaler sees that they do.
+        The number that a user asks for may exceed the present resources: the rest waits, which an autoscaler notices.
         """
         gpus = resources.get("GPU", 0.0)
         share = options.gpus_per_worker
@@ -158,26 +147,28 @@ class PoolShape:
 class _Actor:
     handle: Any
     ready: bool = False
-    refusals: int = 0  # times in a row that it or those it replaces did not come up
-    running: list[str] = field(default_factory=list)  # names of the tasks it holds
+    refusals: int = 0  # consecutive failures to start, of this actor and of those it replaces
+    running: dict[str, float | None] = field(default_factory=dict)  # tasks it holds, with their time limits
+    since: float = 0.0  # when it became busy or last returned something
+    killed: str = ""  # why the pool killed it
     family: str | None = None  # of its last task
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Call(Generic[AnyTask]):
     actor: _Actor
-    task: AnyTask | None  # None: the call that waits for the actor to come up
+    task: AnyTask | None  # None: the call that waits for the actor to start
 
 
 def granted_device() -> str:
-    """Where this actor computes. Ray may grant a GPU that torch cannot see (another vendor's, a test's): then it is the CPU."""
+    """Return the device of this actor. Ray may grant a GPU that torch cannot use (of another vendor, of a test): then the CPU."""
     import torch
 
     return "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
 
 
 def environment(shape: PoolShape) -> dict[str, Any]:
-    """What a result says of how it came about: workers, nodes and the versions of the libraries."""
+    """Describe how a result was computed: workers, nodes and the versions of the libraries."""
     nodes = sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
     return {
         "workers": shape.workers,
@@ -198,31 +189,37 @@ def run_tasks(
     on_lost: Callable[[AnyTask, str], None],
     on_workers: Callable[[int, int], None] = lambda alive, wanted: None,
     on_waiting: Callable[[str], None] = lambda reason: None,
+    on_hung: Callable[[list[str], float], None] = lambda names, seconds: None,
     family: Callable[[AnyTask], str | None] = lambda task: None,
+    time_limit: Callable[[AnyTask], float | None] = lambda task: None,
+    arguments: tuple[Any, ...] = (),
 ) -> None:
-    """Run tasks, first to last, on a cluster or a local Ray that is shut down at the end.
+    """Run tasks, first to last, on a cluster or on a local Ray that is shut down at the end.
 
     Args:
-        worker_class: a class whose `run(task)` returns errors of the task as data, and whose `ready()` returns once it is up.
+        worker_class: a class whose `run(task)` returns errors of the task as data, and whose `ready()` returns once it has started.
         tasks: at least one.
         options: where, and on how many workers.
-        on_start: called with `environment` once the workers are on their way, before work begins.
-        on_done: called with a task and its outcome; may return tasks that follow from it, which are next.
-        on_lost: called with a task that took every worker with it, and why.
-        on_workers: called whenever a worker comes up or is lost.
-        on_waiting: told why nothing happens, once a minute while there is no worker.
-        family: tasks of one family go to one worker, as long as there are others for the rest: it keeps what they share.
+        on_start: called with `environment` while the workers start, before the first task runs.
+        on_done: called with a task and its result; may return tasks that follow from it, which are run next.
+        on_lost: called with a task that lost `ATTEMPTS` workers, and the reason.
+        on_workers: called with the numbers of running and wanted workers whenever a worker starts or is lost.
+        on_waiting: called once a minute, while there is no worker, with the resources that are missing.
+        on_hung: called with the tasks of a worker that exceeded its time limit, and the limit in seconds.
+        family: tasks of one family go to the same worker, as long as the other workers have other tasks.
+        time_limit: seconds without a result after which the worker of a task is replaced; None: no limit.
+        arguments: positional arguments of the constructor of `worker_class`.
 
     Raises:
-        ScannerError: no cluster, or no worker can start.
+        ScannerError: there is no cluster, or no worker can start.
     """
     with ray_session(options):
         resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
         shape = PoolShape.fit(options, resources, len(tasks))
         if _address(options) == _LOCAL and shape.gpus > resources.get("GPU", 0.0):
             raise ScannerError(
-                f"--gpus-per-worker {shape.gpus:g}, and this machine has {resources.get('GPU', 0.0):g} GPUs: leave it out, or "
-                "name a cluster with --address"
+                f"`gpus_per_worker` is {shape.gpus:g}, but this machine has {resources.get('GPU', 0.0):g} GPUs: omit it, or give "
+                "the address of a cluster"
             )
         pool: Pool[AnyTask] = Pool(
             worker_class,
@@ -231,19 +228,22 @@ def run_tasks(
             on_lost=on_lost,
             on_workers=on_workers,
             on_waiting=on_waiting,
+            on_hung=on_hung,
             family=family,
+            time_limit=time_limit,
+            arguments=arguments,
         )
         pool.run(tasks, on_start=lambda: on_start(environment(shape)))
 
 
 class Pool(Generic[AnyTask]):
-    """A queue of tasks over actors of one class; one that is lost is replaced by a new one.
+    """A queue of tasks over actors of one class; a lost or hung actor is replaced by a new one.
 
-    Ray's own restarts would not do: they never end where a worker dies as it starts, never begin where its constructor raises, and
-    the calls to a restarting actor fail until the cluster has noticed the loss of its node.
+    Ray's own restarts are not sufficient: they never end if a worker dies while it starts, never begin if its constructor raises,
+    and calls to a restarting actor fail until the cluster has noticed the loss of its node.
 
-    `on_done(task, outcome)` and `on_lost(task, reason)` are called in the driver, in the order in which things happen, exactly one
-    of them once for every task. `on_workers(alive, wanted)` whenever a worker comes up or is lost.
+    `on_done(task, result)` and `on_lost(task, reason)` are called in the driver, in the order of events, exactly one of them once
+    for every task.
     """
 
     def __init__(
@@ -255,9 +255,13 @@ class Pool(Generic[AnyTask]):
         on_lost: Callable[[AnyTask, str], None],
         on_workers: Callable[[int, int], None] = lambda alive, wanted: None,
         on_waiting: Callable[[str], None] = lambda reason: None,
+        on_hung: Callable[[list[str], float], None] = lambda names, seconds: None,
         family: Callable[[AnyTask], str | None] = lambda task: None,
+        time_limit: Callable[[AnyTask], float | None] = lambda task: None,
+        arguments: tuple[Any, ...] = (),
     ) -> None:
-        self._family = family
+        self._family, self._time_limit, self._arguments = family, time_limit, arguments
+        self._on_hung = on_hung
         self._on_done, self._on_lost = on_done, on_lost
         self._on_workers, self._on_waiting = on_workers, on_waiting
         self._shape = shape
@@ -281,26 +285,27 @@ class Pool(Generic[AnyTask]):
             on_start()
             while self._queue or any(call.task is not None for call in self._calls.values()):
                 self._dispatch()
-                finished, _ = ray.wait(list(self._calls), num_returns=1, timeout=WAITING_SECONDS)
+                finished, _ = ray.wait(list(self._calls), num_returns=1, timeout=self._longest_wait())
                 if not finished and not self._alive:
-                    self._on_waiting(self._what_is_missing())
+                    self._on_waiting(self._missing_resources())
                 for reference in finished:
                     self._collect(reference, self._calls.pop(reference))
+                self._kill_hung()
         finally:
             for actor in self._actors:
                 ray.kill(actor.handle)
 
     def _start(self, *, refusals: int = 0) -> _Actor:
-        actor = _Actor(handle=self._actor_class.remote(), refusals=refusals)
+        actor = _Actor(handle=self._actor_class.remote(*self._arguments), refusals=refusals)
         self._calls[actor.handle.ready.remote()] = _Call(actor=actor, task=None)
         return actor
 
     def _replace(self, actor: _Actor) -> None:
-        ray.kill(actor.handle)  # it may live on where Ray cannot reach it, and hold what the new one needs
+        ray.kill(actor.handle)  # if it still runs, it holds resources that the new one needs
         self._actors[self._actors.index(actor)] = self._start(refusals=actor.refusals)
 
     def _dispatch(self) -> None:
-        """Fill the windows, one round of all workers at a time: nobody gets a second task while another has none."""
+        """Fill the windows in rounds: no worker gets a second task while another has none."""
         for room in range(1, WINDOW + 1):
             for actor in self._actors:
                 if not (self._queue and actor.ready and len(actor.running) < room):
@@ -310,11 +315,13 @@ class Pool(Generic[AnyTask]):
                 if self._may_take(actor, task):
                     del self._queue[place]
                     actor.family = self._family(task)
-                    actor.running.append(task.name)
+                    if not actor.running:
+                        actor.since = time.monotonic()
+                    actor.running[task.name] = self._time_limit(task)
                     self._calls[actor.handle.run.remote(task)] = _Call(actor=actor, task=task)
 
     def _next(self, actor: _Actor) -> int:
-        """Where in the queue the task for an actor is: its family's next, else the first of no other's family, else the first."""
+        """Position in the queue of the next task of an actor: of its family, else of no other actor's family, else the first."""
         if self._family(self._queue[0]) is None:
             return 0
         others = {other.family for other in self._actors if other is not actor}
@@ -324,30 +331,47 @@ class Pool(Generic[AnyTask]):
         return next((place for place, family in enumerate(families) if family not in others), 0)
 
     def _may_take(self, actor: _Actor, task: AnyTask) -> bool:
-        """A task whose worker was lost runs alone on its next one: if that is lost, too, no innocent neighbour is."""
+        """A task whose worker was lost runs alone on its next worker, so that it cannot take another task with it again."""
         names = [*actor.running, task.name]
         return len(names) == 1 or not any(self._attempts[name] for name in names)
 
     def _collect(self, reference: Any, call: _Call[AnyTask]) -> None:
         try:
-            outcome = ray.get(reference)
+            result = ray.get(reference)
         except _LOSSES as loss:
-            self._lose(call, _reason(loss))
+            self._lose(call, call.actor.killed or _reason(loss))
             return
         if call.task is None:
             call.actor.ready, call.actor.refusals = True, 0
             self._on_workers(self._alive, len(self._actors))
             return
-        call.actor.running.remove(call.task.name)
-        self._queue.extendleft(self._on_done(call.task, outcome) or ())
+        del call.actor.running[call.task.name]
+        call.actor.since = time.monotonic()
+        self._queue.extendleft(self._on_done(call.task, result) or ())
+
+    def _longest_wait(self) -> float:
+        """Seconds to wait for a result: up to the next time limit, and not longer than `WAITING_SECONDS`."""
+        now = time.monotonic()
+        left = [actor.since + limit - now for actor in self._actors if (limit := _limit(actor)) is not None]
+        return max(_SHORTEST_WAIT, min([WAITING_SECONDS, *left]))
+
+    def _kill_hung(self) -> None:
+        """Kill workers that exceeded their time limit; their calls then end like those of any lost worker."""
+        now = time.monotonic()
+        for actor in self._actors:
+            limit = _limit(actor)
+            if limit is not None and now - actor.since > limit:
+                actor.killed = f"no result within {limit:g} s"
+                self._on_hung([*actor.running], limit)
+                ray.kill(actor.handle)
 
     def _lose(self, call: _Call[AnyTask], reason: str) -> None:
         actor, task = call.actor, call.task
         if task is None:
             self._refuse(actor, reason)
             return
-        actor.running.remove(task.name)
-        if actor in self._actors:  # else its other task was lost first
+        del actor.running[task.name]
+        if actor in self._actors:  # otherwise its other task was lost first
             self._replace(actor)
             self._on_workers(self._alive, len(self._actors))
         self._attempts[task.name] += 1
@@ -357,27 +381,37 @@ class Pool(Generic[AnyTask]):
             self._queue.append(task)
 
     def _refuse(self, actor: _Actor, reason: str) -> None:
-        """A worker that did not come up (an error in its constructor, a node that went away): again, then without it."""
+        """Replace a worker that did not start (an error in its constructor, a lost node), or give it up after some attempts."""
         actor.refusals += 1
         if actor.refusals < ATTEMPTS:
             self._replace(actor)
             return
         self._actors.remove(actor)
         if not self._actors:
-            raise ScannerError(f"no worker can start: {reason}; mend that where the workers run, then scan again")
+            raise ScannerError(
+                f"no worker can start: {reason}; correct this where the workers run, then run the command again"
+            )
 
-    def _what_is_missing(self) -> str:
+    def _missing_resources(self) -> str:
         there = ray.cluster_resources()  # type: ignore[no-untyped-call]
         has = f"{there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs"
-        return f"no worker yet: each needs 1 CPU and {self._shape.gpus:g} GPUs; the cluster has {has}, used by others or not"
+        return f"no worker yet: each needs 1 CPU and {self._shape.gpus:g} GPUs; the cluster has {has} in total, free or in use"
 
     @property
     def _alive(self) -> int:
         return sum(actor.ready for actor in self._actors)
 
 
+def _limit(actor: _Actor) -> float | None:
+    """The time limit of a busy worker: the longest of its tasks, which wait for each other."""
+    if not actor.running or actor.killed:
+        return None
+    limits = [limit for limit in actor.running.values() if limit is not None]
+    return max(limits) if len(limits) == len(actor.running) else None
+
+
 def _reason(loss: Exception) -> str:
-    """What happened, in one line: of an error in a worker's constructor the last line of its traceback, else Ray's first."""
+    """Describe a loss in one line: the last line of the traceback of a worker's constructor, else the first line from Ray."""
     lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", str(loss)).splitlines() if line.strip()]
     if getattr(loss, "actor_init_failed", False):
         return lines[-1]

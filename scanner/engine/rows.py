@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
 import pyarrow as pa
 
 from scanner.checkpoint import MatrixRef
-from scanner.engine.plan import ControlTask, MatrixTask
 from scanner.rmt.analysis import Analysis
 from scanner.store import SCHEMAS
+
+if TYPE_CHECKING:
+    from scanner.engine.scan import ControlTask, MatrixTask
 
 _PER_VECTOR = "region u_ks u_p u_p_local v_ks v_p v_p_local u_ipr v_ipr u_peak v_peak".split()
 _PER_MATRIX = (
@@ -77,11 +82,13 @@ def vector_rows(task: MatrixTask, ref: MatrixRef, analysis: Analysis) -> pa.Tabl
     return _table("vectors", _place(task, ref) | _triplets(analysis), len(analysis.singular_values))
 
 
-def matrix_row(task: MatrixTask, ref: MatrixRef, analysis: Analysis, *, seconds: float, device: str) -> pa.Table:
+def matrix_row(
+    task: MatrixTask, ref: MatrixRef, analysis: Analysis, *, device: str, measured: Mapping[str, object]
+) -> pa.Table:
     """The one row of `matrices`."""
-    measured = {name: getattr(analysis, name) for name in _PER_MATRIX}
-    other = {"role_source": ref.role_source, "dtype": ref.dtype, "seconds": seconds, "device": device}
-    return _table("matrices", _place(task, ref) | measured | other, 1)
+    columns = {name: getattr(analysis, name) for name in _PER_MATRIX}
+    other = {"role_source": ref.role_source, "dtype": ref.dtype, "device": device}
+    return _table("matrices", _place(task, ref) | columns | other | dict(measured), 1)
 
 
 def failure_row(task: MatrixTask, ref: MatrixRef, *, stage: str, error: str, message: str) -> pa.Table:

@@ -1,4 +1,4 @@
-"""Scanning checkpoints: one queue and one pool of workers for all, results staged at once, models committed whole."""
+"""Scanning checkpoints: one queue and one pool of workers for all models; each model is committed as soon as it is complete."""
 
 from __future__ import annotations
 
@@ -11,24 +11,170 @@ from typing import Any
 
 import pyarrow as pa
 
-from scanner.checkpoint import Checkpoint, Inventory, list_matrices, open_checkpoint
+from scanner.checkpoint import Checkpoint, Inventory, MatrixRef, list_matrices, open_checkpoint, read_matrices
 from scanner.engine import rows
 from scanner.engine.method import Method, scan_id
-from scanner.engine.plan import ControlTask, MatrixTask, Task, control_tasks, largest_first, reads
-from scanner.engine.pool import PoolOptions, run_tasks
-from scanner.engine.worker import Outcome, Worker
+from scanner.engine.options import PoolOptions
+from scanner.engine.plan import decomposition_cost, decomposition_limit, largest_first, reads
+from scanner.engine.run import run
+from scanner.engine.task import Context, Failure, Task
+from scanner.engine.work import Observer, Stored, Work
 from scanner.errors import CheckpointError, ScannerError
-from scanner.rmt.ensembles import ENSEMBLES, Ensemble
-from scanner.store import ScanWriter, Store, open_store
+from scanner.rmt.analysis import Analysis, analyze, decomposed, summarize
+from scanner.rmt.ensembles import ENSEMBLES, Ensemble, control
+from scanner.rmt.ks_null import KsNull
+from scanner.rmt.sigma import SigmaKind
+from scanner.store import ScanWriter, Store, finished_part, open_store
 from scanner.version import __version__
 
-#: Bytes of neighbouring weights that one request may fetch together where the checkpoint is on the other side of a network.
-REMOTE_NEIGHBOURS = 32 << 20
+#: Bytes of neighboring weights that one request may fetch together if the checkpoint is on a network.
+REMOTE_NEIGHBORS = 32 << 20
+#: The seed of all controls: they are stored by shape and shared by all scans.
+CONTROL_SEED = 0
+_DEFAULT_SIGMA: SigmaKind = "median"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixResult:
+    """Result of one matrix: its rows as a part of the store, or the row of its failure, packed by `pack`."""
+
+    key: str
+    part: bytes = b""
+    failure: bytes = b""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixTask(Task):
+    """Read matrices of one checkpoint that share a read (parts of a fused weight, heads, neighbors), and analyze each."""
+
+    scan_id: str
+    model: str
+    revision: str
+    source: str
+    refs: tuple[MatrixRef, ...]
+    sigma: SigmaKind
+    null: str
+
+    @property
+    def name(self) -> str:
+        """Scan and matrix."""
+        return f"{self.scan_id}/{self.refs[0].key}"
+
+    @property
+    def cost(self) -> float:
+        """Work of the decompositions."""
+        return sum(decomposition_cost(ref.rows, ref.cols) for ref in self.refs)
+
+    @property
+    def items(self) -> int:
+        """Number of matrices."""
+        return len(self.refs)
+
+    @property
+    def time_limit(self) -> float:
+        """Far more than the decompositions take."""
+        return decomposition_limit(self.cost)
+
+    def run(self, context: Context) -> tuple[MatrixResult, ...]:
+        """Analyze every matrix; the failure of one does not affect the others."""
+        return tuple(
+            self._result(context, ref, matrix, seconds) for ref, matrix, seconds in self._read(context, self.refs)
+        )
+
+    def _read(self, context: Context, refs: tuple[MatrixRef, ...]) -> list[tuple[MatrixRef, Any, float]]:
+        """Every matrix, or the exception in its place, and the seconds it took; if reading all at once fails, each by itself."""
+        before = context.seconds("read")
+        try:
+            with context.stage("read"):
+                matrices = read_matrices(self.source, refs)
+        except Exception as error:  # whatever one matrix does, the scan continues, and a row records the failure
+            if len(refs) == 1:
+                return [(refs[0], error, 0.0)]
+            return [found for ref in refs for found in self._read(context, (ref,))]
+        seconds = (context.seconds("read") - before) / len(matrices)
+        for stored in {ref.entry for ref in refs} | {entry for ref in refs for _, entry in ref.companions}:
+            context.count_bytes(stored.size)
+        return [(ref, matrix, seconds) for ref, matrix in zip(refs, matrices, strict=True)]
+
+    def _result(self, context: Context, ref: MatrixRef, matrix: Any, read_seconds: float) -> MatrixResult:
+        error, stage = matrix if isinstance(matrix, Exception) else None, "read"
+        if error is None:
+            try:
+                analysis, seconds = analyze_timed(context, matrix, sigma=self.sigma, null=self.null)
+            except Exception as raised:  # as above
+                error, stage = raised, "analyse"
+        if error is not None:
+            row = rows.failure_row(self, ref, stage=stage, error=type(error).__name__, message=str(error))
+            return MatrixResult(key=ref.key, failure=rows.pack(row))
+        measured = {
+            "seconds": read_seconds + seconds["decompose"] + seconds["test"],
+            "read_seconds": read_seconds,
+            "decompose_seconds": seconds["decompose"],
+            "test_seconds": seconds["test"],
+            "bytes_read": sum(entry.size for entry in (ref.entry, *(entry for _, entry in ref.companions))),
+        }
+        row = rows.matrix_row(self, ref, analysis, device=context.device, measured=measured)
+        vectors = rows.vector_rows(self, ref, analysis)
+        # Packed here, where the cores are: the driver only writes the bytes.
+        return MatrixResult(key=ref.key, part=finished_part(self.scan_id, ref.key, row, vectors))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlTask(Task):
+    """Draw one random matrix of an ensemble and analyze it."""
+
+    ensemble: Ensemble
+    rows: int
+    cols: int
+    seed: int = CONTROL_SEED
+
+    @property
+    def name(self) -> str:
+        """Shape, ensemble and seed."""
+        return f"control/{self.rows}x{self.cols}-{self.ensemble}-{self.seed}"
+
+    @property
+    def cost(self) -> float:
+        """Work of the decomposition."""
+        return decomposition_cost(self.rows, self.cols)
+
+    @property
+    def time_limit(self) -> float:
+        """Far more than the decomposition takes."""
+        return decomposition_limit(self.cost)
+
+    def run(self, context: Context) -> bytes:
+        """Return the rows of `controls`, packed."""
+        drawn = control(self.ensemble, self.rows, self.cols, self.seed)
+        analysis, _ = analyze_timed(context, drawn, sigma=_DEFAULT_SIGMA, null="table")
+        return rows.pack(rows.control_rows(self, analysis))
+
+
+def analyze_timed(context: Context, matrix: Any, *, sigma: SigmaKind, null: str) -> tuple[Analysis, dict[str, float]]:
+    """Analyze a matrix on the worker's device; returns the seconds of the stages `decompose` and `test` beside it."""
+    before = {stage: context.seconds(stage) for stage in ("decompose", "test")}
+    with context.computing():
+        with context.stage("decompose"):
+            parts, total = decomposed(matrix, context.device)
+        with context.stage("test"):
+            analysis = summarize(parts, total, sigma=sigma, null=KsNull.parse(null))
+    return analysis, {stage: context.seconds(stage) - seconds for stage, seconds in before.items()}
+
+
+def control_tasks(shapes: Iterable[tuple[int, int]], ensembles: Iterable[Ensemble]) -> list[ControlTask]:
+    """One control for every distinct shape and ensemble."""
+    distinct = sorted(set(shapes))
+    return [ControlTask(ensemble=e, rows=rows, cols=cols) for e in dict.fromkeys(ensembles) for rows, cols in distinct]
+
+
+def warm_up() -> None:
+    """Load the libraries of an analysis: this belongs to the start of a worker and not to its first matrix."""
+    rows.warm_up(analyze([[1.0, 0.0], [0.0, 2.0]]))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelReport:
-    """What became of one reference: the three counts add up to the tensors of the checkpoint, slices counted as one each."""
+    """Result of one reference: the three counts add up to the tensors of the checkpoint; slices count as one each."""
 
     reference: str
     model: str = ""
@@ -36,12 +182,17 @@ class ModelReport:
     scan_id: str = ""
     analysed: int = 0
     skipped: dict[str, list[str]] = field(default_factory=dict)
-    """Reason to the tensors that were skipped for it."""
+    """Reason -> tensors that were skipped for it."""
     failed: int = 0
     new: bool = True
-    """False when the store had this scan already."""
+    """False if the store already had this scan."""
     error: ScannerError | None = None
-    """Why the reference could not be scanned at all."""
+    """Why the reference cannot be scanned."""
+
+    @property
+    def analyzed(self) -> int:
+        """Number of analyzed matrices."""
+        return self.analysed
 
     @property
     def skipped_count(self) -> int:
@@ -51,57 +202,38 @@ class ModelReport:
 
 @dataclass(frozen=True, kw_only=True)
 class ScanReport:
-    """What became of every reference of one command, in the order in which they were named."""
+    """Results of all references of one command, in the order in which they were named."""
 
     store: str
     models: tuple[ModelReport, ...]
 
     @property
     def failed(self) -> int:
-        """Tensors that failed, over all models."""
+        """Number of failed tensors of all models."""
         return sum(model.failed for model in self.models)
 
     @property
     def errors(self) -> tuple[ModelReport, ...]:
-        """The references that could not be scanned."""
+        """References that could not be scanned."""
         return tuple(model for model in self.models if model.error is not None)
 
-
-class ScanObserver:
-    """Follows a scan as it goes on; every method does nothing unless overridden."""
-
-    def opening(self, reference: str) -> None:
-        """A checkpoint is being opened: its headers read, its files hashed."""
-
-    def starting(self, items: int, cost: float, kept: int, what: str = "matrices and controls") -> None:
-        """The queue is complete, with so many of `what`; `kept` are there from an earlier run that was not finished."""
-
-    def workers(self, alive: int, wanted: int) -> None:
-        """A worker came up or was lost."""
-
-    def waiting(self, reason: str) -> None:
-        """There is no worker, and nothing happens until one comes up."""
-
-    def dispatching(self) -> None:
-        """The first worker is ready: the steady state begins."""
-
-    def task_done(self, task: Task, *, failed: list[str]) -> None:
-        """The results of a task are in the store; `failed` holds the keys of the matrices that failed."""
-
-    def model_done(self, model: ModelReport) -> None:
-        """A model is committed, was there already, or cannot be scanned."""
+    @property
+    def exit_status(self) -> int:
+        """0: done; 1: a reference cannot be scanned; 3: some tensors failed."""
+        return 1 if self.errors else 3 if self.failed else 0
 
 
 @dataclass(kw_only=True)
 class _Job:
-    """One checkpoint on its way to a committed scan."""
+    """One checkpoint that is being scanned."""
 
-    references: list[str]  # more than one where several names lead to the same content
+    references: list[str]  # more than one if several names lead to the same content
     checkpoint: Checkpoint
     inventory: Inventory
     scan_id: str
     writer: ScanWriter
     todo: set[str]  # keys of the matrices without a result
+    committed: bool = False
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @property
@@ -112,15 +244,31 @@ class _Job:
         return reasons
 
 
-class ScanRun:
-    """The state of one run: jobs by scan, and what to do with each outcome."""
+class ScanWork(Work):
+    """Scans of several models: one job per content, and what to do with each result."""
 
-    def __init__(self, store: Store, method: Method, observer: ScanObserver) -> None:
-        self.store, self.method, self.observer = store, method, observer
+    kind = "scan"
+    unit = "matrices and controls"
+    start = staticmethod(warm_up)
+
+    def __init__(
+        self, store: Store, method: Method, observer: Observer, ensembles: Sequence[Ensemble] = ENSEMBLES
+    ) -> None:
+        self.store, self.method, self.observer, self.ensembles = store, method, observer, ensembles
         self.jobs: dict[str, _Job] = {}
         self.reports: dict[str, ModelReport] = {}
         self.shapes: set[tuple[int, int]] = set()
         self.environment: dict[str, Any] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """The models that are scanned."""
+        return [job.checkpoint.model for job in self.jobs.values()]
+
+    @property
+    def kept(self) -> int:
+        """Matrices with results from an earlier run."""
+        return sum(len(job.inventory.matrices) - len(job.todo) for job in self.jobs.values())
 
     def add(self, reference: str, *, force: bool, download: bool) -> None:
         """Open a reference and queue what it lacks; an error that concerns only this reference is kept in its report."""
@@ -163,94 +311,86 @@ class ScanRun:
             todo=todo,
         )
 
-    def tasks(self, ensembles: Iterable[Ensemble]) -> list[MatrixTask | ControlTask]:
-        """Everything without a result, largest first."""
+    def tasks(self) -> list[MatrixTask | ControlTask]:
+        """Matrices and controls without a result, largest first."""
         found: list[MatrixTask | ControlTask] = [
             task
-            for task in control_tasks(self.shapes, ensembles)
+            for task in control_tasks(self.shapes, self.ensembles)
             if not self.store.has_control(task.rows, task.cols, task.ensemble, task.seed)
         ]
         for job in self.jobs.values():
-            place = {
-                "model": job.checkpoint.model,
-                "revision": job.checkpoint.revision,
-                "source": job.checkpoint.source,
-            }
-            todo = [ref for ref in job.inventory.matrices if ref.key in job.todo]
-            neighbours = REMOTE_NEIGHBOURS if "://" in job.checkpoint.source else 0
-            found += [
-                MatrixTask(scan_id=job.scan_id, refs=refs, sigma=self.method.sigma, null=self.method.null, **place)
-                for refs in reads(todo, neighbours=neighbours)
-            ]
+            found += self._matrix_tasks(job, [ref for ref in job.inventory.matrices if ref.key in job.todo])
         return largest_first(found)
 
-    def begin(self, environment: dict[str, Any]) -> None:
-        """Ray is there: what an earlier run left complete but for the commit is committed before new work begins."""
+    def _matrix_tasks(self, job: _Job, refs: Sequence[MatrixRef]) -> list[MatrixTask]:
+        checkpoint = job.checkpoint
+        neighbors = REMOTE_NEIGHBORS if "://" in checkpoint.source else 0
+        return [
+            MatrixTask(
+                scan_id=job.scan_id,
+                model=checkpoint.model,
+                revision=checkpoint.revision,
+                source=checkpoint.source,
+                refs=group,
+                sigma=self.method.sigma,
+                null=self.method.null,
+            )
+            for group in reads(refs, neighbors=neighbors)
+        ]
+
+    def started(self, environment: dict[str, Any]) -> None:
+        """Commit what an earlier run left complete except for the commit, while the workers start."""
         self.environment = environment
-        self.commit_complete()
-        # pyarrow looks for pandas at its first Python list: now, while the workers start, and not between last matrix and commit.
+        self._commit_complete()
+        # pyarrow looks for pandas at its first Python list: now, and not between the last matrix and the commit.
         pa.array([0])
 
-    def carry_out(self, tasks: Sequence[MatrixTask | ControlTask], options: PoolOptions) -> None:
-        """Run the tasks on Ray, which is not started when there are none, and commit what is complete."""
-        if not tasks:
-            self.commit_complete()
-            return
-        self.observer.starting(sum(work_items(task) for task in tasks), sum(task.cost for task in tasks), self.kept())
-        run_tasks(
-            Worker,
-            tasks,
-            options,
-            on_start=self.begin,
-            on_done=self.done,
-            on_lost=self.lost,
-            on_workers=_FirstWorker(self.observer),
-            on_waiting=self.observer.waiting,
-        )
-
-    def kept(self) -> int:
-        """Matrices whose results an earlier run left behind."""
-        return sum(len(job.inventory.matrices) - len(job.todo) for job in self.jobs.values())
-
-    def done(self, task: MatrixTask | ControlTask, outcome: Outcome) -> None:
-        """Store the rows of a task; the last one of a model commits it."""
+    def done(self, task: Task, value: Any) -> Stored:
+        """Stage the rows of a task; the last one of a model commits it."""
         if isinstance(task, ControlTask):
-            assert outcome.controls is not None, "a control's outcome is its rows"
-            self.store.write_control(rows.unpack(outcome.controls), task.rows, task.cols, task.ensemble, task.seed)
-            self.observer.task_done(task, failed=[])
-            return
+            self.store.write_control(rows.unpack(value), task.rows, task.cols, task.ensemble, task.seed)
+            return Stored()
+        assert isinstance(task, MatrixTask)
         job = self.jobs[task.scan_id]
+        tensors = {ref.key: ref.tensor for ref in task.refs}
         failed = []
-        for result in outcome.results:
+        for result in value:
             if result.failure:
                 job.writer.stage_failure(result.key, rows.unpack(result.failure))
-                failed.append(result.key)
+                failed.append(tensors[result.key])
             else:
                 job.writer.stage_part(result.key, result.part)
-        self._finish(job, task, failed)
+        return self._finished(job, task, failed)
 
-    def lost(self, task: MatrixTask | ControlTask, reason: str) -> None:
-        """Record a matrix that took every worker with it."""
+    def failed(self, task: Task, failure: Failure) -> Stored:
+        """Record the matrices of a task that lost its workers. A control has no row of its own: the next scan tries it again."""
         if isinstance(task, ControlTask):
-            self.observer.task_done(task, failed=[task.name])  # a control is missing, and no model is the worse for it
-            return
+            return Stored(failed=(task.name,))
+        assert isinstance(task, MatrixTask)
         job = self.jobs[task.scan_id]
         for ref in task.refs:
-            row = rows.failure_row(task, ref, stage="analyse", error="WorkerLost", message=reason)
+            row = rows.failure_row(task, ref, stage="analyse", error=failure.error, message=failure.message)
             job.writer.stage_failure(ref.key, row)
-        self._finish(job, task, [ref.key for ref in task.refs])
+        return self._finished(job, task, [ref.tensor for ref in task.refs])
 
-    def commit_complete(self) -> None:
-        """Commit the jobs that an earlier run left complete but for the commit."""
-        for job in list(self.jobs.values()):
-            if not job.todo:
+    def finish(self) -> None:
+        """Commit jobs that are complete."""
+        self._commit_complete()
+
+    def report(self, references: Sequence[str]) -> ScanReport:
+        """Results of the references."""
+        return ScanReport(store=self.store.url, models=tuple(self.reports[reference] for reference in references))
+
+    def _commit_complete(self) -> None:
+        for job in self.jobs.values():
+            if not job.todo and not job.committed:
                 self._commit(job)
 
-    def _finish(self, job: _Job, task: MatrixTask, failed: list[str]) -> None:
+    def _finished(self, job: _Job, task: MatrixTask, failed: Sequence[str]) -> Stored:
         job.todo -= {ref.key for ref in task.refs}
-        self.observer.task_done(task, failed=failed)
         if not job.todo:
             self._commit(job)
+        return Stored(failed=tuple(failed))
 
     def _commit(self, job: _Job) -> None:
         checkpoint, finished_at = job.checkpoint, datetime.now(UTC)
@@ -274,8 +414,9 @@ class ScanRun:
                 "method": json.dumps(self.method.as_dict()),
                 "environment": json.dumps(self.environment),
             },
-            clean_up=False,  # many small files: nobody needs to wait for that
+            clean_up=False,  # the report does not wait for the removal of many small files
         )
+        job.committed = True
         row = self.store.scan_row(job.scan_id)
         assert row is not None, "a committed scan can be read"
         for reference in job.references:
@@ -293,12 +434,12 @@ def work_items(task: MatrixTask | ControlTask) -> int:
 
 
 def nothing_to_scan(checkpoint: Checkpoint, inventory: Inventory) -> str:
-    """One line that says why a checkpoint has no matrix to analyse."""
+    """Say in one line why a checkpoint has no matrix to analyze."""
     reasons: dict[str, int] = {}
     for tensor in inventory.skipped:
         reasons[tensor.reason] = reasons.get(tensor.reason, 0) + 1
     told = "; ".join(f"{count} {reason}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1]))
-    return f"{checkpoint.model}: no matrix to analyse among its {len(inventory.skipped)} tensors ({told})"
+    return f"{checkpoint.model}: no matrix to analyze among its {len(inventory.skipped)} tensors ({told})"
 
 
 def _report_of_row(reference: str, row: dict[str, Any], *, new: bool = False) -> ModelReport:
@@ -314,19 +455,6 @@ def _report_of_row(reference: str, row: dict[str, Any], *, new: bool = False) ->
     )
 
 
-class _FirstWorker:
-    """Tells the observer of the workers, and once that work begins."""
-
-    def __init__(self, observer: ScanObserver) -> None:
-        self._observer, self._begun = observer, False
-
-    def __call__(self, alive: int, wanted: int) -> None:
-        self._observer.workers(alive, wanted)
-        if alive and not self._begun:
-            self._begun = True
-            self._observer.dispatching()
-
-
 def scan(
     references: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
@@ -336,36 +464,36 @@ def scan(
     pool: PoolOptions | None = None,
     force: bool = False,
     download: bool = False,
-    observer: ScanObserver | None = None,
+    observer: Observer | None = None,
 ) -> ScanReport:
-    """Scan checkpoints into a store, on a local Ray or a running cluster; what is there already is not done again.
+    """Scan checkpoints into a store, on a local Ray or a running cluster; existing results are reused.
 
     Args:
         references: one or more checkpoints: a folder or file, `org/name[@revision]`, a URL, `delta:BASE..TUNED`.
-        store: where the results go; made if it is not there.
+        store: where the results are written; created if it does not exist.
         method: what is computed; None: the defaults of `Method`.
         ensembles: random controls, one for each distinct shape.
-        pool: where and on how many workers; None: this machine, a worker a core (or GPU).
-        force: scan again what the store already holds.
-        download: take whole files of the Hub into its cache, instead of reading byte ranges of them.
-        observer: told of progress.
+        pool: where and on how many workers; None: this machine, one worker per core (or GPU).
+        force: scan again even if the store has the results.
+        download: download whole files of the Hub into its cache instead of reading byte ranges.
+        observer: receives the progress.
 
     Returns:
-        What became of every reference. One that cannot be opened has its error there and does not stop the others.
+        Results of all references. One that cannot be opened has its error there and does not stop the others.
 
     Raises:
-        ScannerError: nothing can go on: a store that cannot be written, no worker, no cluster.
-        KeyboardInterrupt: interrupted; finished matrices are in the store, and the same call goes on from there.
+        ScannerError: nothing can continue: a store that cannot be written, no worker, no cluster.
+        KeyboardInterrupt: interrupted; finished matrices are in the store, and the same call resumes.
     """
     named = [references] if isinstance(references, str | os.PathLike) else references
     unique = list(dict.fromkeys(os.fspath(reference) for reference in named))
-    observer, options = observer or ScanObserver(), pool or PoolOptions()
+    observer, options = observer or Observer(), pool or PoolOptions()
     unknown = [ensemble for ensemble in ensembles if ensemble not in ENSEMBLES]
     if unknown:
-        raise ScannerError(f"unknown ensemble {unknown[0]!r}: it is one of {', '.join(ENSEMBLES)}")
+        raise ScannerError(f"unknown ensemble {unknown[0]!r}: choose from {', '.join(ENSEMBLES)}")
     target = open_store(os.fspath(store), create=True)
-    run = ScanRun(target, method or Method(), observer)
+    work = ScanWork(target, method or Method(), observer, ensembles)
     for reference in unique:
-        run.add(reference, force=force, download=download)
-    run.carry_out(run.tasks(ensembles), options)
-    return ScanReport(store=target.url, models=tuple(run.reports[reference] for reference in unique))
+        work.add(reference, force=force, download=download)
+    run([work], options, observer)
+    return work.report(unique)

@@ -1,108 +1,94 @@
-"""The actor that reads and analyses matrices; everything that goes wrong with a matrix comes back as data."""
+"""The one Ray actor: it runs tasks of any kind, one computation at a time, and returns errors as data."""
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 import time
-from dataclasses import dataclass
-from typing import Any
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from threadpoolctl import ThreadpoolController
 
-from scanner.checkpoint import MatrixRef, read_matrices
-from scanner.engine import rows
-from scanner.engine.plan import ControlTask, MatrixTask
 from scanner.engine.pool import granted_device
-from scanner.rmt.analysis import Analysis, analyze
-from scanner.rmt.ensembles import control
-from scanner.store import finished_part
+from scanner.engine.task import Failure, Result, Task
+from scanner.extensions import load_extensions
 
-
-@dataclass(frozen=True, kw_only=True)
-class MatrixResult:
-    """What came of one matrix: its rows as a part of the store, or the row of its failure, packed by `rows.pack`."""
-
-    key: str
-    part: bytes = b""
-    failure: bytes = b""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What came of a task: a result for each of its matrices, or the rows of a control."""
-
-    results: tuple[MatrixResult, ...] = ()
-    controls: bytes | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Read:
-    matrix: Any = None
-    seconds: float = 0.0
-    error: Exception | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Timed:
-    analysis: Analysis
-    seconds: float
+Made = TypeVar("Made")
 
 
 class Worker:
-    """One core or one GPU. Two calls may run at once: while one computes, the other reads its matrix and waits."""
+    """One core or one GPU. Two tasks may run at once: while one computes, the other reads its input and waits."""
 
-    def __init__(self) -> None:
-        self._device = granted_device()
-        self._computing = threading.Lock()
-        self._thread_pools = ThreadpoolController()
-        # The first analysis of a process loads libraries; it belongs to the start and not to somebody's matrix.
-        rows.warm_up(analyze([[1.0, 0.0], [0.0, 2.0]]))
+    def __init__(self, start: Callable[[], None] | None = None) -> None:
+        """Prepare the process; `start` loads what the first task would otherwise wait for."""
+        load_extensions()
+        self.device = granted_device()
+        self.turn = threading.Lock()
+        if start is not None:
+            start()
+        self.thread_pools = ThreadpoolController()  # knows the libraries that are loaded by now
+        self.slots: dict[str, tuple[Hashable, Any]] = {}
 
     def ready(self) -> str:
-        """The device, once the worker is there."""
-        return self._device
+        """Return the device, as soon as the worker is up."""
+        return self.device
 
-    def run(self, task: MatrixTask | ControlTask) -> Outcome:
-        """Carry out a task. An error of the matrix is an outcome; only the loss of the worker raises, in the driver."""
-        if isinstance(task, ControlTask):
-            drawn = control(task.ensemble, task.rows, task.cols, task.seed)
-            return Outcome(controls=rows.pack(rows.control_rows(task, self._analyze(drawn).analysis)))
-        matrices = self._read(task)
-        return Outcome(
-            results=tuple(self._result(task, ref, read) for ref, read in zip(task.refs, matrices, strict=True))
-        )
+    def run(self, task: Task) -> Result:
+        """Run a task. Only the loss of the worker itself raises, in the driver."""
+        context = WorkerContext(self)
+        value, failure = None, None
+        try:
+            value = task.run(context)
+        except Exception as error:  # whatever one task does, the others continue, and its failure is recorded
+            failure = Failure.of(error)
+        return Result(value=value, failure=failure, stages=dict(context.stages), bytes_read=context.bytes_read)
 
-    def _read(self, task: MatrixTask) -> list[_Read]:
-        """Every matrix of the task, or the error in its place; where reading all at once fails, each by itself."""
+
+class WorkerContext:
+    """What a worker offers to one task (`scanner.engine.task.Context`)."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self.stages: dict[str, float] = defaultdict(float)
+        self.bytes_read = 0
+
+    @property
+    def device(self) -> str:
+        """Where tensors belong."""
+        return self._worker.device
+
+    @contextmanager
+    def computing(self) -> Iterator[float]:
+        """Wait for the turn of this task and limit BLAS to one thread; yields the start time in seconds."""
+        # The limit applies to the thread that computes: Ray calls from a thread pool, and OpenMP counts threads for each.
+        with self._worker.turn, self._worker.thread_pools.limit(limits=1):
+            yield time.perf_counter()
+
+    def resident(self, slot: str, key: Hashable, make: Callable[[], Made]) -> Made:
+        """Return what the worker keeps in a slot; another key drops it first, because two might not fit into memory."""
+        kept = self._worker.slots.get(slot)
+        if kept is None or kept[0] != key:
+            kept = None
+            self._worker.slots.pop(slot, None)
+            self._worker.slots[slot] = kept = (key, make())
+        made: Made = kept[1]
+        return made
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the seconds spent inside."""
         started = time.perf_counter()
         try:
-            matrices = read_matrices(task.source, task.refs)
-        except Exception as error:  # whatever a matrix does, the scan goes on, and a row says what it was
-            if len(task.refs) == 1:
-                return [_Read(error=error)]
-            return [read for ref in task.refs for read in self._read(dataclasses.replace(task, refs=(ref,)))]
-        seconds = (time.perf_counter() - started) / len(matrices)
-        return [_Read(matrix=matrix, seconds=seconds) for matrix in matrices]
+            yield
+        finally:
+            self.stages[name] += time.perf_counter() - started
 
-    def _result(self, task: MatrixTask, ref: MatrixRef, read: _Read) -> MatrixResult:
-        error, stage = read.error, "read"
-        if error is None:
-            try:
-                timed = self._analyze(read.matrix, sigma=task.sigma, null=task.null)
-            except Exception as raised:  # as above
-                error, stage = raised, "analyse"
-        if error is not None:
-            row = rows.failure_row(task, ref, stage=stage, error=type(error).__name__, message=str(error))
-            return MatrixResult(key=ref.key, failure=rows.pack(row))
-        row = rows.matrix_row(task, ref, timed.analysis, seconds=read.seconds + timed.seconds, device=self._device)
-        vectors = rows.vector_rows(task, ref, timed.analysis)
-        # Packed here, where the cores are: the driver only puts the bytes down.
-        return MatrixResult(key=ref.key, part=finished_part(task.scan_id, ref.key, row, vectors))
+    def seconds(self, name: str) -> float:
+        """Seconds counted under a stage so far."""
+        return self.stages.get(name, 0.0)
 
-    def _analyze(self, matrix: Any, **method: Any) -> _Timed:
-        # Thread counts are limited in the thread that computes: Ray calls from a pool of them, and OpenMP counts for each.
-        with self._computing, self._thread_pools.limit(limits=1):
-            started = time.perf_counter()
-            analysis = analyze(matrix, device=self._device, **method)
-            return _Timed(analysis=analysis, seconds=time.perf_counter() - started)
+    def count_bytes(self, count: int) -> None:
+        """Count bytes read."""
+        self.bytes_read += count

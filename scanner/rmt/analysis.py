@@ -144,12 +144,26 @@ def analyze(
     if sigma not in SIGMA_KINDS:
         raise ValueError(f"unknown sigma {sigma!r}; known: {', '.join(SIGMA_KINDS)}")
     null = KsNull.parse(null) if isinstance(null, str) else null
+    parts, sum_of_entries = decomposed(array, device)
+    return summarize(parts, sum_of_entries, sigma=sigma, null=null)
+
+
+def decomposed(
+    array: ArrayLike | torch.Tensor | LowRank, device: str | torch.device | None = None
+) -> tuple[Decomposition, float]:
+    """Decompose one m x n matrix; returns the sum of its entries, too, which `summarize` needs beside the singular values.
+
+    Raises:
+        ValueError: not a real matrix.
+        NotFiniteError: NaN or infinite entries.
+        DecompositionError: no decomposition that multiplies back to the matrix was found.
+    """
     if isinstance(array, LowRank):
         factors = LowRank(left=_as_matrix(array.left, device), right=_as_matrix(array.right, device))
         total = float(factors.left.sum(dim=0, dtype=torch.float64) @ factors.right.sum(dim=1, dtype=torch.float64))
-        return summarize(decompose_low_rank(factors), total, sigma=sigma, null=null)
+        return decompose_low_rank(factors), total
     matrix = _as_matrix(array, device)
-    return summarize(decompose(matrix), float(matrix.sum(dtype=torch.float64)), sigma=sigma, null=null)
+    return decompose(matrix), float(matrix.sum(dtype=torch.float64))
 
 
 def summarize(parts: Decomposition, sum_of_entries: float, *, sigma: SigmaKind, null: KsNull) -> Analysis:

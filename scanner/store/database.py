@@ -17,7 +17,18 @@ _SQL = Path(__file__).resolve().parent / "sql"
 _READING_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
 _NO_EFFECT = "only one SELECT statement can be run (WITH, FROM, VALUES, DESCRIBE, SUMMARIZE and SHOW TABLES are fine)"
 
-LISTED = ("scans", "controls", "comparisons", "experiments", "overlaps", "activation_spectra", "ablations", "finetunes")
+LISTED = (
+    "scans",
+    "controls",
+    "comparisons",
+    "experiments",
+    "overlaps",
+    "activation_spectra",
+    "ablations",
+    "finetunes",
+    "baselines",
+    "run_skips",
+)
 """Tables of which every file counts; the files of the others count if these say so."""
 _OF_COMPARISONS = ("pairs", "pair_vectors", "pair_subspaces")
 

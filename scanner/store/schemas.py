@@ -48,7 +48,9 @@ SCHEMAS: dict[str, pa.Schema] = {
         | _columns("sigma_median sigma_std sigma_init sigma_bulk mp_lower mp_upper", _DOUBLE)
         | _columns("outliers_left outliers_right rank", _INT)
         | _columns("mp_ks spectral_norm frobenius_norm stable_rank effective_rank u_p_mean v_p_mean", _DOUBLE)
-        | {"svd_method": _TEXT, "svd_residual": _DOUBLE, "seconds": _DOUBLE, "device": _TEXT},
+        | {"svd_method": _TEXT, "svd_residual": _DOUBLE, "seconds": _DOUBLE, "device": _TEXT}
+        | _columns("read_seconds decompose_seconds test_seconds", _DOUBLE)
+        | {"bytes_read": _BIGINT},
         required="scan_id model tensor role rows cols",
     ),
     "vectors": _schema(
@@ -134,16 +136,21 @@ SCHEMAS: dict[str, pa.Schema] = {
         _columns("run_id model revision roles layers set", _TEXT)
         | {"removed": _BIGINT, "fraction": _DOUBLE, "seed": _INT, "metric": _TEXT, "dataset": _TEXT, "tokens": _BIGINT}
         | _columns("baseline value delta stderr seconds", _DOUBLE)
-        | {"examples": _BIGINT, "finished_at": _TIME},
+        | {"examples": _BIGINT, "finished_at": _TIME, "batch_tokens": _BIGINT, "beside": _TEXT},
         required="run_id model set metric value",
     ),
     "finetunes": _schema(
         _columns("run_id base_model dataset order", _TEXT)
         | _columns("decile seed", _INT)
         | {"roles": _TEXT, "accuracy": _DOUBLE, "examples": _BIGINT, "epochs": _INT, "seconds": _DOUBLE}
-        | {"checkpoint": _TEXT, "finished_at": _TIME},
+        | {"checkpoint": _TEXT, "finished_at": _TIME, "device": _TEXT, "removed": _BIGINT, "loss": _DOUBLE}
+        | {"examples_at_a_time": _INT, "batch_tokens": _BIGINT},
         required="run_id base_model order seed accuracy",
     ),
+    "baselines": _schema(
+        {"run_id": _TEXT, "window": _INT, "sum": _DOUBLE, "weight": _DOUBLE}, required="run_id window sum weight"
+    ),
+    "run_skips": _schema(_columns("run_id model tensor reason", _TEXT), required="run_id model tensor reason"),
 }
 """Name of a table to its schema: the columns of the design, in its order, with the types that every file has."""
 

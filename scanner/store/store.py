@@ -17,7 +17,15 @@ from scanner.store.queries import Query, find_query, load_queries
 from scanner.store.schemas import SCHEMAS, conform, file_metadata, method_in
 from scanner.store.writer import FIRST, ROW_GROUP, ScanWriter, is_scan_id
 
-_EXPERIMENTS = ("experiments", "overlaps", "activation_spectra", "ablations", "finetunes")
+_EXPERIMENTS = (
+    "experiments",
+    "overlaps",
+    "activation_spectra",
+    "ablations",
+    "finetunes",
+    "baselines",
+    "run_skips",
+)
 _FOLDERS = ("scans", "controls", "staging")
 _STAGED = "staging-experiments"
 _ENSEMBLE = re.compile(r"[a-z][a-z0-9_]*")

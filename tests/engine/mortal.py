@@ -30,6 +30,10 @@ class Mortal:
         time.sleep(work.seconds)
         if work.fate == "exits":
             os._exit(1)
+        if work.fate == "is stopped":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if work.fate == "sleeps forever":
+            time.sleep(10_000)
         if work.fate == "is killed":
             os.kill(os.getpid(), signal.SIGKILL)
         return work.name.upper()
@@ -44,7 +48,7 @@ class TellsWhere(Mortal):
 
 
 class Refuses(Mortal):
-    def __init__(self) -> None:
+    def __init__(self, *_: object) -> None:
         raise RuntimeError("\x1b[31mno such device")
 
 

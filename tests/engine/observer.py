@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from scanner.engine import ModelReport, ScanObserver
-from scanner.engine.plan import ControlTask, MatrixTask
+from scanner.engine.scan import ControlTask, MatrixTask
 
 
 class Recorder(ScanObserver):

@@ -12,9 +12,8 @@ from safetensors.torch import load_file
 
 from scanner import Method, PoolOptions, Selection, Store, compare, open_checkpoint, open_store
 from scanner.checkpoint import Checkpoint, difference, list_matrices
-from scanner.engine.compare import find_reference, stored_method
+from scanner.engine.compare import compare_pair, find_reference, stored_method
 from scanner.engine.method import scan_id
-from scanner.engine.pair_worker import compare_pair
 from scanner.engine.rows import unpack
 from scanner.errors import CheckpointError
 from tests.checkpoint.writing import checkpoint
@@ -34,7 +33,7 @@ def tuned_tensors() -> dict[str, torch.Tensor]:
     made = dict(tensors())
     for number, (name, tensor) in enumerate(made.items()):
         if ".layers.0." in name and tensor.ndim == 2:
-            made[name] = tensor + 0.1 * weight(*tensor.shape, 77 + number)
+            made[name] = tensor + 0.1 * weight(tensor.shape[0], tensor.shape[1], 77 + number)
     return made
 
 

@@ -6,7 +6,8 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scanner.engine.plan import ControlTask, control_tasks, decomposition_cost, largest_first
+from scanner.engine.plan import decomposition_cost, largest_first
+from scanner.engine.scan import ControlTask, control_tasks
 from scanner.rmt.ensembles import ENSEMBLES, control
 
 SHAPES = st.tuples(st.integers(1, 8192), st.integers(1, 8192))

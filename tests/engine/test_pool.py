@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from scanner.engine.pool import ATTEMPTS, Pool, PoolOptions, PoolShape, run_tasks
+from scanner.engine.options import PoolOptions
+from scanner.engine.pool import ATTEMPTS, Pool, PoolShape, run_tasks
 from scanner.errors import ScannerError
 
 from .mortal import DiesInTheConstructor, Mortal, Refuses, RefusesOnce, TellsWhere, Work
@@ -77,6 +78,44 @@ def test_work_beside_poison_in_the_same_worker_is_not_recorded_as_lost(tmp_path:
     told.pool(Mortal, 1).run([slow[0], Work(name="poison", log=log, fate="exits"), slow[1]])
     assert sorted(name for name, _ in told.done) == ["slow 0", "slow 1"]
     assert [name for name, _ in told.lost] == ["poison"]
+
+
+@pytest.mark.parametrize("fate", ["is stopped", "sleeps forever"])
+def test_a_worker_that_hangs_is_replaced_and_its_task_tried_again_then_recorded(tmp_path: Path, fate: str) -> None:
+    log = tmp_path / "log"
+    work = [Work(name=f"innocent {i}", log=log, seconds=0.02) for i in range(8)]
+    work[3] = Work(name="hangs", log=log, fate=fate)
+    told, hung = Told(), []
+    pool: Pool[Work] = Pool(
+        Mortal,
+        PoolShape(workers=2, gpus=0.0),
+        on_done=lambda work, outcome: told.done.append((work.name, outcome)),
+        on_lost=lambda work, reason: told.lost.append((work.name, reason)),
+        on_hung=lambda names, seconds: hung.append((names, seconds)),
+        time_limit=lambda work: 2.5,
+    )
+    pool.run(work)
+    assert sorted(name for name, _ in told.done) == sorted(one.name for one in work if one.fate == "lives")
+    assert told.lost == [("hangs", f"lost {ATTEMPTS} workers (no result within 2.5 s)")]
+    assert len(hung) == ATTEMPTS
+    assert all("hangs" in names and seconds == 2.5 for names, seconds in hung)
+    assert log.read_text().splitlines().count("hangs") == ATTEMPTS
+
+
+def test_a_slow_task_within_its_limit_is_not_disturbed(tmp_path: Path) -> None:
+    """The limit counts from the last result of a worker: two tasks in one worker wait for each other."""
+    work = [Work(name=f"{i}", log=tmp_path / "log", seconds=0.8) for i in range(4)]
+    told = Told()
+    pool: Pool[Work] = Pool(
+        Mortal,
+        PoolShape(workers=1, gpus=0.0),
+        on_done=lambda work, outcome: told.done.append((work.name, outcome)),
+        on_lost=lambda work, reason: pytest.fail(reason),
+        on_hung=lambda names, seconds: pytest.fail(str(names)),
+        time_limit=lambda work: 5.0,
+    )
+    pool.run(work)
+    assert len(told.done) == 4
 
 
 def test_nothing_but_poison_ends_too(tmp_path: Path) -> None:
@@ -152,7 +191,7 @@ def test_a_pool_that_cannot_have_its_workers_says_what_is_missing(
 
 def test_a_gpu_that_this_machine_has_not_is_refused_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with pytest.raises(ScannerError, match="this machine has 0 GPUs: leave it out, or name a cluster"):
+    with pytest.raises(ScannerError, match="this machine has 0 GPUs: omit it, or give the address of a cluster"):
         run_tasks(
             Mortal,
             [Work(name="a", log=tmp_path / "log")],
@@ -193,8 +232,17 @@ def test_workers_fit_the_cluster(
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"workers": 0}, {"workers": -1}, {"gpus_per_worker": -0.5}, {"gpus_per_worker": 1.5}, {"gpus_per_worker": 1e-5}],
+    [
+        {"workers": 0},
+        {"workers": -1},
+        {"gpus_per_worker": -0.5},
+        {"gpus_per_worker": 1.5},
+        {"gpus_per_worker": 1e-5},
+        {"task_timeout": 0.0},
+        {"task_timeout": -1.0},
+        {"task_timeout": float("nan")},
+    ],
 )
 def test_impossible_pools_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(ScannerError, match=r"--workers|--gpus-per-worker"):
+    with pytest.raises(ScannerError, match=r"workers|gpus_per_worker|task_timeout"):
         PoolOptions(**wrong)  # type: ignore[arg-type]

@@ -18,8 +18,8 @@ from safetensors import safe_open
 import scanner
 from scanner import Method, PoolOptions, ScannerError, Selection, Store, open_store
 from scanner.engine import ScanReport
-from scanner.engine import scan as run_scan
-from scanner.engine.plan import ControlTask, MatrixTask
+from scanner.engine.scan import ControlTask, MatrixTask
+from scanner.engine.scan import scan as run_scan
 from scanner.rmt.ensembles import control
 from tests.checkpoint.writing import checkpoint
 
@@ -29,7 +29,7 @@ from .observer import Recorder
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 ONE = PoolOptions(workers=1)
-MODULE = importlib.import_module("scanner.engine.scan")  # its function has the same name
+MODULE = importlib.import_module("scanner.engine.run")  # its function has the same name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,5 +332,5 @@ def test_an_unknown_ensemble_is_refused_before_anything_is_made(tmp_path: Path) 
 def test_a_checkpoint_without_a_wanted_matrix_says_what_there_is(tmp_path: Path) -> None:
     method = Method(selection=Selection(only=("router",)))
     [model] = scanned(small(tmp_path / "model"), tmp_path / "store", method=method).report.models
-    assert "no matrix to analyse among its 15 tensors" in str(model.error)
+    assert "no matrix to analyze among its 15 tensors" in str(model.error)
     assert "12 not selected: role" in str(model.error)

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from scanner.checkpoint import Checkpoint, MatrixRef, Selection, list_matrices, open_checkpoint, read_matrix
 from scanner.engine import rows
-from scanner.engine.plan import ControlTask, MatrixTask
+from scanner.engine.scan import ControlTask, MatrixTask
 from scanner.rmt.analysis import Analysis, analyze
 from scanner.rmt.ensembles import control
 from scanner.store import SCHEMAS, Store, open_store
@@ -40,7 +40,7 @@ def scan(store: Store, folder: Path, model: str, selection: Selection, scan_id: 
             null="table",
         )
         analyses[ref.key] = analysis = analyze(read_matrix(checkpoint.source, ref))
-        matrix = rows.matrix_row(task, ref, analysis, seconds=0.1, device="cpu")
+        matrix = rows.matrix_row(task, ref, analysis, device="cpu", measured={"seconds": 0.1})
         writer.stage(ref.key, matrix, rows.vector_rows(task, ref, analysis))
     writer.commit(_scan_row(checkpoint))
     return analyses
@@ -89,10 +89,10 @@ def build(url: str, base: Path, tuned: Path) -> Store:
     store = open_store(url, create=True)
     selection = Selection(only=("query", "value", "mlp_up"), layers=LAYERS)
     refs = list(list_matrices(open_checkpoint(str(base), identify=False), selection).matrices)
-    analyses = [scan(store, folder, name, selection, scan_id) for folder, name, scan_id in _scans(base, tuned)]
+    before, after = (scan(store, folder, name, selection, scan_id) for folder, name, scan_id in _scans(base, tuned))
     scan(store, base, BASE, Selection(only=("query", "key"), layers=(0, 1), heads=True), "heads")
     add_controls(store, {(ref.rows, ref.cols) for ref in refs})
-    add_comparison(store, *analyses, refs)
+    add_comparison(store, before, after, refs)
     return store
 
 

@@ -1,5 +1,6 @@
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -109,7 +110,7 @@ def test_columns_in_another_order_and_wider_types_are_put_right() -> None:
     ],
     ids=["missing column", "unknown column", "null where required", "integer out of range"],
 )
-def test_a_table_that_does_not_fit_is_refused(change, said: str) -> None:
+def test_a_table_that_does_not_fit_is_refused(change: Callable[[pa.Table], pa.Table], said: str) -> None:
     _, vectors = Matrix().tables("a", "m", "r")
     with pytest.raises(ValueError, match=re.escape(said)):
         conform("vectors", change(vectors))

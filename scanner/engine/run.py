@@ -1,0 +1,123 @@
+"""The life cycle of every kind of work: plan, skip what is done, dispatch, stage, commit."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from typing import Any
+
+from scanner.engine.options import PoolOptions
+from scanner.engine.pool import ray_session, run_tasks
+from scanner.engine.task import Failure, Result, Task
+from scanner.engine.work import Observer, Stored, Work
+from scanner.engine.worker import Worker
+from scanner.errors import ScannerError
+
+#: Seconds between two heartbeats, in a local store and in one on a network.
+_BEAT_SECONDS, _REMOTE_BEAT_SECONDS = 5.0, 20.0
+
+
+def run(works: Sequence[Work], options: PoolOptions, observer: Observer) -> None:
+    """Run several kinds of work one after the other on one Ray, which is not started if nothing is left to do.
+
+    Raises:
+        ScannerError: nothing can continue: a store that cannot be written, no worker, no cluster, or a failure that every other
+            task would share.
+        KeyboardInterrupt: interrupted; results are in the store, and the same call resumes.
+    """
+    planned = [(work, work.tasks()) for work in works]
+    with ray_session(options) if any(tasks for _, tasks in planned) else nullcontext():
+        for work, tasks in planned:
+            if tasks:
+                _dispatch(work, tasks, options, observer)
+            work.finish()
+
+
+def _dispatch(work: Work, tasks: Sequence[Task], options: PoolOptions, observer: Observer) -> None:
+    items, cost = work.expected(tasks)
+    observer.starting(items, cost, work.kept, work.unit)
+    status = _Status(work, items, cost)
+
+    def done(task: Task, result: Result) -> Iterable[Task]:
+        started = time.perf_counter()
+        stored = work.done(task, result.value) if result.failure is None else fail(task, result.failure)
+        status.count(task, result, failed=len(stored.failed), seconds=time.perf_counter() - started)
+        observer.task_done(task, failed=[*stored.failed])
+        return stored.following
+
+    def fail(task: Task, failure: Failure) -> Stored:
+        if failure.fatal:
+            raise ScannerError(failure.message)
+        return work.failed(task, failure)
+
+    def lost(task: Task, reason: str) -> None:
+        done(task, Result(failure=Failure(message=reason, error="WorkerLost")))
+
+    def workers(alive: int, wanted: int) -> None:
+        first = not status.begun and alive > 0
+        status.workers(alive, wanted)
+        observer.workers(alive, wanted)
+        if first:
+            observer.dispatching()
+
+    run_tasks(
+        Worker,
+        tasks,
+        options,
+        arguments=(work.start,),
+        on_start=work.started,
+        on_done=done,
+        on_lost=lost,
+        on_workers=workers,
+        on_waiting=observer.waiting,
+        on_hung=observer.hung,
+        family=lambda task: task.family,
+        time_limit=lambda task: options.task_timeout or task.time_limit,
+    )
+
+
+class _Status:
+    """The state of running work that other processes can read from the store."""
+
+    def __init__(self, work: Work, items: int, cost: float) -> None:
+        self._store = work.store
+        self._lock = threading.Lock()
+        self.begun = False
+        self._run_id = uuid.uuid4().hex
+        self._fixed: dict[str, Any] = {
+            "run_id": self._run_id,
+            "kind": work.kind,
+            "what": tuple(work.names),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started_at": datetime.now(UTC),
+            "total": items,
+            "cost": cost,
+        }
+        self._done = self._failed = self._alive = self._wanted = self._bytes_read = 0
+        self._cost_done = 0.0
+        self._stages: dict[str, float] = defaultdict(float)
+
+    def count(self, task: Task, result: Result, *, failed: int, seconds: float) -> None:
+        """Count a finished task; `seconds` is the time that staging its result took in the driver."""
+        with self._lock:
+            self._done += task.items
+            self._failed += failed
+            self._cost_done += task.cost
+            self._bytes_read += result.bytes_read
+            for stage, taken in result.stages.items():
+                self._stages[stage] += taken
+            self._stages["write"] += seconds
+
+    def workers(self, alive: int, wanted: int) -> None:
+        """Note the number of workers."""
+        with self._lock:
+            self.begun = self.begun or alive > 0
+            self._alive, self._wanted = alive, wanted
