@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from tests.checkpoint.gguf_writing import LLAMA, blocks, llama, write_gguf
+from tests.checkpoint.formats.gguf_writing import LLAMA, blocks, llama, write_gguf
 from tests.checkpoint.tiny_models import CASES, build
 from tests.checkpoint.writing import checkpoint, raw_checkpoint, sharded
 from tests.engine.checkpoints import slow, small
