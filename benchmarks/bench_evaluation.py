@@ -17,11 +17,11 @@ from typing import Any
 import measure
 import numpy as np
 import torch
+from scanner.experiments.running import keep_freed_memory
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from scanner.experiments.evaluation import Perplexity, Windows
-from scanner.experiments.running import keep_freed_memory
-from scanner.experiments.tokens import Batches
+from scanner.experiments.nlp.evaluation import Perplexity, Windows
+from scanner.experiments.nlp.tokens import Batches
 
 WIDTHS = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
 SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import measure
 
@@ -34,7 +35,8 @@ def plain_numpy(vectors: Matrix) -> NDArray[np.float64]:
     length = vectors.shape[1]
     c = scipy.special.ndtr(np.sort(vectors, axis=1) * np.sqrt(length))
     i = np.arange(1, length + 1)
-    return np.maximum(np.max(i / length - c, axis=1), np.max(c - (i - 1) / length, axis=1))
+    distances: NDArray[np.float64] = np.maximum(np.max(i / length - c, axis=1), np.max(c - (i - 1) / length, axis=1))
+    return distances
 
 
 def main() -> int:
@@ -46,7 +48,7 @@ def main() -> int:
     sides = [found.left, found.right]
     arrays = [side.numpy() for side in sides]
     some = [array[:: size // sampled][:sampled] for array in arrays]  # largest, smallest and all between
-    contestants = {
+    contestants: dict[str, Callable[[], object]] = {
         "entry_statistics": lambda: [entry_statistics(side) for side in sides],
         "scipy.stats.kstest loop": lambda: [loop(array) for array in some],
         "numpy float64, no blocks": lambda: [plain_numpy(array) for array in arrays],

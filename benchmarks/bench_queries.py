@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def times(store: Store, of: fleet.Fleet, repeats: int, *, judged: bool) -> list[
             taken, busy = [], []
             for _ in range(repeats):
                 before = time.process_time()
-                taken.append(measure.seconds(lambda q=query, p=params: store.query(q.name, **p)))
+                taken.append(measure.seconds(partial(store.query, query.name, **params)))
                 busy.append(time.process_time() - before)
             row: measure.Row = {"query": query.name, "about": about, "rows": answer.num_rows}
             row |= {"median_s": measure.median(taken), "min_s": min(taken), "cpu_s": measure.median(busy)}
@@ -63,7 +64,7 @@ def opening(url: str, repeats: int, *, judged: bool) -> list[measure.Row]:
     taken = []
     for _ in range(repeats):
         store = open_store(url)
-        taken.append(measure.seconds(lambda store=store: store.query("scans")))
+        taken.append(measure.seconds(partial(store.query, "scans")))
         store.close()
     row: measure.Row = {"step": "open the store, first answer", "median_s": measure.median(taken), "min_s": min(taken)}
     return [row | measure.at_most(measure.median(taken) / ONE_MODEL, 1.0 if judged else None)]

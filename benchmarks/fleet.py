@@ -11,6 +11,7 @@ import itertools
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,7 @@ from scanner.store.tables import file_metadata
 from scanner.store.writer import ROW_GROUP
 
 Row = dict[str, object]
-Columns = dict[str, NDArray[np.generic]]
+Columns = dict[str, NDArray[Any]]
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
 SERIES = "bench/series"
@@ -113,7 +114,7 @@ def _write_scan(files: StoreFiles, fleet: Fleet, number: int, random: np.random.
             | {"svd_method": "gram", "seconds": 1e-9 * rows * cols * count * (1 + random.random())}
             | {"device": "cpu" if number % 2 else "cuda:0"}
         )
-    failures = [
+    failures: list[Row] = [
         {"scan_id": scan_id, "model": model, "tensor": f"broken.{stage}.weight", "stage": stage}
         | {"error": error, "message": message}
         for stage, error, message in _FAILURES[: number % 3]
@@ -174,7 +175,10 @@ def _write(files: StoreFiles, name: str, stem: str, rows: pa.Table | list[Row]) 
 def _control(rows: int, cols: int, ensemble: str, random: np.random.Generator) -> pa.Table:
     count = min(rows, cols)
     shared = {"rows": rows, "cols": cols, "ensemble": ensemble, "seed": 0}
-    values = {"k": np.arange(count), "singular_value": _spectrum(rows, cols, 1 / np.sqrt(max(rows, cols)), random)}
+    values: Columns = {
+        "k": np.arange(count),
+        "singular_value": _spectrum(rows, cols, 1 / np.sqrt(max(rows, cols)), random),
+    }
     p = {name: random.random(count) for name in ("u_p", "v_p", "u_p_local", "v_p_local")}
     return _table("controls", count, shared, values | p)
 

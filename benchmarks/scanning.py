@@ -10,7 +10,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from scanner.engine import ModelReport, PoolOptions, ScanObserver, scan
+from scanner.engine import ModelReport, PoolOptions, ScanObserver
+from scanner.engine.scan import scan
 
 _BARE_LOOP = Path(__file__).with_name("bare_loop.py")
 

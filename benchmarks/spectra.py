@@ -21,7 +21,7 @@ def even_in_logarithm(count: int, condition: float) -> Matrix:
 
 def one_outlier(count: int, condition: float) -> Matrix:
     """One huge value, the others over two decades far below it: a trained matrix with a dominant direction."""
-    return np.concatenate([[1.0], np.logspace(2.0, 0.0, count - 1) / condition])
+    return np.concatenate([np.ones(1), np.logspace(2.0, 0.0, count - 1) / condition])
 
 
 def spiked(rows: int, cols: int, rng: np.random.Generator, spikes: int = 8) -> Matrix:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from scanner.engine import Method as Method
     from scanner.engine import PoolOptions as PoolOptions
     from scanner.engine import ScanReport as ScanReport
-    from scanner.engine import compare as compare
-    from scanner.engine import scan as scan
+    from scanner.engine.compare import compare as compare
+    from scanner.engine.scan import scan as scan
     from scanner.rmt.analysis import Analysis as Analysis
     from scanner.rmt.analysis import analyze as analyze
     from scanner.store import Store as Store
@@ -35,10 +35,10 @@ _LAZY = {
     "Selection": "scanner.checkpoint",
     "Store": "scanner.store",
     "analyze": "scanner.rmt.analysis",
-    "compare": "scanner.engine",
+    "compare": "scanner.engine.compare",
     "open_checkpoint": "scanner.checkpoint",
     "open_store": "scanner.store",
-    "scan": "scanner.engine",
+    "scan": "scanner.engine.scan",
 }
 
 __all__ = [*_LAZY, "CheckpointError", "QueryError", "ScannerError", "StoreError", "__version__"]

@@ -1,28 +1,50 @@
-"""The one family of errors that a user can act on; anything else that is raised is a bug."""
+"""Errors that a user can act on; every other exception is a bug.
+
+A message is one line: what was wrong, with what, and what to do. It names an argument in backticks (`store`); the command line
+prints the flag of that argument instead (--store).
+"""
+
+from __future__ import annotations
 
 
 class ScannerError(Exception):
-    """What was wrong, with what, and what to do, in one line: the command line prints it and exits with 1."""
+    """Base class of all errors that a user can act on; the command line prints the message and exits with status 1."""
+
+
+class ConfigError(ScannerError):
+    """An argument with a value that is not accepted.
+
+    Args:
+        argument: name of the argument, as in the signature or the configuration.
+        problem: the rest of the message, as in "must be at least 1, got 0".
+    """
+
+    def __init__(self, argument: str, problem: str) -> None:
+        super().__init__(argument, problem)
+        self.argument, self.problem = argument, problem
+
+    def __str__(self) -> str:
+        return f"`{self.argument}` {self.problem}"
 
 
 class CheckpointError(ScannerError):
-    """A reference that leads to no readable checkpoint, or a checkpoint whose files contradict themselves."""
+    """A reference without a readable checkpoint, or a checkpoint whose files contradict each other."""
 
 
 class GatedError(CheckpointError):
-    """A repository whose terms the user has to accept first, or that needs a token."""
+    """A repository whose terms the user has to accept first, or that requires a token."""
 
 
 class MissingError(CheckpointError):
-    """A repository, a revision or a file that is not there, or not for this user."""
+    """A repository, revision or file that does not exist, or that this user cannot see."""
 
 
 class RateLimitedError(CheckpointError):
-    """A server that wants fewer requests: the same again later succeeds."""
+    """A server that limits the rate of requests: the same request succeeds later."""
 
 
 class StoreError(ScannerError):
-    """A store that cannot be read or written, or a question it cannot answer."""
+    """A store that cannot be read or written, or a query that it cannot answer."""
 
 
 class QueryError(StoreError):

@@ -28,7 +28,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from scanner import open_store
-from scanner.cli.main import app
+from scanner.cli.main import application
 from tests.engine.checkpoints import small
 from tests.processes import alive, descendants, wait_until
 
@@ -110,7 +110,7 @@ def test_a_job_takes_the_arguments_and_ends_with_the_status_of_the_verb() -> Non
 
 @pytest.mark.parametrize("job", sorted((ROOT / "jobs").glob("*.py")), ids=lambda path: path.stem)
 def test_a_job_is_thin_and_its_verb_exists(job: Path) -> None:
-    verbs = {command.name for command in app.registered_commands}
+    verbs = {command.name for command in application().registered_commands}
     text = job.read_text("utf-8")
     assert len(text.splitlines()) <= 20
     assert any(f'main(["{verb}", *sys.argv[1:]])' in text for verb in verbs)

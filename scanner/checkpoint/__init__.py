@@ -1,32 +1,48 @@
-"""Checkpoints: a reference becomes a `Checkpoint`, a `Checkpoint` a list of `MatrixRef`, a `MatrixRef` a tensor."""
+"""Checkpoints: a reference becomes a `Checkpoint`, a `Checkpoint` a list of `MatrixRef`, a `MatrixRef` a tensor.
 
-from scanner.checkpoint.descriptors import (
-    ROLES,
-    Checkpoint,
-    Inventory,
-    MatrixRef,
-    Selection,
-    Skipped,
-    TensorEntry,
-)
-from scanner.checkpoint.differences import difference
-from scanner.checkpoint.inventory import list_matrices
-from scanner.checkpoint.matching import match_matrices
-from scanner.checkpoint.opening import open_checkpoint
-from scanner.checkpoint.reading import read_matrices, read_matrix
+Names are imported when they are first used: what selects matrices is available without the modules that read files.
+"""
 
-__all__ = [
-    "ROLES",
-    "Checkpoint",
-    "Inventory",
-    "MatrixRef",
-    "Selection",
-    "Skipped",
-    "TensorEntry",
-    "difference",
-    "list_matrices",
-    "match_matrices",
-    "open_checkpoint",
-    "read_matrices",
-    "read_matrix",
-]
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scanner.checkpoint.differences import difference as difference
+    from scanner.checkpoint.inventory import list_matrices as list_matrices
+    from scanner.checkpoint.model import ROLES as ROLES
+    from scanner.checkpoint.model import Checkpoint as Checkpoint
+    from scanner.checkpoint.model import Inventory as Inventory
+    from scanner.checkpoint.model import MatrixRef as MatrixRef
+    from scanner.checkpoint.model import Selection as Selection
+    from scanner.checkpoint.model import Skipped as Skipped
+    from scanner.checkpoint.model import TensorEntry as TensorEntry
+    from scanner.checkpoint.opening import open_checkpoint as open_checkpoint
+    from scanner.checkpoint.reading import read_matrices as read_matrices
+    from scanner.checkpoint.reading import read_matrix as read_matrix
+    from scanner.checkpoint.structure.matching import match_matrices as match_matrices
+
+_LAZY = {
+    "ROLES": "model",
+    "Checkpoint": "model",
+    "Inventory": "model",
+    "MatrixRef": "model",
+    "Selection": "model",
+    "Skipped": "model",
+    "TensorEntry": "model",
+    "difference": "differences",
+    "list_matrices": "inventory",
+    "match_matrices": "structure.matching",
+    "open_checkpoint": "opening",
+    "read_matrices": "reading",
+    "read_matrix": "reading",
+}
+
+__all__ = [*_LAZY]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'scanner.checkpoint' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"scanner.checkpoint.{_LAZY[name]}"), name)

@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from scanner.checkpoint.descriptors import Checkpoint, Inventory, MatrixRef, Skipped
-from scanner.checkpoint.matching import match_matrices
+from scanner.checkpoint.model import Checkpoint, Inventory, MatrixRef, Skipped
 from scanner.checkpoint.names import printable
+from scanner.checkpoint.structure.matching import match_matrices
 from scanner.errors import CheckpointError
 
 PREFIX = "delta:"

@@ -4,8 +4,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 
-from scanner.checkpoint.adapters import adapter_weights
-from scanner.checkpoint.descriptors import (
+from scanner.checkpoint.differences import difference_inventory
+from scanner.checkpoint.formats.adapters import adapter_weights
+from scanner.checkpoint.formats.gguf import classify_gguf
+from scanner.checkpoint.model import (
     MAX_MATRICES,
     VOCABULARY_ROLES,
     Checkpoint,
@@ -15,15 +17,13 @@ from scanner.checkpoint.descriptors import (
     Selection,
     Skipped,
 )
-from scanner.checkpoint.differences import difference_inventory
-from scanner.checkpoint.files import open_files
-from scanner.checkpoint.gguf_file import classify_gguf
-from scanner.checkpoint.heads import NOT_SPLIT, head_refs, is_split, misfit
-from scanner.checkpoint.layouts import MAX_EXPERTS, Model, Place, matrices_of, model_of, place_of
 from scanner.checkpoint.names import printable
-from scanner.checkpoint.quantized import logical_weights
-from scanner.checkpoint.roles import stacks
-from scanner.checkpoint.ties import find_ties
+from scanner.checkpoint.quantization.weights import logical_weights
+from scanner.checkpoint.sources.files import open_files
+from scanner.checkpoint.structure.heads import NOT_SPLIT, head_refs, is_split, misfit
+from scanner.checkpoint.structure.layouts import MAX_EXPERTS, Model, Place, matrices_of, model_of, place_of
+from scanner.checkpoint.structure.roles import stacks
+from scanner.checkpoint.structure.ties import find_ties
 from scanner.errors import CheckpointError
 
 EVERYTHING = Selection()
@@ -38,7 +38,7 @@ def list_matrices(
     """List the matrices of a checkpoint that a selection wants, and every other tensor with the reason why not.
 
     A stored tensor is accounted for once: it holds (or is decoded to) one or more of the matrices, or it is skipped.
-    Which matrices that are is decided by headers and config alone; see `scanner.checkpoint.layouts`.
+    Which matrices that are is decided by headers and config alone; see `scanner.checkpoint.structure.layouts`.
 
     Embeddings and output heads are listed only if the selection asks for them, and then once: a copy of a tied
     weight is skipped. To find copies, tensors of equal shape are compared byte by byte, in blocks; with `headers_only` no

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scanner.checkpoint.files import Files
 from scanner.checkpoint.names import printable
-from scanner.checkpoint.remote_files import WEIGHT_SUFFIXES
+from scanner.checkpoint.sources.files import Files
+from scanner.checkpoint.sources.remote_files import WEIGHT_SUFFIXES
 
 CONFIG_FILE = "config.json"
 README_FILE = "README.md"

@@ -4,15 +4,15 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 
-from scanner.checkpoint.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_adapter
-from scanner.checkpoint.codecs_gguf import READABLE_GGUF_TYPES
-from scanner.checkpoint.descriptors import Checkpoint, TensorEntry
 from scanner.checkpoint.differences import PREFIX, difference, split_reference
-from scanner.checkpoint.files import open_files
-from scanner.checkpoint.json_object import read_json_object
+from scanner.checkpoint.formats.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_adapter
+from scanner.checkpoint.formats.gguf_blocks import READABLE_GGUF_TYPES
+from scanner.checkpoint.formats.weights import find_weights
 from scanner.checkpoint.metadata import CONFIG_FILE, MAX_CONFIG_BYTES, architecture, base_model
+from scanner.checkpoint.model import Checkpoint, TensorEntry
 from scanner.checkpoint.references import find_place
-from scanner.checkpoint.weights import find_weights
+from scanner.checkpoint.sources.files import open_files
+from scanner.checkpoint.sources.json_object import read_json_object
 
 
 def open_checkpoint(reference: str, *, download: bool = False, identify: bool = True) -> Checkpoint:

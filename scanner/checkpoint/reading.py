@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from scanner.checkpoint.decoding import decode
-from scanner.checkpoint.descriptors import MatrixRef, TensorEntry
-from scanner.checkpoint.files import ByteRange, open_files
+from scanner.checkpoint.model import MatrixRef, TensorEntry
 from scanner.checkpoint.names import printable
-from scanner.checkpoint.stored import Stored
+from scanner.checkpoint.quantization.decoding import decode
+from scanner.checkpoint.quantization.stored import Stored
+from scanner.checkpoint.sources.files import ByteRange, open_files
 from scanner.errors import CheckpointError
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
-from scanner.checkpoint.files import SCHEME
 from scanner.checkpoint.metadata import model_name
 from scanner.checkpoint.names import printable
-from scanner.checkpoint.remote_files import WEIGHT_SUFFIXES
+from scanner.checkpoint.sources.files import SCHEME
+from scanner.checkpoint.sources.remote_files import WEIGHT_SUFFIXES
 from scanner.errors import CheckpointError, GatedError, RateLimitedError
 
 # org/name, org/name@revision, and either followed by a path; with a path but no revision only if it is one to weights.
@@ -96,8 +96,8 @@ def _local_url(reference: str) -> Place:
 
 def _on_the_hub(reference: str) -> Place:
     # Imported here: only who names a model on the Hub waits for its client.
-    from scanner.checkpoint.hub_files import hub_files
-    from scanner.checkpoint.hub_lookup import find_commit, parse_hub_reference
+    from scanner.checkpoint.sources.hub_files import hub_files
+    from scanner.checkpoint.sources.hub_lookup import find_commit, parse_hub_reference
 
     found = parse_hub_reference(reference)
     commit = find_commit(found)

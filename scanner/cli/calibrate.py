@@ -1,4 +1,4 @@
-"""`rmtscan calibrate`: the null table of the Kolmogorov-Smirnov statistic, made anew."""
+"""`rmtscan calibrate`: simulate the null table of the Kolmogorov-Smirnov statistic."""
 
 from __future__ import annotations
 
@@ -7,28 +7,30 @@ from typing import Annotated
 
 import typer
 
-from scanner.cli.output import Format, FormatOption, note, write
+from scanner.cli import options
+from scanner.cli.output import FormatOption, note, write
 
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the command."""
-    app.command("calibrate")(calibrate)
+    options.register(app, "calibrate", calibrate)
 
 
 def calibrate(
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the table here (.npz).", show_default=False)
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write the table to this file (.npz).", show_default=False),
     ] = None,
-    draws: Annotated[int, typer.Option(min=1000, help="Random vectors for each length.")] = 1_000_000,
+    draws: Annotated[int, typer.Option(min=1000, help="Number of random vectors for each length.")] = 1_000_000,
     seed: Annotated[
-        int | None, typer.Option(help="Seed; none: the one of the shipped table.", show_default=False)
+        int | None, typer.Option(help="Seed of the simulation.", show_default="that of the included table")
     ] = None,
-    form: FormatOption = Format.table,
+    form: FormatOption = "table",
 ) -> None:
-    """Simulate the null distribution of D and compare it with the shipped table.
+    """Simulate the null distribution of D and compare it with the table included in the package.
 
-    Prints quantiles of sqrt(n) D beside the shipped ones: with another seed, the difference is the table's noise.
-    The shipped table takes about four minutes on one core.
+    Prints quantiles of sqrt(n) D for both. With another seed, the difference shows the noise of the table.
+    The default number of draws takes about four minutes on one core.
     """
     import numpy as np
     import pyarrow as pa
@@ -37,7 +39,7 @@ def calibrate(
     from scanner.rmt import ks_null
 
     if output is not None and not output.resolve().parent.is_dir():
-        raise ScannerError(f"{output.parent} is not a folder: make it, or choose another --output")
+        raise ScannerError(f"{output.parent} is not a folder: create it, or choose another `output`")
     note(f"simulating {draws:,} vectors for each of {len(ks_null.TABLE_LENGTHS)} lengths")
     table = ks_null.make_table(draws, seed=ks_null.DEFAULT_SEED if seed is None else seed)
     shipped = ks_null.shipped_table()

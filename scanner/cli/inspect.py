@@ -1,4 +1,4 @@
-"""`rmtscan inspect`: what a scan would do, from headers alone."""
+"""`rmtscan inspect`: list what a scan would analyze, from headers alone."""
 
 from __future__ import annotations
 
@@ -6,26 +6,25 @@ from typing import Annotated
 
 import typer
 
-from scanner.cli.output import Format, FormatOption, note, write
-from scanner.cli.selection import EmbeddingsOption, HeadsOption, LayersOption, OnlyOption, selection
+from scanner.checkpoint import Selection
+from scanner.cli import options
+from scanner.cli.output import FormatOption, note, write
 
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the command."""
-    app.command("inspect")(inspect)
+    options.register(app, "inspect", inspect)
 
 
 def inspect(
     reference: Annotated[str, typer.Argument(metavar="REF", help="A checkpoint, as for scan.", show_default=False)],
-    only: OnlyOption = "",
-    layers: LayersOption = "",
-    embeddings: EmbeddingsOption = False,
-    heads: HeadsOption = False,
-    form: FormatOption = Format.table,
+    *,
+    selection: Selection,
+    form: FormatOption = "table",
 ) -> None:
-    """List the matrices that a scan would analyse, and everything it would skip and why, without reading a weight.
+    """List the matrices that a scan would analyze, and the tensors it would skip and why, without reading weights.
 
-    The cost of a matrix is that of its decomposition, in GFLOP and as a share of the whole.
+    The cost of a matrix is that of its decomposition, in GFLOP and as a percentage of the total.
 
     Examples:
 
@@ -42,7 +41,7 @@ def inspect(
     from scanner.engine.plan import decomposition_cost
 
     checkpoint = open_checkpoint(reference, identify=False)
-    inventory = list_matrices(checkpoint, selection(only, layers, embeddings, heads), headers_only=True)
+    inventory = list_matrices(checkpoint, selection, headers_only=True)
     costs = [decomposition_cost(ref.rows, ref.cols) / 1e9 for ref in inventory.matrices]
     total = sum(costs)
     columns = ("stack", "layer", "role", "module", "head", "expert", "rows", "cols", "dtype", "role_source")
@@ -62,11 +61,11 @@ def inspect(
         note(f"  {count} skipped: {reason}")
     for copy, original in inventory.perhaps_tied:
         note(
-            f"  {printable(copy)} may be tied with {printable(original)}: they have one shape, and no weight is read here; "
-            "scan compares them, and skips a copy"
+            f"  {printable(copy)} may be tied with {printable(original)}: they have the same shape; "
+            "scan compares their weights and skips a copy"
         )
     note(
         f"{checkpoint.model}: {checkpoint.format}, {checkpoint.architecture or 'no config'}, "
         f"{checkpoint.parameters:,} parameters ({checkpoint.dtype}); "
-        f"{len(inventory.matrices)} matrices to analyse ({total:,.1f} GFLOP), {len(inventory.skipped)} tensors skipped"
+        f"{len(inventory.matrices)} matrices to analyze ({total:,.1f} GFLOP), {len(inventory.skipped)} tensors skipped"
     )

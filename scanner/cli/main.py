@@ -1,53 +1,55 @@
-"""The command `rmtscan`: its verbs, and how errors leave it."""
+"""The command `rmtscan`: its verbs, and the exit status of errors."""
 
 from __future__ import annotations
 
+import importlib
 import sys
 from typing import Annotated
 
 import typer
 
-from scanner.cli import (
-    ablate,
-    activations,
-    calibrate,
-    compare,
-    finetune,
-    inspect,
-    lazy_learning,
-    plot,
-    publish,
-    query,
-    report,
-    scan,
-    slicing,
-)
 from scanner.errors import ScannerError
+from scanner.extensions import load_extensions
 from scanner.version import __version__
 
-app = typer.Typer(
-    name="rmtscan",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="Where in a model is what it learned? Compare every weight matrix of a checkpoint with random matrix theory.",
-    epilog="Exit status: 0 done, 1 an error you can act on, 2 wrong usage, 3 done but some tensors failed, 130 interrupted. "
-    "Data goes to stdout, everything else to stderr.",
+#: Modules of this package with a function `register(app)`, in the order of the help.
+VERBS = (
+    "scan",
+    "inspect",
+    "compare",
+    "query",
+    "sql",
+    "models",
+    "status",
+    "calibrate",
+    "experiments",
+    "plot",
+    "report",
+    "publish",
 )
-scan.register(app)
-inspect.register(app)
-compare.register(app)
-query.register(app)
-calibrate.register(app)
-activations.register(app)
-ablate.register(app)
-finetune.register(app)
-lazy_learning.register(app)
-slicing.register(app)
-plot.register(app)
-report.register(app)
-publish.register(app)
+
+
+def application() -> typer.Typer:
+    """Build the command with all verbs, those of extensions included.
+
+    Raises:
+        ScannerError: an extension cannot be imported.
+    """
+    load_extensions()
+    app = typer.Typer(
+        name="rmtscan",
+        no_args_is_help=True,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        help="Find where a model stores what it learned: compare every weight matrix of a checkpoint with random matrix theory.",
+        epilog="Exit status: 0 done, 1 an error you can act on, 2 wrong usage, 3 done but some tensors failed, 130 interrupted. "
+        "Data goes to stdout, everything else to stderr.",
+    )
+    app.callback()(_options)
+    for name in VERBS:
+        importlib.import_module(f"scanner.cli.{name}").register(app)
+    return app
 
 
 def _version(asked: bool) -> None:
@@ -56,7 +58,6 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
@@ -68,7 +69,7 @@ def _options(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; a `ScannerError` becomes one line on stderr and exit status 1."""
     try:
-        app(arguments, prog_name="rmtscan")
+        application()(arguments, prog_name="rmtscan")
     except ScannerError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

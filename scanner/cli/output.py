@@ -1,11 +1,10 @@
-"""Printing tables: to stdout, in the format that was asked for."""
+"""Tables on stdout, in one of several formats, and notes on stderr."""
 
 from __future__ import annotations
 
 import math
 import sys
 from decimal import Decimal
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -13,20 +12,12 @@ import typer
 if TYPE_CHECKING:
     import pyarrow as pa
 
-#: Rows that a table for people shows; the other formats print everything.
+#: Number of rows that the format `table` shows; the other formats print all rows.
 _SHOWN = 200
 
 
-class Format(StrEnum):
-    """How data is printed."""
-
-    table = "table"
-    json = "json"
-    csv = "csv"
-    parquet = "parquet"
-
-
-FormatOption = Annotated[Format, typer.Option("--format", "-f", help="How to print the result.", show_default=True)]
+Format = Literal["table", "json", "csv", "parquet"]
+FormatOption = Annotated[Format, typer.Option("--format", "-f", help="Format of the printed table.", show_default=True)]
 StoreOption = Annotated[
     str,
     typer.Option(
@@ -37,20 +28,20 @@ DEFAULT_STORE = "results"
 
 
 def note(text: str) -> None:
-    """A line for the person, on stderr."""
+    """Print a line on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def write(table: pa.Table, form: Format, *, whole: bool = False) -> None:
-    """Print a table to stdout; the one for people is cut after some screens unless it is wanted `whole`."""
+    """Print a table to stdout; the format `table` shows the first rows only, unless `whole` is true."""
     table = _with_distinct_names(table)
-    if form is Format.table and whole and table.num_rows > _SHOWN:
+    if form == "table" and whole and table.num_rows > _SHOWN:
         _write_lines(table)
-    elif form is Format.table:
+    elif form == "table":
         _write_text(table)
-    elif form is Format.json:
+    elif form == "json":
         _write_json(table)
-    elif form is Format.csv:
+    elif form == "csv":
         import pyarrow.csv as pc
 
         sys.stdout.flush()
@@ -67,7 +58,7 @@ def write(table: pa.Table, form: Format, *, whole: bool = False) -> None:
 
 
 def _with_distinct_names(table: pa.Table) -> pa.Table:
-    """`SELECT 1 AS a, 2 AS a` is legal; a row as an object needs a name for each column."""
+    """Rename duplicate columns, which SQL allows (`SELECT 1 AS a, 2 AS a`) and JSON objects do not."""
     names: list[str] = []
     for name in table.column_names:
         distinct, count = name, 1
@@ -78,7 +69,7 @@ def _with_distinct_names(table: pa.Table) -> pa.Table:
 
 
 def _with_text_for(table: pa.Table, *, nested: bool) -> pa.Table:
-    """Columns of types that a format does not have as text: intervals, and with `nested` (as in CSV) lists, maps, bytes."""
+    """Convert columns of types that a format lacks to text: intervals, and with `nested` (for CSV) lists, maps and bytes."""
     import pyarrow as pa
 
     for position, field in enumerate(table.schema):
@@ -91,7 +82,7 @@ def _with_text_for(table: pa.Table, *, nested: bool) -> pa.Table:
 
 
 def _with_printable_text(table: pa.Table) -> pa.Table:
-    """Columns of text without what would steer a terminal; their names, too."""
+    """Escape control characters in text columns and in column names."""
     import pyarrow as pa
 
     def is_text(kind: pa.DataType) -> bool:
@@ -101,7 +92,7 @@ def _with_printable_text(table: pa.Table) -> pa.Table:
         of_texts = pa.types.is_dictionary(field.type) and is_text(field.type.value_type)
         if not of_texts and not is_text(field.type):
             continue
-        # Of each text once: names and roles come back in every row.
+        # Every distinct text is escaped once: names and roles are repeated in every row.
         columns = []
         for chunk in table.column(position).chunks:
             coded = chunk if of_texts else chunk.cast(pa.string()).dictionary_encode()
@@ -123,12 +114,12 @@ def _write_json(table: pa.Table) -> None:
 def _json(value: Any) -> str:
     import json
 
-    # In ASCII: all else, and every control character, is written as an escape.
+    # ASCII only: all other characters and control characters are written as escapes.
     return json.dumps(_plain(value), default=str, allow_nan=False, ensure_ascii=True)
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON knows it: no NaN and no infinity, bytes in hexadecimal, the sum of a column of integers a number."""
+    """Convert a value to JSON types: NaN and infinity to null, bytes to hexadecimal, decimals (sums of integers) to numbers."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -143,7 +134,7 @@ def _plain(value: Any) -> Any:
 
 
 def _printable(text: str) -> str:
-    """Names come from strangers' checkpoints: what would steer the terminal is shown as an escape."""
+    """Escape control characters: names come from untrusted checkpoints."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
 
 
@@ -162,7 +153,7 @@ def _is_number(field: pa.Field) -> bool:
 
 
 def _write_lines(table: pa.Table) -> None:
-    """A line for every row, however many there are and however wide: what `_write_text` would take minutes for."""
+    """Print one line per row, without a limit on rows or width; `_write_text` would take minutes."""
     from rich.cells import cell_len
 
     columns = []
@@ -190,7 +181,7 @@ def _write_text(table: pa.Table) -> None:
         drawn.add_column(Text(_printable(field.name)), justify=justify, overflow="fold")
     for row in shown.to_pylist():
         drawn.add_row(*(Text(_cell(value)) for value in row.values()))
-    # Not on a terminal: as wide as it needs, so that grep and less see whole lines.
+    # Not limited to 80 columns outside of a terminal: grep and less need whole lines.
     console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)
     console.print(drawn)
     if table.num_rows > _SHOWN:

@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from scanner.cli.output import DEFAULT_STORE, Format, FormatOption, StoreOption, note, write
+from scanner.cli import options
+from scanner.cli.output import DEFAULT_STORE, FormatOption, StoreOption, note, write
 
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the command."""
-    app.command("plot")(plot)
+    options.register(app, "plot", plot, aliases={"--centered": "--centred", "--uncentered": "--uncentred"})
 
 
 def plot(
@@ -60,7 +61,7 @@ def plot(
         typer.Option("--run", help="Id of a run of an experiment (lazy: of a recipe), instead of the model's newest."),
     ] = None,
     store: StoreOption = DEFAULT_STORE,
-    form: FormatOption = Format.table,
+    form: FormatOption = "table",
 ) -> None:
     """Draw a figure of scanned models: a page with tooltips and zoom, or a picture for a paper.
 

@@ -1,4 +1,4 @@
-"""`rmtscan publish`: a store as a dataset folder for the Hugging Face Hub."""
+"""`rmtscan publish`: write a store as a dataset folder for the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -6,31 +6,34 @@ from typing import Annotated
 
 import typer
 
-from scanner.cli.output import Format, FormatOption, note, write
+from scanner.cli import options
+from scanner.cli.output import FormatOption, note, write
 
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the command."""
-    app.command("publish")(publish)
+    options.register(app, "publish", publish)
 
 
 def publish(
     store: Annotated[
         str, typer.Argument(metavar="STORE", help="The store: a folder or any fsspec URL.", show_default=False)
     ],
-    to: Annotated[str, typer.Option("--to", metavar="PATH", help="The dataset's folder.", show_default=False)],
+    to: Annotated[str, typer.Option("--to", metavar="PATH", help="The folder of the dataset.", show_default=False)],
     name: Annotated[
-        str | None, typer.Option(help="The dataset's name on its card.", show_default="made from the models")
+        str | None, typer.Option(help="Name of the dataset on its card.", show_default="made from the models")
     ] = None,
-    license_id: Annotated[str, typer.Option("--license", help="The licence, as the Hub calls it.")] = "cc-by-4.0",
+    license_id: Annotated[
+        str, typer.Option("--license", metavar="ID", help="Identifier of the license on the Hub.")
+    ] = "cc-by-4.0",
     force: Annotated[
-        bool, typer.Option("--force", help="Write into a folder that holds other things; they stay.")
+        bool, typer.Option("--force", help="Write into a folder that contains other files; they are kept.")
     ] = False,
-    form: FormatOption = Format.table,
+    form: FormatOption = "table",
 ) -> None:
-    """Write a store as a dataset folder for the Hugging Face Hub: Parquet and a card, read by `datasets` and DuckDB.
+    """Write a store as a dataset folder for the Hugging Face Hub: Parquet files and a card, for `datasets` and DuckDB.
 
-    Only finished scans are published, and no path of this machine. Publishing again brings the folder up to date.
+    Only finished scans are published, without paths of this machine. Publishing again updates the folder.
 
     Examples:
 

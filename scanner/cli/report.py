@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
+from scanner.cli import options
 from scanner.cli.output import DEFAULT_STORE, StoreOption, note
 
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the command."""
-    app.command("report")(report)
+    options.register(app, "report", report)
 
 
 def report(

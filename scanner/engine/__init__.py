@@ -1,21 +1,39 @@
-"""Ray: tasks, the pool of workers that runs them, and the life cycle of a run that survives the loss of any worker."""
+"""Ray: tasks, the pool of workers that runs them, and the life cycle of a run that survives the loss of any worker.
 
-from scanner.engine.compare import ComparisonReport, compare
-from scanner.engine.method import Method
-from scanner.engine.pool import PoolOptions
-from scanner.engine.run import Observer
-from scanner.engine.scan import ModelReport, ScanReport, scan
+Names are imported when they are first used, so that options and help need neither Ray nor PyTorch. The functions `scan` and
+`compare` are in the modules of the same names.
+"""
 
-ScanObserver = Observer
+from __future__ import annotations
 
-__all__ = [
-    "ComparisonReport",
-    "Method",
-    "ModelReport",
-    "Observer",
-    "PoolOptions",
-    "ScanObserver",
-    "ScanReport",
-    "compare",
-    "scan",
-]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scanner.engine.compare import ComparisonReport as ComparisonReport
+    from scanner.engine.method import Method as Method
+    from scanner.engine.options import PoolOptions as PoolOptions
+    from scanner.engine.scan import ModelReport as ModelReport
+    from scanner.engine.scan import ScanReport as ScanReport
+    from scanner.engine.work import Observer as Observer
+
+    ScanObserver = Observer
+
+_LAZY = {
+    "ComparisonReport": ("scanner.engine.compare", "ComparisonReport"),
+    "Method": ("scanner.engine.method", "Method"),
+    "ModelReport": ("scanner.engine.scan", "ModelReport"),
+    "Observer": ("scanner.engine.work", "Observer"),
+    "PoolOptions": ("scanner.engine.options", "PoolOptions"),
+    "ScanObserver": ("scanner.engine.work", "Observer"),
+    "ScanReport": ("scanner.engine.scan", "ScanReport"),
+}
+
+__all__ = [*_LAZY]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _LAZY[name]
+    return getattr(importlib.import_module(module), attribute)

@@ -33,12 +33,13 @@ from scanner.checkpoint import (
 from scanner.checkpoint.differences import reference_of
 from scanner.checkpoint.names import printable
 from scanner.engine.method import Method, scan_id
+from scanner.engine.options import PoolOptions
 from scanner.engine.plan import decomposition_cost, decomposition_limit, largest_first
-from scanner.engine.pool import PoolOptions
 from scanner.engine.rows import pack, unpack
-from scanner.engine.run import Observer, Stored, Work, run
+from scanner.engine.run import run
 from scanner.engine.scan import ScanWork
 from scanner.engine.task import Context, Failure, Task
+from scanner.engine.work import Observer, Stored, Work
 from scanner.errors import CheckpointError, GatedError, RateLimitedError, ScannerError
 from scanner.rmt import pairs
 from scanner.rmt.decomposition import Decomposition, LowRank, decompose
@@ -87,6 +88,11 @@ class ComparisonReport:
     """The largest relative change."""
     largest_in: str = ""
     """Where the largest is: `layer 5, mlp_down`."""
+
+    @property
+    def exit_status(self) -> int:
+        """0: done; 3: some matrices failed."""
+        return 3 if self.failed else 0
 
 
 def find_reference(store: Store, named: str) -> str:
@@ -367,14 +373,15 @@ class ComparisonWork(Work):
         lacking = [name for name in ("base", "tuned") if _key_of(task, name) not in self._rows[name]]
         if lacking:
             self.failures[task.name] = f"its scan of the {lacking[0]} checkpoint failed"
-            return Stored(failed=(task.name,))
+            return Stored(failed=(_named(task.tuned),))
         self.batch.stage(task.name, self._tables(task, value))
         return Stored()
 
     def failed(self, task: Task, failure: Failure) -> Stored:
         """Keep why a pair has no rows."""
+        assert isinstance(task, PairTask)
         self.failures[task.name] = failure.message
-        return Stored(failed=(task.name,))
+        return Stored(failed=(_named(task.tuned),))
 
     def finish(self) -> None:
         """Merge the pairs into one file per table and commit them."""

@@ -1,4 +1,4 @@
-"""How a checkpoint is scanned, and the identity of a scan that follows from what is scanned and how."""
+"""How a checkpoint is scanned, and the identity of a scan, which depends on the content and on the method."""
 
 from __future__ import annotations
 
@@ -8,45 +8,54 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scanner.checkpoint import Selection
-from scanner.errors import ScannerError
-from scanner.rmt.analysis import METHOD_VERSION
-from scanner.rmt.ks_null import KsNull
-from scanner.rmt.sigma import SIGMA_KINDS, SigmaKind
+from scanner.configuration import option, parameters
+from scanner.errors import ConfigError
+from scanner.rmt.vocabulary import SIGMA_KINDS, SigmaKind
+
+
+def _null(text: str) -> str:
+    """Check the text of a null distribution.
+
+    Raises:
+        ValueError: neither `table` nor `mc:N`.
+    """
+    from scanner.rmt.ks_null import KsNull
+
+    KsNull.parse(text)
+    return text
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """Every parameter that decides what the rows of a scan are."""
+    """Every parameter that determines the rows of a scan.
 
-    sigma: SigmaKind = "median"
-    """The estimate of sigma that the Marchenko-Pastur edges come from."""
-    null: str = "table"
-    """Where p-values come from: `table` or `mc:N`."""
+    Raises:
+        ConfigError: an unknown estimate of sigma or null distribution.
+    """
+
+    sigma: SigmaKind = option("median", identity="sigma")
+    """Estimate of sigma from which the edges of the bulk follow."""
+    null: str = option("table", parse=_null, metavar="table|mc:N", identity="null")
+    """Null distribution of p-values: the stored table, or a Monte Carlo simulation with N draws."""
     selection: Selection = field(default_factory=Selection)
     """Which matrices are scanned."""
 
     def __post_init__(self) -> None:
         if self.sigma not in SIGMA_KINDS:
-            raise ScannerError(f"unknown sigma {self.sigma!r}: it is one of {', '.join(SIGMA_KINDS)}")
+            raise ConfigError("sigma", f"is {self.sigma!r}: choose from {', '.join(SIGMA_KINDS)}")
         try:
-            KsNull.parse(self.null)
+            _null(self.null)
         except ValueError as error:
-            raise ScannerError(str(error)) from error
+            raise ConfigError("null", f"is {self.null!r}: {error}") from error
 
     def as_dict(self) -> dict[str, Any]:
-        """The parameters as JSON types, in a fixed order; stored with every result."""
-        return {
-            "version": METHOD_VERSION,
-            "sigma": self.sigma,
-            "null": self.null,
-            "only": sorted(set(self.selection.only)),
-            "layers": sorted(set(self.selection.layers)),
-            "embeddings": self.selection.embeddings,
-            "heads": self.selection.heads,
-        }
+        """Return the parameters as JSON types, in a fixed order; they are stored with every result."""
+        from scanner.rmt.analysis import METHOD_VERSION
+
+        return {"version": METHOD_VERSION} | parameters(self)
 
 
 def scan_id(identity: str, method: Method) -> str:
-    """16 hexadecimal digits that name the scan of this content by this method, on every machine and in every run."""
+    """Return 16 hexadecimal digits that identify the scan of this content with this method, on every machine and in every run."""
     text = json.dumps({"content": identity, "method": method.as_dict()}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

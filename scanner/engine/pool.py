@@ -24,6 +24,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import ray
 from ray import exceptions as ray_errors
 
+from scanner.engine.options import PoolOptions
 from scanner.errors import ScannerError
 
 
@@ -61,33 +62,6 @@ _LOSSES = (
     ray_errors.NodeDiedError,
     ray_errors.LocalRayletDiedError,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class PoolOptions:
-    """Where and on how many workers a command runs."""
-
-    address: str | None = None
-    """Join a running Ray cluster: auto, HOST:PORT or ray://...; None starts a local Ray, or joins the one in RAY_ADDRESS."""
-    workers: int | None = None
-    """Number of workers; None: one per GPU where the cluster has GPUs, else one per CPU core."""
-    gpus_per_worker: float | None = None
-    """Share of a GPU for each worker; None: 1 where the cluster has GPUs, else 0."""
-    task_timeout: float | None = None
-    """Seconds without a result after which a worker is replaced and its task retried; None: estimated from the cost of the task."""
-
-    def __post_init__(self) -> None:
-        if self.workers is not None and self.workers < 1:
-            raise ScannerError(f"workers must be at least 1, got {self.workers}")
-        if self.task_timeout is not None and not self.task_timeout > 0:
-            raise ScannerError(f"task_timeout must be a positive number of seconds, got {self.task_timeout:g}")
-        if self.gpus_per_worker is not None and self.gpus_per_worker < 0:
-            raise ScannerError(f"gpus_per_worker cannot be negative, got {self.gpus_per_worker}")
-        share = self.gpus_per_worker or 0.0
-        if round(share, 4) != share or (share > 1 and share != int(share)):
-            raise ScannerError(
-                f"gpus_per_worker must be a share of one GPU with at most 4 decimals, or a whole number, got {share}"
-            )
 
 
 @contextlib.contextmanager
@@ -244,8 +218,8 @@ def run_tasks(
         shape = PoolShape.fit(options, resources, len(tasks))
         if _address(options) == _LOCAL and shape.gpus > resources.get("GPU", 0.0):
             raise ScannerError(
-                f"gpus_per_worker is {shape.gpus:g}, but this machine has {resources.get('GPU', 0.0):g} GPUs: omit it, or give the "
-                "address of a cluster"
+                f"`gpus_per_worker` is {shape.gpus:g}, but this machine has {resources.get('GPU', 0.0):g} GPUs: omit it, or give "
+                "the address of a cluster"
             )
         pool: Pool[AnyTask] = Pool(
             worker_class,

@@ -7,105 +7,21 @@ import socket
 import threading
 import time
 import uuid
-from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from scanner.engine.pool import PoolOptions, ray_session, run_tasks
+from scanner.engine.options import PoolOptions
+from scanner.engine.pool import ray_session, run_tasks
 from scanner.engine.task import Failure, Result, Task
+from scanner.engine.work import Observer, Stored, Work
 from scanner.engine.worker import Worker
 from scanner.errors import ScannerError
-from scanner.store import Store
-
-if TYPE_CHECKING:
-    from scanner.engine.scan import ModelReport
 
 #: Seconds between two heartbeats, in a local store and in one on a network.
 _BEAT_SECONDS, _REMOTE_BEAT_SECONDS = 5.0, 20.0
-
-
-class Observer:
-    """Receives the progress of a command; every method does nothing unless overridden."""
-
-    def opening(self, reference: str) -> None:
-        """A checkpoint is being opened: its headers are read, its files are hashed."""
-
-    def starting(self, items: int, cost: float, kept: int, what: str = "matrices and controls") -> None:
-        """The queue is complete, with this number of `what`; `kept` more have results from an earlier run."""
-
-    def workers(self, alive: int, wanted: int) -> None:
-        """A worker has started or was lost."""
-
-    def waiting(self, reason: str) -> None:
-        """There is no worker, and nothing happens until one starts."""
-
-    def hung(self, tasks: list[str], seconds: float) -> None:
-        """The worker of these tasks returned nothing within its time limit and is replaced."""
-
-    def dispatching(self) -> None:
-        """The first worker is ready."""
-
-    def task_done(self, task: Task, *, failed: list[str]) -> None:
-        """The results of a task are stored; `failed` holds the names of the items without a result."""
-
-    def model_done(self, model: ModelReport) -> None:
-        """A model is committed, was already in the store, or cannot be scanned."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stored:
-    """What `Work.done` and `Work.failed` return: names of items without a result, and tasks that follow."""
-
-    failed: tuple[str, ...] = ()
-    following: tuple[Task, ...] = ()
-
-
-class Work(ABC):
-    """One kind of work: which tasks it has, and what becomes of their results. Contains neither Ray nor a loop."""
-
-    kind: str
-    """What `rmtscan status` calls it: scan, compare, ablate, ..."""
-    unit: str = "tasks"
-    """What progress counts."""
-    store: Store
-    start: Callable[[], None] | None = None
-    """Called in every worker when it starts: loads what the first task would otherwise wait for."""
-
-    @property
-    @abstractmethod
-    def names(self) -> list[str]:
-        """What the work is about: names of models."""
-
-    @property
-    def kept(self) -> int:
-        """Number of items with results from earlier runs."""
-        return 0
-
-    @abstractmethod
-    def tasks(self) -> Sequence[Task]:
-        """Tasks without a result, in the order in which they are run."""
-
-    def expected(self, tasks: Sequence[Task]) -> tuple[int, float]:
-        """Number of items and cost of the tasks, including tasks that will follow from them."""
-        return sum(task.items for task in tasks), sum(task.cost for task in tasks)
-
-    def started(self, environment: dict[str, Any]) -> None:  # noqa: B027 (optional)
-        """Workers are starting; `environment` describes them."""
-
-    @abstractmethod
-    def done(self, task: Task, value: Any) -> Stored:
-        """Stage the result of a task."""
-
-    @abstractmethod
-    def failed(self, task: Task, failure: Failure) -> Stored:
-        """Record that a task has no result."""
-
-    def finish(self) -> None:  # noqa: B027 (optional)
-        """Commit what is complete; called at the end even if there was no task."""
 
 
 def run(works: Sequence[Work], options: PoolOptions, observer: Observer) -> None:

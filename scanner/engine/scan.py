@@ -14,10 +14,11 @@ import pyarrow as pa
 from scanner.checkpoint import Checkpoint, Inventory, MatrixRef, list_matrices, open_checkpoint, read_matrices
 from scanner.engine import rows
 from scanner.engine.method import Method, scan_id
+from scanner.engine.options import PoolOptions
 from scanner.engine.plan import decomposition_cost, decomposition_limit, largest_first, reads
-from scanner.engine.pool import PoolOptions
-from scanner.engine.run import Observer, Stored, Work, run
+from scanner.engine.run import run
 from scanner.engine.task import Context, Failure, Task
+from scanner.engine.work import Observer, Stored, Work
 from scanner.errors import CheckpointError, ScannerError
 from scanner.rmt.analysis import Analysis, analyze, decomposed, summarize
 from scanner.rmt.ensembles import ENSEMBLES, Ensemble, control
@@ -351,11 +352,12 @@ class ScanWork(Work):
             return Stored()
         assert isinstance(task, MatrixTask)
         job = self.jobs[task.scan_id]
+        tensors = {ref.key: ref.tensor for ref in task.refs}
         failed = []
         for result in value:
             if result.failure:
                 job.writer.stage_failure(result.key, rows.unpack(result.failure))
-                failed.append(result.key)
+                failed.append(tensors[result.key])
             else:
                 job.writer.stage_part(result.key, result.part)
         return self._finished(job, task, failed)
@@ -369,7 +371,7 @@ class ScanWork(Work):
         for ref in task.refs:
             row = rows.failure_row(task, ref, stage="analyse", error=failure.error, message=failure.message)
             job.writer.stage_failure(ref.key, row)
-        return self._finished(job, task, [ref.key for ref in task.refs])
+        return self._finished(job, task, [ref.tensor for ref in task.refs])
 
     def finish(self) -> None:
         """Commit jobs that are complete."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -77,6 +77,15 @@ class TaskError(Exception):
 
     def __str__(self) -> str:
         return self.message
+
+
+@contextmanager
+def fatal_errors() -> Iterator[None]:
+    """Mark every error inside as one that all other tasks would share."""
+    try:
+        yield
+    except Exception as error:
+        raise TaskError(one_line(error), fatal=True) from error
 
 
 @dataclass(frozen=True, kw_only=True)

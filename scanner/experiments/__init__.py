@@ -1,6 +1,8 @@
-"""Forward passes: what the deviations mean. Activations beside singular vectors, and what a model loses without some of them.
+"""Experiments show what the deviations mean: one module each, with a configuration, a plan and a measurement.
 
-Here alone `transformers` is imported. `models` loads, `placing` finds the scanned matrices in a loaded model, `texts` and
-`tokens` read what it is run on, `activations`, `removal` and `evaluation` are the experiments as functions, and `running`
-spreads them over Ray.
+`nlp` holds what those on language models share; `transformers` is imported there alone.
 """
+
+from scanner.experiments.experiment import Experiment, Report, experiments, register_experiment, run_experiment
+
+__all__ = ["Experiment", "Report", "experiments", "register_experiment", "run_experiment"]

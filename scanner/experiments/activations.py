@@ -1,316 +1,626 @@
-"""Covariance of the activations that enter a weight matrix, and how its eigenvectors overlap with the matrix's singular vectors.
+"""Activations: the covariance of what enters each matrix, and how its eigenvectors overlap with the singular vectors of the matrix.
 
-C = 1/N sum_i (h_i - hbar)(h_i - hbar)^T (centred, arXiv 2410.17770v3, sec. 4) and F = 1/N sum_i h_i h_i^T (not centred, v1,
-sec. 5), the average over tokens. O_k = max_j |v_k . f_j| over the eigenvectors f_j; M_k = max_i |v_k . e_i| on the standard
-basis (v3, App. C). Everything in float64.
+A task is a group of blocks of the model and one shard of the text. If the text is one shard, the worker keeps the sums to itself: a
+covariance is n x n in float64 (134 MB at n = 4096), there are four in a block, and only eigenvalues and overlaps are returned.
+With more shards the sums of each are returned and added in the order of the text; one more task of these blocks then compares
+the totals with the singular vectors. Shards depend on the text alone and are added in one order, so the result is the same bit
+for bit, whatever the number of workers and however often the run was interrupted. Totals are staged now and then, so that the
+next call resumes from them.
+
+Sources: Staats, Thamm, Rosenow, arXiv 2410.17770, v3 sec. 4 and v1 sec. 5.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+import hashlib
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import scipy.linalg
-import torch
-from numpy.typing import NDArray
-from scipy.linalg.blas import dsyrk
-from scipy.stats import norm
-
+from scanner.checkpoint import ROLES, Checkpoint, MatrixRef, Selection
+from scanner.configuration import option
+from scanner.configuration import parameters as identity_parameters
+from scanner.engine.task import Context, Task, fatal_errors
+from scanner.engine.work import Stored
 from scanner.errors import ScannerError
-from scanner.experiments.tokens import is_memory
+from scanner.experiments.experiment import Call, Experiment, ExperimentWork, Report, register_experiment, run_hash
+from scanner.experiments.nlp.options import DEFAULT_WINDOW, ModelOptions, Precision, TextOptions
 
-FloatArray = NDArray[np.float64]
+if TYPE_CHECKING:
+    import pyarrow as pa
 
-#: Of the largest of n Gaussian entries, as RMT.md and the papers give the band of random overlaps.
-BAND = (0.00135, 0.5, 0.99865)
+    from scanner.engine import PoolOptions
+    from scanner.experiments.nlp.models import ModelPlace
+    from scanner.experiments.nlp.placing import Placed
+    from scanner.experiments.nlp.recording import Eigensystem, Moments, Sums
+    from scanner.experiments.nlp.tokens import Sequences
+    from scanner.store import Store
 
-#: By `model_type`: models that have states as (tokens, batch, width), in all of their linear layers or in some,
-_TOKENS_FIRST = ("led", "longformer", "xlnet")
-#: and models that put padding of their own behind the tokens: up to a whole number of windows, blocks or chunks.
-_OWN_PADDING = ("big_bird", "bigbird_pegasus", "led", "longformer", "reformer")
+#: Bytes of covariances that one worker may hold at a time, and that may be sent in one piece.
+MEMORY, TRAVELLING = 4 << 30, 1 << 30
+#: A longer text is cut into shards of about this number of tokens, which workers share.
+SHARD_TOKENS = 16_384
+#: Seconds between two stagings of sums, which may be 1 GiB.
+KEPT_EVERY = 30.0
+#: Cost of the eigenvectors of a covariance (twice) and of singular vectors, relative to one product of the same size.
+_DECOMPOSITION = 10.0
+#: Tasks per worker: with more of them an interruption loses less, and more forward passes are repeated.
+_TASKS_PER_WORKER = 2
+#: Workers to plan for on a cluster of unknown size.
+_CLUSTER = 8
 
 
-@dataclass(kw_only=True)
-class Moments:
-    """Sums over the tokens that one matrix has seen: number, sum of h and sum of h h^T, in float64 on the activations' device.
+@dataclass(frozen=True, kw_only=True)
+class Config(TextOptions, ModelOptions):
+    """Options of `rmtscan activations`."""
 
-    Only the lower triangle of `second` is kept up.
-    """
+    tokens: int | None = option(16_384, min=1)
+    """Read at most this number of tokens; from a table, rows drawn from all of it (from a data set of the Hub, its first rows)."""
+    window: int | None = option(None, min=2)
+    """Tokens in a sequence; None: 512, or what the model takes."""
+    roles: tuple[str, ...] = option(
+        (), metavar="ROLE,...", choices=ROLES, aliases=("--only",), identity="only", unordered=True
+    )
+    """Measure only matrices with these roles; none: all roles."""
+    layers: tuple[int, ...] = option((), metavar="0-5,7", min=0, identity="layers", unordered=True)
+    """Measure only matrices in these blocks; none: all blocks."""
+    dtype: Precision = option("float32")
+    """Precision of the weights and activations of the model."""
 
-    count: int
-    first: torch.Tensor
-    second: torch.Tensor
 
-    @classmethod
-    def zero(cls, width: int, device: Any = "cpu") -> Moments:
-        """No token yet, of `width` features."""
-        options: dict[str, Any] = {"dtype": torch.float64, "device": device}
-        return cls(count=0, first=torch.zeros(width, **options), second=torch.zeros(width, width, **options))
+@dataclass(frozen=True, kw_only=True)
+class BlockRows:
+    """Rows of one block, packed; the driver fills in the columns that identify the run."""
 
-    def add(self, tokens: torch.Tensor) -> None:
-        """Add tokens, (count, width) of any floating type. On the CPU with BLAS's syrk, which does half of a full product."""
-        rows = tokens.detach().to(torch.float64).contiguous()
-        self.count += rows.shape[0]
-        self.first += rows.sum(dim=0)
-        if rows.device.type != "cpu":
-            self.second.addmm_(rows.T, rows)
+    overlaps: bytes
+    spectra: bytes
+    skipped: dict[str, str]
+    """Matrices without rows -> reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Result of a task: rows by block, or the sums of the shard, and the size that batches were reduced to."""
+
+    blocks: dict[str, BlockRows] = field(default_factory=dict)
+    sums: Sums | None = None
+    batch_tokens: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationTask(Task):
+    """Measure the inputs of all matrices of some neighboring blocks on one shard of the text, or compare the sums of all shards."""
+
+    run_id: str
+    place: ModelPlace
+    config: Any
+    """Configuration of the model as transformers has it: reading it takes long for some formats."""
+    dtype: Precision
+    blocks: tuple[tuple[str, tuple[MatrixRef, ...]], ...]
+    """Name of the file of each block, and its matrices."""
+    text: Sequences | None
+    """The shard."""
+    padding: int
+    work: float
+    shard: int = 0
+    shards: int = 1
+    sums: Sums | None = None
+    """Sums of all shards: they are compared with the matrices, and nothing is measured."""
+
+    @property
+    def name(self) -> str:
+        """The run, the first of its blocks and the shard."""
+        block = f"{self.run_id}/{self.blocks[0][0]}"
+        if self.text is None or self.shards == 1:
+            return block
+        return f"{block} (shard {self.shard + 1} of {self.shards})"
+
+    @property
+    def cost(self) -> float:
+        """Products of activations, and decompositions."""
+        return self.work
+
+    def run(self, context: Context) -> Measured:
+        """Measure or compare."""
+        from scanner.experiments.nlp.models import resident_model
+        from scanner.experiments.nlp.tokens import BATCH_TOKENS, Batches
+
+        with context.computing():
+            with fatal_errors():
+                model = resident_model(context, self.place, "own", self.dtype, self.config)
+            return measure(model, self, Batches(self.padding, BATCH_TOKENS[context.device]))
+
+
+def measure(model: Any, task: ActivationTask, batches: Any) -> Measured:
+    """Run a task on a model: a pure function of both."""
+    from scanner.experiments.nlp import recording
+
+    modules, placed, skipped = _modules(model, task)
+    if task.sums is not None:
+        return Measured(blocks=compare(model, task, placed, task.sums.to(model.device), skipped))
+    assert task.text is not None, "only comparisons have no text"
+    sums = recording.accumulate(model, task.text, modules, batches)
+    if task.shards > 1:
+        return Measured(sums=sums.to("cpu"), batch_tokens=batches.smallest)
+    return Measured(blocks=compare(model, task, placed, sums, skipped), batch_tokens=batches.smallest)
+
+
+def _modules(model: Any, task: ActivationTask) -> tuple[dict[str, Any], dict[str, Placed], dict[str, str]]:
+    """Modules whose inputs are measured; the places of their matrices by key; the other matrices with the reason."""
+    from scanner.experiments.nlp.placing import place_matrices
+
+    refs = [ref for _, of_block in task.blocks for ref in of_block]
+    placed, skipped = place_matrices(model, refs)
+    modules: dict[str, Any] = {}
+    kept: dict[str, Placed] = {}
+    for one in placed:
+        module = model.get_submodule(one.module)
+        if one.index is not None or getattr(module, "weight", None) is None or module.weight.ndim != 2:
+            skipped[one.ref.tensor] = "it is not the weight of a linear layer of its own: no hook sees its input"
+        else:
+            modules[one.module] = module
+            kept[one.ref.key] = one
+    return modules, kept, skipped
+
+
+def compare(
+    model: Any, task: ActivationTask, placed: dict[str, Placed], sums: Sums, skipped: dict[str, str]
+) -> dict[str, BlockRows]:
+    """Compare singular vectors with eigenvectors of the sums: rows by block. `skipped` says why matrices are not in `placed`."""
+    from scanner.store.tables import pack
+
+    eigen: dict[tuple[str, bool], Eigensystem] = {}
+    found: dict[str, BlockRows] = {}
+    for name, of_block in task.blocks:
+        eigen.clear()  # those of the previous block are not needed any more
+        tables: list[tuple[pa.Table, pa.Table]] = []
+        without: dict[str, str] = {}
+        for ref in of_block:
+            at = placed.get(ref.key)
+            if at is None:
+                without[ref.tensor] = skipped[ref.tensor]
+                continue
+            group = sums.shared.get(at.module, at.module)
+            moments = sums.moments.get(group)
+            # The sums of a module that could not be read in every batch are biased by the padding of the batches that could.
+            if group in sums.unusable or moments is None or moments.count == 0:
+                without[ref.tensor] = sums.unusable.get(group, "no token reached it")
+                continue
+            tables += _rows(model, at, group, moments, eigen)
+        found[name] = BlockRows(
+            overlaps=pack(_joined("overlaps", [pair[0] for pair in tables])),
+            spectra=pack(_joined("activation_spectra", [pair[1] for pair in tables])),
+            skipped=without,
+        )
+    return found
+
+
+def _joined(name: str, tables: Sequence[pa.Table]) -> pa.Table:
+    import pyarrow as pa
+
+    from scanner.store.tables import rows
+
+    return pa.concat_tables([rows(name, {}, 0), *tables])
+
+
+def _rows(
+    model: Any, one: Placed, group: str, moments: Moments, eigen: dict[tuple[str, bool], Eigensystem]
+) -> list[tuple[pa.Table, pa.Table]]:
+    """Rows of `overlaps` and `activation_spectra` of one matrix, centered and not."""
+    import numpy as np
+
+    from scanner.experiments.nlp.recording import eigensystem, overlaps
+    from scanner.rmt import metrics
+    from scanner.rmt.decomposition import decompose
+    from scanner.rmt.marchenko_pastur import singular_value_edges
+    from scanner.rmt.sigma import sigma_median
+
+    ref = one.ref
+    parts = decompose(one.matrix(model))
+    s = parts.singular_values.cpu().numpy()
+    lower, upper = singular_value_edges(sigma_median(s, ref.rows, ref.cols), ref.rows, ref.cols)
+    region = metrics.regions(s, lower, upper, metrics.numerical_rank(s, ref.rows, ref.cols))
+    peak = parts.right.abs().amax(dim=1).cpu().numpy()
+    place: dict[str, object] = {
+        "tensor": ref.tensor,
+        "stack": ref.stack,
+        "layer": ref.layer,
+        "role": ref.role,
+        "module": ref.module,
+        "cols": ref.cols,
+        "tokens": moments.count,
+    }
+    tables = []
+    for centred in (True, False):
+        key = (group, centred)
+        if key not in eigen:
+            eigen[key] = eigensystem(moments.covariance(centred=centred))
+        measured = overlaps(parts.right, eigen[key])
+        columns: dict[str, object] = {
+            "expert": ref.expert,
+            "rows": ref.rows,
+            "k": np.arange(len(s)),
+            "singular_value": s,
+            "region": region,
+            "overlap": measured.overlap,
+            "match": measured.match,
+            "eigenvalue": measured.eigenvalue,
+            "peak": peak,
+            "centred": centred,
+        }
+        values = eigen[key].values.cpu().numpy()
+        spectrum: dict[str, object] = {"index": np.arange(len(values)), "eigenvalue": values, "centred": centred}
+        tables.append(
+            (
+                _placed("overlaps", place | columns, len(s)),
+                _placed("activation_spectra", place | spectrum, len(values)),
+            )
+        )
+    return tables
+
+
+def _placed(name: str, columns: dict[str, object], length: int) -> pa.Table:
+    from scanner.store.tables import rows
+
+    # The driver fills in the run and the model, which are required columns.
+    return rows(name, {"run_id": "", "model": ""} | columns, length)
+
+
+class ActivationWork(ExperimentWork):
+    """A run: each group of blocks is written when it is measured, and the row of the run when none is missing."""
+
+    kind = "activations"
+    unit = "groups of blocks"
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        checkpoint: Checkpoint,
+        parameters: dict[str, object],
+        dataset: str,
+        tokens: int,
+        refs: Sequence[MatrixRef],
+        base: dict[str, Any],
+        workers: int,
+    ) -> None:
+        super().__init__(store)
+        self.checkpoint, self.parameters, self.dataset, self.tokens = checkpoint, parameters, dataset, tokens
+        self.refs, self.workers = refs, workers
+        self.run_id = run_hash(self.kind, checkpoint.identity, parameters)
+        self.base = ActivationTask(run_id=self.run_id, blocks=(), work=0.0, **base)
+        self.blocks = _blocks(refs, self.run_id)
+        self.skipped: dict[str, str] = {}
+        self._left = 0
+        self._totals: dict[str, Sums] = {}
+        self._kept_at = time.monotonic()
+        self._waiting: dict[str, dict[int, Sums]] = {}
+        self._shared = {"run_id": self.run_id, "model": checkpoint.model, "revision": checkpoint.revision}
+
+    @property
+    def names(self) -> list[str]:
+        """The model."""
+        return [self.checkpoint.model]
+
+    @property
+    def kept(self) -> int:
+        """Blocks of earlier calls."""
+        return len(self.blocks) - self._left
+
+    def tasks(self) -> list[ActivationTask]:
+        """Groups of blocks without rows."""
+        todo = {name: refs for name, refs in self.blocks.items() if not self.store.has_rows("overlaps", name)}
+        self._left = len(todo)
+        self._recall(name for name in self.blocks if name not in todo)
+        return self._remaining(_tasks(self.base, todo, self.workers)) if todo else []
+
+    def expected(self, tasks: Sequence[Task]) -> tuple[int, float]:
+        """The tasks, and the comparison that follows the last of several shards."""
+        following = [
+            _comparison(task, None)
+            for task in tasks
+            if isinstance(task, ActivationTask) and task.text is not None and 1 < task.shards == task.shard + 1
+        ]
+        return super().expected([*tasks, *following])
+
+    def done(self, task: Task, value: Measured) -> Stored:
+        """Write the blocks of a task, or add its sums; the last shard of some blocks is followed by their comparison."""
+        assert isinstance(task, ActivationTask)
+        if value.batch_tokens is not None:
+            self.environment["batch_tokens"] = value.batch_tokens
+        for name, block in value.blocks.items():
+            self._write(name, block)
+        if task.sums is not None and value.blocks:
+            self.store.unstage(self.run_id, _group_name(task))
+        return Stored(following=() if value.sums is None else tuple(self._add(task, value.sums)))
+
+    def finish(self) -> None:
+        """Write the row of the run, unless blocks are missing or it is there."""
+        if self.failures or self.store.has_rows("experiments", self.run_id):
             return
-        # Row-major memory read column by column is the transpose: its upper triangle is our lower one.
-        target = self.second.numpy().T
-        done = dsyrk(1.0, rows.numpy().T, beta=1.0, c=target, trans=0, lower=0, overwrite_c=1)
-        assert np.shares_memory(done, target), "syrk works in place on memory in Fortran's order"
+        self.write_run(
+            self.run_id,
+            self.parameters,
+            **self._shared,
+            kind=self.kind,
+            source=self.checkpoint.source,
+            dataset=self.dataset,
+            seconds=self.elapsed,
+            tokens=self.tokens,
+        )
+        self.store.unstage(self.run_id)
 
-    def to(self, device: Any) -> Moments:
-        """The same sums on another device."""
-        return Moments(count=self.count, first=self.first.to(device), second=self.second.to(device))
+    def report(self) -> Report:
+        """Describe the run."""
+        widest = max(ref.cols for ref in self.refs)
+        warning = (
+            f"{self.tokens} tokens are fewer than the {widest} features of the widest matrix: its covariance is rank-deficient"
+            if self.tokens <= widest
+            else None
+        )
+        notes = [f"skipped {tensor}: {why}" for tensor, why in sorted(self.skipped.items())]
+        notes += [f"warning: {warning}"] if warning else []
+        notes.append(f"{len(self.refs) - len(self.skipped)} matrices, {self.tokens:,} tokens")
+        return Report(
+            store=self.store.url,
+            run_ids=(self.run_id,),
+            unit="blocks",
+            total=len(self.blocks),
+            kept=self.kept,
+            failed=self.failures,
+            model=self.checkpoint.model,
+            revision=self.checkpoint.revision,
+            facts={
+                "tokens": self.tokens,
+                "matrices": len(self.refs),
+                "skipped": self.skipped,
+                "warning": warning,
+            },
+            notes=tuple(notes),
+            parameters={"run": self.run_id},
+        )
 
-    def merge(self, other: Moments) -> None:
-        """Add the sums of other tokens: of the next shard of a text."""
-        self.count += other.count
-        self.first = self.first + other.first
-        self.second = self.second + other.second
+    def _write(self, name: str, block: BlockRows) -> None:
+        """Write what was skipped, then the rows; those of `overlaps`, which say that the block is complete, last."""
+        from scanner.store.tables import rows, unpack
 
-    def covariance(self, *, centred: bool) -> torch.Tensor:
-        """C (centred) or F, (width, width), symmetric.
+        self.skipped |= block.skipped
+        if block.skipped:
+            columns: dict[str, object] = {"tensor": [*block.skipped], "reason": [*block.skipped.values()]}
+            shared = {name: self._shared[name] for name in ("run_id", "model")}
+            table = rows("run_skips", shared | columns, len(block.skipped))
+            self.store.write_rows("run_skips", name, table, method=self.parameters)
+        for table_name, packed in (("activation_spectra", block.spectra), ("overlaps", block.overlaps)):
+            self.store.write_rows(table_name, name, _with(unpack(packed), self._shared), method=self.parameters)
 
-        Raises:
-            ValueError: no token has been added.
-        """
-        if self.count == 0:
-            raise ValueError("a covariance needs tokens")
-        lower = self.second.tril() / self.count
-        if centred:
-            mean = self.first / self.count
-            lower -= torch.outer(mean, mean).tril()
-        return lower + lower.tril(-1).T
+    def _recall(self, blocks: Iterable[str]) -> None:
+        """Read what was skipped in blocks of earlier calls. Until version 0.1.0 it was in the metadata of their files."""
+        for name in blocks:
+            self.skipped |= {str(row["tensor"]): str(row["reason"]) for row in self.store.file_rows("run_skips", name)}
+            self.skipped |= self.store.method_of("overlaps", name).get("skipped", {})
+
+    def _remaining(self, tasks: Sequence[ActivationTask]) -> list[ActivationTask]:
+        """The tasks without shards whose sums an earlier call has staged; if these are all shards, the comparison is left."""
+        from scanner.experiments.nlp.recording import Sums
+
+        found: list[ActivationTask] = []
+        for group, of_group in itertools.groupby(tasks, key=_group_name):
+            shards = list(of_group)
+            content = self.store.staged(self.run_id, group) if len(shards) > 1 else None
+            total = Sums.unpacked(content) if content is not None else None
+            if total is None:
+                found += shards
+            elif total.shards == len(shards):
+                found.append(_comparison(shards[0], total))
+            else:
+                self._totals[group] = total
+                found += shards[total.shards :]
+        return found
+
+    def _add(self, task: ActivationTask, sums: Sums) -> list[ActivationTask]:
+        """Add the sums of a shard, in the order of the text: rounding must not depend on which shard comes first."""
+        group = _group_name(task)
+        waiting = self._waiting.setdefault(group, {})
+        waiting[task.shard] = sums
+        total = self._totals.pop(group, None)
+        while (following := waiting.pop(0 if total is None else total.shards, None)) is not None:
+            if total is None:
+                total = following
+            else:
+                total.add(following)
+        if total is None:
+            return []
+        if time.monotonic() - self._kept_at >= KEPT_EVERY:
+            self.store.stage(self.run_id, group, total.packed())
+            self._kept_at = time.monotonic()
+        if total.shards < task.shards:
+            self._totals[group] = total
+            return []
+        return [_comparison(task, total)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Eigensystem:
-    """Eigenvalues (n,), largest first, and eigenvectors as the columns of (n, n)."""
+def plan(config: Config, call: Call) -> ActivationWork:
+    """Read the text, and list the blocks whose inputs are measured.
 
-    values: torch.Tensor
-    vectors: torch.Tensor
-
-
-def eigensystem(covariance: torch.Tensor) -> Eigensystem:
-    """Eigenvalues and eigenvectors of a covariance; rounding below zero becomes zero."""
-    if covariance.device.type == "cpu":
-        values, vectors = scipy.linalg.eigh(covariance.numpy(), driver="evd", check_finite=True)
-        found = torch.from_numpy(values), torch.from_numpy(vectors)
-    else:
-        eigen = torch.linalg.eigh(covariance)
-        found = eigen.eigenvalues, eigen.eigenvectors
-    return Eigensystem(values=found[0].flip(0).clamp_min(0.0), vectors=found[1].flip(1))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Overlaps:
-    """Per singular vector (r,): O_k, the index j of the eigenvector it is largest with (0 = largest eigenvalue), its eigenvalue."""
-
-    overlap: FloatArray
-    match: NDArray[np.int64]
-    eigenvalue: FloatArray
-
-
-def overlaps(right: torch.Tensor, eigen: Eigensystem) -> Overlaps:
-    """O_k of right singular vectors, given as the rows of (r, n).
-
-    v1's formula has no absolute value; the sign of a singular vector is arbitrary, so it is taken.
+    Raises:
+        ScannerError: a text, model, role or layer that is not suitable; the message says why.
     """
-    products = right.to(torch.float64).to(eigen.vectors.device) @ eigen.vectors
-    best = products.abs_().max(dim=1)
-    match = best.indices.cpu().numpy()
-    return Overlaps(
-        overlap=best.values.cpu().numpy(), match=match, eigenvalue=eigen.values.cpu().numpy()[match].astype(np.float64)
+    from scanner.experiments.nlp.models import load_config, load_tokenizer, longest_input, model_place
+    from scanner.experiments.nlp.placing import open_target
+    from scanner.experiments.nlp.texts import read_texts
+    from scanner.experiments.nlp.tokens import padding_id, sequences
+
+    selection = Selection(only=config.roles, layers=config.layers)
+    call.observer.opening(config.model)
+    target = open_target(config.model, selection)
+    place = model_place(target.checkpoint)
+    model_config, tokenizer = load_config(place), load_tokenizer(place)
+    length = min(config.window or DEFAULT_WINDOW, longest_input(model_config, tokenizer))
+    if config.tokens is not None:
+        length = min(length, max(1, config.tokens))
+    texts = read_texts(config.source(), tokens=config.tokens, length=length)
+    read = sequences(tokenizer, texts, length=length, tokens=config.tokens)
+    if not read:
+        raise ScannerError(f"text {texts.name} has no tokens")
+    parameters: dict[str, object] = {
+        "text": texts.digest,
+        "ids": read.digest,
+        "tokens": config.tokens,
+        "window": length,
+        "dtype": config.dtype,
+    }
+    base = {
+        "place": place,
+        "config": model_config,
+        "dtype": config.dtype,
+        "text": read,
+        "padding": padding_id(tokenizer, model_config),
+    }
+    return ActivationWork(
+        call.open_store(),
+        checkpoint=target.checkpoint,
+        parameters=parameters | identity_parameters(config),
+        dataset=texts.name,
+        tokens=read.tokens,
+        refs=target.inventory.matrices,
+        base=base,
+        workers=_planned_workers(call.pool),
     )
 
 
-def random_band(width: int) -> tuple[float, float, float]:
-    """0.135, 50 and 99.865 % of O_k for a random vector of `width` entries: the largest of n Gaussian |entries| of variance 1/n.
+def _with(rows: pa.Table, columns: dict[str, str]) -> pa.Table:
+    import pyarrow as pa
 
-    P(max < x) = (2 Phi(x sqrt n) - 1)^n, so x_q = Phi^-1((1 + q^(1/n)) / 2) / sqrt n. That the vector has length 1 shifts
-    this by less than 1e-3 from n = 256 on.
+    for name, value in columns.items():
+        rows = rows.set_column(rows.schema.get_field_index(name), name, pa.repeat(pa.scalar(value), rows.num_rows))
+    return rows
 
-    Raises:
-        ValueError: no entry.
+
+def _group_name(task: ActivationTask) -> str:
+    """16 hexadecimal digits that identify the blocks that are measured together, and how the text is cut."""
+    text = json.dumps([[name for name, _ in task.blocks], task.shards])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _blocks(refs: Sequence[MatrixRef], run_id: str) -> dict[str, tuple[MatrixRef, ...]]:
+    """Matrices by the name of the file of their block, in the order of the data flow; those outside of blocks come first."""
+    found: dict[str, list[MatrixRef]] = {}
+    for ref in sorted(
+        refs, key=lambda ref: (ref.stack != "encoder", ref.stack or "", -1 if ref.layer is None else ref.layer)
+    ):
+        where = "outside" if ref.layer is None else f"{ref.layer:05d}"
+        found.setdefault("-".join(filter(None, [run_id, ref.stack, where])), []).append(ref)
+    return {name: tuple(of_block) for name, of_block in found.items()}
+
+
+def _planned_workers(options: PoolOptions) -> int:
+    import torch
+
+    from scanner.engine.pool import PoolShape
+
+    if options.workers is not None:
+        return options.workers
+    if options.address or os.environ.get("RAY_ADDRESS"):
+        return _CLUSTER
+    here = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+    return PoolShape.fit(options, here, tasks=sys.maxsize).workers
+
+
+def _shards(text: Sequences) -> list[Sequences]:
+    """Consecutive sequences of at most `SHARD_TOKENS` together; depends on the text alone."""
+    found: list[list[int]] = [[]]
+    held = 0
+    for index, one in enumerate(text.ids):
+        if found[-1] and held + len(one) > SHARD_TOKENS:
+            found.append([])
+            held = 0
+        found[-1].append(index)
+        held += len(one)
+    return [text.part(shard) for shard in found]
+
+
+#: Roles that usually read the same states of their block; the forward pass shows which really do.
+_SHARED = {"query": "attention", "key": "attention", "value": "attention", "mlp_up": "mlp", "mlp_gate": "mlp"}
+
+
+def _input(ref: MatrixRef) -> tuple[object, ...]:
+    """Equal for matrices that are expected to share a covariance."""
+    where = (ref.stack, ref.layer, ref.module, ref.expert)
+    return (*where, _SHARED.get(ref.role, ref.tensor), ref.cols)
+
+
+def _groups(
+    blocks: dict[str, tuple[MatrixRef, ...]], shards: int, workers: int
+) -> list[tuple[tuple[str, tuple[MatrixRef, ...]], ...]]:
+    """Neighboring blocks whose covariances fit into memory together; a block that alone does not fit is a group of its own.
+
+    If there is only one shard, the workers share the blocks, in groups of about equal size.
     """
-    if width < 1:
-        raise ValueError(f"a vector has at least one entry, got {width}")
-    low, middle, high = (float(norm.isf(-np.expm1(np.log(q) / width) / 2)) / np.sqrt(width) for q in BAND)
-    return float(low), float(middle), float(high)
+    size = {name: 8 * sum({_input(ref): ref.cols**2 for ref in refs}.values()) for name, refs in blocks.items()}
+    share = sum(size.values()) / min(len(blocks), _TASKS_PER_WORKER * workers) * 1.01
+    target = min(float(MEMORY), share) if shards == 1 else float(TRAVELLING)
+    groups: list[list[str]] = [[]]
+    held = 0
+    for name in blocks:
+        if groups[-1] and held + size[name] > target:
+            groups.append([])
+            held = 0
+        groups[-1].append(name)
+        held += size[name]
+    return [tuple((name, blocks[name]) for name in group) for group in groups]
 
 
-class AmbiguousError(Exception):
-    """A batch has as many rows as tokens: its states may be (rows, tokens) or (tokens, rows)."""
+def _comparison(task: ActivationTask, sums: Sums | None) -> ActivationTask:
+    """The task after the last shard of some blocks: compare the sums of all shards."""
+    return replace(task, text=None, sums=sums, work=_decompositions(task.blocks))
 
 
-def passes(run: Callable[[dict[str, torch.Tensor]], None], inputs: dict[str, torch.Tensor]) -> None:
-    """`run(inputs)`; where rows could be taken for tokens, `run` with half of the rows and then with the others."""
-    with contextlib.suppress(AmbiguousError):
-        run(inputs)
-        return
-    half = len(inputs["attention_mask"]) // 2
-    for part in (slice(None, half), slice(half, None)):
-        passes(run, {name: values[part] for name, values in inputs.items()})
+def _decompositions(blocks: Sequence[tuple[str, Sequence[MatrixRef]]]) -> float:
+    """Cost of their decompositions, in the unit of the accumulation of sums."""
+    return _DECOMPOSITION * sum(float(ref.cols**3) for _, refs in blocks for ref in refs)
 
 
-def states_of_tokens(states: torch.Tensor, mask: torch.Tensor, model_type: str) -> torch.Tensor | None:
-    """A copy of the states of tokens that are no padding, (tokens, width): what comes later in a pass may work in place.
-
-    None for what is not one state for each token of the batch: pooled, repeated, of positions.
-
-    Args:
-        states: (batch, tokens, width), (batch x tokens, width), or as models of this type have them.
-        mask: (batch, tokens), true for a token.
-        model_type: of the model's configuration.
-
-    Raises:
-        AmbiguousError: as many rows as tokens, and which is which makes a difference.
-    """
-    width = states.shape[-1]
-    rows, length = mask.shape
-    each, rest = divmod(states.numel(), rows * width)
-    own_padding = each > length and model_type in _OWN_PADDING
-    if rest or (each != length and not own_padding):
-        return None
-    shape = _without_ones(*states.shape[:-1])
-    if rows > 1 and shape == (rows, rows) and (own_padding or not mask.all()):
-        raise AmbiguousError
-    if shape == _without_ones(rows, each) or states.ndim == 2:
-        by_row = states.reshape(rows, each, width)
-    elif shape == (each, rows) and model_type in _TOKENS_FIRST:
-        by_row = states.reshape(each, rows, width).transpose(0, 1)
-    else:
-        return None
-    return by_row[:, :length][mask]
+def _tasks(base: ActivationTask, blocks: dict[str, tuple[MatrixRef, ...]], workers: int) -> list[ActivationTask]:
+    """One task for each group of blocks and shard of the text; the largest first, the shards of a group together."""
+    assert base.text is not None, "only comparisons have no text"
+    shards = _shards(base.text)
+    before, tasks = 0, []
+    for group in _groups(blocks, len(shards), workers):
+        before += len(group)
+        for number, text in enumerate(shards):
+            # Accumulation for its blocks, a forward pass up to the last of them, and the comparison if it is not a task of its own.
+            cost = (
+                text.tokens * sum(float(ref.cols**2) for _, refs in group for ref in refs) * (1 + before / len(blocks))
+            )
+            cost += _decompositions(group) if len(shards) == 1 else 0.0
+            tasks.append(replace(base, blocks=group, text=text, work=cost, shard=number, shards=len(shards)))
+    if len(shards) > 1:
+        return tasks
+    return sorted(tasks, key=lambda task: (-task.cost, task.name))
 
 
-def _without_ones(*sizes: int) -> tuple[int, ...]:
-    """A shape without the dimensions that hold nothing: the one group of heads of (batch, 1, tokens, width), say."""
-    return tuple(size for size in sizes if size != 1)
+EXPERIMENT = register_experiment(
+    Experiment(
+        name="activations",
+        config=Config,
+        plan=plan,
+        query="overlap_vs_region",
+        help="""
+Compare the activations that enter each matrix with its singular vectors: overlaps with eigenvectors of their covariance.
 
+The model reads a text; covariances are accumulated in float64, centered and not. Rows are written to the tables overlaps and
+activation_spectra; existing blocks are reused. Prints query overlap_vs_region.
 
-@dataclass(kw_only=True)
-class Recorder:
-    """Moments of the inputs of several modules during forward passes; modules that read the same tensor share one sum.
+Examples:
 
-    A hook on each module keeps its input till the end of a pass; only a whole pass is summed up, for one that runs out of memory is
-    made again in halves. `mask` (batch, tokens) says which tokens of the present batch count. What a module reads has to be one
-    state for each of these tokens, in the order and with the padding that its kind of model is known for; else the module is
-    unusable, for its sums would be of something else.
-    """
+    rmtscan activations ./my-model --text novel.txt
 
-    modules: dict[str, torch.nn.Module]
-    mask: torch.Tensor | None = None
-    moments: dict[str, Moments] = field(default_factory=dict)
-    """By the module that stands for its group."""
-    shared: dict[str, str] = field(default_factory=dict)
-    """Every module to the one that stands for it."""
-    unusable: dict[str, str] = field(default_factory=dict)
-    """Modules whose input is not one state for each token, in some batch or in all, and why."""
-    _type: str = ""
-    """The model's."""
-    _hooks: list[Any] = field(default_factory=list)
-    _inputs: dict[tuple[int, tuple[int, ...]], tuple[str, torch.Tensor]] = field(default_factory=dict)
-    """The present pass: by address and shape of an input, the first module that read it, and the input itself."""
-    _tokens: list[tuple[str, torch.Tensor]] = field(default_factory=list)
-    """The present pass: what is to be added to whose sums."""
-    _uses: Counter[str] = field(default_factory=Counter)
-    """How often each module was used in the present pass."""
-    _usual: Counter[str] | None = None
-    """And in a whole pass: the first one is made to its end, for models (ALBERT) use one module for several blocks."""
-
-    def __enter__(self) -> Recorder:
-        for name, module in self.modules.items():
-            self._hooks.append(module.register_forward_pre_hook(self._hook(name)))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
-
-    def forward(self, model: Any, inputs: dict[str, torch.Tensor]) -> None:
-        """Run the model as far as the last use of a recorded module, and add what it saw.
-
-        Raises:
-            ScannerError: the memory lasts for the pass but not for its sums.
-        """
-        self._type = getattr(model.config, "model_type", "")
-
-        def run(inputs: dict[str, torch.Tensor]) -> None:
-            self.mask = inputs["attention_mask"].bool()
-            self._uses.clear()
-            before = len(self._tokens)
-            try:
-                with torch.inference_mode(), contextlib.suppress(_Enough):
-                    model(**inputs)
-            except AmbiguousError:
-                del self._tokens[before:]
-                raise
-            finally:
-                self._inputs.clear()
-            if self._usual is None:
-                self._usual = self._uses.copy()
-
-        try:
-            passes(run, inputs)
-            self._sum_up()
-        finally:
-            self._tokens.clear()
-
-    def _hook(self, name: str) -> Any:
-        def record(module: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
-            if arguments:
-                self._record(name, arguments[0])
-            self._uses[name] += 1
-            if self._usual is not None and all(self._uses[one] >= max(1, self._usual[one]) for one in self.modules):
-                raise _Enough
-
-        return record
-
-    def _record(self, name: str, states: torch.Tensor) -> None:
-        if self._type.startswith("deberta") and (self._uses[name] or name.rpartition(".")[2].startswith("pos_")):
-            return  # embeddings of relative positions, which also go through the matrices of queries and keys
-        # The input is kept till the end of the pass, so that its address cannot come back as another's.
-        key = (states.data_ptr(), tuple(states.shape))
-        first, _ = self._inputs.setdefault(key, (name, states))
-        stands_for = self.shared.setdefault(name, first)
-        if stands_for != name and stands_for == first:
-            return
-        if stands_for != name:  # it shared an input before and does not now: it was chance
-            raise RuntimeError(f"the inputs of {name} and {stands_for} are the same in some batches only")
-
-        assert self.mask is not None, "a forward pass sets the mask"
-        if states.ndim == 2 and "experts" in name.split("."):
-            # Experts see some of the tokens, in an order of their own: without padding all of them are real.
-            tokens = states.clone() if bool(self.mask.all()) else None
-        else:
-            tokens = states_of_tokens(states, self.mask, self._type)
-        if tokens is not None:
-            self._tokens.append((name, tokens))
-        else:
-            batch, given = tuple(self.mask.shape), tuple(states.shape)
-            self.unusable[name] = f"its input of shape {given} is not one state for each token of a batch of {batch}"
-
-    def _sum_up(self) -> None:
-        for number, (name, tokens) in enumerate(self._tokens):
-            try:
-                if name not in self.moments:
-                    self.moments[name] = Moments.zero(tokens.shape[1], tokens.device)
-                self.moments[name].add(tokens)
-            except (MemoryError, RuntimeError) as error:
-                if number and is_memory(error):  # a part of this pass is in the sums: it must not be made again
-                    raise ScannerError(
-                        "the sums of a forward pass do not fit into the device's memory: fewer --layers"
-                    ) from error
-                raise
-
-
-class _Enough(Exception):
-    """Every recorded module has had its input: the rest of the forward pass is not needed."""
+    rmtscan activations ./encoder --text reviews.csv --column text --where source=rotten_tomatoes --tokens 50000
+""",
+    )
+)

@@ -1,200 +1,339 @@
-"""Lazy learning on Ray: one task trains one network of one regime and measures what it is worth without singular values.
+"""Lazy learning: one task trains one network of one regime and measures its accuracy without sets of singular values.
 
-A point, one (regime, seed), is written as soon as it is there: its rows in table `ablations`, then its run in `experiments`. The
-name of both is a hash of the pictures and of everything that decides the rows, so no point is computed twice.
-In `ablations`: `model` is the network and its regime, `roles` is `hidden` (all three hidden matrices at once), `set` is
-`smallest:20%`, `mass:20%` or `random:20%`, `metric` is `accuracy`, `stderr` is that of `delta`.
+A point, one (regime, seed), is a run of its own: a hash of the images and of everything that decides the rows, so no point is
+computed twice. In the table `ablations`, `model` is the network and its regime, `roles` is `hidden` (all three hidden matrices
+at once), `set` is `smallest:20%`, `mass:20%` or `random:20%`, `metric` is `accuracy`, and `stderr` is that of `delta`.
 
 Source: Staats, Thamm, Rosenow, arXiv 2410.17770v1, App. A, Fig. 9.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
-from scanner.engine import ScanObserver
-from scanner.engine.pool import PoolOptions, run_tasks
+from scanner.configuration import option
+from scanner.engine.task import Context, Failure, Task, TaskError
+from scanner.engine.work import Stored
 from scanner.errors import ScannerError
-from scanner.experiments.lazy_task import KIND, Outcome, Point, Worker, digest
-from scanner.experiments.mlp import HIDDEN, ORDERINGS, Regime, Training
-from scanner.experiments.pictures import load_pictures
-from scanner.store import Store, open_store
-from scanner.store.tables import rows, to_json
-from scanner.version import __version__
+from scanner.experiments.experiment import Call, Experiment, ExperimentWork, Report, register_experiment, write_run
+from scanner.experiments.regimes import HIDDEN, ORDERINGS, Regime, Training
 
-REGIMES = (Regime(alpha=1.0), Regime(alpha=15.0), Regime(alpha=1.0, frozen=(0, 1, 2)))
-"""Rich, lazy, and the extreme of lazy: random hidden layers that are not trained at all."""
+if TYPE_CHECKING:
+    from scanner.experiments.images import Images
+    from scanner.experiments.mlp import Removal
+    from scanner.store import Store
+
+KIND = "lazy_learning"
+#: Increased whenever the same parameters would give other rows.
+VERSION = 1
 SHARES = tuple(i / 20 for i in range(1, 20))
+"""Shares of the singular values that are removed."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LazyReport:
-    """What became of the points of one command."""
+class Config:
+    """Options of `rmtscan lazy-learning`."""
 
-    store: str
-    run_ids: tuple[str, ...]
-    """Of every point that is in the store now, computed or kept."""
-    kept: int
-    """Points that were there before."""
-    failed: tuple[str, ...]
-    """Name and reason of every point that is missing."""
+    data: str | None = option(None, metavar="PATH")
+    """Folder cifar-10-batches-py (CIFAR-10), or an .npz with x_train, y_train, x_test, y_test; None: the digits of scikit-learn."""
+    alpha: tuple[float, ...] = option((1.0, 15.0), metavar="A,...", shown="1,15")
+    """Scales of the logits: 1 is rich, large is lazy."""
+    frozen: tuple[int, ...] = option((0, 1, 2), metavar="LAYER,...", shown="0,1,2")
+    """Layers (0 to 3) that are not trained in one more network at alpha 1, the extreme of lazy; '' for no such network."""
+    seeds: int = option(3, min=1, max=1000)
+    """Networks of each kind."""
+    epochs: int = option(60, min=1)
+    """Passes over the training images."""
+    lr: float = option(0.05, aliases=("--rate",))
+    """Learning rate of stochastic gradient descent."""
+    batch: int = option(64, min=1)
+    """Images per step."""
+    shares: tuple[float, ...] = option(SHARES, exposed=False)
+    """Shares of the singular values that are removed, between 0 and 1."""
+    force: bool = option(False)
+    """Train again even if the store has the results."""
+
+    def __post_init__(self) -> None:
+        layers = len(HIDDEN) + 1
+        for alpha in self.alpha:
+            if not 0.0 < alpha < float("inf"):
+                raise ScannerError(f"`alpha` must be positive, got {alpha:g}")
+        if not set(self.frozen) < set(range(layers)):
+            raise ScannerError(
+                f"`frozen` must be some of the {layers} layers 0 to {layers - 1}, not all, got {self.frozen}"
+            )
+        if self.seeds < 1 or self.epochs < 1 or self.batch < 1 or not self.lr > 0.0 or not self.regimes:
+            raise ScannerError(
+                "at least one `alpha` or `frozen` network, seed, epoch and image per `batch`, and a positive `lr` are needed"
+            )
+        if not self.shares or not all(0.0 < share < 1.0 for share in self.shares):
+            given = ", ".join(map(str, self.shares)) or "none"
+            raise ScannerError(f"`shares` must be between 0 and 1, got {given}")
+
+    @property
+    def regimes(self) -> tuple[Regime, ...]:
+        """What is compared: one regime per alpha, and the frozen network."""
+        frozen = [Regime(frozen=tuple(sorted({*self.frozen})))] if self.frozen else []
+        return tuple(dict.fromkeys([*(Regime(alpha=alpha) for alpha in self.alpha), *frozen]))
 
 
-def lazy_learning(
-    *,
-    store: str = "results",
-    data: str | None = None,
-    regimes: Sequence[Regime] = REGIMES,
-    seeds: int = 3,
-    training: Training | None = None,
-    shares: Sequence[float] = SHARES,
-    pool: PoolOptions | None = None,
-    observer: ScanObserver | None = None,
-    force: bool = False,
-) -> LazyReport:
-    """Train a network in every regime with every seed, and measure its accuracy without sets of singular values.
+@dataclass(frozen=True, kw_only=True)
+class Point(Task):
+    """One network: its data, its training, and what is removed from it."""
 
-    Args:
-        store: where the rows go; made if it is not there.
-        data: pictures as `load_pictures` takes them; None: scikit-learn's digits.
-        regimes: what is compared.
-        seeds: how many networks of each: seeds 0, 1, ...
-        training: the same for all; None: the defaults of `Training`.
-        shares: what is removed, in (0, 1).
-        pool: where and on how many workers.
-        observer: told of progress.
-        force: compute again what the store already holds.
+    data: str | None
+    """Where the images are, on every machine; None: the digits of scikit-learn."""
+    digest: str
+    """SHA-256 of the images and labels that the driver read."""
+    dataset: str
+    sizes: tuple[int, ...]
+    regime: Regime
+    training: Training
+    shares: tuple[float, ...]
+    seed: int
+
+    @property
+    def method(self) -> dict[str, object]:
+        """Everything that decides the rows; the place of the images does not."""
+        decides = {name: value for name, value in asdict(self).items() if name != "data"}
+        return {"experiment": KIND, "version": VERSION, **decides}
+
+    @property
+    def run_id(self) -> str:
+        """16 hexadecimal digits that identify the point."""
+        from scanner.store.tables import to_json
+
+        return hashlib.sha256(to_json(self.method).encode()).hexdigest()[:16]
+
+    @property
+    def model(self) -> str:
+        """`mlp 64-512-512-512-10 alpha=15`."""
+        return f"mlp {'-'.join(map(str, self.sizes))} {self.regime.name}"
+
+    @property
+    def name(self) -> str:
+        """Unique within a run."""
+        return f"{self.run_id} ({self.regime.name}, seed {self.seed})"
+
+    @property
+    def cost(self) -> float:
+        """Passes over the images."""
+        return float(self.training.epochs)
+
+    def run(self, context: Context) -> Outcome:
+        """Train and measure the network."""
+        with context.computing():
+            return compute(self, context.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Result of a point: the accuracy of the intact network and of the network without each set."""
+
+    baseline: float
+    removals: tuple[Removal, ...]
+    examples: int
+    seconds: float
+
+
+def compute(point: Point, device: str = "cpu") -> Outcome:
+    """Train and measure one point.
 
     Raises:
-        ScannerError: pictures that cannot be read, an impossible parameter, no worker, or a store that cannot be written.
+        TaskError: the images differ from those of the driver, or the training diverged.
     """
-    training, observer = training or Training(), observer or ScanObserver()
-    _check(regimes, seeds, training, shares)
-    target = open_store(store, create=True)
-    pictures = load_pictures(data)
-    points = [
-        Point(
-            data=data,
-            digest=digest(pictures),
-            dataset=pictures.name,
-            sizes=(pictures.pixels, *HIDDEN, pictures.classes),
-            regime=regime,
-            training=training,
-            shares=tuple(shares),
-            seed=seed,
-        )
-        for seed in range(seeds)
-        for regime in dict.fromkeys(regimes)
-    ]
-    todo = [point for point in points if force or not target.has_rows("experiments", point.run_id)]
-    failed: dict[str, str] = {}
-    environment: dict[str, Any] = {}
+    import torch
 
-    def done(point: Point, outcome: Outcome) -> None:
-        if outcome.error is None:
-            write_point(target, point, outcome, environment)
-        else:
-            failed[point.run_id] = f"{point.regime.name}, seed {point.seed}: {outcome.error}"
-        observer.task_done(point, failed=[point.name] if outcome.error else [])
+    from scanner.experiments.mlp import DivergedError, removals, train
 
-    if todo:
-        observer.starting(len(todo), sum(point.cost for point in todo), len(points) - len(todo), "networks")
-        run_tasks(
-            Worker,
-            todo,
-            pool or PoolOptions(),
-            on_start=environment.update,
-            on_done=done,
-            on_lost=lambda point, reason: done(point, Outcome(error=reason)),
-            on_workers=observer.workers,
-            on_waiting=observer.waiting,
-        )
-    return LazyReport(
-        store=target.url,
-        run_ids=tuple(point.run_id for point in points if point.run_id not in failed),
-        kept=len(points) - len(todo),
-        failed=tuple(failed.values()),
+    started = time.perf_counter()
+    torch.set_num_threads(1)
+    images = _images(point.data)
+    if digest(images) != point.digest:
+        raise TaskError("the images differ from those of the driver: the files must be the same on every machine")
+    try:
+        network = train(images, point.regime, point.training, point.seed, device)
+        baseline, found = removals(network, images, point.shares, point.seed)
+    except DivergedError as error:
+        raise TaskError(str(error)) from error
+    return Outcome(
+        baseline=baseline,
+        removals=tuple(found),
+        examples=len(images.test_labels),
+        seconds=time.perf_counter() - started,
     )
 
 
-def _check(regimes: Sequence[Regime], seeds: int, training: Training, shares: Sequence[float]) -> None:
-    layers = len(HIDDEN) + 1
-    for regime in regimes:
-        if not 0.0 < regime.alpha < float("inf"):
-            raise ScannerError(f"alpha must be positive, got {regime.alpha:g}")
-        if not set(regime.frozen) < set(range(layers)):
-            raise ScannerError(
-                f"of the {layers} layers 0 to {layers - 1} some can be frozen, not all, got {regime.frozen}"
-            )
-    if seeds < 1 or training.epochs < 1 or training.batch < 1 or not training.rate > 0.0 or not regimes:
-        raise ScannerError("at least one regime, seed, epoch and picture a batch, and a positive rate are needed")
-    if not shares or not all(0.0 < share < 1.0 for share in shares):
-        raise ScannerError(f"shares to remove lie between 0 and 1, got {', '.join(map(str, shares)) or 'none'}")
+@lru_cache(maxsize=1)
+def _images(data: str | None) -> Images:
+    from scanner.experiments.images import load_images
+
+    return load_images(data)
+
+
+def digest(images: Images) -> str:
+    """16 hexadecimal digits of the SHA-256 of images and labels."""
+    content = hashlib.sha256()
+    for array in (images.train, images.train_labels, images.test, images.test_labels):
+        content.update(repr((array.shape, array.dtype.str)).encode())
+        content.update(array.tobytes())
+    return content.hexdigest()[:16]
+
+
+class LazyWork(ExperimentWork):
+    """The points of one call."""
+
+    kind = KIND
+    unit = "networks"
+
+    def __init__(self, store: Store, points: Sequence[Point], *, force: bool) -> None:
+        super().__init__(store)
+        self.points, self.force = points, force
+        self._left = 0
+
+    @staticmethod
+    def start() -> None:
+        """Nothing to prepare: the networks are small."""
+
+    @property
+    def names(self) -> list[str]:
+        """The networks."""
+        return list(dict.fromkeys(point.model for point in self.points))
+
+    @property
+    def kept(self) -> int:
+        """Networks of earlier calls."""
+        return len(self.points) - self._left
+
+    def tasks(self) -> list[Point]:
+        """Points that are not in the store."""
+        found = [point for point in self.points if self.force or not self.store.has_rows("experiments", point.run_id)]
+        self._left = len(found)
+        return found
+
+    def done(self, task: Task, value: Outcome) -> Stored:
+        """Write a point."""
+        assert isinstance(task, Point)
+        write_point(self.store, task, value, self.environment)
+        return Stored()
+
+    def failed(self, task: Task, failure: Failure) -> Stored:
+        """Keep the reason."""
+        assert isinstance(task, Point)
+        self.failures[f"{task.regime.name}, seed {task.seed}"] = failure.message
+        return Stored(failed=(task.name,))
+
+    def report(self) -> Report:
+        """Describe the networks."""
+        failed = {f"{point.regime.name}, seed {point.seed}": point.run_id for point in self.points}
+        missing = {failed[name] for name in self.failures}
+        run_ids = tuple(point.run_id for point in self.points if point.run_id not in missing)
+        return Report(
+            store=self.store.url,
+            run_ids=run_ids,
+            unit=self.unit,
+            total=len(self.points),
+            kept=self.kept,
+            failed=self.failures,
+            parameters={"runs": ",".join(run_ids)},
+        )
 
 
 def set_name(ordering: str, share: float) -> str:
-    """What stands in column `set`: `smallest:20%`."""
+    """Value of the column `set`: `smallest:20%`."""
     return f"{ordering}:{100.0 * share:g}%"
 
 
-def write_point(store: Store, point: Point, outcome: Outcome, environment: dict[str, Any]) -> None:
+def write_point(store: Store, point: Point, outcome: Outcome, environment: Mapping[str, object]) -> None:
     """Store a point: its rows, then the run that says they are complete.
 
     Raises:
-        StoreError: the store is full or not writable.
+        StoreError: the store is full or cannot be written.
     """
-    finished_at = datetime.now(UTC)
-    common: dict[str, object] = {
+    from scanner.store.tables import rows
+
+    removals = sorted(outcome.removals, key=lambda one: (ORDERINGS.index(one.ordering), one.share))
+    columns: dict[str, Any] = {
         "run_id": point.run_id,
         "model": point.model,
-        "revision": None,
         "roles": "hidden",
         "layers": f"0-{len(HIDDEN) - 1}",
         "seed": point.seed,
         "metric": "accuracy",
         "dataset": point.dataset,
-        "tokens": None,
         "baseline": outcome.baseline,
         "examples": outcome.examples,
-        "seconds": outcome.seconds / max(1, len(outcome.removals)),
-        "finished_at": finished_at,
+        "seconds": outcome.seconds / max(1, len(removals)),
+        "finished_at": datetime.now(UTC),
+        "set": [set_name(one.ordering, one.share) for one in removals],
+        "removed": [one.removed for one in removals],
+        "fraction": [one.fraction for one in removals],
+        "value": [one.accuracy for one in removals],
+        "delta": [one.delta for one in removals],
+        "stderr": [one.stderr for one in removals],
     }
-    removals = [
-        common
-        | {
-            "set": set_name(one.ordering, one.share),
-            "removed": one.removed,
-            "fraction": one.fraction,
-            "value": one.accuracy,
-            "delta": one.delta,
-            "stderr": one.stderr,
-        }
-        for one in sorted(outcome.removals, key=lambda one: (ORDERINGS.index(one.ordering), one.share))
+    store.write_rows("ablations", point.run_id, rows("ablations", columns, len(removals)), method=point.method)
+    write_run(
+        store,
+        point.run_id,
+        point.method,
+        environment,
+        kind=KIND,
+        model=point.model,
+        dataset=point.dataset,
+        seconds=outcome.seconds,
+    )
+
+
+def plan(config: Config, call: Call) -> LazyWork:
+    """Read the images, and list the networks.
+
+    Raises:
+        ScannerError: images that cannot be read.
+    """
+    store = call.open_store()
+    images = _images(config.data)
+    points = [
+        Point(
+            data=config.data,
+            digest=digest(images),
+            dataset=images.name,
+            sizes=(images.pixels, *HIDDEN, images.classes),
+            regime=regime,
+            training=Training(epochs=config.epochs, batch=config.batch, rate=config.lr),
+            shares=config.shares,
+            seed=seed,
+        )
+        for seed in range(config.seeds)
+        for regime in config.regimes
     ]
-    store.write_rows("ablations", point.run_id, _table("ablations", removals), method=point.method)
-    run: dict[str, object] = {
-        "run_id": point.run_id,
-        "kind": KIND,
-        "model": point.model,
-        "revision": None,
-        "source": None,
-        "dataset": point.dataset,
-        "started_at": None,
-        "finished_at": finished_at,
-        "seconds": outcome.seconds,
-        "tokens": None,
-        "scanner_version": __version__,
-        "method": to_json(point.method),
-        "environment": json.dumps(environment),
-    }
-    store.write_rows("experiments", point.run_id, _table("experiments", [run]), method=point.method)
+    return LazyWork(store, points, force=config.force)
 
 
-def _table(name: str, found: Sequence[Mapping[str, object]]) -> pa.Table:
-    return rows(name, {column: [row[column] for row in found] for column in found[0]}, len(found))
+EXPERIMENT = register_experiment(
+    Experiment(
+        name="lazy-learning",
+        config=Config,
+        plan=plan,
+        query="lazy_learning",
+        table_parameters={"percent": 20.0},
+        help="""Train small networks in the rich and the lazy regime and remove singular values from them (v1, App. A).
+
+Removed are the smallest by number, the smallest by their share of the sum, and the same number at random. Each network is
+stored when it is measured (table ablations) and never trained twice. Prints the rows of query lazy_learning: accuracy by regime
+and set; a table shows only those of a fifth removed.
+
+Examples:
+
+    rmtscan lazy-learning
+
+    rmtscan lazy-learning --data cifar-10-batches-py --alpha 1,4,15 --seeds 5
+""",
+    )
+)

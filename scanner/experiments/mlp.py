@@ -14,47 +14,16 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 import torch
 from torch.nn import functional
 
-from scanner.experiments.pictures import Pictures
-
-HIDDEN = (512, 512, 512)
-Ordering = Literal["smallest", "mass", "random"]
-ORDERINGS: tuple[Ordering, ...] = ("smallest", "mass", "random")
-"""Which singular values of each hidden matrix go, for a share p: the smallest p of their number; the smallest that together have
-at most p of the sum of all; as many as `smallest`, drawn at random (the control)."""
+from scanner.experiments.images import Images
+from scanner.experiments.regimes import HIDDEN, ORDERINGS, Ordering, Regime, Training
 
 
 class DivergedError(Exception):
     """Training left the finite numbers."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Regime:
-    """What distinguishes the networks that are compared."""
-
-    alpha: float = 1.0
-    """Scale of the logits: 1 is rich, 15 lazy."""
-    frozen: tuple[int, ...] = ()
-    """Layers that stay as they were initialised; 0 is the one that sees the pictures."""
-
-    @property
-    def name(self) -> str:
-        """`alpha=15`, `alpha=1 frozen=0,1,2`."""
-        layers = ",".join(map(str, self.frozen))
-        return f"alpha={self.alpha:g}" + (f" frozen={layers}" if layers else "")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """Plain stochastic gradient descent, no momentum, no decay: the same for every regime."""
-
-    epochs: int = 60
-    batch: int = 64
-    rate: float = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +33,9 @@ class Network:
     weights: tuple[torch.Tensor, ...]
     biases: tuple[torch.Tensor, ...]
 
-    def logits(self, pictures: torch.Tensor, weights: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
-        """Pictures (count x pixels) to logits (count x classes), unscaled; `weights` stand in for the network's own."""
-        values = pictures
+    def logits(self, images: torch.Tensor, weights: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
+        """Images (count x pixels) to logits (count x classes), unscaled; `weights` stand in for the network's own."""
+        values = images
         chosen = self.weights if weights is None else weights
         for layer, (weight, bias) in enumerate(zip(chosen, self.biases, strict=True)):
             values = functional.linear(values, weight, bias)
@@ -84,7 +53,7 @@ def initial(sizes: Sequence[int], generator: torch.Generator) -> Network:
     return Network(weights=tuple(weights), biases=tuple(torch.zeros(size) for size in sizes[1:]))
 
 
-def train(pictures: Pictures, regime: Regime, training: Training, seed: int, device: str = "cpu") -> Network:
+def train(images: Images, regime: Regime, training: Training, seed: int, device: str = "cpu") -> Network:
     """Train one network; the same seed gives the same initial weights and the same batches in every regime.
 
     Raises:
@@ -92,7 +61,7 @@ def train(pictures: Pictures, regime: Regime, training: Training, seed: int, dev
         ValueError: a frozen layer that the network does not have, or nothing left to train.
     """
     generator = torch.Generator().manual_seed(seed)
-    network = initial((pictures.pixels, *HIDDEN, pictures.classes), generator)
+    network = initial((images.pixels, *HIDDEN, images.classes), generator)
     layers = len(network.weights)
     trained = [layer for layer in range(layers) if layer not in regime.frozen]
     if any(not 0 <= layer < layers for layer in regime.frozen) or not trained:
@@ -103,7 +72,7 @@ def train(pictures: Pictures, regime: Regime, training: Training, seed: int, dev
     )
     parameters = [part[layer].requires_grad_() for layer in trained for part in (network.weights, network.biases)]
     optimizer = torch.optim.SGD(parameters, lr=training.rate)
-    inputs, labels = torch.from_numpy(pictures.train).to(device), torch.from_numpy(pictures.train_labels).to(device)
+    inputs, labels = torch.from_numpy(images.train).to(device), torch.from_numpy(images.train_labels).to(device)
     for _ in range(training.epochs):
         order = torch.randperm(len(labels), generator=generator).to(device)
         for chosen in torch.split(order, training.batch):
@@ -113,19 +82,19 @@ def train(pictures: Pictures, regime: Regime, training: Training, seed: int, dev
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         if not bool(torch.isfinite(loss)):
-            raise DivergedError(f"the loss is {loss.item()} with rate {training.rate:g}: a smaller --rate")
+            raise DivergedError(f"the loss is {loss.item()} with rate {training.rate:g}: a smaller `lr`")
     return Network(
         weights=tuple(weight.detach() for weight in network.weights),
         biases=tuple(bias.detach() for bias in network.biases),
     )
 
 
-def correct(network: Network, pictures: Pictures, weights: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
-    """For each test picture 1 if the largest logit is its label, else 0 (float64, on the CPU)."""
+def correct(network: Network, images: Images, weights: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
+    """For each test image 1 if the largest logit is its label, else 0 (float64, on the CPU)."""
     device = network.biases[0].device
     with torch.no_grad():
-        logits = network.logits(torch.from_numpy(pictures.test).to(device), weights)
-    return (logits.argmax(dim=1).cpu() == torch.from_numpy(pictures.test_labels)).to(torch.float64)
+        logits = network.logits(torch.from_numpy(images.test).to(device), weights)
+    return (logits.argmax(dim=1).cpu() == torch.from_numpy(images.test_labels)).to(torch.float64)
 
 
 def removed_ranks(
@@ -163,16 +132,16 @@ class Removal:
     delta: float
     """Accuracy minus that of the intact network."""
     stderr: float
-    """Of delta, over the test pictures: both accuracies are of the same pictures, so it is that of their differences."""
+    """Of delta, over the test images: both accuracies are of the same images, so it is that of their differences."""
 
 
-def removals(network: Network, pictures: Pictures, shares: Sequence[float], seed: int) -> tuple[float, list[Removal]]:
+def removals(network: Network, images: Images, shares: Sequence[float], seed: int) -> tuple[float, list[Removal]]:
     """Accuracy of the intact network, and without every set: each ordering and share, in all hidden matrices at once."""
-    return _accuracy(correct(network, pictures)), list(_removals(network, pictures, shares, seed))
+    return _accuracy(correct(network, images)), list(_removals(network, images, shares, seed))
 
 
-def _removals(network: Network, pictures: Pictures, shares: Sequence[float], seed: int) -> Iterator[Removal]:
-    whole = correct(network, pictures)
+def _removals(network: Network, images: Images, shares: Sequence[float], seed: int) -> Iterator[Removal]:
+    whole = correct(network, images)
     parts = [torch.linalg.svd(weight.to(torch.float64), full_matrices=False) for weight in network.weights[:-1]]
     total = sum(len(part.S) for part in parts)
     generator = torch.Generator().manual_seed(seed)
@@ -185,7 +154,7 @@ def _removals(network: Network, pictures: Pictures, shares: Sequence[float], see
                 kept[ranks] = 0.0
                 removed += len(ranks)
                 weights.append(((part.U * kept) @ part.Vh).to(weight.dtype))
-            after = correct(network, pictures, [*weights, network.weights[-1]])
+            after = correct(network, images, [*weights, network.weights[-1]])
             difference = after - whole
             yield Removal(
                 ordering=ordering,

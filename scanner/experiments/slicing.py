@@ -1,261 +1,161 @@
-"""Leaving out directions of the activations around every norm of a model: a tenth of the covariance's eigenvectors at a time.
+"""Slicing: what a model loses when its norms leave out a tenth of the directions of their signal.
 
-SliceGPT (Ashkboos et al., arXiv 2401.15024, sec. 3) splits a norm into the division by the length and the scale (which the next
-matrix absorbs), rotates into the eigenvectors Q of the signal's covariance and drops the last ones. Here a set D of them is dropped
-(P = 1 - Q_D Q_D^T), in either order:
-
-    before   y = g * unit(P x)      covariance of x, the input of the norm
-    after    y = g * P unit(x)      covariance of unit(x)
-
-with unit(x) = x / rms(x); for LayerNorm, x less its mean stands for x. P acts on what the norm passes on; the residual stream
-itself stays whole. The covariance is not centred (SliceGPT's X^T X). Decile 1 holds the smallest eigenvalues.
+In the table `ablations`, `set` is `slice:K` (K is the decile of the eigenvalues that is left out, 1 the smallest) and `roles`
+says where: `before norm` or `after norm`; `removed` counts directions over all norms of the model.
 
 Source: Staats, Thamm, Rosenow, arXiv 2410.17770v1, App. F.
 """
 
 from __future__ import annotations
 
-import contextlib
-import copy
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch.nn import functional
-
+from scanner.checkpoint import Selection
+from scanner.configuration import option
+from scanner.engine.task import Context
 from scanner.errors import ScannerError
-from scanner.experiments.activations import AmbiguousError, Moments, eigensystem, passes, states_of_tokens
-from scanner.experiments.tokens import Batch, Batches, Sequences
+from scanner.experiments.damage import DamageWork, PointTask
+from scanner.experiments.experiment import Call, Experiment, register_experiment
+from scanner.experiments.nlp.options import DEFAULT_WINDOW, MeasureOptions, ModelOptions, Precision
+
+if TYPE_CHECKING:
+    import torch
+
+    from scanner.experiments.nlp.tokens import Batches, Sequences
 
 Order = Literal["before", "after"]
-ORDERS: tuple[Order, ...] = get_args(Order)
+ORDERS: tuple[Order, ...] = ("before", "after")
 DECILES = tuple(range(1, 11))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Norm:
-    """A norm of a model, taken apart: the division by the length, and the scale."""
+class Config(MeasureOptions, ModelOptions):
+    """Options of `rmtscan slicing`."""
 
-    module: torch.nn.Module
-    centred: bool
-    """LayerNorm, which takes the mean off first; else an RMS norm."""
-    eps: float
-    scale: torch.Tensor
-    """g, (width,)."""
+    stride: int | None = option(None, exposed=False)
+    """Tokens from one window to the next; None: the length of the window."""
+    order: Literal["before", "after", "both"] = option("both")
+    """Project the input of the norms, what the norms have divided, or each in turn."""
+    deciles: tuple[int, ...] = option(DECILES, metavar="A-B,...", min=1, max=10, shown="1-10")
+    """Tenths that are left out, one at a time; 1 has the smallest eigenvalues."""
+    calibration: str | None = option(None, metavar="FILE|DATASET")
+    """Text for the covariances; None: the measured text."""
+    calibration_tokens: int = option(4096, min=2)
+    """Number of tokens for the covariances; from a table, rows drawn from all of it."""
+    dtype: Precision = option("float32")
+    """Precision of the weights and activations of the model."""
 
-    def signal(self, states: torch.Tensor) -> torch.Tensor:
-        """What is divided by its length: x, or x less its mean; (..., width)."""
-        return states - states.mean(dim=-1, keepdim=True) if self.centred else states
-
-    def unit(self, states: torch.Tensor) -> torch.Tensor:
-        """The states divided by their length, in float32 as the models do; (..., width)."""
-        shape = states.shape[-1:]
-        wide = states.float()
-        if self.centred:
-            return functional.layer_norm(wide, shape, eps=self.eps)
-        return wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
-
-
-#: Names of norms over the width of queries and keys, which may be that of the states, but are not the states; and of DeBERTa's
-#: norm of the embeddings of relative positions.
-_OTHERS = frozenset(
-    "q_norm k_norm v_norm kv_norm qk_norm q_ln k_ln query_norm key_norm q_layernorm k_layernorm query_layernorm key_layernorm "
-    "q_a_layernorm kv_a_layernorm".split()
-)
-_OF_POSITIONS = "encoder.LayerNorm"
+    def __post_init__(self) -> None:
+        if self.order not in (*ORDERS, "both"):
+            raise ScannerError(f"`order` must be before, after or both, got {self.order!r}")
+        if not self.deciles or not set(self.deciles) <= set(DECILES):
+            given = ", ".join(map(str, self.deciles)) or "nothing"
+            raise ScannerError(f"`deciles` must be 1 to 10, got {given}")
 
 
-def norms_of(model: Any) -> dict[str, Norm]:
-    """The norms over the whole width of a model's states, by name, in the order of the model (not those of queries and keys).
+@dataclass(frozen=True, kw_only=True)
+class SlicingTask(PointTask):
+    """Measure the model without one tenth of the directions at its norms."""
 
-    Whatever behaves as a norm is one: classes of norms are many, and what their scale is differs (weight, 1 + weight, none).
+    calibration: Sequences
+    order: Order
+    decile: int
 
-    Raises:
-        ScannerError: there are none that can be taken apart.
-    """
-    width: int = getattr(model.config.get_text_config(), "hidden_size", 0)
-    deberta = getattr(model.config, "model_type", "").startswith("deberta")
-    found: dict[str, Norm] = {}
-    for name, module in model.named_modules():
-        if not _may_be_norm(module, width) or not _OTHERS.isdisjoint(name.split(".")):
-            continue
-        if deberta and f".{name}".endswith(f".{_OF_POSITIONS}"):
-            continue
-        if (norm := _taken_apart(module, width, next(model.parameters()).device)) is not None:
-            found[name] = norm
-    if not found:
-        raise ScannerError(
-            f"{type(model).__name__} has no LayerNorm or RMSNorm over its hidden states: nothing to slice around"
-        )
-    return found
-
-
-def _may_be_norm(module: torch.nn.Module, width: int) -> bool:
-    if not width or next(module.children(), None) is not None:
+    @property
+    def intact(self) -> bool:
+        """Never: a tenth is left out."""
         return False
-    if next(module.parameters(), None) is None:  # OLMo's has neither scale nor bias
-        return "norm" in type(module).__name__.lower()
-    scale = getattr(module, "weight", None)
-    return isinstance(scale, torch.Tensor) and tuple(scale.shape) == (width,)
+
+    @property
+    def columns(self) -> dict[str, object]:
+        """Where, and which tenth."""
+        return {"roles": f"{self.order} norm", "set": f"slice:{self.decile}"}
+
+    def prepare(self, context: Context, model: Any, batches: Batches) -> None:
+        """Compute the bases of this order."""
+        self._bases(context, model, batches)
+
+    @contextmanager
+    def without(self, context: Context, model: Any) -> Iterator[tuple[int, int]]:
+        """The model without the tenth; yields how many directions of how many."""
+        from scanner.experiments.nlp.projections import decile_slice, sliced
+
+        found = self._bases(context, model, None)
+        dropped = {name: basis[:, decile_slice(basis.shape[0], self.decile)] for name, basis in found.items()}
+        with sliced(model, dropped, self.order) as removed:
+            yield removed, sum(basis.shape[0] for basis in found.values())
+
+    def _bases(self, context: Context, model: Any, batches: Batches | None) -> dict[str, torch.Tensor]:
+        from scanner.experiments.nlp.projections import bases
+
+        def compute() -> dict[str, torch.Tensor]:
+            assert batches is not None, "prepared before"
+            return bases(model, self.calibration, batches, self.order)
+
+        return context.resident("bases", (self.run_id, self.order), compute)
 
 
-def _taken_apart(module: torch.nn.Module, width: int, device: torch.device) -> Norm | None:
-    """A norm's parts, found out by what it makes of chosen states; None if it makes something else than a norm does."""
-    alone = copy.deepcopy(module).float().cpu()  # exact, whatever the precision of the model
-    signs = 1.0 - 2.0 * (torch.arange(width) % 2)
-    drawn = torch.randn(4, width, generator=torch.Generator().manual_seed(0))
-    samples = torch.cat([drawn + 1.0, 0.01 * drawn])
-    with torch.inference_mode():
-        try:  # past its hooks
-            one, other, tiny, made = (
-                alone.forward(states[None])[0] for states in (signs[None], -signs[None], 1e-3 * signs[None], samples)
-            )
-        except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
-            return None
-        if not isinstance(made, torch.Tensor) or made.shape != samples.shape:
-            return None
-        scaled, bias = (one - other) / 2.0, (one + other) / 2.0
-        known = (getattr(module, key, None) for key in ("variance_epsilon", "eps"))
-        eps = next((float(value) for value in known if isinstance(value, float)), None)
-        if eps is None:  # y = x / sqrt(x^2 + eps), up to the scale: of a small x it tells eps
-            ratio = float(scaled.norm() / (tiny - bias).norm())
-            eps = max(0.0, 1e-6 * (ratio**2 - 1.0))
-        for centred in (True, False):
-            norm = Norm(module=module, centred=centred, eps=eps, scale=torch.ones(width))
-            scale = scaled[0] / norm.unit(signs)
-            if torch.allclose(scale * norm.unit(samples) + bias, made, rtol=1e-4, atol=1e-5 * float(made.abs().max())):
-                return replace(norm, scale=scale.clone().to(device))
-    return None
-
-
-def require_full_rank(tokens: int, width: int) -> None:
-    """Whether so many tokens can fill a covariance.
+def plan(config: Config, call: Call) -> DamageWork:
+    """Read both texts, and list the points: one for each order and decile.
 
     Raises:
-        ScannerError: fewer tokens than dimensions.
+        ScannerError: a text, model or decile that is not suitable; the message says why.
     """
-    if tokens < width:
-        raise ScannerError(f"{tokens} tokens for a covariance of {width} dimensions: at least as many are needed")
+    from scanner.experiments.nlp.measures import measurement
+    from scanner.experiments.nlp.models import longest_input, model_place
+    from scanner.experiments.nlp.placing import open_target
+    from scanner.experiments.nlp.projections import require_full_rank
+    from scanner.experiments.nlp.texts import TextSource, read_texts
+    from scanner.experiments.nlp.tokens import sequences
+
+    call.observer.opening(config.model)
+    checkpoint = open_target(config.model, Selection()).checkpoint
+    place = model_place(checkpoint)
+    measured = measurement(place, config)
+    length = min(config.window or DEFAULT_WINDOW, longest_input(measured.config, measured.tokenizer))
+    source = config.source() if config.calibration is None else TextSource(reference=config.calibration)
+    texts = read_texts(source, tokens=config.calibration_tokens, length=length)
+    read = sequences(measured.tokenizer, texts, length=length, tokens=config.calibration_tokens)
+    width = getattr(measured.config.get_text_config(), "hidden_size", None)
+    if width is not None:
+        require_full_rank(read.tokens, width)  # before every worker finds out
+    described = {"text": texts.digest, "ids": read.digest, "tokens": config.calibration_tokens, "length": length}
+    work = DamageWork(
+        call.open_store(),
+        kind="slicing",
+        checkpoint=checkpoint,
+        place=place,
+        measurement=measured,
+        parameters=measured.parameters | {"dtype": config.dtype, "calibration": described},
+        dtype=config.dtype,
+    )
+    work.points = [
+        SlicingTask(**work.base, point=f"{work.run_id}-{order}-{decile}", calibration=read, order=order, decile=decile)
+        for order in (ORDERS if config.order == "both" else (config.order,))
+        for decile in dict.fromkeys(config.deciles)
+    ]
+    return work
 
 
-def bases(model: Any, text: Sequences, batches: Batches, order: Order) -> dict[str, torch.Tensor]:
-    """Eigenvectors of the covariance at every norm that a forward pass goes through, before or after it.
+EXPERIMENT = register_experiment(
+    Experiment(
+        name="slicing",
+        config=Config,
+        plan=plan,
+        query="slicing",
+        help="""Leave out a tenth of the directions of the activations at every norm, and measure what the model loses (v1, App. F).
 
-    A norm whose input is not one state for each token, or comes with another one, has none: `sliced` leaves it intact.
+The directions are eigenvectors of the covariance of the activations at each norm, as in SliceGPT. Each point is one file in the
+table ablations, written when it is measured and never computed twice. Prints query slicing.
 
-    Args:
-        model: intact, on its device.
-        text: what is averaged over; padding is left out.
-        batches: how they are batched.
-        order: `before`: of the norm's input (less its mean, for LayerNorm); `after`: of what it divided.
+Examples:
 
-    Returns:
-        By the norm's name: (width, width), float32, eigenvectors as columns, smallest eigenvalue first.
+    rmtscan slicing model.gguf --text novel.txt
 
-    Raises:
-        ScannerError: fewer tokens than dimensions: the smallest directions would be arbitrary; or no norm is left.
-    """
-    norms = norms_of(model)
-    width = next(iter(norms.values())).scale.shape[0]
-    require_full_rank(text.tokens, width)
-    moments = {name: Moments.zero(width, model.device) for name in norms}
-    model_type = getattr(model.config, "model_type", "")
-    mask: list[torch.Tensor] = []
-    seen: list[tuple[str, torch.Tensor]] = []
-    others: dict[str, tuple[int, ...]] = {}
-
-    def recorder(name: str) -> Any:
-        def record(module: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
-            chosen = None
-            if len(arguments) == 1:  # some take a gate beside the states
-                chosen = states_of_tokens(arguments[0], mask[0], model_type)
-            if chosen is None:
-                others[name] = tuple(arguments[0].shape) if arguments else ()
-            else:
-                seen.append((name, chosen))
-
-        return record
-
-    def run(inputs: dict[str, torch.Tensor]) -> None:
-        mask[:] = [inputs["attention_mask"].bool()]
-        before = len(seen)
-        try:
-            model(**inputs)
-        except AmbiguousError:
-            del seen[before:]
-            raise
-
-    def compute(batch: Batch, indices: list[int]) -> None:
-        seen.clear()
-        passes(run, batch.inputs(model, decoder=True))
-        # After the pass: one that runs out of memory is made again in halves, and must not count twice.
-        for name, chosen in seen:
-            norm = norms[name]
-            moments[name].add(norm.signal(chosen) if order == "before" else norm.unit(chosen))
-        seen.clear()
-
-    hooks = [norm.module.register_forward_pre_hook(recorder(name)) for name, norm in norms.items()]
-    try:
-        with torch.inference_mode():
-            batches.of(model).run(text, compute)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    found: dict[str, torch.Tensor] = {}
-    for name in norms:
-        sums = moments.pop(name)
-        if sums.count and name not in others:
-            found[name] = eigensystem(sums.covariance(centred=False)).vectors.flip(1).float()
-    if not found:
-        told = ", ".join(f"{name} {shape}" for name, shape in others.items()) or "no forward pass reaches one"
-        raise ScannerError(
-            f"no norm of {type(model).__name__} has one state for each token as its input ({told}): nothing to slice around"
-        )
-    return found
-
-
-def decile_slice(width: int, decile: int) -> slice:
-    """The columns of a basis that belong to a decile: 1 the smallest eigenvalues, 10 the largest; all deciles cover all.
-
-    Raises:
-        ValueError: no decile.
-    """
-    if decile not in DECILES:
-        raise ValueError(f"deciles are 1 to 10, got {decile}")
-    return slice(width * (decile - 1) // 10, width * decile // 10)
-
-
-@contextlib.contextmanager
-def sliced(model: Any, directions: Mapping[str, torch.Tensor], order: Order) -> Iterator[int]:
-    """While it lasts, the model's norms leave these directions out; yields how many there are in all.
-
-    Args:
-        model: on its device.
-        directions: by the norm's name, (width, count) orthonormal columns.
-        order: project `before` the norm or `after` its division.
-    """
-    norms = norms_of(model)
-
-    def before(norm: Norm, dropped: torch.Tensor) -> Any:
-        def project(module: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-            signal = norm.signal(arguments[0].float())
-            kept = signal - (signal @ dropped) @ dropped.T
-            return (kept.to(arguments[0].dtype), *arguments[1:])
-
-        return norm.module.register_forward_pre_hook(project)
-
-    def after(norm: Norm, dropped: torch.Tensor) -> Any:
-        def project(module: torch.nn.Module, arguments: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
-            lost = norm.scale * ((norm.unit(arguments[0]) @ dropped) @ dropped.T)
-            return (output.float() - lost).to(output.dtype)
-
-        return norm.module.register_forward_hook(project)
-
-    place = before if order == "before" else after
-    hooks = [place(norms[name], dropped) for name, dropped in directions.items()]
-    try:
-        yield sum(dropped.shape[1] for dropped in directions.values())
-    finally:
-        for hook in hooks:
-            hook.remove()
+    rmtscan slicing ./encoder --task reviews.csv --metric accuracy --order after --deciles 1,10
+""",
+    )
+)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import zlib
-from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-Ensemble = Literal["gaussian", "kaiming_uniform"]
-ENSEMBLES: tuple[Ensemble, ...] = get_args(Ensemble)
+from scanner.rmt.vocabulary import ENSEMBLES as ENSEMBLES
+from scanner.rmt.vocabulary import Ensemble as Ensemble
 
 
 def kaiming_uniform(rows: int, cols: int, rng: np.random.Generator, gain: float = 1.0) -> NDArray[np.float64]:

@@ -6,15 +6,13 @@ The edges decide what counts as an outlier, so the choice is part of a result: a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 
 from scanner.rmt import marchenko_pastur
 from scanner.rmt.marchenko_pastur import FloatArray
-
-SigmaKind = Literal["median", "std", "init", "bulk"]
-SIGMA_KINDS: tuple[SigmaKind, ...] = get_args(SigmaKind)
+from scanner.rmt.vocabulary import SIGMA_KINDS as SIGMA_KINDS
+from scanner.rmt.vocabulary import SigmaKind as SigmaKind
 
 
 @dataclass(frozen=True, kw_only=True)

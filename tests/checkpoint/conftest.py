@@ -7,8 +7,8 @@ from functools import cache
 
 import pytest
 
-from .hub_fixtures import hub as hub
-from .hub_fixtures import single as single
+from .sources.hub_fixtures import hub as hub
+from .sources.hub_fixtures import single as single
 from .tiny_models import Built, build
 
 

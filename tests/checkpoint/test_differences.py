@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from scanner.checkpoint import Selection, list_matrices, open_checkpoint, read_matrices, read_matrix
 from scanner.checkpoint.differences import difference, split_reference
-from scanner.checkpoint.files import ByteRange, LocalFiles
+from scanner.checkpoint.sources.files import ByteRange, LocalFiles
 from scanner.errors import CheckpointError
 
 from .writing import checkpoint

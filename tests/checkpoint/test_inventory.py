@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scanner.checkpoint import ROLES, Inventory, MatrixRef, Selection, TensorEntry, list_matrices, open_checkpoint
-from scanner.checkpoint.files import BLOCK_BYTES, LocalFiles
+from scanner.checkpoint.sources.files import BLOCK_BYTES, LocalFiles
 from scanner.errors import CheckpointError, ScannerError
 
 from .writing import WEIGHTS, checkpoint, info, matrix, raw_checkpoint, reasons, sharded
@@ -337,7 +337,7 @@ def test_a_million_tensors_are_refused(tmp_path: Path) -> None:
 
 
 def test_too_many_tensors_in_several_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scanner.checkpoint.weights.MAX_TENSORS", 5)
+    monkeypatch.setattr("scanner.checkpoint.formats.weights.MAX_TENSORS", 5)
     shards = {f"m-{at}.safetensors": {f"{at}.{name}": ones(1) for name in "ab"} for at in range(3)}
     with pytest.raises(CheckpointError, match=r"more than 5 tensors up to m-2\.safetensors"):
         open_checkpoint(sharded(tmp_path / "model", shards))

@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from scanner.checkpoint import open_checkpoint
-from scanner.checkpoint.hub_lookup import parse_hub_reference
 from scanner.checkpoint.names import is_plain_name
 from scanner.checkpoint.references import find_place
+from scanner.checkpoint.sources.hub_lookup import parse_hub_reference
 from scanner.errors import CheckpointError, MissingError
 
-from .hub_server import Hub
+from .sources.hub_server import Hub
 from .writing import checkpoint
 
 WEIGHTS = save({"w.weight": torch.arange(6.0).reshape(2, 3)})

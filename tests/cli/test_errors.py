@@ -64,7 +64,7 @@ BAD_CHECKPOINTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "offsets that do not fit the shape": (_with_header({"a": info(shape=(2, 2))}, bytes(4)), "shape 2x2 need 16"),
     "nothing to analyse": (
         lambda folder: Path(checkpoint(folder / "flat", {"bias": torch.ones(4)})),
-        "no matrix to analyse",
+        "no matrix to analyze",
     ),
     "name that steers the terminal": (lambda folder: folder / "\x1b[31mred\n", r"\x1b[31mred\n"),
 }
@@ -165,7 +165,7 @@ def full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path
     if _mount(folder, "size=64k"):
         room = ["mount", "-o", "remount,size=8m", str(folder)]
         try:
-            yield folder, lambda: subprocess.run(room, check=True) and None
+            yield folder, lambda: subprocess.run(room, check=True) and None  # type: ignore[misc]
         finally:
             subprocess.run(["umount", folder], check=True)
         return
@@ -198,7 +198,7 @@ def test_a_store_that_is_full_ends_the_scan_and_goes_on_when_there_is_room(
     make_room()
     told = rmtscan(*command)
     assert (told.status, told.errors) == (0, [])
-    assert f"{kept} are there from an earlier run" in told.err
+    assert f"{kept} have results from an earlier run" in told.err
     assert [row["analysed"] for row in json.loads(told.out)] == [16]
 
 
@@ -228,7 +228,7 @@ def test_a_cluster_that_is_not_there_is_one_line(rmtscan: Run, tmp_path: Path) -
         (["scan", "m", "--layers", "5-3"], "'5-3' is not a layer or a range like 0-5"),
         (["scan", "m", "--layers", "a"], "'a' is not a layer"),
         (["scan", "m", "--layers", "-1"], "--layers"),
-        (["scan", "m", "--layers", "0-99999999"], "more layers than any model has"),
+        (["scan", "m", "--layers", "0-99999999"], "a range of more than 10,000 layers"),
         (["scan", "m", "--layers", "²"], "is not a layer"),
         (["scan", "m", "--null", "guess"], "--null"),
         (["scan", "m", "--null", "mc:0"], "--null"),
@@ -258,6 +258,14 @@ def test_wrong_usage_is_status_2(
     assert (told.status, told.out) == (2, b"")
     assert said in told.told
     assert not list(tmp_path.iterdir()), "nothing is made before the usage is known to be right"
+
+
+def test_an_extension_that_cannot_be_imported_is_one_line(rmtscan: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RMTSCAN_EXTENSIONS", "no_such_extension")
+    told = rmtscan("models")
+    assert (told.status, told.out) == (1, b"")
+    [line] = told.errors
+    assert "extension 'no_such_extension' cannot be imported" in line
 
 
 # ---- questions

@@ -44,12 +44,12 @@ def test_the_same_command_goes_on_from_the_finished_points(rmtscan: Run, tmp_pat
     assert ended_by(signal.SIGINT, 3).returncode == 130
     told = errors.read_text()
     assert "Traceback" not in told
-    assert f"interrupted: finished points are kept in {store}; the same command goes on from there" in told
+    assert f"interrupted: existing results are kept in {store}; the same command resumes" in told
     interrupted = written(store)
     assert 3 <= len(interrupted) < POINTS
 
     ended_by(signal.SIGKILL, len(interrupted) + 3)
-    assert f"({len(interrupted) - 1} are there from an earlier run)" in errors.read_text()
+    assert f"({len(interrupted) - 1} have results from an earlier run)" in errors.read_text()
     killed = written(store)
     assert len(interrupted) + 3 <= len(killed) < POINTS
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from scanner.errors import ScannerError
-from scanner.experiments.finetune_task import FineTuneTask
-from scanner.experiments.finetune_training import NoClassifier
+from scanner.experiments.finetune import FineTuneTask
+from scanner.experiments.nlp.training import NoClassifier
 from scanner.store import open_store
-from tests.experiments.classifiers import BAD, GOOD, NEUTRAL, bert, jsonl, llama, reviews, without_ray
+from tests.experiments.calls import without_ray
+from tests.experiments.classifiers import BAD, GOOD, NEUTRAL, bert, jsonl, llama, reviews
 
 from .conftest import Run
 
@@ -125,7 +126,7 @@ def test_a_model_that_cannot_be_kept_is_told_and_its_accuracy_stays(
         tmp_path / "store",
     )
     with monkeypatch.context() as patched:
-        patched.setattr("scanner.experiments.finetune_task.keep", full)
+        patched.setattr("scanner.experiments.nlp.training.keep", full)
         ran = rmtscan(*command, "--keep", tmp_path / "a", "--format", "json")
     assert ran.status == 3, ran.err
     assert "FAILED none-seed0: the tuned model cannot be kept in there: No space left on device" in ran.told
@@ -148,7 +149,7 @@ def test_a_model_that_no_training_makes_a_classifier_ends_the_run_with_one_line(
         tried.append(1)
         raise NoClassifier("transformers has no classifier of texts for 'such' models")
 
-    monkeypatch.setattr("scanner.experiments.finetune_task.new_classifier", none)
+    monkeypatch.setattr("scanner.experiments.nlp.training.new_classifier", none)
     ran = rmtscan("finetune", base, "--task", texts, "--seeds", 3, *QUICK, "--store", tmp_path / "store")
     assert ran.status == 1
     assert ran.errors == ["error: transformers has no classifier of texts for 'such' models"]
@@ -167,10 +168,10 @@ def test_an_interruption_says_that_the_same_command_goes_on(
         ]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("scanner.experiments.finetuning.run_tasks", interrupted)
+    monkeypatch.setattr("scanner.engine.run.run_tasks", interrupted)
     ran = rmtscan("finetune", base, "--task", texts, "--deciles", "1,2", "--seeds", 1, "--store", tmp_path / "store")
     assert ran.status == 130
-    assert "finished points are kept" in ran.told
+    assert "existing results are kept" in ran.told
 
 
 @pytest.mark.parametrize(

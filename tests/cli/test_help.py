@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import typer
 
-from scanner.cli.main import app
+from scanner.cli.main import application
 from scanner.version import __version__
 
 from .conftest import Run
 
 ROOT = Path(__file__).parent.parent.parent
-VERBS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+VERBS = typer.main.get_command(application()).commands  # type: ignore[attr-defined]
 HEAVY = (
     *("torch", "ray", "duckdb", "pyarrow", "numpy", "scipy", "transformers", "huggingface_hub", "fsspec", "gguf"),
     *("altair", "vl_convert"),
@@ -71,7 +71,7 @@ def test_documents_use_only_verbs_and_options_that_there_are(document: str) -> N
     commands = [(verb, rest) for verb, rest in used if verb in VERBS]
     commands += [("scan", rest) for rest in re.findall(r"jobs/scan\.py([^\n`|#&>]*)", text)]
     for verb, rest in commands:
-        known = {name for param in VERBS[verb].params for name in param.opts}
+        known = {name for param in VERBS[verb].params for name in param.opts} | {*VERBS[verb].aliases}
         asked = set(re.findall(r"(?<![\w-])(--?[a-z][a-z-]*)", re.sub(r'"[^"]*"', "", rest)))
         assert asked <= known | {"--help"}, f"{document}: rmtscan {verb}{rest}"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scanner.checkpoint.files import LocalFiles
+from scanner.checkpoint.sources.files import LocalFiles
 from tests.checkpoint.writing import checkpoint
 
 from .conftest import Run
@@ -49,7 +49,7 @@ def test_the_table_shows_every_matrix_and_every_skipped_tensor(rmtscan: Run, mod
     }.items():
         assert f"  {count} skipped: {reason}" in told.err.splitlines()
         assert sum(reason in line for line in lines) == count
-    assert "240 matrices to analyse" in told.err
+    assert "240 matrices to analyze" in told.err
     assert "123 tensors skipped" in told.err
 
 

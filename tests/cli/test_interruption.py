@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from scanner import PoolOptions, open_store
-from scanner.engine import scan
+from scanner.engine.scan import scan
 from tests.engine.checkpoints import results, slow, staged
 from tests.processes import Process, alive, command, descendants, in_the_middle, wait_until
 
@@ -68,7 +68,7 @@ def test_an_interrupted_scan_ends_and_keeps_what_is_finished(
     assert 3 <= kept < MATRICES
     assert "Traceback" not in told
     [line] = [line for line in told.splitlines() if line.startswith("interrupted")]
-    assert f"{kept} matrices are kept in {store}; the same command goes on from there" in line
+    assert f"existing results are kept in {store}; the same command resumes" in line
     assert len(started) > 2, "Ray and a worker were there"
     wait_until(lambda: not alive(started), f"the end of all that {how} should end", seconds=20)
 
@@ -76,7 +76,7 @@ def test_an_interrupted_scan_ends_and_keeps_what_is_finished(
         return
     again = rmtscan("scan", model, "--store", store, "--workers", 1, "--format", "json")
     assert again.status == 0
-    assert f"({kept} are there from an earlier run)" in again.err
+    assert f"({kept} have results from an earlier run)" in again.err
     assert [row["analysed"] for row in json.loads(again.out)] == [MATRICES]
     assert results(open_store(str(store))) == undisturbed
 
@@ -98,7 +98,7 @@ def test_a_killed_driver_loses_only_what_was_in_flight(model: str, undisturbed: 
         [*COMMAND, model, "--store", str(store), "--format", "json"], capture_output=True, timeout=120
     )
     assert done.returncode == 0, done.stderr.decode()
-    assert f"({kept} are there from an earlier run)" in done.stderr.decode()
+    assert f"({kept} have results from an earlier run)" in done.stderr.decode()
     found = results(open_store(str(store)))
     tensors = [row["tensor"] for row in found["matrices"]]
     assert len(tensors) == len(set(tensors)) == MATRICES

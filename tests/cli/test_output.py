@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scanner.cli.output import Format, write
+from scanner.cli.output import write
 from scanner.store import open_store
 from tests.store.rows import Matrix, add_scan
 
@@ -185,7 +185,7 @@ def test_json_parses_back_whatever_the_values_and_names(values: list[Any], names
         out = io.TextIOWrapper(io.BytesIO(), "utf-8", newline="")
         patch.setattr("sys.stdout", out)
         columns = [pa.array([value]) for value in (values * len(names))[: len(names)]] or [pa.nulls(1)] * len(names)
-        write(pa.table(columns, names=names), Format.json)
+        write(pa.table(columns, names=names), "json")
         out.flush()
         text = out.buffer.getvalue().decode()  # type: ignore[attr-defined]
     [row] = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))

@@ -86,10 +86,10 @@ def test_a_store_with_nothing_in_it_says_how_to_begin(rmtscan: Run, tmp_path: Pa
     open_store(str(tmp_path / "store"), create=True)
     told = rmtscan("status", "--store", tmp_path / "store", "--format", "json")
     assert (told.status, json.loads(told.out)) == (0, [])
-    assert "begin with: rmtscan scan REF" in told.err
+    assert "start with: rmtscan scan REF" in told.err
     told = rmtscan("query", "outliers", "--store", tmp_path / "store", "--format", "json")
     assert (told.status, json.loads(told.out)) == (0, [])
-    assert "`rmtscan query experiments` what was measured" in told.err
+    assert "`rmtscan query experiments` the experiments" in told.err
 
 
 def test_a_parameter_may_be_given_as_the_null_that_the_list_shows(rmtscan: Run, store: Store) -> None:
@@ -130,7 +130,7 @@ def test_bytes_that_are_no_text_are_refused_with_one_line(rmtscan: Run, store: S
 
 def test_an_empty_answer_about_pairs_names_what_is_compared(rmtscan: Run, store: Store) -> None:
     told = rmtscan("query", "pair_intruders", "--store", store.url)
-    assert "no pair of models is compared" in told.err
+    assert "no pair of models has been compared" in told.err
     add_comparison(store, "one", [Pair()])
     told = rmtscan("query", "pair_intruders", "--store", store.url)
     assert "org/base -> org/tuned" in told.err

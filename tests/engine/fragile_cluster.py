@@ -17,7 +17,8 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 
-from scanner.engine import PoolOptions, ScanReport, scan
+from scanner.engine import PoolOptions, ScanReport
+from scanner.engine.scan import scan
 from scanner.store import open_store
 from tests.processes import alive, descendants, ray_workers, wait_until
 

@@ -33,7 +33,7 @@ def tuned_tensors() -> dict[str, torch.Tensor]:
     made = dict(tensors())
     for number, (name, tensor) in enumerate(made.items()):
         if ".layers.0." in name and tensor.ndim == 2:
-            made[name] = tensor + 0.1 * weight(*tensor.shape, 77 + number)
+            made[name] = tensor + 0.1 * weight(tensor.shape[0], tensor.shape[1], 77 + number)
     return made
 
 

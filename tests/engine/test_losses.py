@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from scanner import PoolOptions, open_store
-from scanner.engine import scan
+from scanner.engine.scan import scan
 from tests.processes import ray_workers, wait_until
 
 from .checkpoints import results, slow

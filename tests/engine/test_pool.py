@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from scanner.engine.pool import ATTEMPTS, Pool, PoolOptions, PoolShape, run_tasks
+from scanner.engine.options import PoolOptions
+from scanner.engine.pool import ATTEMPTS, Pool, PoolShape, run_tasks
 from scanner.errors import ScannerError
 
 from .mortal import DiesInTheConstructor, Mortal, Refuses, RefusesOnce, TellsWhere, Work

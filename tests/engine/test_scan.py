@@ -18,8 +18,8 @@ from safetensors import safe_open
 import scanner
 from scanner import Method, PoolOptions, ScannerError, Selection, Store, open_store
 from scanner.engine import ScanReport
-from scanner.engine import scan as run_scan
 from scanner.engine.scan import ControlTask, MatrixTask
+from scanner.engine.scan import scan as run_scan
 from scanner.rmt.ensembles import control
 from tests.checkpoint.writing import checkpoint
 

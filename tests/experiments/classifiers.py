@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -64,17 +62,3 @@ def jsonl(path: Path, rows: list[dict[str, object]]) -> Path:
     """Rows as a JSONL file."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return path
-
-
-def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fine-tunings run one after the other in this process: workers that import torch and transformers take long to start."""
-
-    def serially(
-        worker: type, tasks: Sequence[Any], *_: object, on_done: Callable[[Any, Any], None], **__: object
-    ) -> None:
-        made = worker()
-        for task in tasks:
-            on_done(task, made.run(task))
-
-    monkeypatch.setattr("scanner.experiments.running.granted_device", lambda: "cpu")
-    monkeypatch.setattr("scanner.experiments.finetuning.run_tasks", serially)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,32 +9,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 
 from scanner.checkpoint import Selection, read_matrix
 from scanner.engine import PoolOptions
 from scanner.errors import ScannerError
-from scanner.experiments import ablation_task, point_run, running
-from scanner.experiments.ablation_run import ablate
-from scanner.experiments.ablation_task import AblationWorker
-from scanner.experiments.evaluation import Perplexity, Windows
-from scanner.experiments.measures import MeasureRequest
-from scanner.experiments.models import load_model, model_place
-from scanner.experiments.placing import open_target
-from scanner.experiments.point_run import PointReport
-from scanner.experiments.removal import indices_by_rank
-from scanner.experiments.texts import TextSource
-from scanner.experiments.tokens import Sequences
+from scanner.experiments.ablate import AblationTask
+from scanner.experiments.nlp import models, placing
+from scanner.experiments.nlp.evaluation import Perplexity, Windows
+from scanner.experiments.nlp.models import load_model, model_place
+from scanner.experiments.nlp.placing import open_target
+from scanner.experiments.nlp.removal import indices_by_rank
+from scanner.experiments.nlp.texts import TextSource
+from scanner.experiments.nlp.tokens import Sequences
 from scanner.store import open_store
 
+from .calls import Found, ablate, request, without_ray
 from .tiny import WORDS, save, table_file, text_file
 
 
-def run(folder: Path, text: Path, store: Path, **more: Any) -> PointReport:
+def run(folder: Path, text: Path, store: Path, **more: Any) -> Found:
     metric = more.pop("metric", "perplexity")
-    wanted = MeasureRequest(metric=metric, text=TextSource(reference=str(text)), tokens=64, window=16)
+    wanted = request(metric=metric, text=TextSource(reference=str(text)), tokens=64, window=16)
     return ablate(str(folder), wanted, store=str(store), **more)
 
 
@@ -68,7 +64,7 @@ def test_points_are_what_a_rebuilt_model_gives_and_are_measured_once(tmp_path: P
     found = rows(store)
     by_set = {(row["roles"], row["set"], row["removed"]): row for row in found}
     assert report.failed == {}
-    assert len(found) == report.points == len(in_process)
+    assert len(found) == report.total == len(in_process)
     # 16 values in deciles of 1 or 2: of ten random sets two differ in size.
     assert len([row for row in found if row["set"] == "random:1"]) == 4
     for role in ("mlp_down", "query"):
@@ -82,7 +78,7 @@ def test_points_are_what_a_rebuilt_model_gives_and_are_measured_once(tmp_path: P
 
     in_process.clear()
     again = run(folder, text, store, roles=("mlp_down", "query"), sets="deciles")
-    assert (again.run_id, again.kept, in_process) == (report.run_id, report.points - 1, [])
+    assert (again.run_id, again.kept, in_process) == (report.run_id, report.total - 1, [])
     gone = next(path for path in sorted((store / "ablations").iterdir()) if not path.stem.endswith("none"))
     gone.unlink()
     run(folder, text, store, roles=("mlp_down", "query"), sets="deciles")
@@ -102,7 +98,7 @@ def test_ranks_that_no_matrix_has_are_an_error_and_those_of_others_no_points(
     folder, text, store = save(tmp_path / "m", "llama"), text_file(tmp_path), tmp_path / "store"
     for sets in ("16:20", "0:17"):
         with pytest.raises(
-            ScannerError, match=f"--sets {sets}: these matrices have 16 singular values at most, ranks 0 to 15"
+            ScannerError, match=f"`sets` {sets}: these matrices have at most 16 singular values, ranks 0 to 15"
         ):
             run(folder, text, store, roles=("query", "key"), sets=sets)
     with pytest.raises(ScannerError, match="no set at all"):
@@ -147,17 +143,17 @@ def test_a_point_that_fails_is_told_and_tried_again(
     tmp_path: Path, in_process: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, text, store = save(tmp_path / "m", "gpt2"), text_file(tmp_path), tmp_path / "store"
-    original = ablation_task.place_matrices
+    original = placing.place_matrices
 
     def fails(model: Any, refs: Any) -> Any:
         if refs[0].role == "key":
             raise torch.OutOfMemoryError("CUDA out of memory")
         return original(model, refs)
 
-    monkeypatch.setattr(ablation_task, "place_matrices", fails)
+    monkeypatch.setattr(placing, "place_matrices", fails)
     report = run(folder, text, store, roles=("key", "query"), sets="0:2", random_sets=0)
     assert report.failed == {"key 0-1 range:0:2": "OutOfMemoryError: CUDA out of memory"}
-    monkeypatch.setattr(ablation_task, "place_matrices", original)
+    monkeypatch.setattr(placing, "place_matrices", original)
     in_process.clear()
     assert run(folder, text, store, roles=("key", "query"), sets="0:2", random_sets=0).failed == {}
     assert [task.roles for task in in_process] == ["key"]
@@ -168,11 +164,11 @@ def test_a_point_that_is_no_number_is_told_and_the_others_go_on(
     tmp_path: Path, in_process: list[Any], monkeypatch: pytest.MonkeyPatch, metric: str
 ) -> None:
     folder, text, store = save(tmp_path / "m", "gpt2"), text_file(tmp_path), tmp_path / "store"
-    original = AblationWorker.without
+    original = AblationTask.without
 
     @contextmanager
-    def overflows(worker: Any, model: Any, task: Any) -> Iterator[Any]:
-        with original(worker, model, task) as counts:
+    def overflows(task: Any, context: Any, model: Any) -> Iterator[Any]:
+        with original(task, context, model) as counts:
             norm = model.transformer.ln_f.bias
             kept = norm.clone()
             if task.roles == "key":
@@ -180,7 +176,7 @@ def test_a_point_that_is_no_number_is_told_and_the_others_go_on(
             yield counts
             norm.copy_(kept)
 
-    monkeypatch.setattr(AblationWorker, "without", overflows)
+    monkeypatch.setattr(AblationTask, "without", overflows)
     wanted: dict[str, Any] = {"roles": ("key", "query"), "sets": "0:2", "random_sets": 0, "metric": metric}
     report = run(folder, text, store, **wanted)
     assert report.failed == {
@@ -194,7 +190,7 @@ def test_an_intact_model_that_is_no_number_ends_the_run(
     tmp_path: Path, in_process: list[Any], metric: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, text = save(tmp_path / "m", "llama"), text_file(tmp_path)
-    original = running.load_model
+    original = models.load_model
 
     def half(*arguments: Any, **options: Any) -> Any:
         model = original(*arguments, **options)
@@ -202,9 +198,9 @@ def test_an_intact_model_that_is_no_number_ends_the_run(
         model.lm_head.weight.fill_(9.0)
         return model
 
-    monkeypatch.setattr(running, "load_model", half)
+    monkeypatch.setattr(models, "load_model", half)
     reference = table_file(tmp_path) if metric == "accuracy" else text
-    with pytest.raises(ScannerError, match=rf"its {metric} is .*: float16 overflow\? try --dtype float32$"):
+    with pytest.raises(ScannerError, match=rf"its {metric} is .*: float16 overflow\? try `dtype` float32$"):
         run(folder, reference, tmp_path / "store", metric=metric, roles=("key",), sets="0:2", dtype="float16")
 
 
@@ -223,11 +219,8 @@ def test_smaller_batches_stand_beside_the_point_that_needed_them(
     monkeypatch.setattr(Sequences, "batch", scarce)
     report = run(folder, text, store, roles=("key",), sets="0:2", random_sets=0)
     assert report.failed == {}
-    methods = {}
-    for path in (store / "ablations").iterdir():
-        found = json.dumps([value.decode() for value in (pq.read_schema(path).metadata or {}).values()])
-        methods[path.stem.endswith("none")] = "batch_tokens" in found
-    assert methods == {True: False, False: True}
+    reduced = {row["set"]: row["batch_tokens"] is not None for row in rows(store)}
+    assert reduced == {"none": False, "range:0:2": True}
 
 
 @pytest.mark.parametrize("where", ["load_model", "prepare"])
@@ -237,7 +230,8 @@ def test_what_stops_every_point_is_one_line_whatever_it_is(
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("cublas does not start\nat line 1")
 
-    monkeypatch.setattr(*((running, "load_model") if where == "load_model" else (Perplexity, "prepare")), fails)
+    place: Any = models if where == "load_model" else Perplexity
+    monkeypatch.setattr(place, where, fails)
     with pytest.raises(ScannerError, match=r"^RuntimeError: cublas does not start$"):
         run(save(tmp_path / "m", "gpt2"), text_file(tmp_path), tmp_path / "store")
     assert len(in_process) == 1
@@ -267,12 +261,11 @@ def test_bad_input_ends_before_a_worker_starts(tmp_path: Path, in_process: list[
     assert in_process == []
 
 
-def test_actors_on_ray_give_the_same_numbers(tmp_path: Path, local_ray: None, in_process: list[Any]) -> None:
+def test_workers_on_ray_give_the_same_numbers(tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_ray(monkeypatch)
     folder, text = save(tmp_path / "m", "llama"), text_file(tmp_path)
     run(folder, text, tmp_path / "here", roles=("value",), sets="0:3")
-    from scanner.engine.pool import run_tasks
-
-    point_run.run_tasks = run_tasks  # type: ignore[attr-defined]  # the fixture puts it back
+    monkeypatch.undo()
     run(folder, text, tmp_path / "there", roles=("value",), sets="0:3", pool=PoolOptions(workers=2))
     here, there = (
         [(row["set"], row["value"], row["stderr"]) for row in rows(tmp_path / name)] for name in ("here", "there")

@@ -13,21 +13,24 @@ from scipy.stats import norm
 
 from scanner.checkpoint import Selection, read_matrix
 from scanner.engine import PoolOptions, ScanObserver
+from scanner.engine import run as engine_run
 from scanner.errors import ScannerError
-from scanner.experiments import activation_run, activation_task, running
-from scanner.experiments.activation_run import measure_activations
-from scanner.experiments.activation_task import Sums
-from scanner.experiments.models import load_model, load_tokenizer, model_place
-from scanner.experiments.placing import open_target
-from scanner.experiments.texts import TextSource, read_texts
-from scanner.experiments.tokens import sequences
+from scanner.experiments import activations
+from scanner.experiments.activations import ActivationWork
+from scanner.experiments.nlp import models, recording
+from scanner.experiments.nlp.models import load_model, load_tokenizer, model_place
+from scanner.experiments.nlp.placing import open_target
+from scanner.experiments.nlp.recording import Sums
+from scanner.experiments.nlp.texts import TextSource, read_texts
+from scanner.experiments.nlp.tokens import sequences
 from scanner.store import open_store
 
+from .calls import Found, measure_activations
 from .test_activations import naive
 from .tiny import save, table_file, text_file
 
 
-def run(reference: Path, text: Path, store: Path, **more: Any) -> activation_run.ActivationReport:
+def run(reference: Path, text: Path, store: Path, **more: Any) -> Found:
     return measure_activations(str(reference), TextSource(reference=str(text)), store=str(store), window=16, **more)
 
 
@@ -78,9 +81,9 @@ def test_finished_blocks_are_not_measured_again(
     second = run(folder, text, tmp_path / "store")
     assert (second.run_id, second.new, second.skipped) == (first.run_id, False, first.skipped)
     done: list[int] = []
-    original = activation_run._tasks
+    original = activations._tasks
     monkeypatch.setattr(
-        activation_run,
+        activations,
         "_tasks",
         lambda base, blocks, workers: done.append(len(blocks)) or original(base, blocks, workers),
     )
@@ -107,7 +110,7 @@ def test_what_is_skipped_is_told_by_every_call_and_the_row_of_the_run(
     assert (again.new, again.skipped) == (False, whole.skipped)
 
     # Blocks come one by one, and the call ends after the one that skips something.
-    original = activation_run._Run.done
+    original = ActivationWork.done
 
     def interrupted(self: Any, task: Any, outcome: Any) -> Any:
         following = original(self, task, outcome)
@@ -115,17 +118,17 @@ def test_what_is_skipped_is_told_by_every_call_and_the_row_of_the_run(
             raise KeyboardInterrupt
         return following
 
-    monkeypatch.setattr(activation_run._Run, "done", interrupted)
-    monkeypatch.setattr(activation_run, "MEMORY", 1)
+    monkeypatch.setattr(ActivationWork, "done", interrupted)
+    monkeypatch.setattr(activations, "MEMORY", 1)
     with pytest.raises(KeyboardInterrupt):
         run(folder, text, tmp_path / "parts")
-    monkeypatch.setattr(activation_run._Run, "done", original)
+    monkeypatch.setattr(ActivationWork, "done", original)
     before = len(in_process)
     continued = run(folder, text, tmp_path / "parts")
     assert len(in_process) > before
     assert continued.skipped == whole.skipped
-    row = open_store(str(tmp_path / "parts")).file_rows("experiments", continued.run_id)[0]
-    assert json.loads(str(row["environment"]))["skipped"] == whole.skipped
+    told = open_store(str(tmp_path / "parts")).sql("select tensor, reason from run_skips").to_pylist()
+    assert {row["tensor"]: row["reason"] for row in told} == whole.skipped
     assert run(folder, text, tmp_path / "parts").skipped == whole.skipped
 
 
@@ -145,7 +148,7 @@ def test_sums_of_shards_are_added(tmp_path: Path, in_process: list[Any], monkeyp
     folder, text = save(tmp_path / "model", "llama"), text_file(tmp_path)
     whole = run(folder, text, tmp_path / "whole")
     in_process.clear()
-    monkeypatch.setattr(activation_run, "SHARD_TOKENS", 32)
+    monkeypatch.setattr(activations, "SHARD_TOKENS", 32)
     told = Told()
     sharded = run(folder, text, tmp_path / "sharded", observer=told)
     assert told.done == pytest.approx(told.announced), "progress ends at 100 %"
@@ -160,9 +163,9 @@ def test_sums_of_shards_are_added(tmp_path: Path, in_process: list[Any], monkeyp
             "eigenvalue": pytest.approx(one["eigenvalue"]),
         }
     # Whichever shard is ready first, they are added in the order of the text.
-    serially = activation_run.run_tasks
+    serially = engine_run.run_tasks
     monkeypatch.setattr(
-        activation_run, "run_tasks", lambda worker, tasks, options, **on: serially(worker, tasks[::-1], options, **on)
+        engine_run, "run_tasks", lambda worker, tasks, options, **on: serially(worker, tasks[::-1], options, **on)
     )
     run(folder, text, tmp_path / "backwards")
     assert rows(tmp_path / "backwards") == of_many
@@ -172,7 +175,7 @@ def test_sums_of_shards_are_added_by_actors_on_ray(
     tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, text = save(tmp_path / "model", "llama"), text_file(tmp_path)
-    monkeypatch.setattr(activation_run, "SHARD_TOKENS", 32)
+    monkeypatch.setattr(activations, "SHARD_TOKENS", 32)
     run(folder, text, tmp_path / "one", pool=PoolOptions(workers=1))
     run(folder, text, tmp_path / "two", pool=PoolOptions(workers=2))
     assert rows(tmp_path / "one") == rows(tmp_path / "two") != []
@@ -180,17 +183,17 @@ def test_sums_of_shards_are_added_by_actors_on_ray(
 
 def test_groups_are_sized_by_inputs_that_matrices_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refs = open_target(str(save(tmp_path, "llama")), Selection()).inventory.matrices
-    blocks = activation_run._blocks(refs, "run")
+    blocks = activations._blocks(refs, "run")
     # A block has four inputs: of query, key and value, of attn_out, of up and gate (16 wide), and of down (28 wide).
-    monkeypatch.setattr(activation_run, "TRAVELLING", 2 * 8 * (3 * 16**2 + 28**2))
-    assert [len(group) for group in activation_run._groups(blocks, 2, 1)] == [2]
-    monkeypatch.setattr(activation_run, "TRAVELLING", 2 * 8 * (3 * 16**2 + 28**2) - 1)
-    assert [len(group) for group in activation_run._groups(blocks, 2, 1)] == [1, 1]
+    monkeypatch.setattr(activations, "TRAVELLING", 2 * 8 * (3 * 16**2 + 28**2))
+    assert [len(group) for group in activations._groups(blocks, 2, 1)] == [2]
+    monkeypatch.setattr(activations, "TRAVELLING", 2 * 8 * (3 * 16**2 + 28**2) - 1)
+    assert [len(group) for group in activations._groups(blocks, 2, 1)] == [1, 1]
 
 
 def test_experts_have_inputs_of_their_own(tmp_path: Path) -> None:
     refs = open_target(str(save(tmp_path, "mixtral")), Selection(only=("mlp_up", "mlp_gate"))).inventory.matrices
-    assert len({activation_run._input(ref) for ref in refs}) == 3 == len(refs) // 2
+    assert len({activations._input(ref) for ref in refs}) == 3 == len(refs) // 2
 
 
 @pytest.mark.parametrize(
@@ -202,16 +205,16 @@ def test_workers_are_planned_as_the_pool_starts_them(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr("os.cpu_count", lambda: 16)
-    assert activation_run._planned_workers(PoolOptions(gpus_per_worker=share)) == planned
-    assert activation_run._planned_workers(PoolOptions(workers=3, gpus_per_worker=share)) == 3
+    assert activations._planned_workers(PoolOptions(gpus_per_worker=share)) == planned
+    assert activations._planned_workers(PoolOptions(workers=3, gpus_per_worker=share)) == 3
 
 
 def test_a_shard_that_fails_leaves_its_blocks_to_the_next_call(
     tmp_path: Path, in_process: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, text = save(tmp_path / "model", "llama"), text_file(tmp_path)
-    monkeypatch.setattr(activation_run, "SHARD_TOKENS", 32)
-    original = activation_task.accumulate
+    monkeypatch.setattr(activations, "SHARD_TOKENS", 32)
+    original = recording.accumulate
     calls: list[int] = []
 
     def fails_once(*arguments: Any) -> Any:
@@ -220,7 +223,7 @@ def test_a_shard_that_fails_leaves_its_blocks_to_the_next_call(
             raise RuntimeError("lost its way")
         return original(*arguments)
 
-    monkeypatch.setattr(activation_task, "accumulate", fails_once)
+    monkeypatch.setattr(recording, "accumulate", fails_once)
     report = run(folder, text, tmp_path / "store")
     assert [*report.failed.values()] == ["RuntimeError: lost its way"]
     assert "shard 2 of" in next(iter(report.failed))
@@ -235,12 +238,12 @@ def test_shards_that_were_summed_up_are_not_measured_again(
 ) -> None:
     """A call that ends after so many shards, and one that goes on: together what one call would have been, bit for bit."""
     folder, text = save(tmp_path / "model", "llama"), text_file(tmp_path)
-    monkeypatch.setattr(activation_run, "SHARD_TOKENS", 32)
-    monkeypatch.setattr(activation_run, "KEPT_EVERY", 0.0)
+    monkeypatch.setattr(activations, "SHARD_TOKENS", 32)
+    monkeypatch.setattr(activations, "KEPT_EVERY", 0.0)
     whole = run(folder, text, tmp_path / "whole")
     shards = len(in_process) - 1
     assert shards == 6
-    original = activation_run._Run.done
+    original = ActivationWork.done
 
     def ended(self: Any, task: Any, outcome: Any) -> Any:
         following = original(self, task, outcome)
@@ -248,10 +251,10 @@ def test_shards_that_were_summed_up_are_not_measured_again(
             raise KeyboardInterrupt
         return following
 
-    monkeypatch.setattr(activation_run._Run, "done", ended)
+    monkeypatch.setattr(ActivationWork, "done", ended)
     with pytest.raises(KeyboardInterrupt):
         run(folder, text, tmp_path / "parts")
-    monkeypatch.setattr(activation_run._Run, "done", original)
+    monkeypatch.setattr(ActivationWork, "done", original)
     in_process.clear()
     told = Told()
     report = run(folder, text, tmp_path / "parts", observer=told)
@@ -266,10 +269,10 @@ def test_what_is_no_sums_is_measured_anew(
     tmp_path: Path, in_process: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, text = save(tmp_path / "model", "llama"), text_file(tmp_path)
-    monkeypatch.setattr(activation_run, "SHARD_TOKENS", 32)
-    monkeypatch.setattr(activation_run, "KEPT_EVERY", 0.0)
+    monkeypatch.setattr(activations, "SHARD_TOKENS", 32)
+    monkeypatch.setattr(activations, "KEPT_EVERY", 0.0)
     with monkeypatch.context() as patched:
-        patched.delattr(activation_task, "compare")  # fails behind the last shard
+        patched.delattr(activations, "compare")  # fails behind the last shard
         [message] = run(folder, text, tmp_path / "store").failed.values()
     assert message == "NameError: name 'compare' is not defined"
     [kept] = (tmp_path / "store").glob("staging-experiments/*/*")
@@ -297,7 +300,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_run_with_a_line(
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("no kernel\nat line 1")
 
-    monkeypatch.setattr(running, "load_model", fails)
+    monkeypatch.setattr(models, "load_model", fails)
     with pytest.raises(ScannerError, match=r"^RuntimeError: no kernel$"):
         run(save(tmp_path / "model", "llama"), text_file(tmp_path), tmp_path / "store")
 

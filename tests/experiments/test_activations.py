@@ -12,19 +12,19 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from scanner.checkpoint import Selection
-from scanner.experiments.activation_task import accumulate
-from scanner.experiments.activations import (
+from scanner.experiments.nlp.models import load_model, load_tokenizer, model_place
+from scanner.experiments.nlp.placing import open_target
+from scanner.experiments.nlp.projections import bases, norms_of
+from scanner.experiments.nlp.recording import (
     Moments,
     Recorder,
+    accumulate,
     eigensystem,
     overlaps,
     random_band,
 )
-from scanner.experiments.models import load_model, load_tokenizer, model_place
-from scanner.experiments.placing import open_target
-from scanner.experiments.slicing import bases, norms_of
-from scanner.experiments.texts import Texts, TextSource, read_texts
-from scanner.experiments.tokens import Batches, Sequences, sequences
+from scanner.experiments.nlp.texts import Texts, TextSource, read_texts
+from scanner.experiments.nlp.tokens import Batches, Sequences, sequences
 from scanner.rmt.marchenko_pastur import FloatArray
 
 from .tiny import CONFIGS, VOCABULARY, save, table_file, words

@@ -15,15 +15,16 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from scanner.checkpoint import Selection
 from scanner.errors import ScannerError
-from scanner.experiments.accuracy import Choice, Classifier, Probe, labels_of
-from scanner.experiments.evaluation import Divergence, Perplexity, Scores, Windows, summarise
-from scanner.experiments.labels import Examples
-from scanner.experiments.measures import MeasureRequest, _answer, _prompt, measurement
-from scanner.experiments.models import load_model, load_tokenizer, model_place
-from scanner.experiments.placing import open_target
-from scanner.experiments.texts import Texts, TextSource, read_texts
-from scanner.experiments.tokens import Batches, running_ids
+from scanner.experiments.nlp.accuracy import Choice, Classifier, Probe, labels_of
+from scanner.experiments.nlp.evaluation import Divergence, Perplexity, Scores, Windows, summarize
+from scanner.experiments.nlp.labels import Examples
+from scanner.experiments.nlp.measures import _answer, _prompt, measurement
+from scanner.experiments.nlp.models import load_model, load_tokenizer, model_place
+from scanner.experiments.nlp.placing import open_target
+from scanner.experiments.nlp.texts import Texts, TextSource, read_texts
+from scanner.experiments.nlp.tokens import Batches, running_ids
 
+from .calls import request
 from .tiny import WORDS, save, table_file, text_file, words
 from .tiny import tokenizer as word_tokenizer
 
@@ -60,7 +61,7 @@ def test_perplexity_is_that_of_the_strided_recipe_with_the_models_own_loss(
     if stride < length:
         assert count == len(ids) - 1
     assert measure.tokens == count
-    assert summarise("perplexity", scores).value == pytest.approx(math.exp(total / count), rel=1e-5)
+    assert summarize("perplexity", scores).value == pytest.approx(math.exp(total / count), rel=1e-5)
 
 
 def test_batches_of_any_size_give_the_same_scores(tmp_path: Path) -> None:
@@ -95,13 +96,13 @@ def test_standard_errors_are_those_of_resampled_windows() -> None:
     for metric, value in (("perplexity", np.exp), ("kl", lambda m: m)):
         drawn = rng.integers(0, 200, (4000, 200))
         means = [value(s.sums[drawn].sum(1) / weights[drawn].sum(1)) for s in (base, other)]
-        alone, paired = summarise(metric, base), summarise(metric, other, base)
+        alone, paired = summarize(metric, base), summarize(metric, other, base)
         assert alone.stderr == pytest.approx(means[0].std(), rel=0.06)
         assert paired.stderr == pytest.approx((means[1] - means[0]).std(), rel=0.06)
         assert paired.delta == pytest.approx(paired.value - alone.value)
         assert paired.stderr < alone.stderr  # the same windows: what they share cancels
-    assert math.isnan(summarise("kl", Scores(sums=np.ones(1), weights=np.ones(1))).stderr)
-    assert summarise("perplexity", Scores(sums=np.array([800.0]), weights=np.ones(1))).value == math.inf
+    assert math.isnan(summarize("kl", Scores(sums=np.ones(1), weights=np.ones(1))).stderr)
+    assert summarize("perplexity", Scores(sums=np.array([800.0]), weights=np.ones(1))).value == math.inf
 
 
 def test_a_text_too_short_for_its_window_and_strides_that_are_none() -> None:
@@ -116,7 +117,7 @@ def test_a_classifier_is_right_where_its_logits_say_so(tmp_path: Path, kind: str
     folder = save(tmp_path, kind, "classification", num_labels=classes)
     place = model_place(open_target(str(folder), Selection()).checkpoint)
     task = TextSource(reference=str(table_file(tmp_path)))
-    found = measurement(place, MeasureRequest(metric="accuracy", text=task))
+    found = measurement(place, request(metric="accuracy", text=task))
     assert (found.head, type(found.measure)) == ("classification", Classifier)
     model, tokenizer = loaded(folder, "classification")
     texts = read_texts(task, labelled=True)
@@ -139,7 +140,7 @@ def test_a_decoders_classifier_reads_the_last_token_that_is_no_padding(tmp_path:
     made.save_pretrained(folder)
     place = model_place(open_target(str(folder), Selection()).checkpoint)
     task = TextSource(reference=str(table_file(tmp_path, count=60)))
-    found = measurement(place, MeasureRequest(metric="accuracy", text=task))
+    found = measurement(place, request(metric="accuracy", text=task))
     model, tokenizer = loaded(folder, "classification")
     texts = read_texts(task, labelled=True)
     with torch.no_grad():
@@ -172,7 +173,7 @@ def test_a_prompt_that_is_too_long_loses_the_end_of_its_text(tmp_path: Path) -> 
     path.write_text("\n".join(lines))
     place = model_place(open_target(str(folder), Selection()).checkpoint)
     task = TextSource(reference=str(path), second="second")
-    wanted = MeasureRequest(metric="accuracy", text=task, prompt="w7 {text} w8 {second} w9", answers=("w5 w6", "w7"))
+    wanted = request(metric="accuracy", text=task, prompt="w7 {text} w8 {second} w9", answers=("w5 w6", "w7"))
     measure: Any = measurement(place, replace(wanted, window=20)).measure
     number = {word: 4 + index for index, word in enumerate(WORDS)}
     for ids in measure.ids:
@@ -186,7 +187,7 @@ def test_a_prompt_that_is_too_long_loses_the_end_of_its_text(tmp_path: Path) -> 
     assert second[2:5] == [number[word] for word in words(3).split()]
     spelt = _prompt(word_tokenizer(), [], "{text} w1 {second}", "w2", "{text}", 9)
     assert word_tokenizer().decode(spelt) == "w2 w1 [UNK]", "a text is no template"
-    with pytest.raises(ScannerError, match="--window leaves 3 tokens for a prompt that has 4 without its text"):
+    with pytest.raises(ScannerError, match="`window` leaves 3 tokens for a prompt that has 4 without its text"):
         measurement(place, replace(wanted, window=5))
 
 
@@ -204,16 +205,16 @@ def test_an_answer_is_tokenised_as_it_stands_behind_the_prompt(tmp_path: Path) -
 
 def test_a_second_text_is_for_accuracy(tmp_path: Path) -> None:
     place = model_place(open_target(str(save(tmp_path, "llama")), Selection()).checkpoint)
-    with pytest.raises(ScannerError, match="perplexity is of one running text: leave --second out"):
-        measurement(place, MeasureRequest(text=TextSource(reference=str(table_file(tmp_path)), second="label")))
+    with pytest.raises(ScannerError, match="perplexity is of one running text: leave `second` out"):
+        measurement(place, request(text=TextSource(reference=str(table_file(tmp_path)), second="label")))
 
 
 def test_what_the_tokenizer_makes_of_a_text_identifies_a_measurement(tmp_path: Path) -> None:
     folder = save(tmp_path, "llama")
     place = model_place(open_target(str(folder), Selection()).checkpoint)
     requests = [
-        MeasureRequest(text=TextSource(reference=str(text_file(tmp_path))), window=16, tokens=64),
-        MeasureRequest(metric="accuracy", text=TextSource(reference=str(table_file(tmp_path)))),
+        request(text=TextSource(reference=str(text_file(tmp_path))), window=16, tokens=64),
+        request(metric="accuracy", text=TextSource(reference=str(table_file(tmp_path)))),
     ]
     before = [measurement(place, request).parameters for request in requests]
     assert before == [measurement(place, request).parameters for request in requests]
@@ -230,7 +231,7 @@ def test_pairs_reach_a_model_as_its_tokenizer_makes_them(tmp_path: Path, head: s
     path.write_text("\n".join(["question,passage,label", *lines]))
     source = TextSource(reference=str(path), column="question", second="passage", label="label")
     place = model_place(open_target(str(folder), Selection()).checkpoint)
-    measure: Any = measurement(place, MeasureRequest(metric="accuracy", text=source, window=12)).measure
+    measure: Any = measurement(place, request(metric="accuracy", text=source, window=12)).measure
     short, long = measure.examples.ids[:2]
     assert short.tolist() == [1, 5, 5, 5, 2, 6, 6, 6, 6, 2]
     assert long.tolist() == [1, *[5] * 5, 2, *[6] * 4, 2][: len(long)]
@@ -243,15 +244,15 @@ def test_pairs_reach_a_model_as_its_tokenizer_makes_them(tmp_path: Path, head: s
     measure.scores(model, measure.prepare(model, batches), batches)
     assert seen
     assert all(types.any() for types in seen)
-    with pytest.raises(ScannerError, match="at least 8 tokens, got --window 7"):
-        measurement(place, MeasureRequest(metric="accuracy", text=source, window=7))
+    with pytest.raises(ScannerError, match="at least 8 tokens, got `window` 7"):
+        measurement(place, request(metric="accuracy", text=source, window=7))
 
 
 def test_a_language_model_chooses_the_likelier_answer(tmp_path: Path) -> None:
     folder = save(tmp_path, "llama")
     place = model_place(open_target(str(folder), Selection()).checkpoint)
     task = TextSource(reference=str(table_file(tmp_path)))
-    wanted = MeasureRequest(metric="accuracy", text=task, prompt="{text} w9", answers=("w5 w6", "w7"))
+    wanted = request(metric="accuracy", text=task, prompt="{text} w9", answers=("w5 w6", "w7"))
     measure = measurement(place, wanted).measure
     assert isinstance(measure, Choice)
     model, tokenizer = loaded(folder)
@@ -267,16 +268,16 @@ def test_a_language_model_chooses_the_likelier_answer(tmp_path: Path) -> None:
             likelihoods.append(sum(float(log_p[-1 - i - 1, ids[0, -1 - i]]) for i in range(count)))
         expected.append(int(np.argmax(likelihoods)) == int(label))
     np.testing.assert_array_equal(measure.scores(model, None, Batches(0, 60)).sums, expected)
-    with pytest.raises(ScannerError, match="--answers names 3 and there are 2 classes"):
-        measurement(place, MeasureRequest(metric="accuracy", text=task, answers=("a", "b", "c")))
-    with pytest.raises(ScannerError, match="--answers w5,w5: every class needs an answer of its own"):
-        measurement(place, MeasureRequest(metric="accuracy", text=task, answers=("w5", "w5")))
-    with pytest.raises(ScannerError, match=r"--prompt has \{txt\}: only \{text\} and \{second\} are filled in"):
-        measurement(place, MeasureRequest(metric="accuracy", text=task, answers=("w5", "w6"), prompt="{text} {txt}"))
-    with pytest.raises(ScannerError, match="--window 2 has no room for a prompt beside an answer of 2 tokens"):
-        measurement(place, MeasureRequest(metric="accuracy", text=task, answers=("w5 w6", "w7"), window=2))
-    with pytest.raises(ScannerError, match="--prompt must say where the text goes"):
-        measurement(place, MeasureRequest(metric="accuracy", text=task, prompt="text"))
+    with pytest.raises(ScannerError, match="`answers` names 3 and there are 2 classes"):
+        measurement(place, request(metric="accuracy", text=task, answers=("a", "b", "c")))
+    with pytest.raises(ScannerError, match="`answers` w5,w5: every class needs an answer of its own"):
+        measurement(place, request(metric="accuracy", text=task, answers=("w5", "w5")))
+    with pytest.raises(ScannerError, match=r"`prompt` has \{txt\}: only \{text\} and \{second\} are filled in"):
+        measurement(place, request(metric="accuracy", text=task, answers=("w5", "w6"), prompt="{text} {txt}"))
+    with pytest.raises(ScannerError, match="`window` 2 has no room for a prompt beside an answer of 2 tokens"):
+        measurement(place, request(metric="accuracy", text=task, answers=("w5 w6", "w7"), window=2))
+    with pytest.raises(ScannerError, match="`prompt` must say where the text goes"):
+        measurement(place, request(metric="accuracy", text=task, prompt="text"))
 
 
 def test_a_probe_on_an_encoders_features_learns_what_the_first_word_tells(tmp_path: Path) -> None:
@@ -285,7 +286,7 @@ def test_a_probe_on_an_encoders_features_learns_what_the_first_word_tells(tmp_pa
     lines = ["text,label", *(f"w{(i // 2) % 2} w9,{'yes' if (i // 2) % 2 else 'no'}" for i in range(40))]
     path = tmp_path / "easy.csv"
     path.write_text("\n".join(lines))
-    found = measurement(place, MeasureRequest(metric="accuracy", text=TextSource(reference=str(path))))
+    found = measurement(place, request(metric="accuracy", text=TextSource(reference=str(path))))
     assert isinstance(found.measure, Probe)
     model, _ = loaded(folder, "own")
     prepared = found.measure.prepare(model, Batches(0, 64))
@@ -307,7 +308,7 @@ def test_a_probe_needs_a_class_with_two_texts(tmp_path: Path) -> None:
     path = tmp_path / "two.csv"
     path.write_text("text,label\nw1,a\nw2,b\n")
     with pytest.raises(ScannerError, match=r"two\.csv: no class has a second text"):
-        measurement(place, MeasureRequest(metric="accuracy", text=TextSource(reference=str(path))))
+        measurement(place, request(metric="accuracy", text=TextSource(reference=str(path))))
 
 
 @pytest.mark.parametrize(
@@ -353,7 +354,7 @@ def test_answers_are_told_beside_their_labels(tmp_path: Path) -> None:
     place = model_place(open_target(str(save(tmp_path, "llama")), Selection()).checkpoint)
     path = tmp_path / "task.csv"
     path.write_text("text,label\nw1,True\nw2,False\nw3,True\n")
-    wanted = MeasureRequest(metric="accuracy", text=TextSource(reference=str(path)), answers=("no", "yes"))
+    wanted = request(metric="accuracy", text=TextSource(reference=str(path)), answers=("no", "yes"))
     found = measurement(place, wanted)
     assert isinstance(found.measure, Choice)
     assert found.measure.labels.tolist() == [1, 0, 1]
@@ -366,11 +367,11 @@ def test_tokens_that_do_not_fill_a_window_are_named(tmp_path: Path) -> None:
     place = model_place(open_target(str(save(tmp_path, "llama")), Selection()).checkpoint)
     text = TextSource(reference=str(text_file(tmp_path, 50)))
     with pytest.raises(
-        ScannerError, match=r"^--tokens 20 does not fill a window of 32: more --tokens or a smaller --win"
+        ScannerError, match=r"^`tokens` 20 does not fill a window of 32: more `tokens` or a smaller `win"
     ):
-        measurement(place, MeasureRequest(text=text, tokens=20, window=32))
+        measurement(place, request(text=text, tokens=20, window=32))
     with pytest.raises(ScannerError, match=r"^the text has 50 tokens, too short for a window of 64: give more text"):
-        measurement(place, MeasureRequest(text=text))
+        measurement(place, request(text=text))
 
 
 def test_labels_and_metrics_that_do_not_fit_a_model(tmp_path: Path) -> None:
@@ -379,8 +380,8 @@ def test_labels_and_metrics_that_do_not_fit_a_model(tmp_path: Path) -> None:
     encoder = model_place(open_target(str(save(tmp_path, "bert", "features")), Selection()).checkpoint)
     text = TextSource(reference=str(text_file(tmp_path)))
     with pytest.raises(ScannerError, match="no causal language model: perplexity needs one"):
-        measurement(encoder, MeasureRequest(text=text))
+        measurement(encoder, request(text=text))
     decoder = model_place(open_target(str(save(tmp_path / "d", "llama")), Selection()).checkpoint)
-    with pytest.raises(ScannerError, match=r"--window 65: .* takes 64 tokens at most"):
-        measurement(decoder, MeasureRequest(text=text, window=65))
+    with pytest.raises(ScannerError, match=r"`window` 65: .* takes 64 tokens at most"):
+        measurement(decoder, request(text=text, window=65))
     assert len(words(3).split()) == 3

@@ -15,19 +15,20 @@ import transformers
 
 from scanner.checkpoint import Selection
 from scanner.engine import PoolOptions
+from scanner.engine.worker import Worker
 from scanner.errors import ScannerError
-from scanner.experiments.finetune_task import FineTuneTask, FineTuneWorker, Measured, Point, fine_tune
-from scanner.experiments.finetune_training import NoClassifier, Recipe, correct, new_classifier, train
-from scanner.experiments.finetuning import FineTuneReport, finetune
-from scanner.experiments.labels import encoded, prepare
-from scanner.experiments.models import load_config, load_model, load_tokenizer, model_place
-from scanner.experiments.placing import open_target
-from scanner.experiments.removal import FactorCache
-from scanner.experiments.texts import Texts, TextSource, read_texts
-from scanner.experiments.tokens import Batch, Batches, Sequences
+from scanner.experiments.finetune import FineTuneTask, Measured, Point, Tuned, fine_tune
+from scanner.experiments.nlp.labels import encoded, prepare
+from scanner.experiments.nlp.models import load_config, load_model, load_tokenizer, model_place
+from scanner.experiments.nlp.placing import open_target
+from scanner.experiments.nlp.removal import FactorCache
+from scanner.experiments.nlp.texts import Texts, TextSource, read_texts
+from scanner.experiments.nlp.tokens import Batch, Batches, Sequences
+from scanner.experiments.nlp.training import NoClassifier, Recipe, correct, new_classifier, train
 from scanner.store import open_store
 
-from .classifiers import bert, jsonl, llama, reviews, tokenizer, without_ray
+from .calls import Found, finetune, without_ray
+from .classifiers import bert, jsonl, llama, reviews, tokenizer
 
 QUICK = Recipe(epochs=6, batch=8, rate=3e-3)
 ONE = PoolOptions(workers=1)
@@ -104,7 +105,7 @@ def test_the_split_is_stratified_and_no_text_stands_on_both_sides(texts: Path) -
     assert len(fewer.train) == 12
     assert fewer.digest != data.digest
     rare = [(f"film {index}", "yes" if index else "no") for index in range(39)] + [("the plot", "no")]
-    with pytest.raises(ScannerError, match="2 examples to train on hold fewer than two classes: more --examples"):
+    with pytest.raises(ScannerError, match="2 examples to train on hold fewer than two classes: more `examples`"):
         prepare(labelled(*rare), tokenizer(pad_token="[PAD]"), length=16, test_share=0.25, examples=2)
     assert [one.tolist() for one in fewer.test.ids] == [one.tolist() for one in data.test.ids]
 
@@ -173,9 +174,9 @@ def test_a_text_that_spells_a_special_token_has_none(made: Any, name: str) -> No
 
 def test_a_model_that_looks_for_its_end_of_text_takes_texts_that_spell_it(tmp_path: Path) -> None:
     torch.manual_seed(7)
-    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 28, "num_layers": 1, "num_heads": 2}
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 28, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0}
     made, texts = unigram(), labelled(("a </s> film", "0"), ("film", "1"))
-    body = transformers.T5Model(transformers.T5Config(vocab_size=len(made), decoder_start_token_id=0, **sizes))
+    body = transformers.T5Model(transformers.T5Config(vocab_size=len(made), **sizes))
     model = new_classifier(body.eval(), ("0", "1"), 0, 0, pooler=False)
     data = encoded(texts, np.array([0, 1]), [0, 1], made, 16, 0)
     assert math.isfinite(train(model, data, 0, Recipe(epochs=1, batch=2), 0).loss)
@@ -273,26 +274,25 @@ def test_less_memory_means_smaller_parts_and_the_same_steps(
     assert (whole[0], parts[0]) == (8, 2)
     for name, tensor in whole[1].items():
         assert torch.allclose(tensor, parts[1][name], atol=2e-4), name
-    with pytest.raises(ScannerError, match="smaller --length"):
+    with pytest.raises(ScannerError, match="smaller `window`"):
         trained(0)
 
 
 def test_a_training_that_diverges_says_so(base: Path, texts: Path) -> None:
     task = task_of(base, texts, points=(NONE,), recipe=Recipe(rate=1e30))
-    with pytest.raises(ScannerError, match="smaller --lr"):
+    with pytest.raises(ScannerError, match="smaller `lr`"):
         run_one(task)
 
 
 def test_errors_of_a_task_are_data(base: Path, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scanner.experiments.running.granted_device", lambda: "cpu")  # it asks Ray
-    outcome = FineTuneWorker().run(task_of(base, texts, points=(NONE,), recipe=Recipe(rate=1e30)))
+    monkeypatch.setattr("scanner.engine.worker.granted_device", lambda: "cpu")  # it asks Ray
+    outcome: Tuned = Worker().run(task_of(base, texts, points=(NONE,), recipe=Recipe(rate=1e30))).value
     assert outcome.measured == ()
-    assert outcome.failure is not None
-    assert "smaller --lr" in outcome.failure.message
-    monkeypatch.setattr("scanner.experiments.finetune_task.train", lambda *_: 1 / 0)
-    unexpected = FineTuneWorker().run(task_of(base, texts, points=(NONE,)))
-    assert unexpected.failure is not None
-    assert unexpected.failure.message == "ZeroDivisionError: division by zero"
+    assert outcome.error is not None
+    assert "smaller `lr`" in outcome.error
+    monkeypatch.setattr("scanner.experiments.nlp.training.train", lambda *_: 1 / 0)
+    unexpected: Tuned = Worker().run(task_of(base, texts, points=(NONE,))).value
+    assert unexpected.error == "ZeroDivisionError: division by zero"
 
 
 # ---- removal before and after
@@ -317,8 +317,8 @@ def test_removal_after_is_that_of_the_tuned_model_and_before_of_the_base(
         note(f"measured {len(spectra)}", model)
         return correct(model, *rest)
 
-    monkeypatch.setattr("scanner.experiments.finetune_task.train", training)
-    monkeypatch.setattr("scanner.experiments.finetune_task.correct", measuring)
+    monkeypatch.setattr("scanner.experiments.nlp.training.train", training)
+    monkeypatch.setattr("scanner.experiments.nlp.training.correct", measuring)
     after = Point(order="tune-first", decile=10, seed=0)
     found = run_one(task_of(base, texts, points=(NONE, after)))
     assert [one.point for one in found] == [NONE, after]
@@ -349,7 +349,7 @@ def test_without_the_largest_values_what_was_learned_is_gone(base: Path, texts: 
 # ---- points and runs
 
 
-def run(store: Path, base: Path, texts: Path, **more: Any) -> FineTuneReport:
+def run(store: Path, base: Path, texts: Path, **more: Any) -> Found:
     options = {"deciles": (1,), "seeds": 1, "recipe": Recipe(epochs=1, batch=16, rate=1e-3), "length": 32, "pool": ONE}
     return finetune(str(base), TextSource(reference=str(texts)), store=str(store), **(options | more))  # type: ignore[arg-type]
 
@@ -372,8 +372,9 @@ def test_points_are_stored_once_and_compared_by_a_query(
     one = store.sql("select * from experiments").to_pylist()
     assert [(row["run_id"], row["kind"]) for row in one] == [(first.run_id, "finetune")]
     assert json.loads(one[0]["method"])["rate"] == 1e-3
-    notes = json.loads(one[0]["environment"])["points"]
-    assert notes[f"{first.run_id}-tune-first-decile1-seed0"]["removed"] == 12 * 3
+    assert [row["removed"] for row in rows] == [0, 12 * 3, 12 * 3]
+    assert {row["device"] for row in rows} == {"cpu"}
+    assert all(row["loss"] > 0 and row["examples_at_a_time"] is None for row in rows)
 
     again = run(tmp_path / "store", base, texts, seeds=2)
     assert (again.run_id, again.points, again.kept) == (first.run_id, 6, 3)
@@ -405,10 +406,11 @@ def test_smaller_batches_of_the_test_are_noted(
     monkeypatch.setattr(Sequences, "batch", scarce)
     report = run(tmp_path / "store", base, texts, orders=("none",))
     assert report.failed == {}
-    kept = open_store(str(tmp_path / "store")).sql("select environment from experiments").to_pylist()
-    note = json.loads(kept[0]["environment"])["points"][f"{report.run_id}-none-seed0"]
-    assert 0 < note["batch_tokens"] < 1024
-    assert "examples_at_a_time" not in note
+    [row] = (
+        open_store(str(tmp_path / "store")).sql("select batch_tokens, examples_at_a_time from finetunes").to_pylist()
+    )
+    assert 0 < row["batch_tokens"] < 1024
+    assert row["examples_at_a_time"] is None
 
 
 def test_points_that_are_missing_are_computed_and_no_others(
@@ -481,14 +483,14 @@ def test_kept_models_of_other_roles_and_recipes_stand_beside_each_other(
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"orders": ("both",)}, "no order 'both'"),
-        ({"deciles": (0,)}, "deciles go from 1"),
-        ({"deciles": ()}, "no decile"),
-        ({"seeds": 0}, "at least one seed"),
-        ({"test_share": 1.0}, "test share"),
+        ({"orders": ("both",)}, "`order` 'both' does not exist"),
+        ({"deciles": (0,)}, "`deciles` are 1"),
+        ({"deciles": ()}, "`deciles` is empty"),
+        ({"seeds": 0}, "`seeds` must be at least 1"),
+        ({"test_share": 1.0}, "`test_share` must be between"),
         ({"length": 4}, "at least 8 tokens"),
         ({"roles": ("mlp_gate",)}, "no matrix with role 'mlp_gate': it has "),
-        ({"folder": "s3://bucket/models"}, "not behind a URL"),
+        ({"folder": "s3://bucket/models"}, "not a URL"),
     ],
 )
 def test_impossible_parameters_are_told(
@@ -547,7 +549,7 @@ def test_a_model_without_a_classifier_is_told_before_anything_starts(
         small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     made(made.config_class(**small)).save_pretrained(tmp_path / "model")
     tokenizer(pad_token="[PAD]").save_pretrained(tmp_path / "model")
-    monkeypatch.setattr("scanner.experiments.finetuning.run_tasks", lambda *_, **__: pytest.fail("a worker started"))
+    monkeypatch.setattr("scanner.engine.run.run_tasks", lambda *_, **__: pytest.fail("a worker started"))
     with pytest.raises(NoClassifier, match=said) as raised:
         run(tmp_path / "store", tmp_path / "model", texts)
     assert "\n" not in str(raised.value)

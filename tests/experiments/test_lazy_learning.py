@@ -11,9 +11,11 @@ import torch
 
 from scanner.cli.main import main
 from scanner.engine import PoolOptions
+from scanner.engine.task import TaskError
+from scanner.engine.worker import Worker
 from scanner.errors import ScannerError
-from scanner.experiments.lazy_learning import LazyReport, lazy_learning, write_point
-from scanner.experiments.lazy_task import Outcome, Point, compute, digest
+from scanner.experiments.images import Images, load_images
+from scanner.experiments.lazy_learning import Outcome, Point, compute, digest, write_point
 from scanner.experiments.mlp import (
     Network,
     Regime,
@@ -25,21 +27,22 @@ from scanner.experiments.mlp import (
     removed_ranks,
     train,
 )
-from scanner.experiments.pictures import Pictures, load_pictures
 from scanner.figures import FIGURES
 from scanner.store import Store, open_store
+
+from .calls import Found, lazy_learning
 
 RICH, LAZY = Regime(alpha=1.0), Regime(alpha=15.0)
 QUICK = Training(epochs=8, rate=0.2)
 
 
 @pytest.fixture(scope="module")
-def digits() -> Pictures:
-    return load_pictures(None)
+def digits() -> Images:
+    return load_images(None)
 
 
 @pytest.fixture(scope="module")
-def networks(digits: Pictures) -> dict[Regime, Network]:
+def networks(digits: Images) -> dict[Regime, Network]:
     return {regime: train(digits, regime, QUICK, seed=0) for regime in (RICH, LAZY)}
 
 
@@ -48,9 +51,9 @@ def blobs(tmp_path: Path) -> str:
     """Three well separated clouds: learned within one epoch."""
     rng = np.random.default_rng(0)
     labels = np.arange(90) % 3
-    pictures = 4.0 * np.eye(3)[labels] + rng.standard_normal((90, 3))
+    images = 4.0 * np.eye(3)[labels] + rng.standard_normal((90, 3))
     path = tmp_path / "blobs.npz"
-    np.savez(path, x_train=pictures, y_train=labels, x_test=pictures[:30], y_test=labels[:30])
+    np.savez(path, x_train=images, y_train=labels, x_test=images[:30], y_test=labels[:30])
     return str(path)
 
 
@@ -61,15 +64,15 @@ def test_the_initial_network_is_the_ensemble_that_it_says() -> None:
     assert variances == pytest.approx([2.0, 2.0, 1.0], rel=0.05)
 
 
-def test_logits_are_those_of_torch_s_own_layers(digits: Pictures) -> None:
+def test_logits_are_those_of_torch_s_own_layers(digits: Images) -> None:
     network = initial((64, 512, 512, 512, 10), torch.Generator().manual_seed(0))
     layers: list[torch.nn.Module] = []
     for weight in network.weights:
         layer = torch.nn.Linear(weight.shape[1], weight.shape[0])
         layer.weight.data, layer.bias.data = weight, torch.zeros(weight.shape[0])
         layers += [layer, torch.nn.ReLU()]
-    pictures = torch.from_numpy(digits.test[:5])
-    assert torch.allclose(network.logits(pictures), torch.nn.Sequential(*layers[:-1])(pictures))
+    images = torch.from_numpy(digits.test[:5])
+    assert torch.allclose(network.logits(images), torch.nn.Sequential(*layers[:-1])(images))
 
 
 def test_a_lazy_network_hardly_moves_and_a_rich_one_does(networks: dict[Regime, Network]) -> None:
@@ -83,7 +86,7 @@ def test_a_lazy_network_hardly_moves_and_a_rich_one_does(networks: dict[Regime, 
 
 
 def test_both_learn_and_a_fifth_of_the_small_values_hurts_the_lazy_one(
-    digits: Pictures, networks: dict[Regime, Network]
+    digits: Images, networks: dict[Regime, Network]
 ) -> None:
     baseline, loss, control = {}, {}, {}
     for regime, network in networks.items():
@@ -96,7 +99,7 @@ def test_both_learn_and_a_fifth_of_the_small_values_hurts_the_lazy_one(
     assert control[RICH] > loss[RICH]  # a random fifth holds what was learned
 
 
-def test_frozen_layers_stay_as_they_were(digits: Pictures) -> None:
+def test_frozen_layers_stay_as_they_were(digits: Images) -> None:
     start = initial((64, 512, 512, 512, 10), torch.Generator().manual_seed(3))
     network = train(digits, Regime(frozen=(0, 2)), Training(epochs=1), seed=3)
     same = [bool(torch.equal(*pair)) for pair in zip(network.weights, start.weights, strict=True)]
@@ -123,7 +126,7 @@ def test_ranks_by_number_by_mass_and_at_random() -> None:
         ranks("smallest", 1.5)
 
 
-def test_a_removal_is_the_truncated_matrix_of_numpy(digits: Pictures, networks: dict[Regime, Network]) -> None:
+def test_a_removal_is_the_truncated_matrix_of_numpy(digits: Images, networks: dict[Regime, Network]) -> None:
     network = networks[LAZY]
     whole, found = removals(network, digits, (0.3,), seed=0)
     truncated = []
@@ -136,12 +139,12 @@ def test_a_removal_is_the_truncated_matrix_of_numpy(digits: Pictures, networks: 
     assert (whole, one.accuracy) == (float(before.mean()), pytest.approx(float(after.mean()), abs=0.002))
     assert (one.removed, one.fraction) == (19 + 154 + 154, pytest.approx(327 / 1088))
     assert one.delta == pytest.approx(one.accuracy - whole)
-    # McNemar's variance: of n pictures, b became wrong and c became right
+    # McNemar's variance: of n images, b became wrong and c became right
     b, c, n = int(((before - after) > 0).sum()), int(((after - before) > 0).sum()), len(before)
     assert one.stderr == pytest.approx(np.sqrt((b + c) / n - ((c - b) / n) ** 2) / np.sqrt(n), rel=0.05)
 
 
-def run(store: Path, data: str, **more: object) -> LazyReport:
+def run(store: Path, data: str, **more: object) -> Found:
     options = {"regimes": (RICH, LAZY), "seeds": 1, "training": Training(epochs=2), "shares": (0.2, 0.5)} | more
     return lazy_learning(store=str(store), data=data, **options)  # type: ignore[arg-type]
 
@@ -149,7 +152,7 @@ def run(store: Path, data: str, **more: object) -> LazyReport:
 def test_points_are_stored_and_never_computed_twice(tmp_path: Path, blobs: str, local_ray: None) -> None:
     one_worker = PoolOptions(workers=1)
     first = run(tmp_path / "store", blobs, pool=one_worker)
-    assert (len(first.run_ids), first.kept, first.failed) == (2, 0, ())
+    assert (len(first.run_ids), first.kept, first.failed) == (2, 0, {})
     store = open_store(str(tmp_path / "store"))
     rows = store.sql("select * from ablations order by model, set").to_pylist()
     assert {row["model"] for row in rows} == {"mlp 3-512-512-512-3 alpha=1", "mlp 3-512-512-512-3 alpha=15"}
@@ -200,7 +203,7 @@ def test_networks_of_different_recipes_are_never_averaged(tmp_path: Path) -> Non
     store = open_store(str(tmp_path / "store"), create=True)
     add_network(store, 0.97)
     add_network(store, 0.95, seed=1)
-    add_network(store, 0.50, digest="other pictures")
+    add_network(store, 0.50, digest="other images")
     add_network(store, 0.30, epochs=1)
     rows = store.query("lazy_learning").to_pylist()
     found = [(row["epochs"], row["networks"], row["baseline"], row["batch"], row["rate"]) for row in rows]
@@ -245,29 +248,33 @@ def test_the_same_point_gives_the_same_rows_wherever_its_files_are(tmp_path: Pat
     moved = tmp_path / "elsewhere"
     moved.mkdir()
     Path(blobs).rename(moved / "blobs.npz")
-    pictures = load_pictures(str(moved / "blobs.npz"))
+    images = load_images(str(moved / "blobs.npz"))
     common = {"dataset": "blobs", "sizes": (3, 512, 512, 512, 3), "regime": LAZY, "shares": (0.2,), "seed": 1}
-    point = Point(data=str(moved / "blobs.npz"), digest=digest(pictures), training=Training(epochs=1), **common)  # type: ignore[arg-type]
-    other = Point(data=blobs, digest=digest(pictures), training=Training(epochs=1), **common)  # type: ignore[arg-type]
+    point = Point(data=str(moved / "blobs.npz"), digest=digest(images), training=Training(epochs=1), **common)  # type: ignore[arg-type]
+    other = Point(data=blobs, digest=digest(images), training=Training(epochs=1), **common)  # type: ignore[arg-type]
     assert point.run_id == other.run_id
     one, two = compute(point), compute(point)
-    assert (one.baseline, one.removals, one.error) == (two.baseline, two.removals, None)
+    assert (one.baseline, one.removals) == (two.baseline, two.removals)
     wrong = Point(data=point.data, digest="0", training=point.training, **common)  # type: ignore[arg-type]
-    assert "others than the driver's" in str(compute(wrong).error)
+    with pytest.raises(TaskError, match="differ from those of the driver"):
+        compute(wrong)
 
 
 def test_whatever_goes_wrong_is_an_outcome(blobs: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    pictures = load_pictures(blobs)
+    images = load_images(blobs)
     common = {"dataset": "blobs", "sizes": (3, 512, 512, 512, 3), "regime": LAZY, "shares": (0.2,), "seed": 1}
-    point = Point(data=blobs, digest=digest(pictures), training=Training(epochs=1), **common)  # type: ignore[arg-type]
-    monkeypatch.setattr("scanner.experiments.lazy_task.train", lambda *_: 1 / 0)
-    assert compute(point).error == "ZeroDivisionError: division by zero"
+    point = Point(data=blobs, digest=digest(images), training=Training(epochs=1), **common)  # type: ignore[arg-type]
+    monkeypatch.setattr("scanner.experiments.mlp.train", lambda *_: 1 / 0)
+    monkeypatch.setattr("scanner.engine.worker.granted_device", lambda: "cpu")
+    failure = Worker().run(point).failure
+    assert failure is not None
+    assert failure.message == "ZeroDivisionError: division by zero"
 
 
 def test_a_network_that_diverges_is_told_and_tried_again(tmp_path: Path, blobs: str, local_ray: None) -> None:
     report = run(tmp_path / "store", blobs, regimes=(RICH,), training=Training(epochs=3, rate=1e9))
     assert report.run_ids == ()
-    assert "smaller --rate" in report.failed[0]
+    assert "smaller `lr`" in report.failed["alpha=1, seed 0"]
     assert open_store(str(tmp_path / "store")).sql("select count(*) as n from ablations").to_pylist() == [{"n": 0}]
 
 
@@ -289,7 +296,7 @@ def test_the_command_prints_the_table(
         ({"regimes": (Regime(alpha=0.0),)}, "alpha"),
         ({"regimes": (Regime(frozen=(4,)),)}, "frozen"),
         ({"seeds": 0}, "at least one"),
-        ({"training": Training(rate=-1.0)}, "rate"),
+        ({"training": Training(rate=-1.0)}, "lr"),
         ({"shares": (1.0,)}, "between 0 and 1"),
     ],
 )

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, BertConfig
 
 from scanner.checkpoint import Selection, read_matrix
 from scanner.errors import ScannerError
-from scanner.experiments.models import (
+from scanner.experiments.nlp.models import (
     ModelPlace,
     is_causal,
     load_config,
@@ -20,7 +20,7 @@ from scanner.experiments.models import (
     longest_input,
     model_place,
 )
-from scanner.experiments.placing import open_target, place_matrices
+from scanner.experiments.nlp.placing import open_target, place_matrices
 
 from .tiny import save
 

@@ -14,18 +14,14 @@ import torch
 import transformers
 
 from scanner.checkpoint import Selection, read_matrix
-from scanner.experiments import running
-from scanner.experiments.ablation_run import ablate
-from scanner.experiments.activation_run import measure_activations
-from scanner.experiments.finetune_training import Recipe
-from scanner.experiments.finetuning import finetune
-from scanner.experiments.measures import MeasureRequest
-from scanner.experiments.models import load_model, load_tokenizer, model_place
-from scanner.experiments.placing import open_target
-from scanner.experiments.texts import TextSource
+from scanner.experiments.nlp import models
+from scanner.experiments.nlp.models import load_model, load_tokenizer, model_place
+from scanner.experiments.nlp.placing import open_target
+from scanner.experiments.nlp.texts import TextSource
+from scanner.experiments.nlp.training import Recipe
 from scanner.store import open_store
 
-from .classifiers import without_ray
+from .calls import ablate, finetune, measure_activations, request, without_ray
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +92,9 @@ def test_removal_from_smollm2_is_what_transformers_says_of_a_rebuilt_model(
     # The actor's own replica is looked at afterwards: it takes long to load, and must be intact again.
     loaded: list[Any] = []
     monkeypatch.setattr(
-        running, "load_model", lambda *given, **more: loaded.append(load_model(*given, **more)) or loaded[-1]
+        models, "load_model", lambda *given, **more: loaded.append(load_model(*given, **more)) or loaded[-1]
     )
-    wanted = MeasureRequest(metric="perplexity", text=TextSource(reference=str(running_text)), tokens=128, window=64)
+    wanted = request(metric="perplexity", text=TextSource(reference=str(running_text)), tokens=128, window=64)
     report = ablate(
         str(smollm2), wanted, roles=("mlp_down",), layers=(0, 29), sets="0:58", random_sets=0, store=str(tmp_path)
     )

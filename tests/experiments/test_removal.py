@@ -10,9 +10,9 @@ import torch
 
 from scanner.checkpoint import Selection
 from scanner.errors import ScannerError
-from scanner.experiments.models import load_model, model_place
-from scanner.experiments.placing import Placed, open_target, place_matrices
-from scanner.experiments.removal import FactorCache, RemovalSet, factors_of, indices_by_rank, parse_sets, removed
+from scanner.experiments.nlp.models import load_model, model_place
+from scanner.experiments.nlp.placing import Placed, open_target, place_matrices
+from scanner.experiments.nlp.removal import FactorCache, RemovalSet, factors_of, indices_by_rank, parse_sets, removed
 from scanner.rmt.analysis import analyze
 
 from .tiny import save
@@ -125,7 +125,7 @@ def test_weights_come_back_after_an_error_too_and_factors_are_kept(
     ):
         raise RuntimeError("in the middle")
     assert torch.equal(placed[0].matrix(model), intact)
-    monkeypatch.setattr("scanner.experiments.removal.factors_of", lambda *given: pytest.fail("computed twice"))
+    monkeypatch.setattr("scanner.experiments.nlp.removal.factors_of", lambda *given: pytest.fail("computed twice"))
     with removed(model, placed, RemovalSet(name="decile:9"), cache):
         pass
 
@@ -137,7 +137,7 @@ def test_what_does_not_fit_beside_its_own_point_is_not_kept_and_later_points_mak
     up, down = placed[:2], placed[2:]
     computed: list[str] = []
     monkeypatch.setattr(
-        "scanner.experiments.removal.factors_of",
+        "scanner.experiments.nlp.removal.factors_of",
         lambda key, matrix: computed.append(key) or factors_of(key, matrix),  # type: ignore[func-returns-value]
     )
     one = factors_of("", up[0].matrix(model)).size  # both roles have matrices of one size

@@ -17,8 +17,17 @@ import torch
 from transformers import BertConfig
 
 from scanner.errors import ScannerError
-from scanner.experiments.texts import Texts, TextSource, read_texts
-from scanner.experiments.tokens import Batch, Batches, Sequences, affixes, is_memory, padding_id, running_ids, sequences
+from scanner.experiments.nlp.texts import Texts, TextSource, read_texts
+from scanner.experiments.nlp.tokens import (
+    Batch,
+    Batches,
+    Sequences,
+    affixes,
+    is_memory,
+    padding_id,
+    running_ids,
+    sequences,
+)
 
 from .tiny import tokenizer
 
@@ -255,7 +264,7 @@ def test_a_window_holds_more_than_special_tokens() -> None:
     pairs = Texts(name="t", items=("w0 w1 w2",), whole=False, seconds=("w3 w4",))
     for texts, special in ((novel, 2), (rows, 2), (pairs, 3)):
         for length in (1, 2, special):
-            said = f"--window {length} has no room for text: the tokenizer adds {special} special tokens, a window of {special + 1}"
+            said = f"`window` {length} has no room for text: the tokenizer adds {special} special tokens, a window of {special + 1}"
             with pytest.raises(ScannerError, match=said):
                 sequences(made, texts, length=length)
         assert {len(one) for one in sequences(made, texts, length=special + 1).ids} == {special + 1}
@@ -336,7 +345,7 @@ def test_batches_that_do_not_fit_are_halved_and_that_is_recorded() -> None:
     def never(batch: Batch, indices: list[int]) -> int:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(ScannerError, match=r"one sequence of 4 tokens does not fit.*--window"):
+    with pytest.raises(ScannerError, match=r"one sequence of 4 tokens does not fit.*`window`"):
         batches.run(ids, never)
 
 

@@ -89,10 +89,10 @@ def build(url: str, base: Path, tuned: Path) -> Store:
     store = open_store(url, create=True)
     selection = Selection(only=("query", "value", "mlp_up"), layers=LAYERS)
     refs = list(list_matrices(open_checkpoint(str(base), identify=False), selection).matrices)
-    analyses = [scan(store, folder, name, selection, scan_id) for folder, name, scan_id in _scans(base, tuned)]
+    before, after = (scan(store, folder, name, selection, scan_id) for folder, name, scan_id in _scans(base, tuned))
     scan(store, base, BASE, Selection(only=("query", "key"), layers=(0, 1), heads=True), "heads")
     add_controls(store, {(ref.rows, ref.cols) for ref in refs})
-    add_comparison(store, *analyses, refs)
+    add_comparison(store, before, after, refs)
     return store
 
 

@@ -12,11 +12,20 @@ from scanner.figures.report_words import in_shell, listing, number, percent, sig
 
 def small(role: str, side: str, p: float, z: float, family: float, control: float | None = 0.5) -> dict[str, Any]:
     counts = {"matrices": 6, "vectors": 228, "rows": 4, "cols": 4}
-    return {"role": role, "side": side, "p": p, "z": z, "family_p_value": family, "control_p": control} | counts
+    row: dict[str, Any] = {"role": role, "side": side, "p": p, "z": z, "family_p_value": family, "control_p": control}
+    return row | counts
 
 
 def matrix(layer: int | None, p: float, *, role: str = "query", **more: object) -> dict[str, Any]:
-    row = {"stack": None, "layer": layer, "role": role, "module": None, "expert": None, "tensor": "t", "rank": 384}
+    row: dict[str, Any] = {
+        "stack": None,
+        "layer": layer,
+        "role": role,
+        "module": None,
+        "expert": None,
+        "tensor": "t",
+        "rank": 384,
+    }
     row |= {"p": p, "u_p": p, "v_p": p, "z": (p - 0.5) * 96, "dtype": "F32", "sigma_kind": "median"}
     return row | {"sigma_median": 1.0, "sigma_std": 1.0, "sigma_bulk": 1.0} | more
 
@@ -111,7 +120,14 @@ def test_quantised_weights_failures_and_odd_controls_are_warned_about() -> None:
 
 
 def changed(layer: int | None, relative: float | None, *, identical: bool = False, **more: object) -> dict[str, Any]:
-    row = {"stack": None, "layer": layer, "role": "mlp_down", "module": None, "expert": None, "tensor": "pooler.dense"}
+    row: dict[str, Any] = {
+        "stack": None,
+        "layer": layer,
+        "role": "mlp_down",
+        "module": None,
+        "expert": None,
+        "tensor": "pooler.dense",
+    }
     row |= {"relative_change": relative, "identical": identical, "intruders": 0}
     row |= {f"outliers_{side}_{when}": 2 for side in ("left", "right") for when in ("base", "tuned")}
     return row | more

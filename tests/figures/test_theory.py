@@ -11,8 +11,7 @@ import pytest
 
 from scanner.cli.main import main
 from scanner.errors import ScannerError
-from scanner.experiments.lazy_learning import write_point
-from scanner.experiments.lazy_task import Outcome, Point
+from scanner.experiments.lazy_learning import Outcome, Point, write_point
 from scanner.experiments.mlp import Regime, Removal, Training
 from scanner.figures import FIGURES
 from scanner.rmt.theory import MinimalModel
@@ -85,7 +84,7 @@ def store(tmp_path: Path) -> Store:
             delta=accuracy - 0.95,
             stderr=0.01,
         )
-        write_point(store, point, Outcome(baseline=0.95, removals=(removal,), examples=10), {})
+        write_point(store, point, Outcome(baseline=0.95, removals=(removal,), examples=10, seconds=1.0), {})
     return store
 
 

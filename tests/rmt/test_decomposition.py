@@ -17,7 +17,7 @@ def _check_factors(w: np.ndarray, tolerance: float = 1e-9) -> None:
     assert left.shape == (min(w.shape), w.shape[0])
     assert right.shape == (min(w.shape), w.shape[1])
     assert (np.diff(s) <= 0).all()
-    assert np.linalg.norm(left.T * s @ right - w) <= tolerance * max(np.linalg.norm(w), 1e-300)
+    assert np.linalg.norm(left.T * s @ right - w) <= tolerance * max(float(np.linalg.norm(w)), 1e-300)
     assert np.linalg.norm(left, axis=1) == pytest.approx(np.ones(len(s)), abs=1e-12)
     assert np.linalg.norm(right, axis=1) == pytest.approx(np.ones(len(s)), abs=1e-12)
 

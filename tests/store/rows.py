@@ -50,7 +50,14 @@ class Matrix:
         count = len(self.singular_values)
         u_p = list(self.u_p) or [0.5] * count
         v_p = list(self.v_p) or [0.25] * count
-        one = {"sigma": 1.0, "mp_lower": 0.0, "mp_upper": 4.0, "outliers_left": 0, "outliers_right": 0, "rank": count}
+        one: dict[str, object] = {
+            "sigma": 1.0,
+            "mp_lower": 0.0,
+            "mp_upper": 4.0,
+            "outliers_left": 0,
+            "outliers_right": 0,
+            "rank": count,
+        }
         one |= {"u_p_mean": mean(u_p), "v_p_mean": mean(v_p), "sigma_kind": "median", "seconds": 0.5}
         vectors = [
             {
@@ -78,7 +85,7 @@ def table(name: str, rows: list[dict[str, object]]) -> pa.Table:
 
 def failure(scan_id: str, tensor: str, model: str = "org/model") -> pa.Table:
     row = {"scan_id": scan_id, "model": model, "tensor": tensor, "stage": "read", "error": "OSError", "message": "gone"}
-    return table("failures", [row])
+    return table("failures", [{**row}])
 
 
 def scan_values(*, revision: str = "r1", hours: float = 0, **more: object) -> dict[str, object]:

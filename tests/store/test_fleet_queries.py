@@ -55,7 +55,7 @@ def test_small_end_compares_decile_1_with_controls_of_the_same_shape(store: Stor
             control(40, 60, singular_values=[1] * 40, u_p=u, v_p=v, seed=seed), 40, 60, "gaussian", seed
         )
 
-    expected = {}
+    expected: dict[tuple[int, str, str], tuple[object, ...]] = {}
     for side in "uv":
         mine = decile_of(getattr(informative, f"{side}_p"), 1)
         theirs = [p for pair in controls.values() for p in decile_of(pair["uv".index(side)], 1)]
@@ -366,7 +366,13 @@ def test_failures_by_reason_counts_messages_that_differ_in_numbers_and_names_onc
     def failing(scan_id: str, model: str, *lines: tuple[str | None, str, str, str], hours: float = 0) -> None:
         writer = store.writer(scan_id, method={}, model=model)
         for tensor, stage, error, message in lines:
-            row = {"scan_id": scan_id, "model": model, "tensor": tensor, "stage": stage, "error": error}
+            row: dict[str, object] = {
+                "scan_id": scan_id,
+                "model": model,
+                "tensor": tensor,
+                "stage": stage,
+                "error": error,
+            }
             writer.stage_failure(str(tensor), table("failures", [row | {"message": message}]))
         writer.commit(scan_values(revision=scan_id, hours=hours))
 

@@ -247,7 +247,7 @@ def test_random_matrices_pass_the_control_check(store: Store, m: int, n: int, un
 
 @pytest.mark.parametrize(("m", "n"), [(1, 300), (400, 1), (1, 1)])
 def test_a_side_of_one_entry_has_no_p_values_and_is_not_held_against_a_control(store: Store, m: int, n: int) -> None:
-    value = np.linalg.norm(np.random.default_rng(0).normal(size=(m, n))) / math.sqrt(max(m, n))
+    value = float(np.linalg.norm(np.random.default_rng(0).normal(size=(m, n)))) / math.sqrt(max(m, n))
     u_p, v_p = (None if m == 1 else 0.3, None if n == 1 else 0.8)
     put(store, control(m, n, singular_values=[value], u_p=[u_p], v_p=[v_p]))
     [row] = store.query("control_check").to_pylist()

@@ -178,8 +178,17 @@ def test_pair_intruders_lists_the_matrices_that_have_some_the_most_first(store: 
         for layer, (name, values) in enumerate(overlaps.items())
     ]
     add_comparison(store, "one", pairs)
-    columns = ("tensor", "layer", "intruders", "examined", "ranks", "smallest_overlap", "u_p")
-    columns += ("relative_change", "right_gained")
+    columns = (
+        "tensor",
+        "layer",
+        "intruders",
+        "examined",
+        "ranks",
+        "smallest_overlap",
+        "u_p",
+        "relative_change",
+        "right_gained",
+    )
     found = store.query("pair_intruders")
     expected = [
         ("b", 1, 2, 10, "0, 2", 0.2, (0 + 2) / 20 / 2, 0.02, 1),
@@ -276,7 +285,7 @@ def test_pair_queries_show_the_newest_comparison_of_the_pairs_that_are_wanted(st
 def of(marker: int, **more: object) -> Pair:
     """A pair whose relative change is the marker, and whose overlaps are a tenth of it."""
     values = [marker / 10] * 4
-    vectors: dict[str, object] = {"u_overlap": values, "v_overlap": values} | dict.fromkeys(P_COLUMNS, [0.5] * 4)
+    vectors = {"u_overlap": values, "v_overlap": values, **dict.fromkeys(P_COLUMNS, [0.5] * 4)}
     own: dict[str, object] = {"relative_change": float(marker)}
     return Pair(vectors=vectors, overlaps={("u", 1): marker / 10}, more=own, **more)  # type: ignore[arg-type]
 

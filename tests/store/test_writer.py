@@ -40,7 +40,12 @@ SOME = [
     Matrix(tensor="c", layer=0, role="value", expert=0),
     Matrix(tensor="c", layer=0, role="value", expert=10),
 ]
-SORTED = [(0, "value", "c", 0), (0, "value", "c", 1), (0, "value", "c", 10), (1, "key", "a", None)]
+SORTED: list[tuple[object, ...]] = [
+    (0, "value", "c", 0),
+    (0, "value", "c", 1),
+    (0, "value", "c", 10),
+    (1, "key", "a", None),
+]
 SORTED += [(1, "value", "b", None), (None, "embedding", "emb", None)]
 
 

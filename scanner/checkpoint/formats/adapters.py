@@ -1,0 +1,133 @@
+"""PEFT's LoRA adapters: what an adapter adds to its model, as weights of rank r that are never multiplied out.
+
+Delta W = scale B A, with B (out x r) and A (r x in); scale = alpha / r, or alpha / sqrt(r) for rank-stabilised adapters.
+Source: Hu et al., arXiv 2106.09685; Kalajdzievski, arXiv 2312.03732 (rsLoRA); the file format is PEFT's.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from scanner.checkpoint.model import LogicalWeight, Skipped, TensorEntry
+from scanner.checkpoint.names import printable
+from scanner.checkpoint.structure.module_patterns import by_pattern
+from scanner.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from scanner.checkpoint.quantization.stored import Stored
+    from scanner.rmt.decomposition import LowRank
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+CODEC = "lora"
+
+# What PEFT puts before the names that modules have in their model.
+_WRAPPER = "base_model.model."
+_USUAL_ALPHA = 8
+_LARGEST_ALPHA = 1e30
+# Initialisations that take something out of the base model's weights and put it into the factors: B A is not what was learned.
+_MOVED_WEIGHTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+# `.default` is the adapter's name, which PEFT leaves out when it saves, but not every tool does.
+_FACTOR = re.compile(
+    r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<factor>[AB])(?:\.[\w-]+)??(?:\.weight)?", re.DOTALL
+)
+
+
+def check_adapter(config: Mapping[str, Any], tensors: Sequence[TensorEntry]) -> None:
+    """Refuse adapters whose change of the weights is not scale B A.
+
+    Raises:
+        CheckpointError: another method than LoRA, or a kind of LoRA whose factors mean something else.
+    """
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise CheckpointError(
+            f"{ADAPTER_CONFIG} describes an adapter of type '{printable(str(kind))}': only LORA is read; "
+            "merge it into its model (PEFT's merge_and_unload) and scan that"
+        )
+    merge = "merge it into its model (PEFT's merge_and_unload) and scan delta:BASE..MERGED"
+    if config.get("use_dora") or any(".lora_magnitude_vector" in entry.name for entry in tensors):
+        raise CheckpointError(f"this is a DoRA adapter: its change depends on the base model's weights; {merge}")
+    if config.get("target_parameters"):
+        raise CheckpointError(
+            f"this adapter changes parameters that are no modules (target_parameters), as stacks of experts, whose factors "
+            f"are packed in a way of their own: {merge}"
+        )
+    if config.get("use_qalora"):
+        raise CheckpointError(f"this adapter pools its inputs in groups (QA-LoRA): {merge}")
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_MOVED_WEIGHTS):
+        raise CheckpointError(
+            f"this adapter was initialised by {printable(start)} with a part of the base model's weights, so that its factors "
+            f"are not what was learned: {merge}"
+        )
+
+
+def adapter_weights(
+    tensors: Sequence[TensorEntry], config: Mapping[str, Any]
+) -> tuple[tuple[LogicalWeight, ...], tuple[Skipped, ...]]:
+    """Pair the factors of an adapter; other tensors (modules saved whole) are weights as they stand.
+
+    Returns:
+        The weights, and the stored tensors that are no weight of their own: the second factors, and factors without a
+        partner or with shapes that do not fit.
+    """
+    factors: dict[str, dict[str, TensorEntry]] = {}
+    weights: list[LogicalWeight] = []
+    skipped: list[Skipped] = []
+    for entry in tensors:
+        found = _FACTOR.fullmatch(entry.name)
+        if found is None:
+            weights.append(LogicalWeight(name=entry.name, shape=entry.shape, dtype=entry.dtype, entry=entry))
+        else:
+            factors.setdefault(found["module"], {})[found["factor"]] = entry
+    names = {module: module.removeprefix(_WRAPPER) for module in factors}
+    alphas = by_pattern(config.get("alpha_pattern"), list(names.values()), "alpha_pattern")
+    for module, parts in factors.items():
+        a, b = parts.get("A"), parts.get("B")
+        reason = _misfit(a, b)
+        if a is None or b is None or reason:
+            skipped += [Skipped(tensor=entry.name, reason=reason) for entry in parts.values()]
+            continue
+        # Embeddings: PEFT stores A as (r x tokens) and B as (width x r); the weight itself is (tokens x width).
+        alpha = alphas.get(names[module], config.get("lora_alpha", _USUAL_ALPHA))
+        settings = (("scale", _scale(config, alpha, a.shape[0])),)
+        weights.append(
+            LogicalWeight(
+                name=f"{module}.weight",
+                shape=(b.shape[0], a.shape[1]),
+                dtype=b.dtype,
+                entry=b,
+                codec=CODEC,
+                companions=(("A", a),),
+                settings=settings,
+            )
+        )
+        skipped.append(Skipped(tensor=a.name, reason=f"factor A of {printable(module)}"))
+    return tuple(weights), tuple(skipped)
+
+
+def decode_lora(weight: "Stored", companions: "Mapping[str, Stored]", settings: Mapping[str, Any]) -> "LowRank":
+    """Return scale B and A, in float64, as the factors of Delta W."""
+    from scanner.rmt.decomposition import LowRank
+
+    return LowRank(left=weight.tensor().double() * settings["scale"], right=companions["A"].tensor().double())
+
+
+def _misfit(a: TensorEntry | None, b: TensorEntry | None) -> str:
+    if a is None or b is None:
+        return "a LoRA factor without its partner"
+    if len(a.shape) != 2 or len(b.shape) != 2:
+        return f"LoRA factors of shapes {a.shape} and {b.shape}: not matrices"
+    if a.shape[0] != b.shape[1] or 0 in a.shape or 0 in b.shape:
+        return f"LoRA factors of shapes {a.shape} and {b.shape} cannot be multiplied"
+    return ""
+
+
+def _scale(config: Mapping[str, Any], alpha: object, rank: int) -> float:
+    """alpha / r of a module. Its rank is that of its factors, so what the config says of ranks is not needed."""
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < _LARGEST_ALPHA:
+        raise CheckpointError(f"{ADAPTER_CONFIG} gives lora_alpha as {printable(repr(alpha))}: it must be a number")
+    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)

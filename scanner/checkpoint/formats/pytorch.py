@@ -1,0 +1,352 @@
+"""The tensors of a PyTorch checkpoint (`.bin`, `.pt`, `.pth`): which bytes of the file they are, without loading any.
+
+Since version 1.6 `torch.save` writes a zip archive whose members are stored as they are: `data.pkl`, a pickle that
+describes the objects, and `data/0`, `data/1`, ..., the storages of its tensors. Before, it wrote five pickles and then
+the storages, each after the number of its entries. Source: torch/serialization.py.
+"""
+
+import math
+import re
+import struct
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from typing import IO, Any, NoReturn, cast
+
+from scanner.checkpoint.formats.torch_pickle import (
+    MAX_PICKLE_BYTES,
+    Pickle,
+    PickleCodeError,
+    PickledTensor,
+    PickleError,
+    read_pickle,
+)
+from scanner.checkpoint.model import MAX_TENSORS, TensorEntry
+from scanner.checkpoint.names import printable
+from scanner.checkpoint.sources.files import ByteRange, Files
+from scanner.errors import CheckpointError
+
+SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+
+ITEM_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1,
+    "F8_E8M0": 1, "C64": 8, "C128": 16, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1,
+    "BOOL": 1, "QI8": 1, "QU8": 1, "QI32": 4,
+}  # fmt: skip
+
+# The largest thing that is read at once is an archive's directory: some 70 bytes a tensor.
+_MAX_READ_BYTES = 16 * 2**20
+_MAX_LINE_BYTES = 2**10
+_SMALLEST_BLOCK_BYTES, _LARGEST_BLOCK_BYTES = 4 * 2**10, 2**18
+_LAST_BLOCK_BYTES = 2**10
+_LOCAL_HEADER = struct.Struct("<4s5H3L2H")
+_HAS_DESCRIPTOR = 1 << 3
+_ALIGNMENT = 64
+_LONGEST_EXTRA = 32  # sizes of 8 bytes, and the head of the padding
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_MAX_ENTRIES = 2**56
+
+# Under which key training scripts put the weights, beside optimizers and counters: the first that is there.
+_WEIGHTS_KEYS = ("state_dict", "model_state_dict", "model", "module", "net", "weights", "params")
+_TRAINER_KEYS = re.compile(r"(?:optim|sched|lr_sched|scaler|grad_scaler|rng|random)", re.IGNORECASE)
+_MAX_NESTING = 16
+# A name is made of all the keys around a tensor, and a long key may be around many.
+_MAX_NAMES_LENGTH = 2**26
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Member:
+    """A member of an archive and where the one after it begins."""
+
+    info: zipfile.ZipInfo
+    end: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """Where the bytes of a storage are."""
+
+    start: int
+    size: int
+
+
+def read_torch_file(files: Files, name: str) -> list[TensorEntry]:
+    """Return the tensors of a PyTorch checkpoint, in the order of their bytes.
+
+    Of a training checkpoint these are the weights: what stands under `state_dict`, `model` or the like, without that
+    key in their names; the state of optimizers is left out. Tensors that share their bytes (tied weights) are entries
+    with the same file, start and size. A tensor whose bytes are not its entries one after the other is an entry that
+    cannot be read, and its dtype says why.
+
+    Raises:
+        CheckpointError: the file is no PyTorch checkpoint, needs code to be run before it can be read, is incomplete,
+            or contradicts itself.
+    """
+    stream = _Stream(files, name)
+    is_archive = stream.read(4) == b"PK\x03\x04"
+    stream.seek(0)
+    try:
+        pickle, places = _archive(files, name, stream) if is_archive else _legacy(files, name, stream)
+    except PickleCodeError as error:
+        raise CheckpointError(
+            f"{printable(name)} {printable(str(error))}: nothing in it was run; use the model's .safetensors files, or load "
+            "it with transformers where you trust it and write it again with save_pretrained()"
+        ) from error
+    except PickleError as error:
+        raise CheckpointError(f"{printable(name)} {error}: download it again") from error
+    tensors = _weights(name, pickle.content)
+    entries = [_entry(name, label, tensor, places) for label, tensor in tensors]
+    if len({entry.name for entry in entries}) < len(entries):
+        _wrong(name, "two tensors of it have the same name")
+    return sorted(entries, key=lambda entry: (entry.start, entry.name))
+
+
+def _archive(files: Files, name: str, stream: "_Stream") -> tuple[Pickle, dict[str, _Place]]:
+    members = _members(name, stream)
+    pickles = [member for member in members if member.count("/") == 1 and member.endswith("/data.pkl")]
+    root = pickles[0].removesuffix("data.pkl") if len(pickles) == 1 else None
+    if root is None or f"{root}constants.pkl" in members:
+        _wrong(name, "it is an archive of another kind than torch.save writes (a TorchScript program?)")
+    inside = {member.removeprefix(root): info for member, info in members.items() if member.startswith(root)}
+    first = _places(files, name, {member: inside[member] for member in ("data.pkl", "byteorder") if member in inside})
+    if "byteorder" in first and files.read(name, first["byteorder"].start, 6) != b"little":
+        _wrong(name, "its numbers are big-endian, which is not read")
+    if first["data.pkl"].size > MAX_PICKLE_BYTES:
+        _wrong(name, f"its data.pkl has {first['data.pkl'].size} bytes, too many to describe weights")
+    pickle = read_pickle(BytesIO(files.read(name, first["data.pkl"].start, first["data.pkl"].size)))
+    missing = next((key for key in pickle.storages if f"data/{key}" not in inside), None)
+    if missing is not None:
+        _wrong(name, f"it lacks data/{printable(missing)}, which a tensor needs")
+    return pickle, _places(files, name, {key: inside[f"data/{key}"] for key in pickle.storages})
+
+
+def _members(name: str, stream: "_Stream") -> dict[str, _Member]:
+    try:
+        with zipfile.ZipFile(cast("IO[bytes]", stream)) as archive:
+            infos = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error) as error:
+        raise CheckpointError(
+            f"{printable(name)} is an incomplete or damaged PyTorch checkpoint ({printable(str(error))}): download it again"
+        ) from error
+    infos.sort(key=lambda info: info.header_offset)
+    ends = [*(info.header_offset for info in infos[1:]), None]
+    members = {info.filename: _Member(info=info, end=end) for info, end in zip(infos, ends, strict=True)}
+    if len(members) < len(infos):
+        _wrong(name, "two members of it have the same name")
+    return members
+
+
+def _places(files: Files, name: str, members: Mapping[str, _Member]) -> dict[str, _Place]:
+    """Return where the contents of members are: behind the header in front of each, whose length only it knows."""
+    file_size = files.size(name)
+    for label, member in members.items():
+        info = member.info
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 1:
+            _wrong(name, f"its member {printable(label)} is compressed or encrypted, which torch.save never does")
+        if not 0 <= info.header_offset <= file_size - _LOCAL_HEADER.size:
+            _wrong(name, f"its member {printable(label)} lies outside of it")
+    starts = {label: start for label, member in members.items() if (start := _start_by_alignment(member)) is not None}
+    unsure = {label: member.info for label, member in members.items() if label not in starts}
+    ranges = [ByteRange(name=name, start=info.header_offset, size=_LOCAL_HEADER.size) for info in unsure.values()]
+    for (label, info), header in zip(unsure.items(), files.read_ranges(ranges), strict=True):
+        signature, *_, name_length, extra_length = _LOCAL_HEADER.unpack(header.tobytes())
+        starts[label] = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
+        if signature != b"PK\x03\x04" or starts[label] + info.file_size > file_size:
+            _wrong(name, f"its member {printable(label)} is not where its directory says")
+    return {label: _Place(start=starts[label], size=member.info.file_size) for label, member in members.items()}
+
+
+def _start_by_alignment(member: _Member) -> int | None:
+    """Return where a content begins by the two rules of torch.save, or None if they do not meet.
+
+    It begins at a multiple of 64 bytes, with just enough padding before it, and ends where a data descriptor stands
+    before the next header. Headers that need not be read save a request for every tensor of a remote file.
+    """
+    if member.end is None or not member.info.flag_bits & _HAS_DESCRIPTOR:
+        return None
+    shortest = member.info.header_offset + _LOCAL_HEADER.size + len(member.info.orig_filename.encode())
+    for descriptor_bytes in (16, 24):
+        start = member.end - descriptor_bytes - member.info.file_size
+        if start % _ALIGNMENT == 0 and shortest <= start < shortest + _ALIGNMENT + _LONGEST_EXTRA:
+            return start
+    return None
+
+
+def _legacy(files: Files, name: str, stream: "_Stream") -> tuple[Pickle, dict[str, _Place]]:
+    other_kind = "it is neither an archive as torch.save writes it nor a file of the format before that"
+    try:
+        magic = read_pickle(stream).content
+    except PickleCodeError:
+        raise
+    except PickleError:
+        _wrong(name, other_kind)
+    if magic != _LEGACY_MAGIC:
+        _wrong(name, other_kind)
+    _version, system, pickle, keys = (read_pickle(stream) for _ in range(4))
+    if not isinstance(system.content, dict) or system.content.get("little_endian") is not True:
+        _wrong(name, "its numbers are big-endian, which is not read")
+    known = isinstance(keys.content, list) and all(isinstance(key, str) for key in keys.content)
+    if not known or set(keys.content) != set(pickle.storages):
+        _wrong(name, "it holds other storages than its tensors need")
+    at, file_size = stream.tell(), files.size(name)
+    places: dict[str, _Place] = {}
+    for key in keys.content:
+        storage = pickle.storages[key]
+        places[key] = _Place(start=at + 8, size=storage.entries * ITEM_BYTES[storage.dtype])
+        at = places[key].start + places[key].size
+    if at > file_size:
+        _wrong(name, f"it has {file_size} bytes and its storages end at byte {at}")
+    counts = files.read_ranges([ByteRange(name=name, start=place.start - 8, size=8) for place in places.values()])
+    for key, count in zip(places, counts, strict=True):
+        if int.from_bytes(count.tobytes(), "little") != pickle.storages[key].entries:
+            _wrong(name, f"its storage {printable(key)} does not have the size that its tensors need")
+    return pickle, places
+
+
+def _entry(file: str, name: str, tensor: PickledTensor, places: Mapping[str, _Place]) -> TensorEntry:
+    def wrong(what: str) -> NoReturn:
+        _wrong(file, f"its tensor '{printable(name)}' {what}")
+
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        wrong("has a name that is not Unicode text")
+    if math.prod(tensor.shape) > _MAX_ENTRIES:
+        wrong("has a shape larger than any file")
+    if tensor.storage is None or tensor.kind or tensor.dtype not in ITEM_BYTES:
+        dtype = f"{tensor.dtype} ({tensor.kind})" if tensor.kind else tensor.dtype
+        return TensorEntry(name=name, dtype=dtype, shape=tensor.shape, file=file, start=0, size=0)
+    width = ITEM_BYTES[tensor.dtype]
+    place = places[tensor.storage.key]
+    start = tensor.offset * width + tensor.storage.offset * ITEM_BYTES[tensor.storage.dtype]
+    size = math.prod(tensor.shape) * width
+    row_major = _is_contiguous(tensor.shape, tensor.strides)
+    column_major = not row_major and len(tensor.shape) == 2 and _is_contiguous(tensor.shape[::-1], tensor.strides[::-1])
+    if not row_major and not column_major:
+        dtype = f"{tensor.dtype} (not contiguous)"
+        return TensorEntry(name=name, dtype=dtype, shape=tensor.shape, file=file, start=place.start, size=0)
+    if start + size > place.size:
+        wrong(f"ends {start + size - place.size} bytes after the storage that it is part of")
+    return TensorEntry(
+        name=name,
+        dtype=tensor.dtype,
+        shape=tensor.shape,
+        file=file,
+        start=place.start + start,
+        size=size,
+        column_major=column_major,
+    )
+
+
+def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether the entries lie one after the other, the last index fastest (the strides of single rows are free)."""
+    expected = 1
+    for extent, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if extent == 0:
+            return True
+        if extent > 1 and stride != expected:
+            return False
+        expected *= extent
+    return True
+
+
+def _weights(file: str, content: Any) -> list[tuple[str, PickledTensor]]:
+    """Find the weights in what a pickle holds: name and tensor."""
+    for _ in range(_MAX_NESTING):
+        if not isinstance(content, dict) or any(isinstance(value, PickledTensor) for value in content.values()):
+            break
+        inside = next((content[key] for key in _WEIGHTS_KEYS if isinstance(content.get(key), dict)), None)
+        if inside is None:
+            content = {key: value for key, value in content.items() if not _TRAINER_KEYS.match(str(key))}
+            break
+        content = inside
+    found: list[tuple[str, PickledTensor]] = []
+    length = 0
+    for path, tensor in _tensors(content):
+        length += sum(map(len, path))
+        if len(found) == MAX_TENSORS or length > _MAX_NAMES_LENGTH:
+            _wrong(file, "it has more tensors, or longer names of them, than any model")
+        found.append((".".join(path) or "tensor", tensor))
+    return found
+
+
+def _tensors(content: Any) -> Iterator[tuple[tuple[str, ...], PickledTensor]]:
+    """Yield the tensors in nested containers, each with the keys that lead to it.
+
+    Every container is entered once: they may hold each other, or be many times as many along all paths as they are.
+    """
+    seen: set[int] = set()
+    levels: list[Iterator[tuple[tuple[str, ...], Any]]] = [iter([((), content)])]
+    while levels:
+        path, value = next(levels[-1], ((), None))
+        if value is None:
+            levels.pop()
+        elif isinstance(value, PickledTensor):
+            yield path, value
+        elif isinstance(value, dict | list | tuple) and id(value) not in seen and len(path) < _MAX_NESTING:
+            seen.add(id(value))
+            levels.append(_inside(path, value))
+
+
+def _inside(
+    path: tuple[str, ...], container: dict[Any, Any] | list[Any] | tuple[Any, ...]
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, value in container.items() if isinstance(container, dict) else enumerate(container):
+        if isinstance(value, PickledTensor | dict | list | tuple):
+            yield (*path, str(key)), value
+
+
+def _wrong(name: str, what: str) -> NoReturn:
+    raise CheckpointError(f"{printable(name)} is not a PyTorch checkpoint that can be read: {what}")
+
+
+class _Stream:
+    """A file as zipfile and pickletools want it: read in blocks, and never more of it at once than weights need.
+
+    A request for more is answered by CheckpointError, before anything is allocated.
+    """
+
+    def __init__(self, files: Files, name: str) -> None:
+        self._files, self._name = files, name
+        self._size = files.size(name)
+        self._at = 0
+        self._block, self._block_start = b"", 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        at = offset + (0, self._at, self._size)[whence]
+        if at < 0:
+            raise ValueError(f"no byte {at}")
+        self._at = at
+        return at
+
+    def read(self, size: int = -1, /) -> bytes:
+        left = max(self._size - self._at, 0)
+        size = left if size < 0 else min(size, left)
+        if size > _MAX_READ_BYTES:
+            _wrong(self._name, f"it wants {size} bytes to be read that are not weights")
+        begin = self._at - self._block_start
+        if begin < 0 or begin + size > len(self._block):
+            # Near the end the last block: the parts of an archive's end are found from its last byte backwards.
+            self._block_start = min(self._at, max(self._size - max(size, _LAST_BLOCK_BYTES), 0))
+            # Blocks grow with what comes before the weights, of which there may be nothing but a few bytes.
+            wanted = max(size, _SMALLEST_BLOCK_BYTES, min(self._at // 8, _LARGEST_BLOCK_BYTES))
+            self._block = self._files.read(self._name, self._block_start, wanted)
+            begin = self._at - self._block_start
+        self._at += size
+        return self._block[begin : begin + size]
+
+    def readline(self) -> bytes:
+        line = b""
+        while not line.endswith(b"\n") and len(line) < _MAX_LINE_BYTES:
+            byte = self.read(1)
+            if not byte:
+                break
+            line += byte
+        return line

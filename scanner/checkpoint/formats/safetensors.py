@@ -1,0 +1,178 @@
+"""The header of a safetensors file: what it promises, checked against the file before anything is allocated.
+
+Format: 8 bytes of little-endian length, then as many bytes of JSON (tensor name -> dtype, shape, data_offsets), then
+the data. The rules are those of the reference implementation: offsets count from the end of the header, and the
+tensors cover the data without a gap or an overlap.
+"""
+
+import itertools
+import json
+from typing import Any, NoReturn
+
+from scanner.checkpoint.model import MAX_TENSORS, TensorEntry
+from scanner.checkpoint.names import printable
+from scanner.checkpoint.sources.files import Files
+from scanner.errors import CheckpointError
+
+MAX_HEADER_BYTES = 100_000_000
+
+DTYPE_BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16,
+    "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
+    "C64": 64,
+    "I64": 64, "I32": 32, "I16": 16, "I8": 8,
+    "U64": 64, "U32": 32, "U16": 16, "U8": 8,
+    "BOOL": 8,
+}  # fmt: skip
+
+# More entries than any file can hold. It also keeps a product over a hostile shape from growing without end.
+_MAX_ENTRIES = 2**56
+
+_GIT_LFS = b"version https://git-lfs"
+
+
+def read_header(files: Files, name: str) -> list[TensorEntry]:
+    """Return the tensors of a safetensors file, in the order of their bytes.
+
+    Raises:
+        CheckpointError: the file is not safetensors, is incomplete, or its header contradicts itself or the file.
+    """
+    shown = printable(name)
+    file_size = files.size(name)
+    if file_size < 8:
+        raise CheckpointError(f"{shown} has {file_size} bytes, too few for a safetensors file: download it again")
+    length = int.from_bytes(files.read(name, 0, 8), "little")
+    if length > min(MAX_HEADER_BYTES, file_size - 8):
+        if files.read(name, 0, len(_GIT_LFS)) == _GIT_LFS:
+            raise CheckpointError(
+                f"{shown} is a Git LFS pointer instead of the weights: run `git lfs pull` in its folder"
+            )
+        if length > MAX_HEADER_BYTES:
+            raise CheckpointError(
+                f"{shown} is not a safetensors file: it begins with a header length of {length} bytes"
+            )
+        raise CheckpointError(
+            f"{shown} has {file_size} bytes and its header alone promises {length + 8}: download it again"
+        )
+    header = _parse_json(files.read(name, 8, length), shown)
+    return _checked_entries(header, name, data_start=8 + length, file_size=file_size)
+
+
+def _checked_entries(header: dict[str, Any], name: str, *, data_start: int, file_size: int) -> list[TensorEntry]:
+    shown = printable(name)
+    _check_metadata(header.pop("__metadata__", None), shown)
+    entries = [_entry(tensor, info, name, data_start) for tensor, info in header.items()]
+    entries.sort(key=lambda entry: (entry.start, entry.size, entry.name))
+    end = data_start
+    for before, entry in zip([None, *entries], entries, strict=False):
+        if entry.start < end and before is not None:
+            raise CheckpointError(
+                f"the header of {shown} lets tensors '{printable(before.name)}' and '{printable(entry.name)}' overlap: "
+                "the file is damaged, download it again"
+            )
+        if entry.start > end:
+            raise CheckpointError(
+                f"the header of {shown} leaves {entry.start - end} bytes before tensor '{printable(entry.name)}' "
+                "to no tensor: the file is damaged, download it again"
+            )
+        end = entry.start + entry.size
+    if end != file_size:
+        raise CheckpointError(f"{shown} has {file_size} bytes and its header promises {end}: download it again")
+    return entries
+
+
+def _entry(tensor: str, info: Any, file: str, data_start: int) -> TensorEntry:
+    def wrong(what: str) -> NoReturn:
+        raise CheckpointError(f"the header of {printable(file)} is damaged: tensor '{printable(tensor)}' {what}")
+
+    if not _is_text(tensor):
+        wrong("has a name that is not Unicode text")
+    if not isinstance(info, dict):
+        wrong("is not described by a JSON object")
+    dtype, shape, offsets = info.get("dtype"), info.get("shape"), info.get("data_offsets")
+    if not isinstance(dtype, str):
+        wrong("has a dtype that is not a string")
+    if dtype not in DTYPE_BITS:
+        wrong(f"has the unknown dtype '{printable(dtype)}'")
+    if not isinstance(shape, list) or not all(type(extent) is int for extent in shape):
+        wrong("has a shape that is not a list of non-negative integers")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(offset) is int for offset in offsets):
+        wrong("has data_offsets that are not two non-negative integers")
+    begin, end = offsets
+    entries, bound = 1, 1
+    for extent in shape:
+        entries *= extent
+        bound *= max(extent, 1)
+        if bound > _MAX_ENTRIES:
+            wrong("has a shape larger than any file")
+    bits = entries * DTYPE_BITS[dtype]
+    if end - begin != bits // 8 or bits % 8:
+        wrong(f"has {end - begin} bytes where dtype {dtype} and shape {_shape_text(shape)} need {-(-bits // 8)}")
+    return TensorEntry(
+        name=tensor, dtype=dtype, shape=tuple(shape), file=file, start=data_start + begin, size=end - begin
+    )
+
+
+def _check_metadata(metadata: Any, shown: str) -> None:
+    if metadata is None:
+        return
+    if not isinstance(metadata, dict) or not all(
+        isinstance(value, str) and _is_text(key) and _is_text(value) for key, value in metadata.items()
+    ):
+        raise CheckpointError(f"the header of {shown} is damaged: its __metadata__ is not an object of strings")
+
+
+def _parse_json(data: bytes, shown: str) -> dict[str, Any]:
+    if not data.startswith(b"{"):
+        raise CheckpointError(f"{shown} is not a safetensors file: its header does not begin with a JSON object")
+    objects = itertools.count(1)
+
+    def one_more(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        # Every tensor is an object, and so are the metadata and the header itself.
+        if next(objects) > MAX_TENSORS + 2:
+            raise CheckpointError(
+                f"the header of {shown} describes more than {MAX_TENSORS} tensors: no model has so many"
+            )
+        return _unique(pairs)
+
+    try:
+        header = json.loads(
+            data.decode("utf-8"), object_pairs_hook=one_more, parse_int=_natural, parse_constant=_no_constant
+        )
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"the header of {shown} is not valid JSON ({error}): download it again") from error
+    return dict(header)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"'{printable(twice)}' occurs twice")
+    return unique
+
+
+def _natural(digits: str) -> int:
+    # No number of the format is negative, and none needs more digits than 2**64.
+    if digits.startswith("-") or len(digits) > 20:
+        raise ValueError(f"{digits[:24]} is not a size or an offset")
+    return int(digits)
+
+
+def _no_constant(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _is_text(text: str) -> bool:
+    # JSON can spell half of a surrogate pair, which no encoding can write.
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _shape_text(shape: list[int]) -> str:
+    return "x".join(str(extent) for extent in shape[:8]) + ("x..." if len(shape) > 8 else "") or "()"

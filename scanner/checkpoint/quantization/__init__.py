@@ -1,0 +1,1 @@
+"""Quantized weights: which stored tensors belong together, and how they are decoded."""

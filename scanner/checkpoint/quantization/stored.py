@@ -1,0 +1,68 @@
+"""The bytes of one stored tensor, and the numbers that they are as they stand."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from scanner.checkpoint.model import TensorEntry
+from scanner.checkpoint.names import printable
+from scanner.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+TORCH_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+}
+"""The stored dtypes whose numbers are weights as they stand, and what torch calls them."""
+
+_PART_DTYPES = {
+    "I8": "int8",
+    "U8": "uint8",
+    "I32": "int32",
+    "U32": "uint32",
+    "I64": "int64",
+    "F8_E8M0": "float8_e8m0fnu",
+}
+"""What else the parts of quantised weights are stored in: codes, packed words, scales that are powers of two."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """The bytes of one stored tensor: a flat uint8 array of `entry.size`."""
+
+    entry: TensorEntry
+    content: "NDArray[np.uint8]"
+
+    def tensor(self) -> "torch.Tensor":
+        """The numbers as they stand, in their own dtype and shape; shares memory with `content`.
+
+        Raises:
+            CheckpointError: a dtype that no weight and no part of one has, or a size that does not fit the shape.
+        """
+        import math
+
+        import torch
+
+        name = TORCH_DTYPES.get(self.entry.dtype) or _PART_DTYPES.get(self.entry.dtype)
+        if name is None:
+            raise CheckpointError(
+                f"{printable(self.entry.name)}: {printable(self.entry.dtype)} cannot be read as it stands"
+            )
+        dtype: torch.dtype = getattr(torch, name)
+        if self.entry.size != math.prod(self.entry.shape) * dtype.itemsize:
+            raise CheckpointError(
+                f"{printable(self.entry.name)}: {self.entry.size} bytes do not make a tensor of shape {self.entry.shape}"
+            )
+        if self.entry.size == 0:
+            return torch.empty(self.entry.shape, dtype=dtype)  # torch cannot view no bytes as another dtype
+        numbers = torch.from_numpy(self.content).view(dtype)
+        if self.entry.column_major:
+            return numbers.reshape(self.entry.shape[::-1]).T
+        return numbers.reshape(self.entry.shape)

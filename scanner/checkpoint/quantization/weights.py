@@ -1,0 +1,182 @@
+"""The weights of a checkpoint as the model sees them: every stored tensor is one, or a part of one, or skipped."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+from scanner.checkpoint.formats.gguf_blocks import CODEC as GGUF
+from scanner.checkpoint.formats.gguf_blocks import READABLE_GGUF_TYPES
+from scanner.checkpoint.formats.safetensors import DTYPE_BITS
+from scanner.checkpoint.model import LogicalWeight, Skipped, TensorEntry
+from scanner.checkpoint.names import printable
+from scanner.checkpoint.quantization.config import quantization_settings
+from scanner.checkpoint.quantization.names import FLOAT8, WHAT_TO_DO, find_parts, is_lone_part
+from scanner.checkpoint.quantization.parts import PART_NAMES, Parts
+from scanner.checkpoint.quantization.stored import TORCH_DTYPES
+from scanner.errors import CheckpointError
+
+_READ_METHODS = frozenset(
+    {
+        "awq",
+        "bitsandbytes",
+        "compressed-tensors",
+        "compressed_tensors",
+        "fbgemm_fp8",
+        "fp8",
+        "gguf",
+        "gptq",
+        "modelopt",
+        "mxfp4",
+    }
+)
+"""The values of `quant_method` whose tensors are known; those of any other look alike and mean something else."""
+
+_SCALED_METHODS = frozenset({"compressed-tensors", "compressed_tensors", "fbgemm_fp8", "fp8", "modelopt"})
+"""Those that never store FP8 without scales."""
+
+# Deeper than any model; it keeps the work for a hostile name in proportion to its length.
+_MAX_DEPTH = 32
+
+
+def logical_weights(
+    tensors: Sequence[TensorEntry], config: Mapping[str, Any]
+) -> tuple[tuple[LogicalWeight, ...], tuple[Skipped, ...]]:
+    """Return the weights that stored tensors make, and the stored tensors that are not the main tensor of one.
+
+    Every stored tensor is accounted for once: as the `entry` of a weight, or as skipped with the reason. Scales, zero
+    points and other companions are skipped as parts of their weight. A weight whose parts are missing or contradict each
+    other is skipped whole. Every weight that is returned can be decoded to floating-point numbers; it may have any
+    number of dimensions. Headers and config decide, no contents are read.
+
+    Args:
+        tensors: of one checkpoint, with names that occur once.
+        config: its config.json; what it says about quantisation may be wrong.
+    """
+    by_name = {entry.name: entry for entry in tensors}
+    settings = quantization_settings(config)
+    skipped = _foreign(tensors, settings)
+    found: dict[str, LogicalWeight] = {}
+    # Everything that may be a companion first: that is no weight, whatever its own name looks like.
+    groups = [parts for entry in tensors if entry.name not in skipped and (parts := find_parts(entry, by_name))]
+    companions = {entry.name for parts in groups for _, entry in parts.companions}
+    taken = set(by_name)
+    for parts in groups:
+        if parts.entry.name in companions:
+            continue
+        try:
+            weight = _described(parts, settings, taken)
+        except CheckpointError as error:
+            skipped[parts.entry.name] = str(error)
+            outcome = ", which is not decoded"
+        else:
+            found[parts.entry.name] = weight
+            taken.add(weight.name)
+            outcome = ""
+        for kind, companion in parts.companions:
+            skipped.setdefault(companion.name, f"{PART_NAMES[kind]} of {printable(parts.name)}{outcome}")
+    for entry in tensors:
+        if entry.name in found or entry.name in skipped:
+            continue
+        reason = _unreadable(entry, by_name, settings)
+        if reason is not None:
+            skipped[entry.name] = reason
+        else:
+            codec = GGUF if entry.dtype in READABLE_GGUF_TYPES else ""
+            found[entry.name] = LogicalWeight(
+                name=entry.name, shape=entry.shape, dtype=entry.dtype, entry=entry, codec=codec
+            )
+    return (
+        tuple(found[entry.name] for entry in tensors if entry.name in found),
+        tuple(Skipped(tensor=entry.name, reason=skipped[entry.name]) for entry in tensors if entry.name in skipped),
+    )
+
+
+def narrow(weight: LogicalWeight, index: int) -> LogicalWeight:
+    """Return one matrix of a stack: position `index` of the first dimension, with the bytes of that matrix only.
+
+    A stack is stored matrix after matrix, and so are its companions, save those of a single entry, which all the
+    matrices share. The name stays that of the stack.
+
+    Args:
+        weight: of three or more dimensions, as `logical_weights` returns it.
+        index: from 0 up to `weight.shape[0]`.
+
+    Raises:
+        CheckpointError: the bytes of a tensor do not divide evenly among the matrices.
+        ValueError: `weight` is no stack, or has no such matrix.
+    """
+    if len(weight.shape) < 3 or not 0 <= index < weight.shape[0]:
+        raise ValueError(f"no matrix {index} in a weight of shape {weight.shape}")
+    count = weight.shape[0]
+    return replace(
+        weight,
+        shape=weight.shape[1:],
+        entry=_slice(weight.entry, index, count),
+        companions=tuple(
+            (kind, entry if _shared(entry, count) else _slice(entry, index, count)) for kind, entry in weight.companions
+        ),
+    )
+
+
+def _shared(entry: TensorEntry, count: int) -> bool:
+    return prod(entry.shape) == 1 and entry.shape[:1] != (count,)
+
+
+def _slice(entry: TensorEntry, index: int, count: int) -> TensorEntry:
+    if entry.shape[:1] != (count,) or entry.size % count or entry.column_major:
+        raise CheckpointError(
+            f"{printable(entry.name)}: {entry.size} bytes of shape {entry.shape} make no {count} matrices"
+        )
+    size = entry.size // count
+    return replace(entry, shape=entry.shape[1:], start=entry.start + index * size, size=size)
+
+
+def _described(parts: Parts, settings: Mapping[str, Any], taken: set[str]) -> LogicalWeight:
+    if 0 in parts.entry.shape:
+        raise CheckpointError(f"{' x '.join(map(str, parts.entry.shape))}: no entries")
+    if parts.name != parts.entry.name and parts.name in taken:
+        raise CheckpointError(f"there is another tensor called {printable(parts.name)}")
+    return parts.describe(parts, settings)
+
+
+def _unreadable(entry: TensorEntry, by_name: Mapping[str, TensorEntry], settings: Mapping[str, Any]) -> str | None:
+    """Return why a tensor that belongs to no quantised weight is no weight itself, or None."""
+    if is_lone_part(entry.name, by_name):
+        return "part of a quantised weight whose other parts are missing"
+    if entry.dtype in FLOAT8 and _method(settings) in _SCALED_METHODS and len(entry.shape) > 1:
+        return f"{entry.dtype}: the checkpoint lacks its scales"
+    if entry.dtype in TORCH_DTYPES or entry.dtype in READABLE_GGUF_TYPES:
+        return None
+    if entry.dtype == "I8":
+        return "I8: integers without scales"
+    if entry.dtype in DTYPE_BITS and not entry.dtype.startswith("F"):
+        return f"{entry.dtype}: not floating point"
+    return f"{printable(entry.dtype)}: not readable by this version"
+
+
+def _foreign(tensors: Sequence[TensorEntry], settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the reason for every tensor of a module that a method unknown to us has quantised."""
+    method = _method(settings)
+    if method is None or method in _READ_METHODS:
+        return {}
+    reason = f"quantised by {printable(method)}, which is not decoded: {WHAT_TO_DO}"
+    codes = [entry for entry in tensors if entry.dtype not in TORCH_DTYPES or entry.dtype in FLOAT8]
+    # Positions and masks are integers too, in modules that nothing quantises.
+    modules = {_module(entry.name) for entry in codes if entry.dtype not in ("I64", "BOOL")} - {""}
+    return {entry.name: reason for entry in tensors if any(outer in modules for outer in _modules(entry.name))}
+
+
+def _method(settings: Mapping[str, Any]) -> str | None:
+    method = settings.get("quant_method")
+    return method.lower() if isinstance(method, str) else None
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _modules(name: str) -> list[str]:
+    """Return the module of a tensor and those around it."""
+    components = name.split(".", _MAX_DEPTH)
+    return [_module(name), *(".".join(components[:depth]) for depth in range(1, len(components)))]

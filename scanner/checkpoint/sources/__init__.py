@@ -1,0 +1,1 @@
+"""Where the files of a checkpoint are: local folders, the Hugging Face Hub, and any store that fsspec reaches."""

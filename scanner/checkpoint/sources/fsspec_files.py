@@ -1,0 +1,153 @@
+"""The files of a folder in any store that fsspec reaches: object stores, web servers, memory."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NoReturn
+
+import fsspec
+from fsspec.registry import known_implementations
+
+from scanner.checkpoint.names import is_plain_name, printable
+from scanner.checkpoint.sources.ranges import Sink
+from scanner.checkpoint.sources.remote_files import RemoteFiles
+from scanner.checkpoint.sources.retry import is_temporary, patiently
+from scanner.errors import CheckpointError, MissingError
+
+# One request: more would be a second copy of a large tensor in memory.
+_BLOCK_BYTES = 64 * 2**20
+
+# What stores call a checksum of the contents, and what they call the time of the last change.
+_CHECKSUMS = ("etag", "md5hash", "md5", "content_md5", "content-md5", "crc32c", "checksum", "sha256", "digest")
+_TIMES = ("generation", "mtime", "lastmodified", "last_modified", "last-modified", "modified", "updated", "created")
+
+
+class FsspecFiles(RemoteFiles):
+    """`Files` of a URL like `s3://bucket/folder/` (with `/` at its end) or `s3://bucket/folder/model.safetensors`.
+
+    After errors that pass (a busy server, a connection that was dropped) it is asked again, like the Hub.
+
+    Credentials come from where the store's own package looks for them: environment variables, files in the home folder.
+
+    Raises:
+        MissingError: from every method, when a file is not there.
+        CheckpointError: the package for this kind of store is not installed, or the store does not answer.
+    """
+
+    def __init__(self, source: str) -> None:
+        folder, _, name = source.rpartition("/")
+        super().__init__(source, named=name or None)
+        with _reported(source):
+            self._store, root = _open(source if not name else f"{folder}/")
+        self._root = str(root).rstrip("/")
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the files in the folder, sorted; what is no plain name is not listed."""
+        return self._entries("file")
+
+    def folders(self) -> tuple[str, ...]:
+        """Return the names of the folders in the folder, sorted."""
+        return self._entries("directory")
+
+    def folder(self, name: str) -> "FsspecFiles":
+        """Return the files in one of the folders."""
+        return FsspecFiles(f"{self.source.rpartition('/')[0]}/{self._checked(name)}/")
+
+    def has(self, name: str) -> bool:
+        """Tell whether there is a file of this name."""
+        if not is_plain_name(name):
+            return False
+        try:
+            return bool(self._info(name).get("type") == "file")
+        except MissingError:
+            return False
+
+    def size(self, name: str) -> int:
+        """Return the size of a file in bytes."""
+        size = self._info(name).get("size")
+        if not isinstance(size, int) or size < 0:
+            raise CheckpointError(
+                f"{printable(name)}: {self.place} does not tell its size, so no part of it can be read"
+            )
+        return size
+
+    def identity(self, names: Iterable[str]) -> str:
+        """Return a SHA-256 over name, size and checksum of the files, as the store tells them; no file is read.
+
+        Where it tells no checksum of one of them, the time of its last change stands for it, and the place counts as well.
+        """
+        lines, sure = [], True
+        for name in sorted(names):
+            info = {key.lower(): value for key, value in self._info(name).items() if value}
+            checksums = [f"{key}={info[key]}" for key in _CHECKSUMS if key in info]
+            sure = sure and bool(checksums)
+            evidence = checksums or [f"{key}={info[key]}" for key in _TIMES if key in info]
+            lines.append("\0".join([name, str(self.size(name)), *evidence]))
+        if not sure:
+            lines.append(self._root)
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def keep_whole(self, *, branch: str | None) -> NoReturn:
+        """Refuse: there is no cache for whole files of such stores."""
+        raise CheckpointError(
+            f"--download keeps whole files of the Hugging Face Hub only: copy {self.place} to a local folder and scan that"
+        )
+
+    def _entries(self, kind: str) -> tuple[str, ...]:
+        with _reported(self.place):
+            entries = patiently(partial(self._store.ls, self._root, detail=True))
+        # A store may list the folder itself, as an empty file.
+        names = {
+            str(entry["name"]).rstrip("/").rpartition("/")[2]
+            for entry in entries
+            if entry["type"] == kind and str(entry["name"]).rstrip("/") != self._root
+        }
+        return tuple(sorted(name for name in names if is_plain_name(name)))
+
+    def _info(self, name: str) -> Mapping[str, Any]:
+        path = self._path(name)
+        with _reported(name, self.place):
+            return dict(patiently(partial(self._store.info, path)))
+
+    def _fill(self, name: str, start: int, sink: Sink) -> None:
+        path = self._path(name)
+        while sink.missing:
+            begin = start + sink.done
+            count = min(sink.missing, _BLOCK_BYTES)
+            with _reported(name, self.place):
+                content = patiently(partial(self._store.cat_file, path, start=begin, end=begin + count))
+            if len(content) != count:
+                raise CheckpointError(
+                    f"{printable(name)}: {self.place} was asked for {count} bytes from byte {begin} on and gave {len(content)}"
+                )
+            sink.write(content)
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{self._checked(name)}"
+
+
+def _open(source: str) -> tuple[Any, str]:
+    scheme = source.partition("://")[0].lower()
+    try:
+        store, root = fsspec.url_to_fs(source)
+    except ImportError as error:
+        package = str(known_implementations.get(scheme, {}).get("class", "")).partition(".")[0]
+        what = f"pip install {package}" if package not in ("", "fsspec") else printable(str(error))
+        raise CheckpointError(f"{scheme}:// needs a package that is not installed: {what}") from error
+    return store, root
+
+
+@contextmanager
+def _reported(name: str, place: str = "") -> Iterator[None]:
+    shown = " of ".join(filter(None, [printable(name), place]))
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:  # every store has errors of its own, which no common class holds together
+        if isinstance(error, FileNotFoundError) and not is_temporary(error):
+            raise MissingError(f"{shown} is not there") from error
+        told = error.__cause__ if isinstance(error, FileNotFoundError) else error
+        reason = printable(str(told).strip().partition("\n")[0])
+        raise CheckpointError(f"{shown} cannot be read: {type(told).__name__}: {reason}") from error

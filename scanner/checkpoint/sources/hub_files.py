@@ -1,0 +1,336 @@
+"""The files of one commit on the Hugging Face Hub: from its local cache where they are there, else by byte ranges."""
+
+import hashlib
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import lru_cache
+from typing import TYPE_CHECKING
+from urllib.parse import urljoin, urlsplit
+
+import httpx2
+from huggingface_hub import constants, get_hf_file_metadata, get_session, hf_hub_url, hf_raise_for_status
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+from scanner.checkpoint.names import is_plain_name, printable
+from scanner.checkpoint.sources.hub_cache import cached_file, cached_listing, cached_snapshot, download
+from scanner.checkpoint.sources.hub_errors import hub_errors
+from scanner.checkpoint.sources.hub_lookup import look_up
+from scanner.checkpoint.sources.local_files import LocalFiles
+from scanner.checkpoint.sources.ranges import ByteRange, Sink
+from scanner.checkpoint.sources.remote_files import RemoteFiles
+from scanner.checkpoint.sources.retry import Patience, patiently
+from scanner.errors import CheckpointError, MissingError
+from scanner.version import __version__
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_SOURCE = re.compile(
+    r"hf://(?P<repository>[^@]+)@(?P<commit>[0-9a-f]{40}|[0-9a-f]{64})(?P<folder>(?:/[^/]+(?=/))*)(?:/(?P<file>[^/]*))?",
+    re.DOTALL,
+)
+_MODEL_CARD = "README.md"
+
+# A server that sends whole files instead of ranges may do so for files up to this size.
+_WHOLE_FILE_BYTES = 2**20
+# After as many bytes the tries are counted anew.
+_PROGRESS_BYTES = 2**20
+_MOST_REDIRECTS = 5
+# Signed addresses of the Hub's storage are valid for an hour; an expired one is renewed anyway.
+_ADDRESS_SECONDS = 900.0
+_EXPIRED = frozenset({400, 401, 403, 404, 410})
+
+
+@lru_cache(maxsize=16)
+def hub_files(source: str) -> "HubFiles":
+    """Return the files of a source; the same object again, because it knows sizes and addresses, and a commit does not change."""
+    return HubFiles(source)
+
+
+class HubFiles(RemoteFiles):
+    """`Files` of `hf://org/name@commit`, of a folder in it (with `/` at its end) or of a file in it (without).
+
+    Raises:
+        GatedError, MissingError, RateLimitedError: from every method, as the Hub answers.
+        CheckpointError: a source that is none of those; an answer that is cut short again and again, or that is not what
+            was asked for; offline, a file that is not in the cache.
+    """
+
+    def __init__(self, source: str) -> None:
+        found = _SOURCE.fullmatch(source)
+        parts = [*found["folder"].split("/")[1:], *filter(None, [found["file"]])] if found else [""]
+        if found is None or not all(is_plain_name(part) for part in parts):
+            raise CheckpointError(
+                f"{printable(source)} is not a commit of a model on the Hub, or a folder or file of one"
+            )
+        super().__init__(source, named=found["file"] or None)
+        self.repository = found["repository"]
+        self._commit = self.commit = found["commit"]
+        self._folder = found["folder"].lstrip("/")
+        self.place = printable("/".join(filter(None, [self.repository, self._folder])))
+        self._tree: Mapping[str, int | None] | None = None
+        self._sizes: dict[str, int] = {}
+        self._addresses: dict[str, tuple[str, float]] = {}
+        self._whole = False
+        self._branches: list[str] = []
+
+    # ---- what there is
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the files in the folder, sorted; what is no plain name is not listed."""
+        return tuple(sorted(name for name in self._inside() if is_plain_name(name)))
+
+    def folders(self) -> tuple[str, ...]:
+        """Return the names of the folders in the folder, sorted."""
+        firsts = {name.partition("/")[0] for name in self._inside() if "/" in name}
+        return tuple(sorted(name for name in firsts if is_plain_name(name)))
+
+    def folder(self, name: str) -> "HubFiles":
+        """Return the files in one of the folders."""
+        path = self._path(name)
+        return hub_files(f"hf://{self.repository}@{self._commit}/{path}/")
+
+    def has(self, name: str) -> bool:
+        """Tell whether there is a file of this name."""
+        if not is_plain_name(name):
+            return False
+        if self._cached(name) is not None:
+            return True
+        if name == _MODEL_CARD and constants.is_offline_mode():
+            return False  # nothing depends on a model card that is worth failing for
+        return self._path(name) in self._listing()
+
+    def size(self, name: str) -> int:
+        """Return the size of a file in bytes: from the cache, from the listing if it was needed, or else by asking."""
+        local = self._cached(name)
+        if local is not None:
+            return local.size(name)
+        listed = self._tree.get(self._path(name)) if self._tree is not None else None
+        size = self._sizes.get(name) if listed is None else listed
+        if size is None:
+            with self._explained(name):
+                size = self._sizes[name] = self._ask_size(name)
+        return size
+
+    def listed(self, sizes: Mapping[str, int | None]) -> None:
+        """Take the paths of all files of the commit, and their sizes where they are known, from whoever asked already."""
+        self._tree = dict(sizes)
+
+    def identity(self, names: Iterable[str]) -> str:
+        """Return a hash of repository, commit and path: a commit does not change, so no byte is read."""
+        path = "/".join(filter(None, [self._folder, self.named]))
+        text = f"hub:{self.repository}@{self._commit}" + (f":{path}" if path else "")
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _inside(self) -> list[str]:
+        start = f"{self._folder}/" if self._folder else ""
+        return [path.removeprefix(start) for path in self._listing() if path.startswith(start)]
+
+    def _listing(self) -> Mapping[str, int | None]:
+        if self._tree is None:
+            tree = cached_listing(self.repository, self._commit)
+            if tree is None and constants.is_offline_mode():
+                tree = cached_snapshot(self.repository, self._commit)
+            self._tree = (look_up(self.repository, self._commit).sizes or {}) if tree is None else tree
+        return self._tree
+
+    # ---- reading
+
+    def read(self, name: str, start: int, size: int) -> bytes:
+        """Return `size` bytes from byte `start` on; fewer only where the file ends."""
+        local = None if name in self._heads and not self._whole else self._local(name)
+        return super().read(name, start, size) if local is None else local.read(name, start, size)
+
+    def read_ranges(self, ranges: "Sequence[ByteRange]") -> "list[NDArray[np.uint8]]":
+        """Return the bytes of every range, in their order, as writable uint8 arrays."""
+        contents: dict[int, NDArray[np.uint8]] = {}
+        for name in dict.fromkeys(wanted.name for wanted in ranges):
+            indices = [index for index, wanted in enumerate(ranges) if wanted.name == name]
+            local = self._local(name)
+            reader = super().read_ranges if local is None else local.read_ranges
+            contents |= zip(indices, reader([ranges[index] for index in indices]), strict=True)
+        return [contents[index] for index in range(len(ranges))]
+
+    def expect(self, names: Sequence[str]) -> None:
+        """Fetch the beginnings of files, or the whole files, several at a time."""
+        if self._whole and not constants.is_offline_mode():
+            self._bring(names)
+        super().expect([name for name in names if self._cached(name) is None])
+
+    def keep_whole(self, *, branch: str | None) -> None:
+        """Bring every file into the Hub's cache before any of it is read, and read it there.
+
+        Raises:
+            CheckpointError: from every method that reads, if a file does not fit on the disk.
+        """
+        self._whole = True
+        self._branches.append(branch or constants.DEFAULT_REVISION)
+
+    def _local(self, name: str) -> LocalFiles | None:
+        """The folder of the cache with a file of this commit, if it is there or has to be."""
+        local = self._cached(name)
+        if local is None and self._whole and not constants.is_offline_mode():
+            self._bring([name])
+            local = self._cached(name)
+        return local
+
+    def _cached(self, name: str) -> LocalFiles | None:
+        path = cached_file(self.repository, self._commit, self._path(name))
+        return LocalFiles(str(path.parent)) if path is not None else None
+
+    def _bring(self, names: Sequence[str]) -> None:
+        with self._lock:
+            missing = [name for name in names if self._cached(name) is None]
+            if missing:
+                # By the name of the branch once, so that the cache knows it when there is no network.
+                branch = self._branches.pop() if self._branches else self._commit
+                size = sum(self.size(name) for name in missing)
+                paths = [self._path(name) for name in missing]
+                download(self.repository, self._commit, paths, size=size, branch=branch)
+
+    def _fill(self, name: str, start: int, sink: Sink) -> None:
+        patience = Patience()
+        with self._explained(name):
+            while sink.missing:
+                done = sink.done
+                try:
+                    self._continue(name, start + sink.done, sink)
+                except (httpx2.TransportError, HfHubHTTPError) as error:
+                    if sink.done - done >= _PROGRESS_BYTES:
+                        patience.renew()
+                    patience.after(error)
+
+    def _continue(self, name: str, start: int, sink: Sink) -> None:
+        """One try to get the bytes that a sink lacks; what arrived before it failed stays."""
+        address, remembered = self._address(name)
+        for _ in range(_MOST_REDIRECTS):
+            headers = _headers(address) | {
+                "Range": f"bytes={start}-{start + sink.missing - 1}",
+                "Accept-Encoding": "identity",
+            }
+            with get_session().stream(
+                "GET", address, headers=headers, follow_redirects=False, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
+            ) as response:
+                if remembered and response.status_code in _EXPIRED:
+                    self._addresses.pop(name, None)
+                    address, remembered = self._address(name)
+                    continue
+                if response.has_redirect_location:
+                    address = _redirected(address, response.headers["Location"])
+                    continue
+                hf_raise_for_status(response)
+                to_skip = self._check(response, name, start, sink)
+                self._addresses[name] = (address, time.monotonic())
+                _pour(response, to_skip, sink)
+            return
+        raise httpx2.TooManyRedirects(f"more than {_MOST_REDIRECTS} redirects")
+
+    def _check(self, response: httpx2.Response, name: str, start: int, sink: Sink) -> int:
+        """Tell how many bytes of a good answer come before the wanted ones; refuse one that holds something else."""
+        thing = f"{printable(name)} of {self.place}"
+        size = self.size(name)
+        encoding = response.headers.get("Content-Encoding", "identity")
+        if response.status_code == 200 and encoding == "identity":
+            if (start == 0 and sink.missing == size) or size <= _WHOLE_FILE_BYTES:
+                return start
+            raise CheckpointError(
+                f"the server of {thing} sends the whole file where a part is asked for: use --download to take whole files"
+            )
+        content_range = response.headers.get("Content-Range", "")
+        found = re.fullmatch(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", content_range.strip(), re.ASCII)
+        if (
+            response.status_code != 206
+            or encoding != "identity"
+            or found is None
+            or int(found[1]) != start
+            or not start <= int(found[2]) < start + sink.missing
+            or found[3] not in ("*", str(size))
+        ):
+            raise CheckpointError(
+                f"the server of {thing} ({size} bytes) was asked for bytes {start}-{start + sink.missing - 1} and answers with "
+                f"status {response.status_code}, range '{printable(content_range)}', encoding '{printable(encoding)}'"
+            )
+        return 0
+
+    def _ask_size(self, name: str) -> int:
+        metadata = patiently(
+            lambda: get_hf_file_metadata(
+                self._url(name),
+                timeout=constants.HF_HUB_ETAG_TIMEOUT,
+                library_name="rmtscan",
+                library_version=__version__,
+                endpoint=constants.ENDPOINT,
+            )
+        )
+        if metadata.size is None or metadata.commit_hash not in (None, self._commit):
+            raise MissingError(
+                f"the answer for {printable(name)} of {self.place} has no size or another commit: is "
+                f"{printable(constants.ENDPOINT)} a Hub?"
+            )
+        self._addresses[name] = (_redirected(self._url(name), metadata.location), time.monotonic())
+        return metadata.size
+
+    def _address(self, name: str) -> tuple[str, bool]:
+        """Where a file was last found, if that was not long ago; else where the Hub tells."""
+        address, found_at = self._addresses.get(name, ("", 0.0))
+        if address and time.monotonic() - found_at < _ADDRESS_SECONDS:
+            return address, True
+        return self._url(name), False
+
+    def _url(self, name: str) -> str:
+        return hf_hub_url(self.repository, self._path(name), revision=self._commit, endpoint=constants.ENDPOINT)
+
+    def _path(self, name: str) -> str:
+        return "/".join(filter(None, [self._folder, self._checked(name)]))
+
+    def _explained(self, name: str | None = None) -> AbstractContextManager[None]:
+        return hub_errors(self.repository, revision=self._commit, name=name)
+
+
+def _headers(address: str) -> dict[str, str]:
+    """The headers of a request; the token only for the Hub itself, never for the storage that it redirects to."""
+    trusted = _origin(address) in (_origin(constants.ENDPOINT), ("https", "huggingface.co", None))
+    headers = build_hf_headers(token=None if trusted else False, library_name="rmtscan", library_version=__version__)
+    return dict(headers)
+
+
+def _redirected(address: str, location: str) -> str:
+    """Where a redirect leads.
+
+    Raises:
+        ValueError: to no address.
+        CheckpointError: out of the web, or out of encryption.
+    """
+    target = urljoin(address, location)
+    before, after = urlsplit(address).scheme, urlsplit(target).scheme
+    if after not in ("http", "https") or (before == "https" and after != "https"):
+        raise CheckpointError(f"{_shown_host(address)} redirects from {before} to {printable(after)}: not followed")
+    return target
+
+
+def _origin(address: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(address)
+    return parts.scheme, parts.hostname, parts.port
+
+
+def _shown_host(address: str) -> str:
+    return printable(urlsplit(address).hostname or "the server")
+
+
+def _pour(response: httpx2.Response, to_skip: int, sink: Sink) -> None:
+    """Write the body of an answer into a sink, without its first bytes.
+
+    Raises:
+        httpx2.RemoteProtocolError: the body ends too early.
+    """
+    for chunk in response.iter_raw():
+        wanted = memoryview(chunk)[to_skip:][: sink.missing]
+        to_skip = max(0, to_skip - len(chunk))
+        sink.write(wanted)
+        if not sink.missing:
+            return
+    raise httpx2.RemoteProtocolError(f"the answer ended {sink.missing} bytes too early", request=response.request)

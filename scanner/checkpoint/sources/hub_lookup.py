@@ -1,0 +1,127 @@
+"""Which commit of a model a reference means, and what is in it: one question to the Hub."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from huggingface_hub import HfApi, constants, parse_hf_uri
+from huggingface_hub.errors import HfUriError, HFValidationError
+from huggingface_hub.hf_api import ModelInfo
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+from scanner.checkpoint.names import is_plain_name, printable
+from scanner.checkpoint.sources.hub_errors import hub_errors
+from scanner.checkpoint.sources.retry import patiently
+from scanner.errors import CheckpointError
+
+COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+
+# gpt2 and other names without an organisation, from before there were any.
+_SINGLE_NAME = re.compile(r"hf://([^/@]+)(?:@([^/]+)(?:/(.*))?)?", re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubReference:
+    """A model on the Hub as a user names it; no revision: the newest commit of its main branch."""
+
+    repository: str
+    revision: str | None
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Commit:
+    """A commit of a model; `sizes` holds the paths of its files (None: the Hub was not asked, or does not tell a size)."""
+
+    repository: str
+    commit: str
+    sizes: Mapping[str, int | None] | None
+
+
+def parse_hub_reference(reference: str) -> HubReference:
+    """Take apart `hf://org/name[@revision][/path]`, or the address of a page of the Hub.
+
+    Raises:
+        CheckpointError: it is no such thing, or leads to a data set or a space.
+    """
+    shown = printable(reference)
+    single = _SINGLE_NAME.fullmatch(reference)
+    try:
+        if single is not None:
+            repository, revision, path = single[1], single[2], single[3] or ""
+        else:
+            uri = parse_hf_uri(reference, endpoint=constants.ENDPOINT)
+            if uri.type != "model":
+                raise CheckpointError(f"{shown} is a {uri.type}, not a model: write hf://org/name")
+            repository, revision, path = uri.id, uri.revision, uri.path_in_repo
+        validate_repo_id(repository)
+    except (HfUriError, HFValidationError) as error:
+        raise CheckpointError(
+            f"{shown} names no model on the Hub: write org/name, org/name@revision or hf://org/name@revision/path"
+        ) from error
+    parts = [*(path.strip("/").split("/") if path else []), *(revision.split("/") if revision else [])]
+    if not all(is_plain_name(part) for part in parts):
+        raise CheckpointError(f"{shown} names no branch, folder or file that can be in a repository")
+    return HubReference(repository=repository, revision=revision, path=path.strip("/"))
+
+
+def find_commit(reference: HubReference) -> Commit:
+    """Find the commit that a reference means; a full commit hash is believed, and offline the cache is asked.
+
+    Raises:
+        GatedError, MissingError, RateLimitedError: as the Hub answers.
+        CheckpointError: the Hub does not answer, or not as a Hub does.
+    """
+    repository, revision = reference.repository, reference.revision
+    if revision is not None and COMMIT.fullmatch(revision):
+        return Commit(repository=repository, commit=revision, sizes=None)
+    if not constants.is_offline_mode():
+        return look_up(repository, revision)
+    with hub_errors(repository, revision=revision):
+        found = HfApi().resolve_revision(
+            repository, revision=revision, cache_dir=constants.HF_HUB_CACHE, local_files_only=True
+        )
+    return Commit(repository=repository, commit=_checked_commit(found.resolved, repository), sizes=None)
+
+
+def look_up(repository: str, revision: str | None) -> Commit:
+    """Ask the Hub for the commit of a branch or tag and for the files in it.
+
+    Raises:
+        GatedError, MissingError, RateLimitedError: as the Hub answers.
+        CheckpointError: the Hub does not answer, or not as a Hub does.
+    """
+    with hub_errors(repository, revision=revision):
+        info = patiently(lambda: _model_info(repository, revision))
+    commit = _checked_commit(info.sha, repository)
+    sizes = {
+        file.rfilename: file.size if isinstance(file.size, int) and file.size >= 0 else None
+        for file in info.siblings or []
+        if isinstance(file.rfilename, str)
+    }
+    # A model that was renamed answers under its new name.
+    name = info.id if isinstance(info.id, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", info.id, re.ASCII) else repository
+    return Commit(repository=name, commit=commit, sizes=sizes)
+
+
+def _model_info(repository: str, revision: str | None) -> ModelInfo:
+    try:
+        return HfApi(endpoint=constants.ENDPOINT).model_info(
+            repository, revision=revision, files_metadata=True, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
+        )
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        if isinstance(error, OSError | HFValidationError):  # a bad request is a ValueError too
+            raise
+        raise _no_hub(repository) from error
+
+
+def _checked_commit(commit: object, repository: str) -> str:
+    if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
+        raise _no_hub(repository)
+    return commit
+
+
+def _no_hub(repository: str) -> CheckpointError:
+    return CheckpointError(
+        f"the answer of {printable(constants.ENDPOINT)} for {printable(repository)} is not a Hub's: check HF_ENDPOINT"
+    )

@@ -1,0 +1,168 @@
+"""The files of a local folder."""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scanner.checkpoint.names import is_plain_name, printable
+from scanner.checkpoint.sources.ranges import ByteRange
+from scanner.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_BLOCK_BYTES = 8 * 2**20
+
+# What huggingface_hub puts into the folder in which its cache keeps the files that several models share.
+_SHARED_BLOBS_MARK = ".huggingface-shared-blobs"
+
+
+class LocalFiles:
+    """The files directly inside a local folder, or the one file that `source` names and its neighbours.
+
+    Nothing outside the folder is readable through it: names are plain names, and a symbolic link may only lead to
+    the folder itself or, for a snapshot in a Hugging Face cache, to the same model's part of the cache or to the part
+    that models share. The one exception is a file that the user named: where that leads is the user's business.
+
+    Raises:
+        CheckpointError: `source` does not exist; from every method, when a name is not plain, leads outside, or
+            cannot be read.
+    """
+
+    def __init__(self, source: str) -> None:
+        path = Path(source)
+        with _reported(source):
+            # Otherwise a folder that is gone would be taken for a file, and its parent's files for its own.
+            if not path.is_dir() and not path.is_file():
+                raise CheckpointError(f"{printable(source)} does not exist on this machine, or cannot be read from it")
+            self.named: str | None = None if path.is_dir() else path.name
+        self.root = path if self.named is None else path.parent
+        self.source = source
+        self.place = printable(str(self.root))
+        self.commit: str | None = None
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the regular files in the folder, sorted."""
+        with _reported(self.root.name):
+            return tuple(sorted(path.name for path in self.root.iterdir() if path.is_file()))
+
+    def folders(self) -> tuple[str, ...]:
+        """Return the names of the folders in the folder, sorted."""
+        with _reported(self.root.name):
+            return tuple(sorted(path.name for path in self.root.iterdir() if path.is_dir()))
+
+    def folder(self, name: str) -> "LocalFiles":
+        """Return the files in one of the folders."""
+        if not is_plain_name(name):
+            raise CheckpointError(f"'{printable(name)}' is not the name of a folder inside {self.place}: not read")
+        return LocalFiles(str(self.root / name))
+
+    def has(self, name: str) -> bool:
+        """Tell whether there is a regular file of this name."""
+        with _reported(name):
+            return is_plain_name(name) and (self.root / name).is_file()
+
+    def size(self, name: str) -> int:
+        """Return the size of a file in bytes."""
+        path = self._path(name)
+        with _reported(name):
+            return path.stat().st_size
+
+    def read(self, name: str, start: int, size: int) -> bytes:
+        """Return `size` bytes from byte `start` on; fewer only where the file ends."""
+        path = self._path(name)
+        with _reported(name), path.open("rb") as file:
+            file.seek(start)
+            return file.read(size)
+
+    def read_into(self, name: str, start: int, buffer: memoryview) -> int:
+        """Fill `buffer` (bytes) from byte `start` on; return how many bytes there were."""
+        path = self._path(name)
+        filled = 0
+        with _reported(name), path.open("rb", buffering=0) as file:
+            file.seek(start)
+            # One read returns at most 2 GB on Linux.
+            while filled < len(buffer):
+                count = file.readinto(buffer[filled:])
+                if not count:
+                    break
+                filled += count
+        return filled
+
+    def read_ranges(self, ranges: "Sequence[ByteRange]") -> "list[NDArray[np.uint8]]":
+        """Return the bytes of every range, in their order, as writable uint8 arrays.
+
+        Raises:
+            CheckpointError: a file ends before its range does.
+        """
+        import numpy as np
+
+        found = []
+        for wanted in ranges:
+            content = np.empty(wanted.size, dtype=np.uint8)
+            count = self.read_into(wanted.name, wanted.start, content.data)
+            if count < wanted.size:
+                raise CheckpointError(
+                    f"{printable(wanted.name)} ends {wanted.size - count} bytes before the tensor that begins at byte "
+                    f"{wanted.start}: the file was cut short, download it again"
+                )
+            found.append(content)
+        return found
+
+    def sha256(self, name: str) -> str:
+        """Return the SHA-256 of a file as hexadecimal digits."""
+        digest = hashlib.sha256()
+        buffer = memoryview(bytearray(_BLOCK_BYTES))
+        with _reported(name), self._path(name).open("rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                digest.update(buffer[:count])
+        return digest.hexdigest()
+
+    def identity(self, names: Iterable[str]) -> str:
+        """Return a SHA-256 (hexadecimal) over the SHA-256 of the files, in order of their names.
+
+        It depends on what the files hold, and neither on where they lie nor on when they were written.
+        """
+        digest = hashlib.sha256()
+        for name in sorted(names):
+            digest.update(self.sha256(name).encode() + b"\n")
+        return digest.hexdigest()
+
+    def expect(self, names: Sequence[str]) -> None:
+        """Do nothing: a local file is read at once."""
+
+    def keep_whole(self, *, branch: str | None) -> None:
+        """Do nothing: the files are here."""
+
+    def _path(self, name: str) -> Path:
+        shown = printable(name)
+        if not is_plain_name(name):
+            raise CheckpointError(f"'{shown}' is not the name of a file inside the checkpoint's folder: not read")
+        path = self.root / name
+        with _reported(name):
+            if not path.is_file():
+                raise CheckpointError(f"{shown} is missing from {self.place} or is not a regular file")
+            if name == self.named:
+                return path
+            root, target = self.root.resolve(), path.resolve()
+            cached = [folder for folder in root.parents if folder.name.startswith("models--")]
+            shared = [folder.parent / "blobs" for folder in cached]
+            homes = [root, *cached, *(folder for folder in shared if (folder / _SHARED_BLOBS_MARK).is_file())]
+        if not any(target.is_relative_to(home) for home in homes):
+            raise CheckpointError(
+                f"{shown} is a symbolic link that leaves the checkpoint's folder: put the file itself into the folder"
+            )
+        return path
+
+
+@contextmanager
+def _reported(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links, before Python 3.13
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else printable(str(error))
+        raise CheckpointError(f"{printable(name)} cannot be read: {reason}") from error

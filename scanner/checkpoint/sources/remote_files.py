@@ -1,0 +1,110 @@
+"""What the files of every remote source have in common: headers in growing blocks, tensors in as few reads as possible."""
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from scanner.checkpoint.names import is_plain_name, printable
+from scanner.checkpoint.sources.ranges import ByteRange, Sink, plan_reads, sink_of
+from scanner.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+WEIGHT_SUFFIXES = tuple(".safetensors .gguf .bin .pt .pth .ckpt .onnx .h5 .msgpack .npz .tflite".split())
+"""A remote reference that ends with one of these names a file, and any other one a folder: asking would cost a request."""
+
+_CONNECTIONS = 8
+
+# The first block of a header: small, because there is one for every shard, even if a single tensor is wanted of them all.
+_FIRST_BLOCK_BYTES = 4 * 2**10
+_LARGEST_BLOCK_BYTES = 2**20
+# How much of the beginning of a file is kept: a vocabulary in a GGUF header takes some ten megabytes.
+_KEPT_BYTES = 64 * 2**20
+
+
+class RemoteFiles(ABC):
+    """The part of `Files` that is the same whichever way bytes are fetched. May be used by several threads at once."""
+
+    def __init__(self, source: str, *, named: str | None) -> None:
+        self.source = source
+        self.named = named
+        self.place = printable(source)
+        self.commit: str | None = None
+        self._heads: dict[str, bytes] = {}
+        self._lock = threading.Lock()
+
+    @abstractmethod
+    def size(self, name: str) -> int:
+        """Return the size of a file in bytes."""
+
+    @abstractmethod
+    def _fill(self, name: str, start: int, sink: Sink) -> None:
+        """Fill `sink` with the bytes of a file from `start` on, all of which are there by the size of the file."""
+
+    def read(self, name: str, start: int, size: int) -> bytes:
+        """Return `size` bytes from byte `start` on; fewer only where the file ends.
+
+        What is read from the beginning on is kept. Small reads of it become blocks that grow with what was read before, so
+        that many of them cost few requests and a tenth or so that nobody asked for; who asks for more gets just that.
+        """
+        head = self._heads.get(name, b"")
+        if start + size <= len(head):
+            return head[start : start + size]
+        file_size = self.size(name)
+        end = min(start + size, file_size)
+        if end <= start:
+            return b""
+        if start <= len(head) < end <= _KEPT_BYTES and size <= _LARGEST_BLOCK_BYTES:
+            small = size < _FIRST_BLOCK_BYTES
+            ahead = min(max(_FIRST_BLOCK_BYTES, len(head) // 4), _LARGEST_BLOCK_BYTES) if small else 0
+            head += self._fetch(name, len(head), min(max(end, len(head) + ahead), file_size))
+            with self._lock:
+                self._heads[name] = max(self._heads.get(name, b""), head, key=len)
+        known = head[start:end]
+        return known if start + len(known) == end else known + self._fetch(name, start + len(known), end)
+
+    def read_ranges(self, ranges: "Sequence[ByteRange]") -> "list[NDArray[np.uint8]]":
+        """Return the bytes of every range, in their order, as writable uint8 arrays.
+
+        Raises:
+            CheckpointError: a file ends before its range does, or cannot be read.
+        """
+        import numpy as np
+
+        for wanted in ranges:
+            missing = wanted.start + wanted.size - self.size(wanted.name)
+            if missing > 0:
+                raise CheckpointError(
+                    f"{printable(wanted.name)} of {self.place} ends {missing} bytes before the tensor that begins at byte "
+                    f"{wanted.start}: the file is not the one whose header was read"
+                )
+        contents = [np.empty(wanted.size, dtype=np.uint8) for wanted in ranges]
+        for read in plan_reads(ranges):
+            self._fill(read.name, read.start, sink_of(read, ranges, contents))
+        return contents
+
+    def expect(self, names: Sequence[str]) -> None:
+        """Fetch the beginnings of files, several at a time."""
+        with ThreadPoolExecutor(_CONNECTIONS) as pool:
+            for _ in pool.map(self._fetch_beginning, names):
+                pass
+
+    def _fetch_beginning(self, name: str) -> None:
+        beginning = self.read(name, 0, 8)
+        if name.endswith(".safetensors"):
+            # The first eight bytes are the length of the header.
+            self.read(name, 8, min(int.from_bytes(beginning, "little"), _LARGEST_BLOCK_BYTES))
+
+    def _fetch(self, name: str, start: int, end: int) -> bytes:
+        content = bytearray(end - start)
+        self._fill(name, start, Sink([memoryview(content)]))
+        return bytes(content)
+
+    def _checked(self, name: str) -> str:
+        if not is_plain_name(name):
+            raise CheckpointError(f"'{printable(name)}' is not the name of a file inside {self.place}: not read")
+        return name

@@ -1,0 +1,1 @@
+"""From weights to matrices: roles, fused projections, experts, attention heads and tied weights."""

@@ -1,0 +1,78 @@
+"""Attention projections cut into one matrix per head: rows of queries, keys and values, columns of attention outputs."""
+
+from dataclasses import replace
+
+from scanner.checkpoint.model import HeadSlice, MatrixRef
+from scanner.checkpoint.structure.packings import MAX_HEADS
+from scanner.checkpoint.structure.sizes import Sizes
+
+HEAD_ROLES = frozenset({"query", "key", "value", "attn_out"})
+
+NOT_SPLIT = "not split by heads: scan without --heads"
+
+
+def head_refs(ref: MatrixRef, sizes: Sizes) -> tuple[MatrixRef, ...]:
+    """Return one matrix per head; keys and values have fewer heads than queries where these share them.
+
+    None if the config does not say how many heads there are, or says something that does not fit the matrix; `misfit`
+    says which.
+
+    Args:
+        ref: a whole query, key, value or attention output.
+        sizes: what the config says about its block.
+    """
+    if not is_split(ref):
+        return ()
+    if ref.head is not None:
+        return (ref,)
+    heads = _count(ref.role, sizes)
+    axis = 1 if ref.role == "attn_out" else 0
+    extent = ref.cols if axis else ref.rows
+    width = next((width for width in _widths(ref, sizes) if heads is not None and heads * width == extent), None)
+    if heads is None or width is None or heads > MAX_HEADS:
+        return ()
+    rows, cols = (ref.rows, width) if axis else (width, ref.cols)
+    return tuple(
+        replace(
+            ref,
+            head=head,
+            rows=rows,
+            cols=cols,
+            head_slice=HeadSlice(axis=axis, start=head * width, stop=(head + 1) * width),
+        )
+        for head in range(heads)
+    )
+
+
+def is_split(ref: MatrixRef) -> bool:
+    """Tell whether a matrix is made of heads.
+
+    The low-rank factors that make the latents of multi-head latent attention are not: all heads share them.
+    """
+    return ref.role in HEAD_ROLES and ref.expert is None and ref.module not in ("mla_a", "indexer")
+
+
+def misfit(ref: MatrixRef, sizes: Sizes) -> str:
+    """Return why a matrix that is made of heads cannot be split, for a message."""
+    heads = _count(ref.role, sizes)
+    if heads is None:
+        return f"{ref.role}: config.json does not say how many heads there are"
+    extent, what = (ref.cols, "columns") if ref.role == "attn_out" else (ref.rows, "rows")
+    widths = " or ".join(str(width) for width in _widths(ref, sizes)) or "unknown width"
+    return f"{ref.role}: {extent} {what} are not the {heads} heads of {widths} that config.json describes"
+
+
+def _count(role: str, sizes: Sizes) -> int | None:
+    if role in ("key", "value") and not sizes.is_latent:
+        return sizes.key_value_heads or sizes.heads
+    return sizes.heads
+
+
+def _widths(ref: MatrixRef, sizes: Sizes) -> tuple[int, ...]:
+    """Return how many rows (or columns, of attention outputs) one head may have."""
+    if sizes.nope_dim is not None and sizes.rope_dim is not None and sizes.value_dim is not None:
+        latent = {"query": sizes.nope_dim + sizes.rope_dim, "key": sizes.nope_dim}
+        return (latent.get(ref.role, sizes.value_dim),)
+    if ref.role in ("value", "attn_out") and sizes.value_dim is not None:
+        return (sizes.value_dim,)
+    return sizes.head_dims

@@ -1,0 +1,38 @@
+"""`rmtscan sql`: ask with SQL."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from scanner.cli import options
+from scanner.cli.output import DEFAULT_STORE, FormatOption, StoreOption, write
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command."""
+    options.register(app, "sql", sql)
+
+
+def sql(
+    statement: Annotated[str, typer.Argument(help="One SELECT statement in DuckDB's SQL.", show_default=False)],
+    store: StoreOption = DEFAULT_STORE,
+    form: FormatOption = "table",
+) -> None:
+    """Ask with SQL.
+
+    The tables are scans, matrices, vectors, failures, controls; comparisons, pairs, pair_vectors, pair_subspaces;
+    experiments, overlaps, activation_spectra, ablations, finetunes, baselines, run_skips. For a matrix or pair that was
+    computed more than once, they hold the newest result; all_matrices, all_vectors, all_pairs, all_pair_vectors and
+    all_pair_subspaces hold all results. Write "overlaps" in double quotes: it is a keyword of SQL.
+
+    Only SELECT is accepted, and it reads nothing outside the store.
+
+    Examples:
+
+        rmtscan sql "SELECT role, avg(v_p) FROM vectors WHERE region = 'left' GROUP BY role"
+    """
+    from scanner.store import open_store
+
+    write(open_store(store).sql(statement), form)

@@ -1,0 +1,58 @@
+"""Options of commands that compute: where they run, and how a scan reads and stores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scanner.configuration import option
+from scanner.errors import ConfigError
+from scanner.rmt.vocabulary import ENSEMBLES, Ensemble
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolOptions:
+    """Where and on how many workers a command runs.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    address: str | None = option(None, metavar="ADDRESS")
+    """Join a running Ray cluster: auto, HOST:PORT or ray://HOST:PORT; None: the cluster in RAY_ADDRESS, else a local Ray."""
+    workers: int | None = option(None, min=1)
+    """Number of workers; None: one per GPU where the cluster has GPUs, else one per CPU core."""
+    gpus_per_worker: float | None = option(None, min=0)
+    """Share of a GPU for each worker; None: 1 where the cluster has GPUs, else 0."""
+    task_timeout: float | None = option(None, metavar="SECONDS", min=0)
+    """Seconds without a result after which a worker is replaced and its task retried; None: estimated from the cost of the task."""
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise ConfigError("workers", f"must be at least 1, got {self.workers}")
+        if self.task_timeout is not None and not self.task_timeout > 0:
+            raise ConfigError("task_timeout", f"must be a positive number of seconds, got {self.task_timeout:g}")
+        if self.gpus_per_worker is not None and self.gpus_per_worker < 0:
+            raise ConfigError("gpus_per_worker", f"cannot be negative, got {self.gpus_per_worker}")
+        share = self.gpus_per_worker or 0.0
+        if round(share, 4) != share or (share > 1 and share != int(share)):
+            raise ConfigError(
+                "gpus_per_worker", f"must be a share of one GPU with at most 4 decimals, or a whole number, got {share}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """How checkpoints are read, and whether existing results are replaced."""
+
+    download: bool = False
+    """Download whole files from the Hub into its cache instead of reading byte ranges."""
+    force: bool = False
+    """Compute again even if the store has the results."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanOptions(ReadOptions):
+    """How checkpoints are scanned, beside the method."""
+
+    ensembles: tuple[Ensemble, ...] = option(ENSEMBLES, name="ensemble", metavar="NAME,...")
+    """Random controls: one matrix of each ensemble for every shape."""

@@ -1,0 +1,229 @@
+"""What an experiment is: a configuration, a plan made from it, and a run of the plan; and which experiments there are."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import json
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from scanner.engine.work import Observer, Stored, Work
+from scanner.errors import ScannerError
+from scanner.extensions import load_extensions
+from scanner.version import __version__
+
+if TYPE_CHECKING:
+    from scanner.engine import PoolOptions
+    from scanner.engine.task import Failure, Task
+    from scanner.store import Store
+
+AnyConfig = TypeVar("AnyConfig")
+
+#: Increased whenever the same call would give different numbers; part of the identity of every run.
+EXPERIMENTS_VERSION = 3
+
+#: Modules of this package that register an experiment.
+_MODULES = ("activations", "ablate", "finetune", "slicing", "lazy_learning")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """Where an experiment runs, and who is told."""
+
+    store: str
+    """URL of the store; created if it does not exist."""
+    pool: PoolOptions
+    observer: Observer
+
+    def open_store(self) -> Store:
+        """Open the store. A plan does so last, so that invalid input leaves no empty store behind."""
+        from scanner.store import open_store
+
+        return open_store(self.store, create=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Result of one call of an experiment."""
+
+    store: str
+    run_ids: tuple[str, ...]
+    """Identities of the runs whose results are in the store now."""
+    unit: str
+    """What is counted: points, blocks, networks."""
+    total: int
+    """Number of results that were asked for."""
+    kept: int
+    """Number of results from earlier calls."""
+    failed: Mapping[str, str] = field(default_factory=dict)
+    """Missing results -> reason; the same call tries them again."""
+    model: str = ""
+    revision: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What else the experiment found, by name."""
+    notes: tuple[str, ...] = ()
+    """The same for people, a line each."""
+    parameters: Mapping[str, object] = field(default_factory=dict)
+    """Parameters of the named query that shows the results."""
+
+    @property
+    def run_id(self) -> str:
+        """The identity of the only run."""
+        [run_id] = self.run_ids
+        return run_id
+
+    @property
+    def new(self) -> bool:
+        """Whether this call computed anything."""
+        return self.kept < self.total
+
+    @property
+    def exit_status(self) -> int:
+        """0: done; 3: some results are missing."""
+        return 3 if self.failed else 0
+
+
+class ExperimentWork(Work):
+    """The work of one call of an experiment, and its report."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.environment: dict[str, Any] = {}
+        self.failures: dict[str, str] = {}
+        self.started_at = datetime.now(UTC)
+
+    @staticmethod
+    def start() -> None:
+        """Prepare a worker for forward passes."""
+        from scanner.experiments.nlp.models import keep_freed_memory
+
+        keep_freed_memory()
+
+    def started(self, environment: dict[str, Any]) -> None:
+        """Keep the description of the workers."""
+        self.environment |= environment
+
+    def failed(self, task: Task, failure: Failure) -> Stored:
+        """Keep the reason; the same call tries the task again."""
+        self.failures[task.name] = failure.message
+        return Stored(failed=(task.name,))
+
+    @abstractmethod
+    def report(self) -> Report:
+        """Describe the results; called after the run."""
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the work was planned."""
+        return (datetime.now(UTC) - self.started_at).total_seconds()
+
+    def write_run(self, run_id: str, method: Mapping[str, object], /, **columns: object) -> None:
+        """Write the row of `experiments`."""
+        write_run(self.store, run_id, method, self.environment, **{"started_at": self.started_at, **columns})
+
+
+def write_run(
+    store: Store, run_id: str, method: Mapping[str, object], environment: Mapping[str, object], /, **columns: object
+) -> None:
+    """Write the row of a run in the table `experiments`; columns that are not given are null.
+
+    Raises:
+        StoreError: the store is full or cannot be written.
+    """
+    from scanner.store.tables import rows
+
+    row: dict[str, object] = {
+        "run_id": run_id,
+        "finished_at": datetime.now(UTC),
+        "scanner_version": __version__,
+        "method": json.dumps(method, sort_keys=True),
+        "environment": json.dumps(environment),
+    }
+    store.write_rows("experiments", run_id, rows("experiments", row | columns, 1), method=method)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(Generic[AnyConfig]):
+    """An experiment: its verb on the command line follows from these fields."""
+
+    name: str
+    """The verb."""
+    config: type[AnyConfig]
+    """A frozen dataclass: the options of the verb."""
+    plan: Callable[[AnyConfig, Call], ExperimentWork]
+    """Makes the work from a configuration."""
+    query: str
+    """The named query that shows the results."""
+    table_parameters: Mapping[str, object] = field(default_factory=dict)
+    """Parameters of the query in a table for people, which would otherwise be too long."""
+    help: str
+    """Title, description and examples, as the help of the verb shows them."""
+
+
+_REGISTERED: dict[str, Experiment[Any]] = {}
+
+
+def register_experiment(experiment: Experiment[AnyConfig]) -> Experiment[AnyConfig]:
+    """Make an experiment known; called when its module is imported."""
+    _REGISTERED[experiment.name] = experiment
+    return experiment
+
+
+def experiments() -> dict[str, Experiment[Any]]:
+    """Return all experiments by name, those of extensions included."""
+    for module in _MODULES:
+        importlib.import_module(f"scanner.experiments.{module}")
+    load_extensions()
+    return dict(_REGISTERED)
+
+
+def run_experiment(
+    experiment: str | Experiment[AnyConfig],
+    config: AnyConfig,
+    *,
+    store: str = "results",
+    pool: PoolOptions | None = None,
+    observer: Observer | None = None,
+) -> Report:
+    """Run an experiment; existing results are reused.
+
+    Args:
+        experiment: an experiment or its name.
+        config: its configuration.
+        store: where the results are written; created if it does not exist.
+        pool: where and on how many workers; None: this machine, one worker per core (or GPU).
+        observer: receives the progress.
+
+    Raises:
+        ScannerError: there is no such experiment; a model, text or parameter is not suitable (the message says why); a store that
+            cannot be written, no worker, no cluster.
+        KeyboardInterrupt: interrupted; finished results are in the store, and the same call resumes.
+    """
+    from scanner.engine.options import PoolOptions
+    from scanner.engine.run import run
+
+    if isinstance(experiment, str):
+        known = experiments()
+        if experiment not in known:
+            near = difflib.get_close_matches(experiment, known, n=1)
+            meant = f"; did you mean {near[0]!r}?" if near else ""
+            raise ScannerError(f"there is no experiment {experiment!r}{meant} choose from {', '.join(known)}")
+        experiment = known[experiment]
+    call = Call(store=store, pool=pool or PoolOptions(), observer=observer or Observer())
+    work = experiment.plan(config, call)
+    run([work], call.pool, call.observer)
+    return work.report()
+
+
+def run_hash(kind: str, identity: str, parameters: Mapping[str, object]) -> str:
+    """16 hexadecimal digits that identify a run of this kind, on this content, with these parameters, on every machine."""
+    text = json.dumps(
+        {"kind": kind, "content": identity, "version": EXPERIMENTS_VERSION, "parameters": dict(parameters)},
+        sort_keys=True,
+    )
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

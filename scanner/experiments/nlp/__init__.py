@@ -1,0 +1,1 @@
+"""What experiments on language models share: models, texts, tokens, measures, and interventions on weights and activations."""

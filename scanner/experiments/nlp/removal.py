@@ -1,0 +1,259 @@
+"""Singular values taken out of the weights of a resident model: which ones, and the low-rank update that does and undoes it.
+
+W~ = U S~ V^T = W - sum over the removed k of s_k u_k v_k^T. Source: Staats, Thamm, Rosenow, arXiv 2410.17770, v1 sec. 5, v3 sec. 5.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from scanner.errors import ScannerError
+from scanner.experiments.nlp.placing import Placed
+from scanner.rmt import metrics
+from scanner.rmt.decomposition import decompose
+from scanner.rmt.entries import entry_statistics
+from scanner.rmt.ks_null import KsNull
+from scanner.rmt.marchenko_pastur import singular_value_edges
+from scanner.rmt.sigma import sigma_median
+
+Indices = NDArray[np.intp]
+
+REGIONS = ("left", "bulk", "right")
+#: Shares of the spectrum that guided pruning takes out, in percent.
+PRUNED = (10, 20, 30, 50)
+
+_SET = re.compile(
+    r"(?P<kind>decile|region|range|smallest|most-random):(?P<value>\d+:\d+|\d+|left|bulk|right)|random:(?P<seed>\d+)"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemovalSet:
+    """A set of singular values, the same rule for every matrix.
+
+    `name` is one of `decile:D` (D = 1 the smallest tenth), `region:left|bulk|right` (of the Marchenko-Pastur law with the median
+    sigma), `range:A:B` (A <= k < B, k = 0 the largest), `smallest:P` and `most-random:P` (P percent of the values: the smallest,
+    or those whose vectors have the largest local p-values), or `random:SEED`: as many values as `beside` takes from the same
+    matrix, drawn anew for each.
+    """
+
+    name: str
+    beside: str | None = None
+
+    def __post_init__(self) -> None:
+        found = _SET.fullmatch(self.name)
+        if found is None or (found["seed"] is not None) != (self.beside is not None):
+            raise ScannerError(f"no set of singular values is called {self.name!r}")
+
+    @property
+    def seed(self) -> int | None:
+        """The seed of a random set."""
+        return int(self.name.partition(":")[2]) if self.beside is not None else None
+
+
+def parse_sets(text: str, random_sets: int = 1) -> list[RemovalSet]:
+    """The sets that `deciles`, `regions`, `pruning`, `A:B` or names of sets, separated by commas, stand for.
+
+    Each comes with `random_sets` random ones of the same size; `random` alone is a random tenth.
+
+    Raises:
+        ScannerError: an unknown set, or an empty range.
+    """
+    named: list[str] = []
+    for word in filter(None, (piece.strip() for piece in text.split(","))):
+        if word == "deciles":
+            named += [f"decile:{decile}" for decile in range(1, 11)]
+        elif word == "regions":
+            named += [f"region:{region}" for region in REGIONS]
+        elif word == "pruning":
+            named += [f"{kind}:{share}" for kind in ("smallest", "most-random") for share in PRUNED]
+        elif word == "random":
+            named.append(word)
+        else:
+            named.append(_named(word))
+    if not named:
+        raise ScannerError("no set of singular values is named: deciles, regions, pruning, random or A:B")
+    found: list[RemovalSet] = []
+    for name in dict.fromkeys(named):
+        if name != "random":
+            found.append(RemovalSet(name=name))
+        beside = "decile:1" if name == "random" else name
+        found += [RemovalSet(name=f"random:{seed}", beside=beside) for seed in range(1, random_sets + 1)]
+    if not found:
+        raise ScannerError("`sets` random with `random_sets` 0 is no set at all")
+    return list(dict.fromkeys(found))
+
+
+def _named(word: str) -> str:
+    found = re.fullmatch(r"(\d+):(\d+)", word)
+    name = f"range:{word}" if found else word
+    parts = _SET.fullmatch(name)
+    ends = [int(end) for end in re.findall(r"\d+", name)]
+    wrong = (
+        parts is None
+        or parts["seed"] is not None
+        or (parts["kind"] == "range" and (len(ends) != 2 or ends[0] >= ends[1]))
+        or (parts["kind"] == "region") != (parts["value"] in REGIONS)
+        or (parts["kind"] == "decile" and (len(ends) != 1 or not 1 <= ends[0] <= 10))
+        or (parts["kind"] in {"smallest", "most-random"} and (len(ends) != 1 or not 1 <= ends[0] <= 100))
+    )
+    if wrong:
+        raise ScannerError(
+            f"no set of singular values {word!r}: deciles, decile:1..10, regions, region:left|bulk|right, random, pruning, "
+            "smallest:1..100, most-random:1..100, or A:B with A < B"
+        )
+    return name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Factors:
+    """What is kept of a matrix's SVD: s (r,) in float64, `left` (r, m) and `right` (r, n) in float32 on the model's device.
+
+    `region` and `p` (mean of both sides' local p-values, NaN where there is none) decide sets that look at them.
+    """
+
+    key: str
+    s: NDArray[np.float64]
+    left: torch.Tensor
+    right: torch.Tensor
+    region: NDArray[np.str_]
+    p: NDArray[np.float64]
+
+    @property
+    def size(self) -> int:
+        """Bytes it takes."""
+        return self.left.nbytes + self.right.nbytes
+
+    def indices(self, wanted: RemovalSet) -> Indices:
+        """The k of a set, ascending."""
+        if wanted.beside is not None:
+            taken = len(self.indices(RemovalSet(name=wanted.beside)))
+            digest = int.from_bytes(hashlib.sha256(f"{wanted.seed}\0{self.key}".encode()).digest()[:8])
+            drawn = np.random.default_rng(digest).permutation(len(self.s))[:taken]
+            return np.sort(drawn).astype(np.intp)
+        kind, _, value = wanted.name.partition(":")
+        if kind == "region":
+            return np.flatnonzero(self.region == value)
+        if kind == "most-random":
+            # A value whose vectors have no p-value is zero: taking it out takes nothing.
+            likely = np.argsort(np.where(np.isnan(self.p), np.inf, -self.p), kind="stable")
+            return np.sort(likely[: len(self.s) * int(value) // 100])
+        return indices_by_rank(wanted.name, len(self.s))
+
+
+def indices_by_rank(name: str, count: int) -> Indices:
+    """The k of a set that depends on the number of singular values alone: a decile, a range, the smallest."""
+    kind, _, value = name.partition(":")
+    k = np.arange(count)
+    if kind == "decile":
+        return np.flatnonzero(10 * k // count == 10 - int(value))
+    if kind == "smallest":
+        return k[count - count * int(value) // 100 :]
+    first, last = (int(end) for end in value.split(":"))
+    return k[first:last]
+
+
+def size_by_rank(name: str, count: int) -> int | None:
+    """How many values a set takes from `count`, None where that depends on the matrix."""
+    kind = name.partition(":")[0]
+    if kind == "region":
+        return None
+    return count * int(name.partition(":")[2]) // 100 if kind == "most-random" else len(indices_by_rank(name, count))
+
+
+def factors_of(key: str, matrix: torch.Tensor) -> Factors:
+    """The SVD of a matrix (m, n) in float64, its regions and p-values; vectors are kept in float32.
+
+    The regions are those of a scan with its default, the median sigma.
+    """
+    rows, cols = matrix.shape
+    parts = decompose(matrix.detach())
+    s = parts.singular_values.cpu().numpy()
+    lower, upper = singular_value_edges(sigma_median(s, rows, cols), rows, cols)
+    rank = metrics.numerical_rank(s, rows, cols)
+    null = KsNull.parse("table")
+    local = []
+    for vectors in (parts.left, parts.right):
+        p = null.p_values(entry_statistics(vectors).ks.cpu().numpy().astype(np.float64), vectors.shape[1])
+        p[rank:] = np.nan
+        local.append(metrics.local_average(p))
+    return Factors(
+        key=key,
+        s=s,
+        left=parts.left.float(),
+        right=parts.right.float(),
+        region=metrics.regions(s, lower, upper, rank),
+        p=(local[0] + local[1]) / 2,
+    )
+
+
+class FactorCache:
+    """The factors of a model's matrices, each computed once as long as those of one point fit into `limit` bytes.
+
+    Of those of earlier points the ones unused for longest make room. What does not fit beside the others of its own point is not
+    kept: a point goes through its matrices in one order, so that letting go of its first for its last would keep none for the next.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._kept: OrderedDict[str, Factors] = OrderedDict()
+        self._size = 0
+
+    def get(self, model: torch.nn.Module, placed: Placed, among: Collection[str] = ()) -> Factors:
+        """The factors of an intact matrix; `among` are the keys of all matrices of the present point."""
+        key = placed.ref.key
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        found = factors_of(key, placed.matrix(model))
+        for old in [name for name in self._kept if name not in among]:
+            if self._size + found.size <= self.limit:
+                break
+            self._size -= self._kept.pop(old).size
+        if self._size + found.size <= self.limit:
+            self._kept[key] = found
+            self._size += found.size
+        return found
+
+
+@contextlib.contextmanager
+def removed(
+    model: torch.nn.Module, placed: Sequence[Placed], wanted: RemovalSet, cache: FactorCache
+) -> Iterator[tuple[int, int]]:
+    """The model without a set of singular values of these matrices; afterwards its weights are what they were, bit for bit.
+
+    Every matrix costs one product of thin factors, m x |set| x n, in float32; the weights are copied aside, which takes the
+    memory of these matrices once more.
+
+    Yields:
+        How many singular values are gone, and of how many.
+    """
+    originals: list[tuple[Placed, torch.Tensor]] = []
+    among = {one.ref.key for one in placed}
+    gone = total = 0
+    try:
+        for one in placed:
+            factors = cache.get(model, one, among)
+            k = factors.indices(wanted)
+            gone, total = gone + len(k), total + len(factors.s)
+            if not len(k):
+                continue
+            view = one.view(model)
+            originals.append((one, view.clone()))
+            chosen = torch.from_numpy(k).to(factors.left.device)
+            s = torch.from_numpy(factors.s[k]).to(factors.left)
+            update = (factors.left[chosen] * s[:, None]).T @ factors.right[chosen]
+            view.copy_((view.float() - update.view(view.shape)).to(view.dtype))
+        yield gone, total
+    finally:
+        for one, original in originals:
+            one.view(model).copy_(original)
