@@ -9,9 +9,11 @@ import duckdb
 import pyarrow as pa
 
 from scanner.errors import StoreError
+from scanner.store import heartbeat
 from scanner.store.batch import Batch
 from scanner.store.database import Params, connect, read, refuse_all_but_select
 from scanner.store.files import StoreFiles
+from scanner.store.heartbeat import Heartbeat
 from scanner.store.parts import SUFFIX, read_matrix_row
 from scanner.store.queries import Query, find_query, load_queries
 from scanner.store.tables import (
@@ -236,6 +238,35 @@ class Store:
             self._files.remove_folder(f"{_STAGED}/{run_id}")
         else:
             self._files.remove(f"{_STAGED}/{run_id}/{name}")
+
+    @property
+    def local(self) -> bool:
+        """Whether the store is a folder of this machine."""
+        return self._files.local
+
+    def beat(self, state: Heartbeat) -> None:
+        """Write the state of running work, which other processes read with `running`.
+
+        Raises:
+            StoreError: the store is full or cannot be written.
+        """
+        heartbeat.write(self._files, state)
+
+    def end_beat(self, run_id: str) -> None:
+        """Remove the state of work that ends.
+
+        Raises:
+            StoreError: the store cannot be written.
+        """
+        heartbeat.remove(self._files, run_id)
+
+    def running(self) -> list[Heartbeat]:
+        """Return the work that is running, in any process and on any machine, the oldest first.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        return heartbeat.read_all(self._files)
 
     def queries(self) -> list[Query]:
         """Every named query, in alphabetical order."""
