@@ -12,6 +12,7 @@ from scanner.checkpoint.model import Checkpoint, TensorEntry
 from scanner.checkpoint.references import find_place
 from scanner.checkpoint.sources.files import open_files
 from scanner.checkpoint.sources.json_object import read_json_object
+from scanner.extensions import load_extensions
 
 
 def open_checkpoint(reference: str, *, download: bool = False, identify: bool = True) -> Checkpoint:
@@ -32,6 +33,7 @@ def open_checkpoint(reference: str, *, download: bool = False, identify: bool = 
         GatedError, MissingError, RateLimitedError: as the Hub answers.
         CheckpointError: nothing is there, or what is there is not a sound checkpoint in a format that can be read.
     """
+    load_extensions()
     if reference.startswith(PREFIX):
         base, tuned = (
             open_checkpoint(part, download=download, identify=identify) for part in split_reference(reference)
