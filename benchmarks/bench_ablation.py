@@ -21,11 +21,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from scanner.checkpoint import Selection
 from scanner.experiments.nlp.evaluation import Measure, Perplexity, Windows
-from scanner.experiments.nlp.measures import MeasureRequest, measurement
+from scanner.experiments.nlp.measures import measurement
 from scanner.experiments.nlp.models import load_model, model_place
+from scanner.experiments.nlp.options import MeasureOptions
 from scanner.experiments.nlp.placing import Target, open_target, place_matrices
 from scanner.experiments.nlp.removal import FactorCache, RemovalSet, removed
-from scanner.experiments.nlp.texts import TextSource
 from scanner.experiments.nlp.tokens import Batches
 
 CACHE = Path(__file__).parent.parent / ".cache"
@@ -99,7 +99,7 @@ def main() -> None:
             raise SystemExit("the model or the text is missing: make samples texts")
         else:
             target = open_target(args.model, Selection(only=roles))
-            request = MeasureRequest(text=TextSource(reference=args.text), tokens=args.tokens)
+            request = MeasureOptions(text=args.text, tokens=args.tokens)
             measured = measurement(model_place(target.checkpoint), request).measure
         machine = measure.machine()
         rows = compare(target, measured, roles, 1 if args.quick else args.repeats, None if args.quick else LIMIT)

@@ -17,10 +17,10 @@ from typing import Any
 import measure
 import numpy as np
 import torch
-from scanner.experiments.running import keep_freed_memory
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from scanner.experiments.nlp.evaluation import Perplexity, Windows
+from scanner.experiments.nlp.models import keep_freed_memory
 from scanner.experiments.nlp.tokens import Batches
 
 WIDTHS = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}

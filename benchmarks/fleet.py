@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scanner import open_store
 from scanner.store import SCHEMAS, Store
 from scanner.store.files import StoreFiles
-from scanner.store.schemas import file_metadata
+from scanner.store.tables import file_metadata
 from scanner.store.writer import ROW_GROUP
 
 Row = dict[str, object]

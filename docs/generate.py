@@ -23,9 +23,9 @@ def command_line() -> str:
     import typer
     from typer.cli import get_docs_for_click
 
-    from scanner.cli.main import app
+    from scanner.cli.main import application
 
-    command = typer.main.get_command(app)
+    command = typer.main.get_command(application())
     text = get_docs_for_click(obj=command, ctx=typer.Context(command), name="rmtscan", title="Command line")
     head = "Generated from the command's own help by `make docs`. Options mean the same in every verb.\n"
     lines = [line.rstrip() for line in text.replace("\n", f"\n\n{head}", 1).splitlines()]

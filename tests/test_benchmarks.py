@@ -35,7 +35,7 @@ def _all_numbers_are_positive(rows: list[dict[str, Any]]) -> None:
 
 
 def test_every_benchmark_is_tried_here() -> None:
-    tried = {"ablation", "decomposition", "evaluation", "ks", "scan", "scaling", "queries"}
+    tried = {"ablation", "decomposition", "evaluation", "hub_reading", "ks", "scan", "scaling", "queries"}
     assert {path.stem.removeprefix("bench_") for path in BENCHMARKS.glob("bench_*.py")} == tried
 
 
@@ -54,6 +54,20 @@ def test_decomposition(tmp_path: Path) -> None:
     for row in found["fall_back"]:
         assert row["decompose"] <= 1e-6
         assert row["rank"] == row["true rank"]
+
+
+def test_hub_reading(tmp_path: Path) -> None:
+    found = _run("hub_reading", tmp_path)
+    ours = {row["scenario"]: row for row in found["rows"] if row["through"] == "ours"}
+    assert 1 <= ours["one role of 4 shards"]["bytes / needed"] <= 1.05
+    assert ours["cut once, in the middle"]["bytes / needed"] <= 1.01  # resumes
+    assert {row["token leaks"] for row in found["rows"]} == {"no"}
+    errors = {name for name, row in ours.items() if row["result"] != "right"}
+    assert errors == {
+        *("429 always, Retry-After 3600", "429 always, Retry-After of 400 digits", "503 always"),
+        *("another range than asked for", "the whole file for a range"),
+        *("gated, no access", "file that is not there", "commit that is not there"),
+    }
 
 
 def test_ablation(tmp_path: Path) -> None:

@@ -1,24 +1,54 @@
-"""The verbs of all experiments, those of extensions included."""
+"""The verbs of all experiments, those of extensions included: each derives from the configuration of its experiment."""
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from scanner.cli.experiment import add_experiment
-from scanner.experiments import experiments, run_experiment
+from scanner.cli import options
+from scanner.cli.output import DEFAULT_STORE, FormatOption, StoreOption, note, write
+from scanner.cli.run import run_verb
+from scanner.engine.options import PoolOptions
+from scanner.experiments import Experiment, Report, experiments, run_experiment
+
+if TYPE_CHECKING:
+    from scanner.engine import Observer
 
 
 def register(app: typer.Typer) -> None:
     """Add a verb for each experiment."""
     for experiment in experiments().values():
-        add_experiment(
-            app,
-            experiment.name,
-            experiment.config,
-            partial(run_experiment, experiment),
-            query=experiment.query,
-            in_table=experiment.table_parameters,
-            help=experiment.help.strip(),
-        )
+        add_experiment(app, experiment)
+
+
+def add_experiment(app: typer.Typer, experiment: Experiment[Any], run: Callable[..., Report] = run_experiment) -> None:
+    """Add the verb of an experiment: the options of its configuration and of the pool, `--store` and `--format`."""
+
+    def verb(
+        config: Any, *, store: StoreOption = DEFAULT_STORE, pool: PoolOptions, form: FormatOption = "table"
+    ) -> None:
+        from scanner.checkpoint.names import printable
+        from scanner.store import open_store
+
+        def call(observer: Observer) -> Report:
+            return run(experiment, config, store=store, pool=pool, observer=observer)
+
+        def show(report: Report) -> None:
+            shorter = experiment.table_parameters if form == "table" else {}
+            write(open_store(report.store).query(experiment.query, **{**report.parameters, **shorter}), form)
+            if shorter:
+                note(f"all results: rmtscan query {experiment.query} --store {report.store}")
+            for item, reason in sorted(report.failed.items()):
+                note(f"  FAILED {printable(item)}: {printable(reason)}")
+            for line in report.notes:
+                note(printable(line))
+            runs = f"run {report.run_ids[0]}" if len(report.run_ids) == 1 else f"{len(report.run_ids)} runs"
+            counts = f"{report.kept} of them from earlier runs, {len(report.failed)} failed"
+            note(f"{runs}: {report.total} {report.unit}, {counts}")
+
+        run_verb(call, show, store=store)
+
+    verb.__annotations__["config"] = experiment.config
+    options.register(app, experiment.name, verb, help=experiment.help.strip())

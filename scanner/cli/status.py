@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,9 +13,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from scanner.store import Store
-
-#: A run without a sign of life for this long is shown as stalled: its process has ended or hangs, or its machine is gone.
-STALLED = timedelta(minutes=2)
 
 
 def register(app: typer.Typer) -> None:
@@ -88,7 +84,6 @@ def _running(store: Store) -> pa.Table:
     """Return one row per run that is in progress."""
     import pyarrow as pa
 
-    now = datetime.now(UTC)
     rows = [
         {
             "running": run.kind,
@@ -99,7 +94,7 @@ def _running(store: Store) -> pa.Table:
             "workers": run.workers,
             "since": run.started_at,
             "updated": run.updated_at,
-            "state": "stalled" if now - run.updated_at > STALLED else "running",
+            "state": "stalled" if run.stalled else "running",
             "host": run.host,
             "pid": run.pid,
         }

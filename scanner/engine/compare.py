@@ -46,6 +46,7 @@ from scanner.rmt.ensembles import ENSEMBLES, Ensemble
 from scanner.rmt.metrics import numerical_rank
 from scanner.store import SCHEMAS, Store, open_store
 from scanner.store.references import reference_of, scans_of
+from scanner.store.tables import rows
 from scanner.version import __version__
 
 #: Raised whenever the same pair would give different rows; part of every comparison's identity.
@@ -537,16 +538,11 @@ def _by_matrix(vectors: pa.Table) -> Iterator[tuple[Key, pa.Table]]:
         yield _key({name: rows[name][0].as_py() for name in ("tensor", "role", "head", "expert")}), rows
 
 
-def _placed(table: str, place: dict[str, object], rows: pa.Table) -> pa.Table:
+def _placed(table: str, place: dict[str, object], found: pa.Table) -> pa.Table:
     """Rows of a piece with the columns that say where they belong."""
-    schema = SCHEMAS[table]
-    columns = [
-        rows[field.name].cast(field.type)
-        if field.name in rows.column_names
-        else pa.repeat(pa.scalar(place.get(field.name), field.type), rows.num_rows)
-        for field in schema
-    ]
-    return pa.Table.from_arrays(columns, schema=schema)
+    names = SCHEMAS[table].names
+    columns = {name: value for name, value in place.items() if name in names}
+    return rows(table, columns | {name: found[name] for name in found.column_names}, found.num_rows)
 
 
 def _padded(column: pa.ChunkedArray, length: int) -> pa.ChunkedArray:

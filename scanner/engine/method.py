@@ -51,8 +51,10 @@ class Method:
     def as_dict(self) -> dict[str, Any]:
         """Return the parameters as JSON types, in a fixed order; they are stored with every result."""
         from scanner.rmt.analysis import METHOD_VERSION
+        from scanner.rmt.columns import extra_metrics
 
-        return {"version": METHOD_VERSION} | parameters(self)
+        metrics = extra_metrics()
+        return {"version": METHOD_VERSION} | parameters(self) | ({"metrics": [*metrics]} if metrics else {})
 
 
 def scan_id(identity: str, method: Method) -> str:

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from scanner.checkpoint import MatrixRef
-from scanner.engine.task import Task
 
-AnyTask = TypeVar("AnyTask", bound=Task)
+
+class Costly(Protocol):
+    """What the order of tasks depends on."""
+
+    @property
+    def name(self) -> str:
+        """Unique within a run."""
+
+    @property
+    def cost(self) -> float:
+        """Expected work."""
+
+
+AnyTask = TypeVar("AnyTask", bound=Costly)
 
 #: A worker may take this long for any task, and this much longer for its cost: 100 times what one slow core needs.
 _LIMIT_SECONDS, _LIMIT_COST_PER_SECOND = 900.0, 1e9

@@ -8,8 +8,8 @@ import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,7 +18,8 @@ from scanner.engine.pool import ray_session, run_tasks
 from scanner.engine.task import Failure, Result, Task
 from scanner.engine.work import Observer, Stored, Work
 from scanner.engine.worker import Worker
-from scanner.errors import ScannerError
+from scanner.errors import ScannerError, StoreError
+from scanner.store import Heartbeat
 
 #: Seconds between two heartbeats, in a local store and in one on a network.
 _BEAT_SECONDS, _REMOTE_BEAT_SECONDS = 5.0, 20.0
@@ -67,20 +68,21 @@ def _dispatch(work: Work, tasks: Sequence[Task], options: PoolOptions, observer:
         if first:
             observer.dispatching()
 
-    run_tasks(
-        Worker,
-        tasks,
-        options,
-        arguments=(work.start,),
-        on_start=work.started,
-        on_done=done,
-        on_lost=lost,
-        on_workers=workers,
-        on_waiting=observer.waiting,
-        on_hung=observer.hung,
-        family=lambda task: task.family,
-        time_limit=lambda task: options.task_timeout or task.time_limit,
-    )
+    with status.visible():
+        run_tasks(
+            Worker,
+            tasks,
+            options,
+            arguments=(work.start,),
+            on_start=work.started,
+            on_done=done,
+            on_lost=lost,
+            on_workers=workers,
+            on_waiting=observer.waiting,
+            on_hung=observer.hung,
+            family=lambda task: task.family,
+            time_limit=lambda task: options.task_timeout or task.time_limit,
+        )
 
 
 class _Status:
@@ -121,3 +123,40 @@ class _Status:
         with self._lock:
             self.begun = self.begun or alive > 0
             self._alive, self._wanted = alive, wanted
+
+    @contextmanager
+    def visible(self) -> Iterator[None]:
+        """Write a heartbeat now and then while the work runs, and remove it at the end."""
+        ended = threading.Event()
+        pause = _BEAT_SECONDS if self._store.local else _REMOTE_BEAT_SECONDS
+
+        def beat() -> None:
+            while True:
+                with suppress(StoreError):  # the next result that cannot be written ends the run with the reason
+                    self._store.beat(self._heartbeat())
+                if ended.wait(pause):
+                    return
+
+        thread = threading.Thread(target=beat, name="rmtscan-heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join(timeout=pause)
+            with suppress(StoreError):  # it expires by itself
+                self._store.end_beat(self._run_id)
+
+    def _heartbeat(self) -> Heartbeat:
+        with self._lock:
+            return Heartbeat(
+                **self._fixed,
+                updated_at=datetime.now(UTC),
+                done=self._done,
+                failed=self._failed,
+                cost_done=self._cost_done,
+                workers=self._alive,
+                wanted_workers=self._wanted,
+                stages=dict(self._stages),
+                bytes_read=self._bytes_read,
+            )

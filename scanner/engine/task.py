@@ -26,7 +26,10 @@ class Context(Protocol):
         """Wait until no other task of this worker computes and limit BLAS to one thread; yields the start time in seconds."""
 
     def resident(self, slot: str, key: Hashable, make: Callable[[], Made]) -> Made:
-        """Return the object that this worker keeps in a slot; another key drops it first and then makes a new one."""
+        """Return the object that this worker keeps in a slot; another key drops it first and then makes a new one.
+
+        To be called while computing, because the tasks of a worker share its slots.
+        """
 
     def stage(self, name: str) -> AbstractContextManager[None]:
         """Count the seconds spent inside under one of `STAGES`."""

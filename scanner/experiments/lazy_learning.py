@@ -107,7 +107,7 @@ class Point(Task):
     @property
     def run_id(self) -> str:
         """16 hexadecimal digits that identify the point."""
-        from scanner.store.schemas import to_json
+        from scanner.store.tables import to_json
 
         return hashlib.sha256(to_json(self.method).encode()).hexdigest()[:16]
 

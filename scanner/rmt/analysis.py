@@ -1,19 +1,30 @@
-"""The analysis of one matrix, from its entries to everything that stands in its rows; no Ray, no files."""
+"""The analysis of one matrix: from its entries to the values of its rows."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from scanner.rmt import metrics
-from scanner.rmt.decomposition import Decomposition, LowRank, SvdMethod, decompose, decompose_low_rank
+from scanner.rmt.columns import extra_values
+from scanner.rmt.decomposition import Decomposition, LowRank, decompose, decompose_low_rank
 from scanner.rmt.entries import entry_statistics
 from scanner.rmt.ks_null import KsNull
 from scanner.rmt.marchenko_pastur import FloatArray, singular_value_edges
+from scanner.rmt.metrics import (
+    effective_rank,
+    local_average,
+    mp_distance,
+    numerical_rank,
+    regions,
+    stable_rank,
+)
+from scanner.rmt.result import Analysis
 from scanner.rmt.sigma import SIGMA_KINDS, BulkFit, SigmaKind, fit_bulk, sigma_init, sigma_median, sigma_std
+
+__all__ = ["METHOD_VERSION", "Analysis", "NotFiniteError", "analyze", "decomposed", "summarize"]
 
 #: Raised whenever the same matrix would give different rows; part of every scan's identity.
 METHOD_VERSION = 1
@@ -21,51 +32,6 @@ METHOD_VERSION = 1
 
 class NotFiniteError(ValueError):
     """A matrix with NaN or infinite entries: it has no singular values."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Analysis:
-    """What random matrix theory says of one m x n matrix; fields are named like the columns of the tables.
-
-    Arrays have length min(m, n) (of a product of thin factors: their width), index k = 0 being the largest singular
-    value. `u` is the left (output) side, `v` the right (input) side. p-values are NaN where a singular value is
-    numerically zero (its vectors are arbitrary) and on a side of length 1.
-    """
-
-    rows: int
-    cols: int
-    singular_values: FloatArray
-    region: NDArray[np.str_]
-    u_ks: FloatArray
-    u_p: FloatArray
-    u_p_local: FloatArray
-    u_ipr: FloatArray
-    u_peak: FloatArray
-    v_ks: FloatArray
-    v_p: FloatArray
-    v_p_local: FloatArray
-    v_ipr: FloatArray
-    v_peak: FloatArray
-    sigma: float
-    sigma_kind: SigmaKind
-    sigma_median: float
-    sigma_std: float
-    sigma_init: float
-    sigma_bulk: float
-    mp_lower: float
-    mp_upper: float
-    mp_ks: float
-    outliers_left: int
-    outliers_right: int
-    rank: int
-    spectral_norm: float
-    frobenius_norm: float
-    stable_rank: float
-    effective_rank: float
-    u_p_mean: float
-    v_p_mean: float
-    svd_method: SvdMethod
-    svd_residual: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +51,7 @@ def _side(vectors: torch.Tensor, rank: int, null: KsNull) -> _Side:
     return _Side(
         ks=ks,
         p=p,
-        p_local=metrics.local_average(p),
+        p_local=local_average(p),
         ipr=statistics.ipr.cpu().numpy().astype(np.float64),
         peak=statistics.peak.cpu().numpy().astype(np.float64),
     )
@@ -172,7 +138,7 @@ def summarize(parts: Decomposition, sum_of_entries: float, *, sigma: SigmaKind, 
     s = parts.singular_values.cpu().numpy()
     # Of a product of thin factors only some triplets are there; the other singular values are zero, and count as such.
     spectrum = np.pad(s, (0, min(rows, cols) - len(s)))
-    rank = metrics.numerical_rank(s, rows, cols)
+    rank = numerical_rank(s, rows, cols)
     # In units of a power of two near the largest value, which costs no rounding: squares must not leave float64.
     unit = 2.0 ** (int(np.frexp(s[0])[1]) - 1) if s[0] > 0.0 else 1.0
     scaled = spectrum / unit
@@ -186,9 +152,9 @@ def summarize(parts: Decomposition, sum_of_entries: float, *, sigma: SigmaKind, 
     chosen = _chosen_fit(sigma, in_units, bulk, rows, cols)
     fit = BulkFit(sigma=chosen.sigma * unit, lower=chosen.lower * unit, upper=chosen.upper * unit)
     estimates = {kind: value * unit for kind, value in in_units.items()}
-    region = metrics.regions(s, fit.lower, fit.upper, rank)
+    region = regions(s, fit.lower, fit.upper, rank)
     u, v = _side(parts.left, rank, null), _side(parts.right, rank, null)
-    return Analysis(
+    analysis = Analysis(
         rows=rows,
         cols=cols,
         singular_values=s,
@@ -211,19 +177,21 @@ def summarize(parts: Decomposition, sum_of_entries: float, *, sigma: SigmaKind, 
         sigma_bulk=estimates["bulk"],
         mp_lower=fit.lower,
         mp_upper=fit.upper,
-        mp_ks=metrics.mp_distance(scaled, rows, cols, chosen.sigma),
+        mp_ks=mp_distance(scaled, rows, cols, chosen.sigma),
         outliers_left=int(np.count_nonzero(region == "left")),
         outliers_right=int(np.count_nonzero(region == "right")),
         rank=rank,
         spectral_norm=float(s[0]),
         frobenius_norm=float(np.linalg.norm(s / unit)) * unit,
-        stable_rank=metrics.stable_rank(s),
-        effective_rank=metrics.effective_rank(s),
+        stable_rank=stable_rank(s),
+        effective_rank=effective_rank(s),
         u_p_mean=_mean(u.p),
         v_p_mean=_mean(v.p),
         svd_method=parts.method,
         svd_residual=parts.residual,
     )
+    extra = extra_values(parts, analysis)
+    return replace(analysis, extra=extra) if extra else analysis
 
 
 def _mean(p_values: FloatArray) -> float:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from scanner.errors import StoreError
 from scanner.store.files import StoreFiles
-from scanner.store.schemas import SCHEMAS, conform, file_metadata
+from scanner.store.tables import SCHEMAS, conform, file_metadata
 from scanner.store.writer import ROW_GROUP, is_scan_id, key_hash
 
 _READERS = 16

@@ -11,26 +11,11 @@ import pyarrow as pa
 
 from scanner.errors import QueryError, StoreError
 from scanner.store.files import StoreFiles
-from scanner.store.schemas import SCHEMAS
+from scanner.store.tables import SCHEMAS, listed_tables, tables_of
 
 _SQL = Path(__file__).resolve().parent / "sql"
 _READING_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
 _NO_EFFECT = "only one SELECT statement can be run (WITH, FROM, VALUES, DESCRIBE, SUMMARIZE and SHOW TABLES are fine)"
-
-LISTED = (
-    "scans",
-    "controls",
-    "comparisons",
-    "experiments",
-    "overlaps",
-    "activation_spectra",
-    "ablations",
-    "finetunes",
-    "baselines",
-    "run_skips",
-)
-"""Tables of which every file counts; the files of the others count if these say so."""
-_OF_COMPARISONS = ("pairs", "pair_vectors", "pair_subspaces")
 
 Params = Mapping[str, object] | Sequence[object] | None
 
@@ -40,7 +25,7 @@ def connect(files: StoreFiles, names: Mapping[str, Sequence[str]]) -> duckdb.Duc
 
     Args:
         files: the store.
-        names: of each table of `LISTED`, its files.
+        names: files of each table of `listed_tables()`.
 
     Raises:
         StoreError: a committed file is missing or damaged.
@@ -136,10 +121,11 @@ def _make_relations(
     relation("all_matrices", "matrices", with_matrices)
     relation("all_vectors", "vectors", [name for name in with_matrices if name in with_vectors])
     relation("failures", "failures", [scan_id for scan_id, _, _, failed, _ in scans if failed])
-    for table in _OF_COMPARISONS:
+    for table in tables_of("comparisons"):
         relation(f"all_{table}", table, listed["comparisons"])
-    for table in LISTED[1:]:
-        relation(table, table, listed[table])
+    for table in listed_tables():
+        if table != "scans":
+            relation(table, table, listed[table])
 
     connection.execute(_statements("comparisons"))
     again = connection.sql("from files.compared_again").fetchall()

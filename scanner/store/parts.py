@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scanner.store.schemas import conform
+from scanner.store.tables import conform
 
 SUFFIX = ".arrow"
 

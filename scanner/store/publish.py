@@ -21,8 +21,8 @@ from scanner.errors import StoreError
 from scanner.store.database import one_line
 from scanner.store.files import StoreFiles
 from scanner.store.publish_card import card
-from scanner.store.schemas import SCHEMAS
 from scanner.store.store import Store
+from scanner.store.tables import SCHEMAS, TABLES, complete, described, tables_of
 from scanner.store.writer import ROW_GROUP
 from scanner.version import __version__
 
@@ -30,14 +30,6 @@ MANIFEST = "rmtscan.json"
 CARD = "README.md"
 DEFAULT_LICENSE = "cc-by-4.0"
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]{0,60}")
-_OF_A_SCAN = {
-    "matrices": "matrices",
-    "vectors": "vectors",
-    "failures": "failed",
-}  # table: the column that counts its rows
-_OF_A_COMPARISON = ("pairs", "pair_vectors", "pair_subspaces")
-_FREE_TEXT = "base_model source environment method message dataset checkpoint".split()
-"""Columns in which a path of this machine can stand. A model's own name never is one."""
 _QUOTED = re.compile(r"(['\"])((?:file://)?(?:~?/|\.{1,2}/|[A-Za-z]:[\\/]|\\\\)[^'\"\n]*)\1")
 _PATH = re.compile(
     r"(?<![\w/.\\~])(?:file://)?(?:~?/(?!/)|\.{1,2}/|[A-Za-z]:[\\/](?!/)|\\\\)(?:(?!\.\.)[^\s'\"<>|:;,()\[\]{}])+"
@@ -118,11 +110,11 @@ def _committed_files(store: Store, source: StoreFiles) -> dict[str, list[str]]:
     if not rows:
         raise StoreError(f"store {store.url!r} holds no finished scan: nothing to publish")
     chosen = {"scans": [str(row["scan_id"]) for row in rows]}
-    for table, count in _OF_A_SCAN.items():
-        chosen[table] = [str(row["scan_id"]) for row in rows if row[count]]
+    for table in tables_of("scans"):
+        chosen[table] = [str(row["scan_id"]) for row in rows if row[TABLES[table].counted_by]]
     for table in SCHEMAS:
         if table not in chosen:
-            chosen[table] = source.names("comparisons" if table in _OF_A_COMPARISON else table)
+            chosen[table] = source.names(TABLES[table].listed_by or table)
     return {table: chosen[table] for table in SCHEMAS if chosen[table]}
 
 
@@ -191,7 +183,7 @@ def _publish_file(source: StoreFiles, path: str, to: Path, table: str) -> int:
             found = parquet.schema_arrow.metadata or {}
             metadata = {key.decode(): value.decode() for key, value in found.items()}
             clean = {key: without_local_paths(value) for key, value in metadata.items()}
-            may_hold_paths = clean != metadata or any(column in SCHEMAS[table].names for column in _FREE_TEXT)
+            may_hold_paths = clean != metadata or bool(TABLES[table].paths)
             as_it_is = parquet.schema_arrow.remove_metadata().equals(SCHEMAS[table]) and not may_hold_paths
             with _replacing(to) as temporary:
                 if as_it_is:
@@ -208,7 +200,7 @@ def _publish_file(source: StoreFiles, path: str, to: Path, table: str) -> int:
 
 
 def _rewrite(parquet: pq.ParquetFile, to: Path, table: str, metadata: dict[str, str]) -> None:
-    schema = SCHEMAS[table].with_metadata(metadata)
+    schema = TABLES[table].described.with_metadata(metadata)
     with pq.ParquetWriter(to, schema, compression="zstd") as writer:
         for batch in parquet.iter_batches(batch_size=ROW_GROUP):
             writer.write_table(_redacted(table, pa.Table.from_batches([batch])), row_group_size=ROW_GROUP)
@@ -216,20 +208,13 @@ def _rewrite(parquet: pq.ParquetFile, to: Path, table: str, metadata: dict[str, 
 
 def _redacted(table: str, rows: pa.Table) -> pa.Table:
     """The rows in the table's schema (columns of a later version null), without paths of this machine."""
-    schema = SCHEMAS[table]
-    columns = []
-    for field in schema:
-        if field.name not in rows.column_names:
-            columns.append(pa.nulls(rows.num_rows, field.type))
-            continue
-        column = rows[field.name].cast(field.type)
-        if field.name in _FREE_TEXT and pa.types.is_string(field.type):
-            clean = _source if field.name == "source" else _text
-            models = rows["model"].to_pylist() if "model" in rows.column_names else [None] * rows.num_rows
-            values = [clean(value, model) for value, model in zip(column.to_pylist(), models, strict=True)]
-            column = pa.array(values, field.type)
-        columns.append(column)
-    return pa.Table.from_arrays(columns, schema=schema)
+    rows = complete(table, rows)
+    models = rows["model"].to_pylist() if "model" in rows.column_names else [None] * rows.num_rows
+    for name in TABLES[table].paths:
+        clean = _source if name == "source" else _text
+        values = [clean(value, model) for value, model in zip(rows[name].to_pylist(), models, strict=True)]
+        rows = rows.set_column(rows.column_names.index(name), name, pa.array(values, pa.string()))
+    return described(table, rows)
 
 
 def _text(value: str | None, model: str | None) -> str | None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 
+from scanner.store.tables import TABLES
 from scanner.version import __version__
 
 _TEMPLATE = Path(__file__).resolve().with_suffix(".md")
@@ -19,23 +20,6 @@ _SIZES = {
     1_000_000_000: "100M<n<1B",
 }
 _LARGEST = "1B<n<10B"
-_ABOUT = {
-    "scans": "one row a scan: the model, its revision, the method (JSON), what was counted",
-    "matrices": "one row a weight matrix: σ and the edges of the bulk, outliers, ranks, norms, mean p-values",
-    "vectors": "one row a singular triplet: value, region, and for the left (u) and right (v) vector the Kolmogorov-Smirnov "
-    "distance to the Gaussian, its p-value, participation ratio and largest entry",
-    "failures": "one row a tensor that could not be analysed, and why",
-    "controls": "random matrices of the same shapes through the same code: what noise looks like",
-    "comparisons": "one row a pair of models that were compared",
-    "pairs": "one row a pair of matrices: how far fine-tuning moved it, outliers before and after, intruders",
-    "pair_vectors": "one row a singular triplet of a pair: before and after, and its best match among the base vectors",
-    "pair_subspaces": "overlap and principal angles of each tenth of a pair's singular vectors",
-    "experiments": "one row a run with forward passes",
-    "overlaps": "overlap of singular vectors with the eigenvectors of the activations' covariance",
-    "activation_spectra": "eigenvalues of that covariance",
-    "ablations": "what a model loses when singular values are removed",
-    "finetunes": "accuracy after fine-tuning with singular values removed before or after",
-}
 _MODELS_SHOWN = 100
 
 
@@ -61,8 +45,13 @@ def card(scans: Sequence[Mapping[str, object]], rows: Mapping[str, int], *, name
         title=_markdown(title),
         version=__version__,
         models="\n".join(shown),
-        tables="\n".join(f"| `{table}` | {count:,} | {_ABOUT[table]} |" for table, count in rows.items()),
+        tables="\n".join(f"| `{table}` | {count:,} | {_about(table)} |" for table, count in rows.items()),
     )
+
+
+def _about(table: str) -> str:
+    about = TABLES[table]
+    return f"{about.row}: {about.description}".replace("|", "\\|")
 
 
 def _config(table: str) -> str:

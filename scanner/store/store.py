@@ -9,23 +9,25 @@ import duckdb
 import pyarrow as pa
 
 from scanner.errors import StoreError
+from scanner.store import heartbeat
 from scanner.store.batch import Batch
-from scanner.store.database import LISTED, Params, connect, read, refuse_all_but_select
+from scanner.store.database import Params, connect, read, refuse_all_but_select
 from scanner.store.files import StoreFiles
+from scanner.store.heartbeat import Heartbeat
 from scanner.store.parts import SUFFIX, read_matrix_row
 from scanner.store.queries import Query, find_query, load_queries
-from scanner.store.schemas import SCHEMAS, conform, file_metadata, method_in
+from scanner.store.tables import (
+    SCHEMAS,
+    complete,
+    conform,
+    described,
+    experiment_tables,
+    file_metadata,
+    listed_tables,
+    method_in,
+)
 from scanner.store.writer import FIRST, ROW_GROUP, ScanWriter, is_scan_id
 
-_EXPERIMENTS = (
-    "experiments",
-    "overlaps",
-    "activation_spectra",
-    "ablations",
-    "finetunes",
-    "baselines",
-    "run_skips",
-)
 _FOLDERS = ("scans", "controls", "staging")
 _STAGED = "staging-experiments"
 _ENSEMBLE = re.compile(r"[a-z][a-z0-9_]*")
@@ -141,7 +143,8 @@ class Store:
         """
         method = {"rows": rows, "cols": cols, "ensemble": ensemble, "seed": seed}
         path = self.control_path(rows, cols, ensemble, seed)
-        self._files.write(path, conform("controls", table).sort_by("k"), file_metadata(method))
+        rows = conform("controls", table).sort_by("k")
+        self._files.write(path, described("controls", rows), file_metadata(method))
 
     def file_rows(self, table: str, name: str, columns: Sequence[str] | None = None) -> list[dict[str, object]]:
         """The rows of one file of a table (`matrices` of a scan, say), whole or some columns; none if there is no such file.
@@ -150,7 +153,7 @@ class Store:
             StoreError: the store cannot be read.
         """
         rows = self._files.read(f"{table}/{name}.parquet") if table in SCHEMAS and is_scan_id(name) else None
-        return [] if rows is None else rows.select(columns or rows.column_names).to_pylist()
+        return [] if rows is None else complete(table, rows).select(columns or SCHEMAS[table].names).to_pylist()
 
     def vector_rows(self, scan_id: str, columns: Sequence[str]) -> pa.Table:
         """These columns of the rows of `vectors` of one committed scan, in the file's order.
@@ -184,7 +187,7 @@ class Store:
         """Write one file of an experiment's table, whole and at once: a finished point or run, which is then never computed again.
 
         Args:
-            table: one of `experiments overlaps activation_spectra ablations finetunes`.
+            table: one of those that runs of experiments write.
             name: the file's name: a hash of what was computed and how.
             rows: the rows.
             method: every parameter that went into the name, written into the file.
@@ -193,9 +196,10 @@ class Store:
             ValueError: the table is another one, the name is not a safe file name, or the columns do not fit the schema.
             StoreError: the store is full or not writable.
         """
-        if table not in _EXPERIMENTS or not is_scan_id(name):
+        if table not in experiment_tables() or not is_scan_id(name):
             raise ValueError(f"no experiment can write {table!r}/{name!r}")
-        self._files.write(f"{table}/{name}.parquet", conform(table, rows), file_metadata(method), rows=ROW_GROUP)
+        content = described(table, conform(table, rows))
+        self._files.write(f"{table}/{name}.parquet", content, file_metadata(method), rows=ROW_GROUP)
 
     def method_of(self, table: str, name: str) -> dict[str, Any]:
         """The `method` that an experiment's file was written with; empty if there is no such file.
@@ -203,7 +207,9 @@ class Store:
         Raises:
             StoreError: the store cannot be read.
         """
-        rows = self._files.read(f"{table}/{name}.parquet") if table in _EXPERIMENTS and is_scan_id(name) else None
+        rows = (
+            self._files.read(f"{table}/{name}.parquet") if table in experiment_tables() and is_scan_id(name) else None
+        )
         return {} if rows is None else method_in(rows.schema.metadata)
 
     def stage(self, run_id: str, name: str, content: bytes) -> None:
@@ -233,6 +239,35 @@ class Store:
         else:
             self._files.remove(f"{_STAGED}/{run_id}/{name}")
 
+    @property
+    def local(self) -> bool:
+        """Whether the store is a folder of this machine."""
+        return self._files.local
+
+    def beat(self, state: Heartbeat) -> None:
+        """Write the state of running work, which other processes read with `running`.
+
+        Raises:
+            StoreError: the store is full or cannot be written.
+        """
+        heartbeat.write(self._files, state)
+
+    def end_beat(self, run_id: str) -> None:
+        """Remove the state of work that ends.
+
+        Raises:
+            StoreError: the store cannot be written.
+        """
+        heartbeat.remove(self._files, run_id)
+
+    def running(self) -> list[Heartbeat]:
+        """Return the work that is running, in any process and on any machine, the oldest first.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        return heartbeat.read_all(self._files)
+
     def queries(self) -> list[Query]:
         """Every named query, in alphabetical order."""
         return list(load_queries().values())
@@ -255,9 +290,9 @@ class Store:
     def sql(self, text: str, params: Params = None) -> pa.Table:
         """The answer to one SELECT statement.
 
-        The views: scans, matrices, vectors (the newest result of every matrix), all_matrices, all_vectors (those of
-        every scan), failures, controls, comparisons, pairs, pair_vectors, pair_subspaces, experiments, overlaps,
-        activation_spectra, ablations, finetunes.
+        Every table has a view of its name (`scanner.store.tables.views()` lists them). `matrices`, `vectors`, `pairs`,
+        `pair_vectors` and `pair_subspaces` hold the newest result of every matrix; `all_matrices`, `all_vectors` and so on
+        those of every scan and comparison.
 
         Args:
             text: the statement; `$name` or `?` stand for parameters.
@@ -279,7 +314,7 @@ class Store:
 
     def _database(self) -> duckdb.DuckDBPyConnection:
         """A connection that knows what is committed now; the one of the last question if nothing has changed."""
-        versions = {table: self._files.versions(table) for table in LISTED}
+        versions = {table: self._files.versions(table) for table in listed_tables()}
         if self._connection is None or self._version != versions:
             self.close()
             names = {table: [name for name, _ in found] for table, found in versions.items()}

@@ -27,7 +27,7 @@ from scanner.store.parts import (
     read_vectors,
     rows_of_scan,
 )
-from scanner.store.schemas import SCHEMAS, file_metadata, to_json
+from scanner.store.tables import SCHEMAS, file_metadata, to_json
 from scanner.version import __version__
 
 ROW_GROUP = 250_000

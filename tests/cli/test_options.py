@@ -281,7 +281,7 @@ OPTIONS = {
     "finetune": f"{TEXT} --label --store --order --deciles --seeds --roles --examples --test-share --window --epochs --batch --lr "
     f"--keep {POOL} --format",
     "lazy-learning": f"--data --store --alpha --frozen --seeds --epochs --lr --batch {POOL} --force --format",
-    "slicing": f"{MEASURE} --store --order --deciles --calibration --calibration-tokens {POOL} --format",
+    "slicing": f"{MEASURE} --store --prompt --answers --order --deciles --calibration --calibration-tokens {POOL} --format",
     "plot": "--output --list --model --revision --layer --role --head --expert --stack --tensor --side --k --ensemble --base "
     "--tuned --centred --run --store --format",
     "report": "--output --store",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scanner.store import Store, open_store
-from scanner.store.schemas import SCHEMAS
+from scanner.store.tables import SCHEMAS
 from tests.store.rows import NOON, Matrix, Pair, add_comparison, add_scan, failure
 from tests.store.test_experiment_queries import add_overlaps, add_point, add_run
 

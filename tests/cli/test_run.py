@@ -4,43 +4,36 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 
-from scanner.cli.experiment import add_experiment
+from scanner.cli.experiments import add_experiment
 from scanner.cli.run import run_verb
 from scanner.configuration import option
 from scanner.engine import Observer, PoolOptions
+from scanner.experiments import Experiment, Report
 from scanner.store import open_store
 from tests.store.rows import Matrix, add_scan
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
-    """The result of the toy."""
+class Ended:
+    """The report of a verb."""
 
     store: str
-    exit_status: int = 0
-    run_ids: tuple[str, ...] = ("abc",)
-    unit: str = "points"
-    total: int = 3
-    kept: int = 1
-    failed: Mapping[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    parameters: Mapping[str, object] = field(default_factory=dict)
+    exit_status: int
 
 
 @pytest.mark.parametrize("status", [0, 1, 3])
 def test_a_verb_ends_with_the_status_of_its_report(status: int, capsys: pytest.CaptureFixture[str]) -> None:
-    shown: list[Report] = []
+    shown: list[Ended] = []
     ended = 0
     try:
-        run_verb(lambda observer: Report(store="s3://x", exit_status=status), shown.append, store="s3://x")
+        run_verb(lambda observer: Ended(store="s3://x", exit_status=status), shown.append, store="s3://x")
     except typer.Exit as end:
         ended = end.exit_code
     assert ended == status
@@ -52,7 +45,7 @@ def test_a_verb_ends_with_the_status_of_its_report(status: int, capsys: pytest.C
 def test_a_signal_interrupts_and_says_how_to_resume(how: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGTERM)
 
-    def call(observer: Observer) -> Report:
+    def call(observer: Observer) -> Ended:
         os.kill(os.getpid(), how)
         signal.pause()
         raise AssertionError("the signal interrupts")
@@ -66,17 +59,16 @@ def test_a_signal_interrupts_and_says_how_to_resume(how: signal.Signals, capsys:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Measure a toy.
-
-    Examples:
-
-        rmtscan toy model
-    """
+    """Options of the toy."""
 
     model: str = option(positional=True, metavar="REF")
     """A model."""
     seeds: int = option(3, min=1)
     """Number of seeds."""
+
+
+def never(config: Config, call: object) -> Any:
+    raise AssertionError("the toy is not planned")
 
 
 def test_the_verb_of_an_experiment_follows_from_its_configuration(
@@ -86,18 +78,22 @@ def test_the_verb_of_an_experiment_follows_from_its_configuration(
     add_scan(open_store(store, create=True), "abc", [Matrix()], model="org/one")
     received: list[Any] = []
 
-    def run(config: Config, *, store: str, pool: PoolOptions, observer: Observer) -> Report:
+    def run(_: Experiment[Config], config: Config, *, store: str, pool: PoolOptions, observer: Observer) -> Report:
         received.append((config, pool))
         return Report(
             store=store,
-            exit_status=3,
+            run_ids=("abc",),
+            unit="points",
+            total=3,
+            kept=1,
             failed={"seed0": "no\x1bmemory"},
             notes=("two of three",),
             parameters={"model": "org/one"},
         )
 
     app = typer.Typer()
-    add_experiment(app, "toy", Config, run, query="scans")
+    toy = Experiment(name="toy", config=Config, plan=never, query="scans", help="Measure a toy.")
+    add_experiment(app, toy, run)
     with pytest.raises(SystemExit) as end:
         app(["m", "--seeds", "2", "--workers", "1", "--store", store, "--format", "csv"])
     out, err = capsys.readouterr()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from scanner.engine import ModelReport, ScanObserver
-from scanner.engine.scan import ControlTask, MatrixTask
+from scanner.engine.task import Task
 
 
 class Recorder(ScanObserver):
@@ -14,7 +14,7 @@ class Recorder(ScanObserver):
     def __init__(self, after: Callable[[int], None] = lambda done: None) -> None:
         self.queues: list[int] = []
         self.kept = 0
-        self.tasks: list[MatrixTask | ControlTask] = []
+        self.tasks: list[Task] = []
         self.failed: list[str] = []
         self.models: list[ModelReport] = []
         self.alive: list[int] = []
@@ -30,7 +30,7 @@ class Recorder(ScanObserver):
     def workers(self, alive: int, wanted: int) -> None:
         self.alive.append(alive)
 
-    def task_done(self, task: MatrixTask | ControlTask, *, failed: list[str]) -> None:
+    def task_done(self, task: Task, *, failed: list[str]) -> None:
         self.tasks.append(task)
         self.failed += failed
         self._after(len(self.tasks))

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from scanner.store import SCHEMA_VERSION, SCHEMAS, Store
-from scanner.store.schemas import conform
+from scanner.store.tables import conform
 from scanner.version import __version__
 
 from .rows import Matrix, add_scan, control, table

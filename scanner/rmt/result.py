@@ -1,0 +1,98 @@
+"""Result of the analysis of one matrix; its fields declare the columns of the tables that hold them.
+
+Apart from `analysis`, which computes the values, because reading the declarations must not load torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from scanner.rmt.columns import Scope, declared_columns, metrics, of_matrix, of_vector
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from scanner.rmt.decomposition import SvdMethod
+    from scanner.rmt.marchenko_pastur import FloatArray
+    from scanner.rmt.sigma import SigmaKind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis:
+    """Result of the analysis of one m x n matrix; the fields declare the columns of `matrices` and `vectors` that hold them.
+
+    Arrays have length min(m, n) (for a product of thin factors: its width), with k = 0 the largest singular value. `u` is the
+    left (output) side, `v` the right (input) side. p-values are NaN where a singular value is numerically zero (its vectors are
+    arbitrary) and on a side of length 1.
+    """
+
+    rows: int
+    cols: int
+    singular_values: FloatArray = field(
+        metadata=of_vector("float64", "singular value s_k", name="singular_value", required=True)
+    )
+    region: NDArray[np.str_] = field(
+        metadata=of_vector(
+            "text", "`left` (below the bulk), `bulk`, `right` (above the bulk) or `null` (numerically zero)"
+        )
+    )
+    u_ks: FloatArray = field(
+        metadata=of_vector("float32", "Kolmogorov-Smirnov distance D of the entries of u_k to the Gaussian")
+    )
+    u_p: FloatArray = field(metadata=of_vector("float32", "p-value of `u_ks`"))
+    u_p_local: FloatArray = field(metadata=of_vector("float32", "mean of `u_p` over k-7 ... k+7"))
+    v_ks: FloatArray = field(
+        metadata=of_vector("float32", "Kolmogorov-Smirnov distance D of the entries of v_k to the Gaussian")
+    )
+    v_p: FloatArray = field(metadata=of_vector("float32", "p-value of `v_ks`"))
+    v_p_local: FloatArray = field(metadata=of_vector("float32", "mean of `v_p` over k-7 ... k+7"))
+    u_ipr: FloatArray = field(metadata=of_vector("float32", "inverse participation ratio Σx⁴ of u_k"))
+    v_ipr: FloatArray = field(metadata=of_vector("float32", "inverse participation ratio Σx⁴ of v_k"))
+    u_peak: FloatArray = field(metadata=of_vector("float32", "largest |entry| of u_k"))
+    v_peak: FloatArray = field(metadata=of_vector("float32", "largest |entry| of v_k"))
+    sigma: float = field(metadata=of_matrix("float64", "estimate of σ that the edges of the bulk come from"))
+    sigma_kind: SigmaKind = field(metadata=of_matrix("text", "which estimate `sigma` is: `median std init bulk`"))
+    sigma_median: float = field(metadata=of_matrix("float64", "σ from the median singular value"))
+    sigma_std: float = field(metadata=of_matrix("float64", "σ as the standard deviation of the entries"))
+    sigma_init: float = field(metadata=of_matrix("float64", "σ of an initialization with variance 1/m"))
+    sigma_bulk: float = field(metadata=of_matrix("float64", "σ from a fit to the bulk"))
+    mp_lower: float = field(
+        metadata=of_matrix("float64", "lower edge of the Marchenko-Pastur bulk, as a singular value")
+    )
+    mp_upper: float = field(
+        metadata=of_matrix("float64", "upper edge of the Marchenko-Pastur bulk, as a singular value")
+    )
+    outliers_left: int = field(metadata=of_matrix("int32", "number of singular values below the bulk"))
+    outliers_right: int = field(metadata=of_matrix("int32", "number of singular values above the bulk"))
+    rank: int = field(metadata=of_matrix("int32", "number of singular values that are not numerically zero"))
+    mp_ks: float = field(
+        metadata=of_matrix("float64", "largest distance between the spectrum and its Marchenko-Pastur law")
+    )
+    spectral_norm: float = field(metadata=of_matrix("float64", "largest singular value s₀"))
+    frobenius_norm: float = field(metadata=of_matrix("float64", "square root of Σs²"))
+    stable_rank: float = field(metadata=of_matrix("float64", "Σs²/s₀²"))
+    effective_rank: float = field(metadata=of_matrix("float64", "exp of the entropy of s/Σs"))
+    u_p_mean: float = field(metadata=of_matrix("float64", "mean of `u_p` over the triplets that have one"))
+    v_p_mean: float = field(metadata=of_matrix("float64", "mean of `v_p` over the triplets that have one"))
+    svd_method: SvdMethod = field(metadata=of_matrix("text", "how it was decomposed: `gram`, `svd` or `low_rank`"))
+    svd_residual: float = field(
+        metadata=of_matrix("float64", "estimate of the relative Frobenius error of the decomposition")
+    )
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Values of registered metrics (`scanner.rmt.columns`), by column: one number per matrix, or one array per matrix."""
+
+    def matrix_columns(self) -> dict[str, object]:
+        """Values for table `matrices`, by column."""
+        return self._columns("matrix")
+
+    def vector_columns(self) -> dict[str, object]:
+        """Arrays for table `vectors`, by column; `k` included."""
+        return {"k": range(len(self.singular_values))} | self._columns("vector")
+
+    def _columns(self, scope: Scope) -> dict[str, object]:
+        own = {column.name: getattr(self, name) for name, column in declared_columns(Analysis, scope).items()}
+        names = [metric.column.name for metric in metrics(scope)]
+        return own | {name: self.extra[name] for name in names if name in self.extra}
