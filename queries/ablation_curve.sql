@@ -1,23 +1,23 @@
--- title: What a model loses without a set of its singular values
--- about: delta = value - baseline, beside random sets of the same size from the same matrices. stderr is the standard error of
---   delta over windows or examples, paired with those of the intact model. decile 1 holds the smallest singular values.
--- param: model VARCHAR = NULL | only this model
--- param: run VARCHAR = NULL | only this run (one model, metric, text and precision)
--- param: metric VARCHAR = NULL | only perplexity, accuracy or kl
+-- title: Damage from removing a set of singular values
+-- about: delta = value - baseline, with random sets of the same size from the same matrices. stderr is the standard error of
+--   delta over windows or examples, paired with those of the intact model. Decile 1 has the smallest singular values.
+-- param: model VARCHAR = NULL | this model only
+-- param: run VARCHAR = NULL | this run only (one model, metric, text and precision)
+-- param: metric VARCHAR = NULL | this metric only: perplexity, accuracy or kl
 -- column: run_id | one model, metric, text and precision
--- column: model | the model's name
--- column: metric | perplexity, accuracy or kl (nats a token)
--- column: roles | roles that were changed
--- column: layers | blocks that were changed
--- column: set | the singular values that were taken out
--- column: removed | how many, over all matrices
--- column: fraction | of all their singular values
--- column: baseline | the intact model
--- column: value | without the set
+-- column: model | name of the model
+-- column: metric | perplexity, accuracy or kl (nats per token)
+-- column: roles | roles of the changed matrices
+-- column: layers | blocks of the changed matrices
+-- column: set | set of singular values that was removed
+-- column: removed | number of removed singular values, over all matrices
+-- column: fraction | share of all singular values of these matrices
+-- column: baseline | value of the intact model
+-- column: value | value without the set
 -- column: delta | value - baseline
 -- column: stderr | standard error of delta
 -- column: random_delta | mean delta of random sets of the same size
--- column: random_sets | how many there are
+-- column: random_sets | number of random sets
 with points as (from ablation_points($model, $run, $metric))
 
 select
@@ -39,7 +39,7 @@ from points
 left join random_sets() using (run_id, roles, layers, removed)
 where
     not starts_with(set, 'random:')
-    -- Random sets that stand for themselves.
+    -- Random sets are rows of their own if no other set of the run has their size.
     or not exists (
         from points as other
         where

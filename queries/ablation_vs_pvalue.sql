@@ -1,26 +1,26 @@
--- title: Do the deciles that look least random matter most
--- about: Spearman's rank correlation, over the ten deciles of the spectrum, between the damage their removal does and what a scan says
---   of them: the mean p-value of their singular vectors (v and u), the share of outliers (values outside the random bulk), and the
---   decile itself (the size of the singular values). The papers' claim is a p_correlation near -1 and an outlier_correlation near 1,
---   beyond decile_correlation where decile 1 hurts. Needs all ten deciles, and in the same store a scan of all matrices that were
---   changed.
--- param: model VARCHAR = NULL | only this model
--- param: run VARCHAR = NULL | only this run (one model, metric, text and precision)
--- param: metric VARCHAR = NULL | only perplexity, accuracy or kl
+-- title: Do the least random deciles matter most?
+-- about: Spearman's rank correlation, over the ten deciles of the spectrum, between the damage from removing a decile and its
+--   properties in a scan: the mean p-value of its singular vectors (v and u), the share of outliers (singular values
+--   outside the bulk), and the number of the decile (the size of the singular values). The papers claim a p_correlation
+--   near -1 and an outlier_correlation near 1, larger than decile_correlation where decile 1 matters. Requires all ten
+--   deciles, and in the same store a scan of all changed matrices.
+-- param: model VARCHAR = NULL | this model only
+-- param: run VARCHAR = NULL | this run only (one model, metric, text and precision)
+-- param: metric VARCHAR = NULL | this metric only: perplexity, accuracy or kl
 -- column: run_id | one model, metric, text and precision
--- column: model | the model's name
+-- column: model | name of the model
 -- column: metric | perplexity, accuracy or kl
--- column: roles | roles that were changed
--- column: layers | blocks that were changed
--- column: p_correlation | damage against mean p-value; negative: what looks random matters less; empty where a decile has no p (zeros)
--- column: outlier_correlation | damage against the share of outliers; empty where it is the same everywhere
--- column: decile_correlation | damage against the decile; 1: the larger the singular values, the more they matter
--- column: worst | the decile whose removal does most damage
--- column: second | the next
+-- column: roles | roles of the changed matrices
+-- column: layers | blocks of the changed matrices
+-- column: p_correlation | damage against mean p-value; negative: random deciles matter less; NULL if a decile has no p-values
+-- column: outlier_correlation | damage against the share of outliers; NULL if it is the same in all deciles
+-- column: decile_correlation | damage against the decile; 1: larger singular values matter more
+-- column: worst | decile whose removal does the most damage
+-- column: second | decile with the second largest damage
 -- column: damage_1 | damage without decile 1, the smallest singular values
 -- column: damage_middle | mean damage without deciles 4 to 7
 with points as (
-    -- Accuracy falls where the others rise.
+    -- Damage decreases accuracy, but increases the other metrics.
     select *, case metric when 'accuracy' then -delta else delta end as damage
     from scanned_deciles($model, $run, $metric)
 ),
@@ -28,7 +28,7 @@ with points as (
 ranked as (
     select
         *,
-        -- Equal values share the mean of their ranks.
+        -- Equal values get the mean of their ranks.
         rank() over (of_group order by damage) + (count(*) over (partition by run_id, roles, layers, damage) - 1) / 2 as damage_rank,
         rank() over (of_group order by p) + (count(*) over (partition by run_id, roles, layers, p) - 1) / 2 as p_rank,
         rank() over (of_group order by outliers) + (count(*) over (partition by run_id, roles, layers, outliers) - 1) / 2 as outlier_rank

@@ -1,27 +1,27 @@
 -- title: Do the random controls look random?
--- about: One line per control, a random matrix with entries of variance 1 / hi, hi = max(rows, cols). The verdict is ok
---   when all of these hold, and off otherwise.
---   1. The mean p-value of left and of right vectors is within 4 standard errors of 0.5. One standard error is
+-- about: One row per control, a random matrix with entries of variance 1 / hi, hi = max(rows, cols). The verdict is ok if all
+--   of these hold, and off otherwise.
+--   1. The mean p-values of the left and of the right vectors are within 4 standard errors of 0.5. One standard error is
 --   sqrt(1 / 12 / count), as for independent uniform p-values.
 --   2. No singular value lies 6 or more Tracy-Widom widths outside its Marchenko-Pastur edge. The width is the natural
 --   fluctuation of extreme singular values, about 0.3 hi^(-2/3) of the upper edge for square matrices.
---   3. The variance of the entries is within 4 standard errors of 1 / hi. One standard error is sqrt(2 / (rows cols))
---   of it for Gaussian entries, and less for uniform ones.
--- param: ensemble VARCHAR = NULL | only this ensemble (gaussian, kaiming_uniform)
+--   3. The variance of the entries is within 4 standard errors of 1 / hi. One standard error is sqrt(2 / (rows cols)) of
+--   it for Gaussian entries, and less for uniform ones.
+-- param: ensemble VARCHAR = NULL | this ensemble only (gaussian, kaiming_uniform)
 -- column: rows | output features
 -- column: cols | input features
--- column: ensemble | how the entries were drawn
+-- column: ensemble | distribution of the entries
 -- column: seed | seed of the draw
--- column: singular_values | how many there are
--- column: outside | how many of them lie outside the Marchenko-Pastur edges; a few next to the edges are normal
+-- column: singular_values | number of singular values
+-- column: outside | number of singular values outside the Marchenko-Pastur edges; a few next to the edges are normal
 -- column: variance | variance of the entries, in units of 1 / hi; expected 1
--- column: u_p | left vectors: mean p-value; expected 0.5
--- column: v_p | right vectors: the same
--- column: standard_error | of u_p and v_p, if nothing is wrong
+-- column: u_p | left singular vectors: mean p-value; expected 0.5
+-- column: v_p | right singular vectors: mean p-value; expected 0.5
+-- column: standard_error | standard error of u_p and v_p for random vectors
 -- column: u_deviation | u_p - 0.5, in standard errors
 -- column: v_deviation | v_p - 0.5, in standard errors
--- column: largest_excess | how far the most extreme singular value lies outside its edge, relative to it; 0 = inside
--- column: excess_widths | the same in Tracy-Widom widths of that edge, the larger of both sides
+-- column: largest_excess | distance of the most extreme singular value from its edge, relative to the edge; 0 = inside
+-- column: excess_widths | the same in Tracy-Widom widths of the edge; the larger of both ends
 -- column: verdict | ok or off
 with measured as (
     select
@@ -55,7 +55,7 @@ compared as (
         (v_p - 0.5) / v_error as v_deviation,
         largest / mp_upper - 1 as upper_excess,
         1 - smallest / nullif(mp_lower, 0) as lower_excess,
-        -- Half the relative width of the extreme eigenvalues of a Wishart matrix, for s is the root of an eigenvalue.
+        -- Half the relative width of the extreme eigenvalues of a Wishart matrix, since s is the root of an eigenvalue.
         (1 / root_lo + 1 / root_hi) ** (1 / 3) / (root_hi + root_lo) / 2 as upper_width,
         (1 / root_lo - 1 / root_hi) ** (1 / 3) / nullif(root_hi - root_lo, 0) / 2 as lower_width,
         greatest(0, upper_excess, lower_excess) as largest_excess,
@@ -80,7 +80,7 @@ select
     excess_widths,
     case
         when
-            -- A side of length 1 has no p-values, and no deviation.
+            -- A side of length 1 has no p-values and thus no deviation.
             coalesce(abs(u_deviation), 0) < 4
             and coalesce(abs(v_deviation), 0) < 4
             and excess_widths < 6

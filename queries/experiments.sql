@@ -1,15 +1,15 @@
--- title: Runs of experiments, the latest first
--- about: One line per run: a model's content, a text, and everything else that decides the numbers. Its points are in the tables
---   ablations (ablation, slicing, lazy-learning), finetunes, or overlaps and activation_spectra (activations).
--- param: model VARCHAR = NULL | only this model
--- param: kind VARCHAR = NULL | only activations, ablation, slicing, finetune or lazy-learning
--- column: run_id | what `--param run=` of other queries takes
--- column: kind | activations, ablation, slicing, finetune or lazy-learning; empty for a run that was interrupted before its first result
--- column: model | the model's name
--- column: dataset | the text or data set
--- column: tokens | how many of its tokens were read
--- column: points | points that are measured; of activations, matrices
--- column: finished_at | when the newest point or the run was finished, UTC
+-- title: Runs of experiments, latest first
+-- about: One row per run: the content of a model, a text, and everything else that determines the numbers. Its points are in
+--   the tables ablations (ablation, slicing, lazy-learning), finetunes, or overlaps and activation_spectra (activations).
+-- param: model VARCHAR = NULL | this model only
+-- param: kind VARCHAR = NULL | this kind only: activations, ablation, slicing, finetune or lazy-learning
+-- column: run_id | id of the run, the value of `--param run=` of other queries
+-- column: kind | activations, ablation, slicing, finetune or lazy-learning; NULL if the run was interrupted before its first result
+-- column: model | name of the model
+-- column: dataset | text or data set
+-- column: tokens | number of tokens that were read
+-- column: points | number of measured points; for activations, of matrices
+-- column: finished_at | when the newest point or the run finished, UTC
 with measured as (
     select run_id, arg_max(model, (finished_at, model)) as model, count(*) as points, max(finished_at) as finished_at
     from ablations

@@ -1,17 +1,17 @@
--- title: Why tensors could not be analysed
--- about: Failures of the newest revision of every model, the commonest reason first. Messages that differ in numbers or
---   in quoted names only count as one reason, and are shown with # and '...' in their place.
--- param: model VARCHAR = NULL | only this model
+-- title: Why tensors could not be analyzed
+-- about: Failures in the newest revision of every model, the most frequent reason first. Messages that differ only in numbers
+--   or quoted names count as one reason, and are shown with # and '...' in their place.
+-- param: model VARCHAR = NULL | this model only
 -- param: revision VARCHAR = NULL | the newest revision that begins with this, instead of the newest
--- param: stage VARCHAR = NULL | only this stage (open, read, decode, analyse)
--- column: stage | where it happened: open, read, decode or analyse
+-- param: stage VARCHAR = NULL | this stage only (open, read, decode, analyse)
+-- column: stage | stage of the failure: open, read, decode or analyse
 -- column: error | type of the error
--- column: reason | its message, without numbers and quoted names
--- column: failures | how often
--- column: models | in how many models
--- column: example_model | the first of these models
--- column: example_tensor | its first tensor; empty if the checkpoint itself could not be opened
--- column: example_message | the message of that one
+-- column: reason | message without numbers and quoted names
+-- column: failures | number of failures
+-- column: models | number of models with this failure
+-- column: example_model | first of these models
+-- column: example_tensor | first tensor of that model; NULL if the checkpoint itself could not be opened
+-- column: example_message | message of that failure
 with failed as (
     select
         *,

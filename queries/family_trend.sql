@@ -1,32 +1,32 @@
--- title: How roles change over the revisions or training checkpoints of a model
--- about: One line per role and checkpoint, in the order of time. Checkpoints are the revisions of one model, or, with
---   family, all models whose names begin with that (the folders checkpoint-500, checkpoint-1000, say) and their
---   revisions. Time is when the scan was finished. A step is read from names like step1000, checkpoint-1000, ckpt_500, iter200 or
---   epoch3 in the revision or the model's name (with family the other way round); commits and content hashes have none. If
---   by_step, checkpoints with a step come in its order, then the others in time. Differences (delta:BASE..TUNED) are left out
---   unless named. Random matrices have mean p-value 0.5.
--- param: model VARCHAR = NULL | only this model
--- param: family VARCHAR = NULL | models whose names begin with this, as checkpoints of one training
--- param: role VARCHAR = NULL | only this role
--- param: heads BOOLEAN = FALSE | slices of single attention heads instead of whole matrices
+-- title: Change of roles over the revisions or training checkpoints of a model
+-- about: One row per role and checkpoint, in the order of time. Checkpoints are the revisions of one model or, with family, all
+--   models whose names begin with it (such as the folders checkpoint-500 and checkpoint-1000) and their revisions. Time is
+--   when the scan finished. A step is read from names such as step1000, checkpoint-1000, ckpt_500, iter200 or epoch3 in
+--   the revision or the name of the model (with family, in the name first); commits and content hashes have no step. With
+--   by_step, checkpoints with a step come first, in the order of the steps, and the others follow by time. Differences
+--   (delta:BASE..TUNED) are left out unless named. Random matrices have a mean p-value of 0.5.
+-- param: model VARCHAR = NULL | this model only
+-- param: family VARCHAR = NULL | models whose names begin with this, as checkpoints of one training run
+-- param: role VARCHAR = NULL | this role only
+-- param: heads BOOLEAN = FALSE | slices of attention heads instead of whole matrices
 -- param: by_step BOOLEAN = FALSE | order by the step in the name instead of the time of the scan
--- column: family | the model's name, or the common beginning
--- column: role | what the matrix does in its block
+-- column: family | name of the model, or the common prefix
+-- column: role | role of the matrix in its block
 -- column: place | 1 = the first checkpoint
--- column: model | the model's name
+-- column: model | name of the model
 -- column: revision | commit, tag or content hash
--- column: step | as the name of the revision or the model says; empty where none does
--- column: finished_at | when its first scan was finished, UTC
+-- column: step | step in the name of the revision or model; NULL if there is none
+-- column: finished_at | when its first scan finished, UTC
 -- column: matrices | matrices of this role
--- column: u_p | left vectors: mean p-value
--- column: v_p | right vectors: mean p-value
+-- column: u_p | left singular vectors: mean p-value
+-- column: v_p | right singular vectors: mean p-value
 -- column: p | mean of u_p and v_p
--- column: p_change | p minus that of the checkpoint before
--- column: p_since_first | p minus that of the first checkpoint
--- column: left_percent | singular values below the Marchenko-Pastur bulk, per cent
--- column: right_percent | singular values above it, per cent
+-- column: p_change | p minus p of the previous checkpoint
+-- column: p_since_first | p minus p of the first checkpoint
+-- column: left_percent | singular values below the Marchenko-Pastur bulk, percent
+-- column: right_percent | singular values above the Marchenko-Pastur bulk, percent
 -- column: spectral_norm | largest singular value, mean
--- column: stable_rank | mean
+-- column: stable_rank | stable rank, mean
 with checkpoints as (
     select
         model,

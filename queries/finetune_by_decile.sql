@@ -1,27 +1,27 @@
--- title: Accuracy after fine-tuning with a decile of the singular values removed before it or after it
--- about: One line per order and decile, averaged over the seeds, beside the untouched runs of the same base, data and recipe (v1
---   Fig. 8, v3 Fig. 6). sigma is the untouched runs' standard deviation over seeds; beyond 3 of it a change is more than chance
---   (few seeds know their sigma badly).
--- param: base VARCHAR = NULL | only this base model
--- param: dataset VARCHAR = NULL | only this dataset
--- param: roles VARCHAR = NULL | only removal from these roles (`all`, or names separated by commas)
--- param: run VARCHAR = NULL | only this run (run_id)
--- column: run_id | one base, one dataset, one recipe: everything in it is comparable
--- column: base_model | what was fine-tuned
--- column: dataset | on what
--- column: order | none: untouched; remove-first: before fine-tuning; tune-first: after it
--- column: roles | the matrices that the decile was removed from
--- column: decile | 1: the smallest tenth of each matrix's singular values, 10: the largest
--- column: seeds | how many runs
--- column: accuracy | their mean accuracy
+-- title: Accuracy after fine-tuning with a decile of the singular values removed before or after it
+-- about: One row per order and decile, averaged over the seeds, with the untouched runs of the same base, data and recipe (v1
+--   Fig. 8, v3 Fig. 6). sigma is the standard deviation of the untouched runs over seeds; a change of more than 3 sigma is
+--   more than chance, but sigma is imprecise if there are few seeds.
+-- param: base VARCHAR = NULL | this base model only
+-- param: dataset VARCHAR = NULL | this dataset only
+-- param: roles VARCHAR = NULL | removal from these roles only (`all`, or names separated by commas)
+-- param: run VARCHAR = NULL | this run only (run_id)
+-- column: run_id | one base, one dataset, one recipe: all points of a run are comparable
+-- column: base_model | model that was fine-tuned
+-- column: dataset | data set of the fine-tuning
+-- column: order | none: untouched; remove-first: removed before fine-tuning; tune-first: removed after it
+-- column: roles | roles of the matrices from which the decile was removed
+-- column: decile | 1: smallest tenth of the singular values of each matrix; 10: largest
+-- column: seeds | number of runs
+-- column: accuracy | mean accuracy
 -- column: spread | standard deviation over the seeds
 -- column: untouched | mean accuracy of the untouched runs
 -- column: three_sigma | three standard deviations of the untouched runs over their seeds
 -- column: delta | accuracy minus that of the untouched runs
--- column: delta_sigma | the same in units of sigma; empty where fewer than two seeds are untouched
--- column: examples | texts that each run was trained on
--- column: epochs | passes over them
--- column: finished_at | when the newest of these runs was
+-- column: delta_sigma | delta in units of sigma; NULL with fewer than two untouched seeds
+-- column: examples | number of training texts
+-- column: epochs | number of passes over them
+-- column: finished_at | when the newest of these runs finished
 with untouched as (
     select
         run_id,
@@ -32,7 +32,7 @@ with untouched as (
     group by run_id
 ),
 
--- A run is one content and one data set: where these were renamed between two calls, it goes by the newest names.
+-- A run has one model content and one data set; if these were renamed between two calls, the newest names are used.
 named as (
     select
         run_id,

@@ -1,27 +1,27 @@
--- title: Every model in one line
--- about: Coverage, cost and the main result of each model, the latest first. p-values and outliers are those of whole
---   matrices. A model whose scans found no matrix at all has its line, too. Differences (delta:BASE..TUNED) are no models:
---   they have a line if named.
--- param: model VARCHAR = NULL | only this model
+-- title: Overview of all models, one row each
+-- about: Coverage, cost and the main result of each model, latest first. p-values and outliers are those of whole matrices.
+--   Models without any matrix are included. Differences (delta:BASE..TUNED) do not count as models and are included only
+--   if named.
+-- param: model VARCHAR = NULL | this model only
 -- param: revision VARCHAR = NULL | the newest revision that begins with this, instead of the newest
--- column: model | the model's name
--- column: revision | commit or content hash, the first 12 characters
+-- column: model | name of the model
+-- column: revision | commit or content hash, first 12 characters
 -- column: architecture | class of the model
--- column: base_model | the model that it was made from
--- column: parameters | number of the checkpoint's parameters
--- column: finished_at | when its last scan was finished, UTC
--- column: scans | scans of this revision
--- column: failed | tensors that could not be analysed, of all these scans
--- column: seconds | of workers, of all these scans
--- column: layers | distinct blocks
--- column: matrices | matrices analysed
--- column: slices | slices of attention heads analysed
+-- column: base_model | model from which it was made
+-- column: parameters | number of parameters of the checkpoint
+-- column: finished_at | when its last scan finished, UTC
+-- column: scans | number of scans of this revision
+-- column: failed | number of tensors that could not be analyzed, over these scans
+-- column: seconds | worker seconds, over these scans
+-- column: layers | number of blocks
+-- column: matrices | number of analyzed matrices
+-- column: slices | number of analyzed slices of attention heads
 -- column: p | mean p-value of both sides; 0.5 for random matrices
--- column: left_percent | singular values below the Marchenko-Pastur bulk, per cent
--- column: right_percent | singular values above it, per cent
--- column: learned_role | the role with the smallest mean p-value
+-- column: left_percent | singular values below the Marchenko-Pastur bulk, percent
+-- column: right_percent | singular values above the Marchenko-Pastur bulk, percent
+-- column: learned_role | role with the smallest mean p-value
 -- column: learned_p | its mean p-value
--- column: random_role | the role with the largest mean p-value
+-- column: random_role | role with the largest mean p-value
 -- column: random_p | its mean p-value
 with coverage as (
     select

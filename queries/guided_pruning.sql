@@ -1,22 +1,23 @@
--- title: Pruning what looks most random, against the smallest singular values, against any
--- about: Damage when the same share of every matrix's singular values goes: those whose vectors look most random (largest local
---   p-values, mean of both sides), the smallest (a truncated SVD), and random ones. Points come from ablate --sets pruning.
--- param: model VARCHAR = NULL | only this model
--- param: run VARCHAR = NULL | only this run (one model, metric, text and precision)
--- param: metric VARCHAR = NULL | only perplexity, accuracy or kl
+-- title: Pruning of the most random singular values, the smallest, and random ones
+-- about: Damage from removing the same share of the singular values of every matrix: those whose vectors look most random
+--   (largest local p-values, mean of both sides), the smallest (a truncated SVD), and random ones. The points come from
+--   `rmtscan ablate --sets pruning`.
+-- param: model VARCHAR = NULL | this model only
+-- param: run VARCHAR = NULL | this run only (one model, metric, text and precision)
+-- param: metric VARCHAR = NULL | this metric only: perplexity, accuracy or kl
 -- column: run_id | one model, metric, text and precision
--- column: model | the model's name
--- column: metric | perplexity, accuracy or kl (nats a token)
--- column: roles | roles that were changed
--- column: layers | blocks that were changed
--- column: percent | share that was taken out
--- column: baseline | the intact model
--- column: most_random | delta without those that look most random
+-- column: model | name of the model
+-- column: metric | perplexity, accuracy or kl (nats per token)
+-- column: roles | roles of the changed matrices
+-- column: layers | blocks of the changed matrices
+-- column: percent | removed share
+-- column: baseline | value of the intact model
+-- column: most_random | delta without the most random singular values
 -- column: most_random_stderr | its standard error
--- column: smallest | delta without the smallest
+-- column: smallest | delta without the smallest singular values
 -- column: smallest_stderr | its standard error
--- column: random | delta without random ones, mean of the random sets
--- column: random_stderr | an upper bound of its standard error: the sets share windows or examples
+-- column: random | delta without random singular values, mean over the random sets
+-- column: random_stderr | upper bound of its standard error, since the sets share windows or examples
 with pruned as (
     select
         *,

@@ -1,22 +1,22 @@
--- title: Randomness of the singular vectors of single attention heads, by depth
--- about: Mean p-value of the Kolmogorov-Smirnov test over the singular vectors of one head's slice (rows of query, key and
---   value, columns of attn_out), from scans with --heads. Random matrices have mean 0.5; the lower, the more a head has
---   learned. Key and value have fewer heads than query where heads share them.
--- param: model VARCHAR = NULL | only this model
+-- title: Randomness of the singular vectors of attention heads, by depth
+-- about: Mean p-value of the Kolmogorov-Smirnov test over the singular vectors of the slice of each head (rows of query, key
+--   and value, columns of attn_out), from scans with --heads. Random matrices have a mean of 0.5; lower values mean that a
+--   head has learned more. Key and value have fewer heads than query in models with grouped-query attention.
+-- param: model VARCHAR = NULL | this model only
 -- param: revision VARCHAR = NULL | the newest revision that begins with this, instead of the newest
--- param: role VARCHAR = NULL | only this role
--- column: model | the model's name
--- column: stack | encoder or decoder where the model has both
+-- param: role VARCHAR = NULL | this role only
+-- column: model | name of the model
+-- column: stack | encoder or decoder, if the model has both
 -- column: layer | index of the block
 -- column: role | query, key, value or attn_out
--- column: module | cross_attention where a block has that beside self-attention
+-- column: module | cross_attention, if the block has it in addition to self-attention
 -- column: head | index of the head
 -- column: rows | output features of the slice
 -- column: cols | input features of the slice
 -- column: outliers_left | singular values below the bulk
 -- column: outliers_right | singular values above the bulk
--- column: u_p | left vectors: mean p-value
--- column: v_p | right vectors: mean p-value
+-- column: u_p | left singular vectors: mean p-value
+-- column: v_p | right singular vectors: mean p-value
 -- column: p | mean of u_p and v_p
 select
     model,

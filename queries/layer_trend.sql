@@ -1,18 +1,18 @@
 -- title: Randomness of the singular vectors by depth
--- about: Mean p-value of the Kolmogorov-Smirnov test over all singular vectors of a matrix, by layer and role. Random
---   matrices have mean 0.5; the lower, the more a layer has learned.
--- param: model VARCHAR = NULL | only this model
+-- about: Mean p-value of the Kolmogorov-Smirnov test over all singular vectors of a matrix, by layer and role. Random matrices
+--   have a mean of 0.5; lower values mean that a layer has learned more.
+-- param: model VARCHAR = NULL | this model only
 -- param: revision VARCHAR = NULL | the newest revision that begins with this, instead of the newest
--- param: role VARCHAR = NULL | only this role
--- param: heads BOOLEAN = FALSE | slices of single attention heads instead of whole matrices
--- column: model | the model's name
--- column: stack | encoder or decoder where the model has both
+-- param: role VARCHAR = NULL | this role only
+-- param: heads BOOLEAN = FALSE | slices of attention heads instead of whole matrices
+-- column: model | name of the model
+-- column: stack | encoder or decoder, if the model has both
 -- column: layer | index of the block
--- column: role | what the matrix does in its block
--- column: module | cross_attention, shared experts and the like, where one role stands twice in a block
--- column: matrices | matrices averaged over (more than one with experts or heads)
--- column: u_p | left vectors: mean p-value
--- column: v_p | right vectors: mean p-value
+-- column: role | role of the matrix in its block
+-- column: module | submodule such as cross_attention or shared experts, if a role occurs twice in a block
+-- column: matrices | number of matrices in the average (more than one with experts or heads)
+-- column: u_p | left singular vectors: mean p-value
+-- column: v_p | right singular vectors: mean p-value
 -- column: p | mean of u_p and v_p
 select
     model,

@@ -1,26 +1,26 @@
--- title: Accuracy of rich and lazy networks without some of their singular values
--- about: One line per recipe, network and set of removed singular values, averaged over the seeds (appendix A and Fig. 9 of arXiv
---   2410.17770v1). A rich network does without its small singular values, a lazy one does not. A recipe is all that decides the
---   numbers but the regime (alpha, frozen layers) and the seed: the pictures themselves, the sizes of the layers, epochs, batch,
---   rate and the removed shares. Networks of different recipes are never averaged.
--- param: runs VARCHAR = NULL | only these runs (run_id, separated by commas)
--- param: percent DOUBLE = NULL | only sets of this many per cent
--- param: recipe VARCHAR = NULL | only this recipe
--- column: dataset | what the networks learned
+-- title: Accuracy of rich and lazy networks with some of their singular values removed
+-- about: One row per recipe, network and set of removed singular values, averaged over the seeds (appendix A and Fig. 9 of
+--   arXiv 2410.17770v1). A rich network does not need its small singular values; a lazy one does. A recipe contains
+--   everything that determines the numbers except the regime (alpha, frozen layers) and the seed: the images, the layer
+--   sizes, epochs, batch size, learning rate and the removed shares. Networks of different recipes are never averaged.
+-- param: runs VARCHAR = NULL | these runs only (run_id, separated by commas)
+-- param: percent DOUBLE = NULL | sets of this percentage only
+-- param: recipe VARCHAR = NULL | this recipe only
+-- column: dataset | training data
 -- column: model | the network, its alpha and its frozen layers
--- column: recipe | 8 hexadecimal digits that name the recipe; plot lazy draws the newest, or the one that --run names
--- column: epochs | passes over the training pictures
--- column: batch | pictures a step
+-- column: recipe | 8 hexadecimal digits that identify the recipe; `rmtscan plot lazy` draws the newest, or the one given as --run
+-- column: epochs | number of passes over the training images
+-- column: batch | images per step
 -- column: rate | learning rate
--- column: ordering | smallest: by number; mass: by share of the sum of the singular values; random: as many as smallest
--- column: percent | how much of the number (mass: of the sum) of each hidden matrix's singular values was removed
+-- column: ordering | smallest: by number; mass: by share of the sum of the singular values; random: the same number as smallest
+-- column: percent | removed percentage of the number (mass: of the sum) of the singular values of each hidden matrix
 -- column: fraction | removed singular values as a fraction of all
--- column: networks | how many seeds
+-- column: networks | number of seeds
 -- column: baseline | mean accuracy of the intact networks
 -- column: value | mean accuracy without the set
 -- column: delta | mean change
 -- column: spread | standard deviation of the change over the seeds
--- column: finished_at | when the newest of these networks was
+-- column: finished_at | when the newest of these networks finished
 with runs as (
     select
         run_id,

@@ -1,27 +1,27 @@
 -- title: Models side by side, role by role
--- about: One line per role and model, models under one another. Give a and b to put two beside each other; there is no line
---   if one of them is not scanned. Differences (delta:BASE..TUNED) are no models unless named. All means
---   are over the matrices of that role, whatever their shape. p_difference is how much more random a model is in that role than the
---   models shown are on average.
--- param: a VARCHAR = NULL | only this model, and b
--- param: b VARCHAR = NULL | only this model, and a
--- param: revision VARCHAR = NULL | of each model the newest revision that begins with this, instead of the newest
--- param: role VARCHAR = NULL | only this role
--- param: heads BOOLEAN = FALSE | slices of single attention heads instead of whole matrices
--- column: role | what the matrix does in its block
--- column: model | the model's name
--- column: matrices | matrices of this role
+-- about: One row per role and model, models of a role next to each other. With a and b, two models are compared; the result is
+--   empty if one of them is not scanned. Differences (delta:BASE..TUNED) are left out unless named. Means are over the
+--   matrices of the role, whatever their shape. p_difference is how much more random a role is in one model than on
+--   average over the models shown.
+-- param: a VARCHAR = NULL | compare this model with b
+-- param: b VARCHAR = NULL | compare this model with a
+-- param: revision VARCHAR = NULL | the newest revision of each model that begins with this, instead of the newest
+-- param: role VARCHAR = NULL | this role only
+-- param: heads BOOLEAN = FALSE | slices of attention heads instead of whole matrices
+-- column: role | role of the matrix in its block
+-- column: model | name of the model
+-- column: matrices | number of matrices of this role
 -- column: shapes | their rows x cols
--- column: parameters | their entries
+-- column: parameters | number of entries of these matrices
 -- column: p | mean of u_p and v_p
--- column: p_difference | p minus the mean of the models shown; empty where there is one only
--- column: u_p | left vectors: mean p-value; 0.5 for random matrices
--- column: v_p | right vectors: the same
--- column: left_percent | singular values below the Marchenko-Pastur bulk, per cent
--- column: right_percent | singular values above it, per cent
+-- column: p_difference | p minus the mean of the models shown; NULL for a single model
+-- column: u_p | left singular vectors: mean p-value; 0.5 for random matrices
+-- column: v_p | right singular vectors: mean p-value
+-- column: left_percent | singular values below the Marchenko-Pastur bulk, percent
+-- column: right_percent | singular values above the Marchenko-Pastur bulk, percent
 -- column: mp_ks | largest distance between a spectrum and its Marchenko-Pastur law, mean
--- column: stable_rank_percent | stable rank, per cent of min(rows, cols), mean
--- column: effective_rank_percent | effective rank, per cent of min(rows, cols), mean
+-- column: stable_rank_percent | stable rank, percent of min(rows, cols), mean
+-- column: effective_rank_percent | effective rank, percent of min(rows, cols), mean
 with roles as (
     select
         role,

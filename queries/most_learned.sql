@@ -1,29 +1,29 @@
 -- title: Matrices that have learned the most
--- about: The matrices of each model whose singular vectors look least like random ones: smallest mean p-value first. Random
---   matrices have mean 0.5. z is that deviation in standard errors: as many vectors as the rank, on two sides, with
---   independent uniform p-values have standard error sqrt(1 / 24 / rank). Matrices of different size are ranked
---   by p, the effect, not by z, which grows with the size. outlier_percent and mp_ks tell what the singular values say.
--- param: model VARCHAR = NULL | only this model
+-- about: The matrices of each model by increasing mean p-value, so that the least random one comes first. Random matrices have
+--   a mean of 0.5. z is the deviation from 0.5 in standard errors, sqrt(1 / 24 / rank) for independent uniform p-values of
+--   the vectors of both sides. The order is by p, the size of the effect, since z increases with the size of the matrix.
+--   outlier_percent and mp_ks describe the singular values.
+-- param: model VARCHAR = NULL | this model only
 -- param: revision VARCHAR = NULL | the newest revision that begins with this, instead of the newest
--- param: role VARCHAR = NULL | only this role
--- param: heads BOOLEAN = FALSE | slices of single attention heads instead of whole matrices
--- param: top INTEGER = 20 | so many matrices of each model
--- column: model | the model's name
+-- param: role VARCHAR = NULL | this role only
+-- param: heads BOOLEAN = FALSE | slices of attention heads instead of whole matrices
+-- param: top INTEGER = 20 | number of matrices per model
+-- column: model | name of the model
 -- column: place | 1 = the least random matrix of the model
--- column: stack | encoder or decoder where the model has both
--- column: layer | index of the block; empty outside blocks
--- column: role | what the matrix does in its block
--- column: module | cross_attention and the like, where one role stands twice in a block
+-- column: stack | encoder or decoder, if the model has both
+-- column: layer | index of the block; NULL outside blocks
+-- column: role | role of the matrix in its block
+-- column: module | submodule such as cross_attention, if a role occurs twice in a block
 -- column: head | index of the head
 -- column: expert | index of the expert
 -- column: tensor | name of the weight in the checkpoint
 -- column: rows | output features
 -- column: cols | input features
 -- column: p | mean of u_p and v_p
--- column: u_p | left vectors: mean p-value
--- column: v_p | right vectors: mean p-value
+-- column: u_p | left singular vectors: mean p-value
+-- column: v_p | right singular vectors: mean p-value
 -- column: z | p - 0.5, in standard errors
--- column: outlier_percent | singular values outside the Marchenko-Pastur bulk, per cent
+-- column: outlier_percent | singular values outside the Marchenko-Pastur bulk, percent
 -- column: mp_ks | largest distance between the spectrum and its Marchenko-Pastur law
 with measured as (
     select

@@ -1,33 +1,34 @@
--- title: Matrices that look most like random ones: candidates for pruning
--- about: The matrices of each model whose mean p-value is nearest to the 0.5 of random matrices, nearest first, and of
---   equals the one whose spectrum is nearest to its Marchenko-Pastur law. What is as large as random is not without use:
---   see outlier_percent, for a matrix can carry much in a few singular values, and measure before pruning. Values well
---   above 0.5 are not random either: where some vectors carry a mean, orthogonality pushes the others the other way.
--- param: model VARCHAR = NULL | only this model
+-- title: Most random matrices: candidates for pruning
+-- about: The matrices of each model by the distance of their mean p-value from the 0.5 of random matrices, the nearest first;
+--   among equals, by the distance of the spectrum from its Marchenko-Pastur law. A matrix with random vectors is not
+--   necessarily useless: it can carry much information in a few singular values (see outlier_percent), so measure before
+--   pruning. Values well above 0.5 are not random either: if some vectors share a mean, orthogonality keeps the others
+--   away from it.
+-- param: model VARCHAR = NULL | this model only
 -- param: revision VARCHAR = NULL | the newest revision that begins with this, instead of the newest
--- param: role VARCHAR = NULL | only this role
--- param: heads BOOLEAN = FALSE | slices of single attention heads instead of whole matrices
--- param: max_outlier_percent DOUBLE = 100 | only matrices with at most so many singular values outside the bulk, per cent
--- param: top INTEGER = 20 | so many matrices of each model
--- column: model | the model's name
+-- param: role VARCHAR = NULL | this role only
+-- param: heads BOOLEAN = FALSE | slices of attention heads instead of whole matrices
+-- param: max_outlier_percent DOUBLE = 100 | matrices with at most this share of singular values outside the bulk, percent
+-- param: top INTEGER = 20 | number of matrices per model
+-- column: model | name of the model
 -- column: place | 1 = the most random matrix of the model
--- column: stack | encoder or decoder where the model has both
--- column: layer | index of the block; empty outside blocks
--- column: role | what the matrix does in its block
--- column: module | cross_attention and the like, where one role stands twice in a block
+-- column: stack | encoder or decoder, if the model has both
+-- column: layer | index of the block; NULL outside blocks
+-- column: role | role of the matrix in its block
+-- column: module | submodule such as cross_attention, if a role occurs twice in a block
 -- column: head | index of the head
 -- column: expert | index of the expert
 -- column: tensor | name of the weight in the checkpoint
 -- column: rows | output features
 -- column: cols | input features
 -- column: p | mean of u_p and v_p
--- column: u_p | left vectors: mean p-value
--- column: v_p | right vectors: mean p-value
+-- column: u_p | left singular vectors: mean p-value
+-- column: v_p | right singular vectors: mean p-value
 -- column: z | p - 0.5, in standard errors sqrt(1 / 24 / rank)
--- column: outlier_percent | singular values outside the Marchenko-Pastur bulk, per cent
+-- column: outlier_percent | singular values outside the Marchenko-Pastur bulk, percent
 -- column: mp_ks | largest distance between the spectrum and its Marchenko-Pastur law
--- column: parameters_percent | entries of this matrix and those before it, per cent of the model's analysed matrices of
---   that role (or of all roles): what pruning down to this line would take away
+-- column: parameters_percent | entries of this matrix and of those above it, percent of the analyzed entries of the
+--   model in that role (or in all roles): the share that pruning down to this row removes
 with measured as (
     select
         *,

@@ -1,18 +1,18 @@
 -- title: Share of the singular values outside the Marchenko-Pastur bulk, by role
--- about: Per cent of all min(rows, cols) singular values that lie below (left) and above (right) the bulk, over all
---   matrices of one role and shape. Random matrices have none, up to a few values next to the edges. Square matrices
---   can have none on the left: their bulk begins at zero.
--- param: model VARCHAR = NULL | only this model
+-- about: Percentage of all min(rows, cols) singular values that lie below (left) and above (right) the bulk, over all matrices
+--   of one role and shape. Random matrices have none except a few values next to the edges. In square matrices no value
+--   lies below the bulk, which begins at zero.
+-- param: model VARCHAR = NULL | this model only
 -- param: revision VARCHAR = NULL | the newest revision that begins with this, instead of the newest
--- param: role VARCHAR = NULL | only this role
--- param: heads BOOLEAN = FALSE | slices of single attention heads instead of whole matrices
--- column: model | the model's name
--- column: role | what the matrix does in its block
+-- param: role VARCHAR = NULL | this role only
+-- param: heads BOOLEAN = FALSE | slices of attention heads instead of whole matrices
+-- column: model | name of the model
+-- column: role | role of the matrix in its block
 -- column: rows | output features
 -- column: cols | input features
--- column: matrices | matrices counted
--- column: left_percent | singular values below the bulk, per cent
--- column: right_percent | singular values above the bulk, per cent
+-- column: matrices | number of matrices
+-- column: left_percent | singular values below the bulk, percent
+-- column: right_percent | singular values above the bulk, percent
 select
     model,
     role,

@@ -1,12 +1,12 @@
 -- title: Singular values outside the Marchenko-Pastur bulk, by layer and role
--- about: Each cell is left|right: how many singular values lie below and above the bulk (Table 3 of arXiv 2410.17770).
---   Several matrices of one role in one layer (experts, say) are added up. The row without a layer holds what stands
---   outside the blocks; column other holds embedding, lm_head, router and other.
--- param: model VARCHAR = NULL | only this model
+-- about: Each cell is left|right: the numbers of singular values below and above the bulk (Table 3 of arXiv 2410.17770).
+--   Several matrices of one role in one layer (such as experts) are added up. The row without a layer has the matrices
+--   outside the blocks; column other has embedding, lm_head, router and other.
+-- param: model VARCHAR = NULL | this model only
 -- param: revision VARCHAR = NULL | the newest revision that begins with this, instead of the newest
--- param: heads BOOLEAN = FALSE | slices of single attention heads instead of whole matrices
--- column: model | the model's name
--- column: stack | encoder or decoder where the model has both
+-- param: heads BOOLEAN = FALSE | slices of attention heads instead of whole matrices
+-- column: model | name of the model
+-- column: stack | encoder or decoder, if the model has both
 -- column: layer | index of the block
 -- column: query | left|right of the query matrix
 -- column: key | left|right of the key matrix

@@ -1,26 +1,26 @@
--- title: Overlap of singular vectors with the activations' covariance, rank by rank
--- about: overlap is O_k = max_j |v_k . f_j|: how much of a right singular vector lies along one principal direction of the
---   activations that enter its matrix; the mean over the matrices of one role and shape. Random vectors stay in the band from
+-- title: Overlap of singular vectors with the covariance of the activations, rank by rank
+-- about: overlap is O_k = max_j |v_k . f_j|, the largest overlap of a right singular vector with a principal direction of the
+--   activations that enter its matrix; mean over the matrices of one role and shape. Random vectors lie in the band from
 --   random_low to random_high (0.135 and 99.865 %). peak is the largest |entry| of v_k, the same for the standard basis.
--- param: model VARCHAR = NULL | only this model
--- param: run VARCHAR = NULL | this run instead of each matrix's newest
--- param: role VARCHAR = NULL | only this role
+-- param: model VARCHAR = NULL | this model only
+-- param: run VARCHAR = NULL | this run instead of the newest run of each matrix
+-- param: role VARCHAR = NULL | this role only
 -- param: centred BOOLEAN = TRUE | the covariance of the activations; if false, their second moments
--- column: model | the model's name
--- column: role | what the matrix does in its block
+-- column: model | name of the model
+-- column: role | role of the matrix in its block
 -- column: rows | output features
 -- column: cols | input features
 -- column: k | rank of the singular triplet, 0 = largest singular value
--- column: matrices | matrices averaged over
--- column: runs | runs (texts, numbers of tokens) that these come from
--- column: singular_value | mean
+-- column: matrices | number of matrices in the average
+-- column: runs | number of runs (texts, numbers of tokens) in the average
+-- column: singular_value | mean singular value
 -- column: overlap | mean O_k
--- column: match | mean rank j of the principal direction that the overlap is with, 0 = largest eigenvalue
+-- column: match | mean rank j of the principal direction with the largest overlap, 0 = largest eigenvalue
 -- column: eigenvalue | mean eigenvalue of that direction
 -- column: peak | mean largest |entry|
--- column: random_low | 0.135 % of O_k for random vectors
--- column: random_middle | its median
--- column: random_high | 99.865 %
+-- column: random_low | 0.135 % quantile of O_k for random vectors
+-- column: random_middle | median of O_k for random vectors
+-- column: random_high | 99.865 % quantile of O_k for random vectors
 select
     model,
     role,

@@ -1,23 +1,23 @@
--- title: Overlap with the activations left of, inside and right of the random bulk
--- about: Mean O_k = max_j |v_k . f_j| over the singular vectors of each region, against what random vectors have. Where
---   outliers carry information about the input, their overlap lies above the band and that of the bulk inside it.
--- param: model VARCHAR = NULL | only this model
--- param: run VARCHAR = NULL | this run instead of each matrix's newest
--- param: role VARCHAR = NULL | only this role
+-- title: Overlap with the activations below, inside and above the bulk
+-- about: Mean O_k = max_j |v_k . f_j| over the singular vectors of each region, with the range of random vectors. If outliers
+--   carry information about the input, their overlap lies above the band, and the overlap of the bulk lies inside it.
+-- param: model VARCHAR = NULL | this model only
+-- param: run VARCHAR = NULL | this run instead of the newest run of each matrix
+-- param: role VARCHAR = NULL | this role only
 -- param: centred BOOLEAN = TRUE | the covariance of the activations; if false, their second moments
--- column: model | the model's name
--- column: role | what the matrix does in its block
+-- column: model | name of the model
+-- column: role | role of the matrix in its block
 -- column: rows | output features
 -- column: cols | input features
--- column: region | left, bulk or right of the Marchenko-Pastur law; null: numerically zero
--- column: vectors | singular vectors averaged over
--- column: runs | runs (texts, numbers of tokens) that these come from
+-- column: region | left (below the bulk), bulk, right (above the bulk), or null (numerically zero)
+-- column: vectors | number of singular vectors in the average
+-- column: runs | number of runs (texts, numbers of tokens) in the average
 -- column: overlap | mean O_k
--- column: above | share of them above random_high; random vectors: 0.00135
+-- column: above | share of vectors above random_high; 0.00135 for random vectors
 -- column: peak | mean largest |entry|
--- column: random_low | 0.135 % of O_k for random vectors
--- column: random_middle | its median
--- column: random_high | 99.865 %
+-- column: random_low | 0.135 % quantile of O_k for random vectors
+-- column: random_middle | median of O_k for random vectors
+-- column: random_high | 99.865 % quantile of O_k for random vectors
 select
     model,
     role,

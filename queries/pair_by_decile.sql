@@ -1,31 +1,31 @@
--- title: Where in the spectrum fine-tuning happened
--- about: One line per role and decile of the spectrum, decile 1 the smallest singular values. u_turned and v_turned are
---   mean 1 - overlap of each tuned vector with the base vector that is most like it: 0 = the vector is still there.
---   Neighbours mix easily where singular values lie close together, in the bulk, so see u_left and v_left too: the part
---   of the decile's subspace that has left that of the base model's decile, blind to mixing inside.
--- param: base VARCHAR = NULL | only pairs with this pretrained model
--- param: tuned VARCHAR = NULL | only pairs with this fine-tuned model
--- param: role VARCHAR = NULL | only this role
--- param: heads BOOLEAN = FALSE | slices of single attention heads instead of whole matrices
--- param: pair_id VARCHAR = NULL | only this comparison, whole, even where a later one has newer results
+-- title: Where in the spectrum fine-tuning changed a model
+-- about: One row per role and decile of the spectrum; decile 1 has the smallest singular values. u_turned and v_turned are the
+--   mean of 1 - overlap of each tuned vector with the most similar base vector: 0 = the vector is unchanged. Adjacent
+--   vectors mix easily where singular values are close together, as in the bulk. u_left and v_left do not depend on such
+--   mixing: they are the part of the subspace of a decile that has left that of the same decile of the base model.
+-- param: base VARCHAR = NULL | pairs with this pretrained model only
+-- param: tuned VARCHAR = NULL | pairs with this fine-tuned model only
+-- param: role VARCHAR = NULL | this role only
+-- param: heads BOOLEAN = FALSE | slices of attention heads instead of whole matrices
+-- param: pair_id VARCHAR = NULL | this comparison only, with all of its results, even if a later comparison has newer ones
 -- column: base_model | the pretrained model
 -- column: tuned_model | the fine-tuned model
--- column: role | what the matrix does in its block
+-- column: role | role of the matrix in its block
 -- column: decile | 1 = smallest singular values, 10 = largest
--- column: matrices | matrices averaged over
--- column: u_turned | left vectors: mean of 1 - overlap
--- column: v_turned | right vectors: the same
--- column: u_left | left vectors: mean of 1 - overlap of the deciles' subspaces; empty where they were not compared
--- column: v_left | right vectors: the same
+-- column: matrices | number of matrices in the average
+-- column: u_turned | left singular vectors: mean of 1 - overlap
+-- column: v_turned | right singular vectors: mean of 1 - overlap
+-- column: u_left | left singular vectors: mean of 1 - overlap of the subspaces of the deciles; NULL if they were not compared
+-- column: v_left | right singular vectors: mean of 1 - overlap of the subspaces; NULL if they were not compared
 -- column: singular_value_change | mean of tuned / base - 1; a base value of zero is left out
 -- column: singular_value_moved | mean of |tuned / base - 1|
--- column: u_p_base | left vectors before: mean p-value
--- column: u_p_tuned | left vectors after: mean p-value
--- column: v_p_base | right vectors before: mean p-value
--- column: v_p_tuned | right vectors after: mean p-value
+-- column: u_p_base | left singular vectors before: mean p-value
+-- column: u_p_tuned | left singular vectors after: mean p-value
+-- column: v_p_base | right singular vectors before: mean p-value
+-- column: v_p_tuned | right singular vectors after: mean p-value
 -- column: p_change | mean of both sides, after minus before; negative = less random
--- column: base_revision | the pretrained model's revision, the first 12 characters
--- column: tuned_revision | the fine-tuned model's revision, the first 12 characters
+-- column: base_revision | revision of the pretrained model, first 12 characters
+-- column: tuned_revision | revision of the fine-tuned model, first 12 characters
 with per_decile as (
     select
         model_pair,

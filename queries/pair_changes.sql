@@ -1,39 +1,39 @@
 -- title: How much fine-tuning changed each matrix
--- about: One line per pair of matrices, in the order of the model. The relative change is |W_tuned - W_base| / |W_base|
---   (Frobenius norms). Intruders are those among the ten largest tuned left vectors that overlap with no base vector by
---   0.5 or more. An outlier is gained if the base vector that it overlaps with most, on the side where that is more, is no
---   outlier on the same side of the bulk, or if that overlap is below 0.5; a base outlier is lost if it is no tuned
---   outlier's match in this sense. The columns delta_ are about the difference W_tuned - W_base itself: a random one has p 0.5 and no
---   outliers.
--- param: base VARCHAR = NULL | only pairs with this base model
--- param: tuned VARCHAR = NULL | only pairs with this tuned model
--- param: role VARCHAR = NULL | only this role
--- param: heads BOOLEAN = FALSE | slices of single attention heads instead of whole matrices
--- param: pair_id VARCHAR = NULL | only this comparison, whole, even where a later one has newer results
--- column: base_model | the base model's name
--- column: tuned_model | the tuned model's name
--- column: stack | encoder or decoder where the model has both
+-- about: One row per pair of matrices, in the order of the model. The relative change is |W_tuned - W_base| / |W_base|
+--   (Frobenius norms). Intruders are those of the ten largest tuned left vectors whose overlap with every base vector is
+--   below 0.5. An outlier is gained if its most similar base vector (on the side with the larger overlap) is not an
+--   outlier on the same side of the bulk, or if that overlap is below 0.5; a base outlier is lost if it is not the match
+--   of any tuned outlier in this sense. The columns delta_ describe the difference W_tuned - W_base itself: a random
+--   difference has p 0.5 and no outliers.
+-- param: base VARCHAR = NULL | pairs with this pretrained model only
+-- param: tuned VARCHAR = NULL | pairs with this fine-tuned model only
+-- param: role VARCHAR = NULL | this role only
+-- param: heads BOOLEAN = FALSE | slices of attention heads instead of whole matrices
+-- param: pair_id VARCHAR = NULL | this comparison only, with all of its results, even if a later comparison has newer ones
+-- column: base_model | the pretrained model
+-- column: tuned_model | the fine-tuned model
+-- column: stack | encoder or decoder, if the model has both
 -- column: layer | index of the block
--- column: role | what the matrix does in its block
+-- column: role | role of the matrix in its block
 -- column: head | index of the head, with heads
--- column: expert | index of the expert where there are several
--- column: tensor | the tuned tensor's name
+-- column: expert | index of the expert, if there are several
+-- column: tensor | name of the tuned tensor
 -- column: relative_change | Frobenius norm of the change over that of the base matrix
--- column: cosine | of both matrices as vectors
--- column: identical | whether both are equal to the last bit
+-- column: cosine | cosine of the angle between both matrices as vectors
+-- column: identical | whether both are equal bit by bit
 -- column: left | singular values below the bulk, before -> after
 -- column: right | singular values above the bulk, before -> after
 -- column: left_gained | singular values below the bulk that were not outliers before
--- column: left_lost | singular values below the bulk before that are none now
+-- column: left_lost | singular values below the bulk before that are no longer outliers
 -- column: right_gained | singular values above the bulk that were not outliers before
--- column: right_lost | singular values above the bulk before that are none now
+-- column: right_lost | singular values above the bulk before that are no longer outliers
 -- column: intruders | intruder dimensions among the ten largest tuned left vectors
 -- column: delta_effective_rank | effective rank of the change
 -- column: delta_right | singular values of the change above its bulk
--- column: delta_u_p | left vectors of the change: mean p-value
--- column: delta_v_p | right vectors of the change: mean p-value
--- column: base_revision | the pretrained model's revision, the first 12 characters
--- column: tuned_revision | the fine-tuned model's revision, the first 12 characters
+-- column: delta_u_p | left singular vectors of the change: mean p-value
+-- column: delta_v_p | right singular vectors of the change: mean p-value
+-- column: base_revision | revision of the pretrained model, first 12 characters
+-- column: tuned_revision | revision of the fine-tuned model, first 12 characters
 with changes as (
     from chosen_pairs($base, $tuned, $pair_id)
     where ($role is null or role = $role) and (head is not null) = $heads
@@ -55,7 +55,7 @@ triplets as (
     where ($role is null or role = $role) and (head is not null) = $heads
 ),
 
--- Rank 0 is the largest singular value; numerically zero ones have no p-value, and are no outliers.
+-- Rank 0 is the largest singular value. Numerically zero ones have no p-value and are not outliers.
 ranks as (
     select
         pair_id,

@@ -1,32 +1,32 @@
--- title: Intruder dimensions: large singular vectors that the pretrained model does not have
+-- title: Intruder dimensions: large singular vectors that are absent in the pretrained model
 -- about: An intruder is one of the top tuned left singular vectors whose largest overlap with any base vector is below
---   threshold. One line per matrix that has intruders, most of them first; a matrix without any has no line. Full
---   fine-tuning makes few, low-rank adapters make many.
--- param: base VARCHAR = NULL | only pairs with this pretrained model
--- param: tuned VARCHAR = NULL | only pairs with this fine-tuned model
--- param: role VARCHAR = NULL | only this role
--- param: heads BOOLEAN = FALSE | slices of single attention heads instead of whole matrices
--- param: top INTEGER = 10 | so many of the largest singular values are looked at
--- param: threshold DOUBLE = 0.5 | an overlap |u . u_base| below this makes an intruder
--- param: pair_id VARCHAR = NULL | only this comparison, whole, even where a later one has newer results
+--   threshold. One row per matrix with intruders, by decreasing number; matrices without intruders are left out. Full
+--   fine-tuning produces few intruders, low-rank adapters produce many.
+-- param: base VARCHAR = NULL | pairs with this pretrained model only
+-- param: tuned VARCHAR = NULL | pairs with this fine-tuned model only
+-- param: role VARCHAR = NULL | this role only
+-- param: heads BOOLEAN = FALSE | slices of attention heads instead of whole matrices
+-- param: top INTEGER = 10 | number of largest singular values to examine
+-- param: threshold DOUBLE = 0.5 | overlap |u . u_base| below which a vector is an intruder
+-- param: pair_id VARCHAR = NULL | this comparison only, with all of its results, even if a later comparison has newer ones
 -- column: base_model | the pretrained model
 -- column: tuned_model | the fine-tuned model
--- column: stack | encoder or decoder where the model has both
--- column: layer | index of the block; empty outside blocks
--- column: role | what the matrix does in its block
--- column: module | cross_attention and the like, where one role stands twice in a block
+-- column: stack | encoder or decoder, if the model has both
+-- column: layer | index of the block; NULL outside blocks
+-- column: role | role of the matrix in its block
+-- column: module | submodule such as cross_attention, if a role occurs twice in a block
 -- column: head | index of the head
 -- column: expert | index of the expert
 -- column: tensor | name of the weight in the pretrained checkpoint
--- column: intruders | how many there are
--- column: examined | among so many vectors
+-- column: intruders | number of intruders
+-- column: examined | number of examined vectors
 -- column: ranks | their ranks k, 0 = largest singular value
--- column: smallest_overlap | of the intruder that is least like any base vector
--- column: u_p | mean p-value of the intruders' left vectors
+-- column: smallest_overlap | overlap of the intruder that is least similar to any base vector
+-- column: u_p | mean p-value of the left singular vectors of the intruders
 -- column: relative_change | |W_tuned - W_base| / |W_base|
 -- column: right_gained | singular values above the Marchenko-Pastur bulk, after minus before
--- column: base_revision | the pretrained model's revision, the first 12 characters
--- column: tuned_revision | the fine-tuned model's revision, the first 12 characters
+-- column: base_revision | revision of the pretrained model, first 12 characters
+-- column: tuned_revision | revision of the fine-tuned model, first 12 characters
 with examined as (
     select
         pair_id,

@@ -1,29 +1,29 @@
--- title: What fine-tuning did to singular values and vectors, rank by rank
--- about: Singular values and p-values before (base) and after (tuned) fine-tuning, averaged rank by rank over the matrices
---   of one role and shape. Random vectors have mean p-value 0.5. Ranks without a p-value (numerically zero singular
---   values) are left out of its mean.
--- param: base VARCHAR = NULL | only pairs with this pretrained model
--- param: tuned VARCHAR = NULL | only pairs with this fine-tuned model
--- param: role VARCHAR = NULL | only this role
--- param: heads BOOLEAN = FALSE | slices of single attention heads instead of whole matrices
--- param: pair_id VARCHAR = NULL | only this comparison, whole, even where a later one has newer results
+-- title: Change of singular values and vectors by fine-tuning, rank by rank
+-- about: Singular values and p-values before (base) and after (tuned) fine-tuning, averaged rank by rank over the matrices of
+--   one role and shape. Random vectors have a mean p-value of 0.5. Ranks without a p-value (numerically zero singular
+--   values) are left out of the mean.
+-- param: base VARCHAR = NULL | pairs with this pretrained model only
+-- param: tuned VARCHAR = NULL | pairs with this fine-tuned model only
+-- param: role VARCHAR = NULL | this role only
+-- param: heads BOOLEAN = FALSE | slices of attention heads instead of whole matrices
+-- param: pair_id VARCHAR = NULL | this comparison only, with all of its results, even if a later comparison has newer ones
 -- column: base_model | the pretrained model
 -- column: tuned_model | the fine-tuned model
--- column: role | what the matrix does in its block
+-- column: role | role of the matrix in its block
 -- column: rows | output features
 -- column: cols | input features
 -- column: k | rank of the singular triplet, 0 = largest singular value
--- column: matrices | matrices averaged over
--- column: singular_value_base | before: mean
--- column: singular_value_tuned | after: mean
+-- column: matrices | number of matrices in the average
+-- column: singular_value_base | mean singular value before
+-- column: singular_value_tuned | mean singular value after
 -- column: singular_value_change | tuned / base - 1, mean over the matrices; a base value of zero is left out
--- column: u_p_base | left vectors before: mean p-value
--- column: u_p_tuned | left vectors after: mean p-value
--- column: v_p_base | right vectors before: mean p-value
--- column: v_p_tuned | right vectors after: mean p-value
+-- column: u_p_base | left singular vectors before: mean p-value
+-- column: u_p_tuned | left singular vectors after: mean p-value
+-- column: v_p_base | right singular vectors before: mean p-value
+-- column: v_p_tuned | right singular vectors after: mean p-value
 -- column: p_change | mean of both sides, after minus before; negative = less random
--- column: base_revision | the pretrained model's revision, the first 12 characters
--- column: tuned_revision | the fine-tuned model's revision, the first 12 characters
+-- column: base_revision | revision of the pretrained model, first 12 characters
+-- column: tuned_revision | revision of the fine-tuned model, first 12 characters
 with shifts as (
     select
         model_pair,

@@ -1,26 +1,26 @@
--- title: What fine-tuning changed, by role
--- about: One line per role of every compared pair of models. Outliers are means per matrix before and after. A random
---   change has p 0.5 (delta_p), and as many directions as the matrix has (delta_rank close to min(rows, cols)).
--- param: base VARCHAR = NULL | only pairs with this base model
--- param: tuned VARCHAR = NULL | only pairs with this tuned model
--- param: heads BOOLEAN = FALSE | slices of single attention heads instead of whole matrices
--- param: pair_id VARCHAR = NULL | only this comparison, whole, even where a later one has newer results
--- column: base_model | the base model's name
--- column: tuned_model | the tuned model's name
--- column: role | what the matrix does in its block
--- column: matrices | pairs of this role
--- column: identical | of these, equal to the last bit
+-- title: Change by fine-tuning, by role
+-- about: One row per role of every compared pair of models. Outliers are means per matrix before and after. A random change has
+--   p 0.5 (delta_p), and as many directions as the matrix (delta_rank close to min(rows, cols)).
+-- param: base VARCHAR = NULL | pairs with this pretrained model only
+-- param: tuned VARCHAR = NULL | pairs with this fine-tuned model only
+-- param: heads BOOLEAN = FALSE | slices of attention heads instead of whole matrices
+-- param: pair_id VARCHAR = NULL | this comparison only, with all of its results, even if a later comparison has newer ones
+-- column: base_model | the pretrained model
+-- column: tuned_model | the fine-tuned model
+-- column: role | role of the matrix in its block
+-- column: matrices | number of pairs of this role
+-- column: identical | number of these that are equal bit by bit
 -- column: change_median | relative change |W_tuned - W_base| / |W_base|, median over the matrices
--- column: change_max | the largest
--- column: largest_in | the block of the largest change; empty outside blocks
+-- column: change_max | largest relative change
+-- column: largest_in | block of the largest change; NULL outside blocks
 -- column: left | singular values below the bulk, before -> after, mean
 -- column: right | singular values above the bulk, before -> after, mean
 -- column: intruders | intruder dimensions, sum over the matrices
 -- column: delta_rank | effective rank of the change, mean
 -- column: delta_right | singular values of the change above its bulk, mean
 -- column: delta_p | mean p-value of the singular vectors of the change, both sides
--- column: base_revision | the pretrained model's revision, the first 12 characters
--- column: tuned_revision | the fine-tuned model's revision, the first 12 characters
+-- column: base_revision | revision of the pretrained model, first 12 characters
+-- column: tuned_revision | revision of the fine-tuned model, first 12 characters
 select
     model_pairs.base_model,
     model_pairs.tuned_model,

@@ -1,20 +1,20 @@
--- title: What was not compared of a pair of models, and why
--- about: Matrices that stand on one side only, that have another shape on the other, or whose comparison failed. A failure is
---   left out once a later comparison has a result of that matrix.
--- param: base VARCHAR = NULL | only pairs with this pretrained model
--- param: tuned VARCHAR = NULL | only pairs with this fine-tuned model
--- param: pair_id VARCHAR = NULL | only this comparison, even where a later one has newer results
+-- title: Matrices of a pair of models that were not compared, and why
+-- about: Matrices that only one of the models has, whose shapes differ, or whose comparison failed. A failure is left out if a
+--   later comparison has a result for the matrix.
+-- param: base VARCHAR = NULL | pairs with this pretrained model only
+-- param: tuned VARCHAR = NULL | pairs with this fine-tuned model only
+-- param: pair_id VARCHAR = NULL | this comparison only, even if a later comparison has newer results
 -- column: base_model | the pretrained model
 -- column: tuned_model | the fine-tuned model
--- column: side | base or tuned: where the matrix is; both where each side has one
+-- column: side | base or tuned: the model with the matrix; both if each model has one
 -- column: reason | no counterpart, another shape, or failed
--- column: tensor | name of the weight; of the tuned checkpoint where both have it
--- column: role | which matrix of the tensor, where it holds several
+-- column: tensor | name of the weight; if both models have it, in the tuned checkpoint
+-- column: role | role of the matrix, if the tensor contains several
 -- column: head | index of the head
 -- column: expert | index of the expert
--- column: detail | both shapes, or what went wrong
--- column: base_revision | the pretrained model's revision, the first 12 characters
--- column: tuned_revision | the fine-tuned model's revision, the first 12 characters
+-- column: detail | both shapes, or the error
+-- column: base_revision | revision of the pretrained model, first 12 characters
+-- column: tuned_revision | revision of the fine-tuned model, first 12 characters
 with reasons as (
     select
         pair_id,
@@ -27,7 +27,7 @@ with reasons as (
     where json_valid(unmatched_tensors)
 ),
 
--- A line is `tensor`, `tensor (role, head 1, expert 2)`, one of them with `(3x4 became 5x4)`, or with `: what went wrong`.
+-- An entry is `tensor` or `tensor (role, head 1, expert 2)`, followed by `(3x4 became 5x4)`, by `: error`, or by nothing.
 lines as (
     select
         pair_id,

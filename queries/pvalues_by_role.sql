@@ -1,21 +1,21 @@
 -- title: Randomness of the singular vectors along the spectrum, by role
--- about: Locally averaged p-values of the Kolmogorov-Smirnov test of every singular vector, averaged rank by rank over
---   the matrices of one role and shape. Random vectors have mean 0.5; the lower, the more was learned there. The
+-- about: Locally averaged p-values of the Kolmogorov-Smirnov test of every singular vector, averaged rank by rank over the
+--   matrices of one role and shape. Random vectors have a mean of 0.5; lower values mean that more was learned. The
 --   control columns are the same for random matrices of that shape and stay at 0.5, up to noise.
--- param: model VARCHAR = NULL | only this model
+-- param: model VARCHAR = NULL | this model only
 -- param: revision VARCHAR = NULL | the newest revision that begins with this, instead of the newest
--- param: role VARCHAR = NULL | only this role
--- param: heads BOOLEAN = FALSE | slices of single attention heads instead of whole matrices
--- column: model | the model's name
--- column: role | what the matrix does in its block
+-- param: role VARCHAR = NULL | this role only
+-- param: heads BOOLEAN = FALSE | slices of attention heads instead of whole matrices
+-- column: model | name of the model
+-- column: role | role of the matrix in its block
 -- column: rows | output features
 -- column: cols | input features
 -- column: k | rank of the singular triplet, 0 = largest singular value
--- column: matrices | matrices averaged over
--- column: u_p_local | left vectors: mean of the locally averaged p-value
--- column: v_p_local | right vectors: the same
--- column: control_u_p_local | left vectors of random matrices of this shape, mean over the controls; empty without any
--- column: control_v_p_local | right vectors: the same
+-- column: matrices | number of matrices in the average
+-- column: u_p_local | left singular vectors: mean of the locally averaged p-value
+-- column: v_p_local | right singular vectors: mean of the locally averaged p-value
+-- column: control_u_p_local | left singular vectors of random matrices of this shape; NULL without controls
+-- column: control_v_p_local | right singular vectors of random matrices of this shape; NULL without controls
 with control as (
     select rows, cols, k, avg(u_p_local) as u_p_local, avg(v_p_local) as v_p_local
     from controls

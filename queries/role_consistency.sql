@@ -1,31 +1,31 @@
--- title: Does a role look the same in all blocks?
--- about: The profile of a matrix is its mean p-value by decile of the spectrum. One line per role, shape and side says
---   how the profiles of the blocks agree. A role that looks the same everywhere has correlation near 1, and a spread near
---   noise or small beside range. Several matrices of one role in one block (experts, say) are averaged first. Roles that
---   stand in one block only, and what stands outside the blocks, have nothing to be compared with and are left out.
--- param: model VARCHAR = NULL | only this model
+-- title: Is a role the same in all blocks?
+-- about: The profile of a matrix is its mean p-value by decile of the spectrum. One row per role, shape and side describes how
+--   the profiles of the blocks agree. A role that is the same in all blocks has a correlation near 1, and a spread that is
+--   near noise or small compared with range. Several matrices of one role in one block (such as experts) are averaged
+--   first. Roles that occur in a single block, and matrices outside the blocks, are left out.
+-- param: model VARCHAR = NULL | this model only
 -- param: revision VARCHAR = NULL | the newest revision that begins with this, instead of the newest
--- param: role VARCHAR = NULL | only this role
--- param: heads BOOLEAN = FALSE | slices of single attention heads instead of whole matrices
--- column: model | the model's name
--- column: stack | encoder or decoder where the model has both
--- column: role | what the matrix does in its block
--- column: module | cross_attention, shared experts and the like, where one role stands twice in a block
+-- param: role VARCHAR = NULL | this role only
+-- param: heads BOOLEAN = FALSE | slices of attention heads instead of whole matrices
+-- column: model | name of the model
+-- column: stack | encoder or decoder, if the model has both
+-- column: role | role of the matrix in its block
+-- column: module | submodule such as cross_attention or shared experts, if a role occurs twice in a block
 -- column: rows | output features
 -- column: cols | input features
--- column: side | v: right vectors (input), u: left vectors (output)
--- column: blocks | blocks that have such a matrix
--- column: p | mean p-value, first over a block's deciles, then over blocks
--- column: p_std | sample standard deviation of the blocks' mean p-value
--- column: lowest_p | the smallest mean p-value of a block
--- column: lowest_layer | that block
--- column: highest_p | the largest mean p-value of a block
--- column: highest_layer | that block
--- column: range | largest minus smallest decile of the mean profile: how much there is to agree about
--- column: spread | sample standard deviation between blocks of one decile's mean p-value, root mean square over deciles
--- column: noise | the spread that p-values of random vectors would have
--- column: correlation | of a block's profile with the mean profile of the other blocks, mean over blocks; empty if one
---   of them is flat
+-- column: side | v: right singular vectors (input side), u: left singular vectors (output side)
+-- column: blocks | number of blocks with such a matrix
+-- column: p | mean p-value, over the deciles of a block and then over blocks
+-- column: p_std | sample standard deviation of the mean p-values of the blocks
+-- column: lowest_p | smallest mean p-value of a block
+-- column: lowest_layer | block of lowest_p
+-- column: highest_p | largest mean p-value of a block
+-- column: highest_layer | block of highest_p
+-- column: range | largest minus smallest decile of the mean profile: the structure that blocks can agree on
+-- column: spread | sample standard deviation between blocks of the mean p-value of a decile, root mean square over deciles
+-- column: noise | spread for p-values of random vectors
+-- column: correlation | correlation of the profile of a block with the mean profile of the others, mean over blocks; NULL if one
+--   of the profiles is flat
 with per_block as (
     select
         model,

@@ -1,19 +1,20 @@
--- title: What each role has learned, and where in its spectrum
--- about: Two lines per role, one for the right and one for the left singular vectors. The deciles divide each
---   matrix's singular values: d1 the smallest tenth, d10 the largest. Each holds the mean p-value of the Kolmogorov-Smirnov test of its singular vectors, first over a matrix, then over
---   matrices. Random vectors have mean 0.5. A low d1 is information among the smallest singular values.
--- param: model VARCHAR = NULL | only this model
+-- title: What each role has learned, by decile of the spectrum
+-- about: Two rows per role, one for the right and one for the left singular vectors. The deciles divide the singular values of
+--   each matrix: d1 is the smallest tenth, d10 the largest. Each value is the mean p-value of the Kolmogorov-Smirnov test
+--   of the singular vectors, over a matrix and then over matrices. Random vectors have a mean of 0.5. A low d1 means
+--   information in the smallest singular values.
+-- param: model VARCHAR = NULL | this model only
 -- param: revision VARCHAR = NULL | the newest revision that begins with this, instead of the newest
--- param: role VARCHAR = NULL | only this role
--- param: heads BOOLEAN = FALSE | slices of single attention heads instead of whole matrices
--- column: model | the model's name
--- column: role | what the matrix does in its block
--- column: module | cross_attention, shared experts and the like, where one role stands twice in a block
--- column: matrices | matrices of this role
--- column: shapes | their rows x cols
--- column: sigma | standard deviation of an entry that the edges of the bulk were computed with, mean
+-- param: role VARCHAR = NULL | this role only
+-- param: heads BOOLEAN = FALSE | slices of attention heads instead of whole matrices
+-- column: model | name of the model
+-- column: role | role of the matrix in its block
+-- column: module | submodule such as cross_attention or shared experts, if a role occurs twice in a block
+-- column: matrices | number of matrices of this role
+-- column: shapes | rows x cols of the matrices
+-- column: sigma | standard deviation of an entry that determines the edges of the bulk, mean
 -- column: outliers | singular values below|above the bulk, mean per matrix
--- column: side | v: right vectors (input), u: left vectors (output)
+-- column: side | v: right singular vectors (input side), u: left singular vectors (output side)
 -- column: d1 | decile 1 (smallest singular values): mean p-value
 -- column: d2 | decile 2: mean p-value
 -- column: d3 | decile 3: mean p-value
@@ -39,7 +40,7 @@ with summary as (
     group by model, role, module
 ),
 
--- Both sides at once, and turned into lines when they are few.
+-- Both sides are aggregated together; the unpivot follows the aggregation, when there are few rows.
 per_matrix as (
     unpivot (
         select

@@ -1,19 +1,19 @@
--- title: What scanning cost, by shape, role and device
--- about: Seconds of workers, over all scans, the costliest line first. Decomposing a matrix takes work proportional to
---   rows cols min(rows, cols); rate is how much of that was done in a second, so it compares devices over shapes.
--- param: model VARCHAR = NULL | only this model
--- param: role VARCHAR = NULL | only this role
--- param: heads BOOLEAN = FALSE | slices of single attention heads instead of whole matrices
+-- title: Cost of scanning, by shape, role and device
+-- about: Worker seconds over all scans, the most expensive row first. The work of decomposing a matrix is proportional to rows
+--   cols min(rows, cols); rate is this work per second, so that devices can be compared over shapes.
+-- param: model VARCHAR = NULL | this model only
+-- param: role VARCHAR = NULL | this role only
+-- param: heads BOOLEAN = FALSE | slices of attention heads instead of whole matrices
 -- column: rows | output features
 -- column: cols | input features
--- column: role | what the matrix does in its block
--- column: device | where it was computed
--- column: svd_method | gram, or svd where the faster way was not accurate enough
--- column: matrices | matrices computed
--- column: seconds | of all of them together
--- column: percent | share of the seconds of all lines
--- column: median_seconds | of one matrix
--- column: largest_seconds | of the slowest matrix
+-- column: role | role of the matrix in its block
+-- column: device | device of the computation
+-- column: svd_method | gram, or svd if the faster method was not accurate enough
+-- column: matrices | number of matrices
+-- column: seconds | seconds of all of them
+-- column: percent | share of the seconds of all rows
+-- column: median_seconds | median seconds of a matrix
+-- column: largest_seconds | seconds of the slowest matrix
 -- column: rate | 10^9 rows cols min(rows, cols) per second
 select
     rows,

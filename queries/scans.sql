@@ -1,19 +1,19 @@
--- title: Committed scans, the latest first
--- about: One line per scan. A model has several when other roles, layers, revisions or methods were scanned; the other
+-- title: Committed scans, latest first
+-- about: One row per scan. A model has several scans if different roles, layers, revisions or methods were scanned; the other
 --   queries use the newest result of every matrix, of the newest revision.
--- param: model VARCHAR = NULL | only this model
--- param: revision VARCHAR = NULL | only revisions that begin with this
--- column: model | the model's name
--- column: revision | commit or content hash, the first 12 characters
--- column: format | how the checkpoint is stored
--- column: parameters | number of the checkpoint's parameters
--- column: dtype | type in which most of them are stored
--- column: matrices | matrices and slices that were analysed
--- column: vectors | singular triplets
--- column: failed | tensors that could not be analysed (table failures says why)
--- column: skipped | tensors that were left out (scans.skipped_tensors says why)
--- column: seconds | how long the scan took
--- column: finished_at | when it was finished, UTC
+-- param: model VARCHAR = NULL | this model only
+-- param: revision VARCHAR = NULL | revisions that begin with this only
+-- column: model | name of the model
+-- column: revision | commit or content hash, first 12 characters
+-- column: format | format of the checkpoint
+-- column: parameters | number of parameters of the checkpoint
+-- column: dtype | data type of most parameters
+-- column: matrices | number of analyzed matrices and slices
+-- column: vectors | number of singular triplets
+-- column: failed | number of tensors that could not be analyzed (reasons are in table failures)
+-- column: skipped | number of tensors that were left out (reasons are in scans.skipped_tensors)
+-- column: seconds | duration of the scan
+-- column: finished_at | when it finished, UTC
 -- column: scan_id | identity of what was scanned and how
 select
     model,

@@ -1,19 +1,19 @@
--- title: What a model loses when its norms leave out a tenth of their directions
--- about: One line per run, order and decile of the activation covariance's eigenvalues (appendix F of arXiv 2410.17770v1, the
---   construction of SliceGPT). Decile 1 has the smallest eigenvalues.
--- param: model VARCHAR = NULL | only this model
--- param: run VARCHAR = NULL | only this run
--- column: model | the model's name
--- column: dataset | what it is measured on
+-- title: Damage from removing a tenth of the directions at the norms
+-- about: One row per run, order and decile of the eigenvalues of the activation covariance (appendix F of arXiv 2410.17770v1,
+--   the construction of SliceGPT). Decile 1 has the smallest eigenvalues.
+-- param: model VARCHAR = NULL | this model only
+-- param: run VARCHAR = NULL | this run only
+-- column: model | name of the model
+-- column: dataset | text of the measurement
 -- column: metric | perplexity, accuracy or kl
--- column: place | before norm: its input is projected; after norm: what it has divided by its length
--- column: decile | which tenth is left out, 1 the smallest eigenvalues
--- column: removed | directions, over all norms
--- column: baseline | the intact model's value
--- column: value | the value without these directions
--- column: delta | the difference
--- column: stderr | standard error of the difference
--- column: run_id | the run
+-- column: place | before norm: the input of the norm is projected; after norm: the normalized vector is projected
+-- column: decile | removed decile, 1 = smallest eigenvalues
+-- column: removed | number of removed directions, over all norms
+-- column: baseline | value of the intact model
+-- column: value | value without these directions
+-- column: delta | value - baseline
+-- column: stderr | standard error of delta
+-- column: run_id | id of the run
 select
     a.model,
     a.dataset,

@@ -1,33 +1,33 @@
--- title: Which roles and layers carry information at the small end of the spectrum
--- about: Mean p-value of the singular vectors of decile 1, the smallest tenth of each matrix's singular values, beside
---   that of random matrices of the same shape. Random vectors have mean 0.5; a small p is information that a truncated
---   SVD would throw away. The most significant line of a model comes first.
---   z = (p - control_p) / standard_error. Independent uniform p-values have standard deviation sqrt(1 / 12), so
---   standard_error is sqrt(1 / 12 / vectors), and with a control, whose mean has noise as well,
---   sqrt(1 / 12 / vectors + 1 / 12 / vectors of the control). Without a control of that shape, control_p is empty and 0.5
---   takes its place. p_value is that of a normal z of either sign, correct to 2e-7 of itself; family_p_value is the same
---   for the best of all lines of the model (Bonferroni), so family_p_value < 0.01 can be believed whichever line one picks.
--- param: model VARCHAR = NULL | only this model
+-- title: Roles and layers with information at the small end of the spectrum
+-- about: Mean p-value of the singular vectors of decile 1, the smallest tenth of the singular values of each matrix, with that
+--   of random matrices of the same shape. Random vectors have a mean of 0.5; a small p is information that a truncated SVD
+--   would discard. The most significant row of a model comes first.
+--   z = (p - control_p) / standard_error. Independent uniform p-values have a standard deviation of sqrt(1 / 12), so
+--   standard_error is sqrt(1 / 12 / vectors) or, with a control, whose mean is noisy as well, sqrt(1 / 12 / vectors + 1 /
+--   12 / vectors of the control). Without a control of that shape, control_p is NULL and 0.5 is used instead. p_value is
+--   the two-sided p-value of a normal z, with a relative error below 2e-7. family_p_value is corrected for the number of
+--   rows of the model (Bonferroni), so that family_p_value < 0.01 is significant for any selected row.
+-- param: model VARCHAR = NULL | this model only
 -- param: revision VARCHAR = NULL | the newest revision that begins with this, instead of the newest
--- param: role VARCHAR = NULL | only this role
--- param: heads BOOLEAN = FALSE | slices of single attention heads instead of whole matrices
--- param: layers BOOLEAN = TRUE | one line per layer; if false, all layers of a role in one line
--- column: model | the model's name
--- column: stack | encoder or decoder where the model has both
--- column: layer | index of the block; empty outside blocks, and if all layers are in one line
--- column: role | what the matrix does in its block
--- column: module | cross_attention, shared experts and the like, where one role stands twice in a block
+-- param: role VARCHAR = NULL | this role only
+-- param: heads BOOLEAN = FALSE | slices of attention heads instead of whole matrices
+-- param: layers BOOLEAN = TRUE | one row per layer; if false, one row for all layers of a role
+-- column: model | name of the model
+-- column: stack | encoder or decoder, if the model has both
+-- column: layer | index of the block; NULL outside blocks, and if all layers are in one row
+-- column: role | role of the matrix in its block
+-- column: module | submodule such as cross_attention or shared experts, if a role occurs twice in a block
 -- column: rows | output features
 -- column: cols | input features
--- column: side | v: right vectors (input), u: left vectors (output)
--- column: matrices | matrices that decile 1 was taken from
--- column: vectors | singular vectors with a p-value in it
--- column: p | their mean p-value
+-- column: side | v: right singular vectors (input side), u: left singular vectors (output side)
+-- column: matrices | number of matrices
+-- column: vectors | number of singular vectors with a p-value in decile 1
+-- column: p | mean p-value of these vectors
 -- column: control_p | mean p-value of decile 1 of the random controls of that shape
--- column: standard_error | of the difference, if the vectors are random
--- column: z | the difference in standard errors; negative = information
--- column: p_value | how often random matrices deviate as much, in either direction
--- column: family_p_value | how often the largest deviation of as many lines as the model has is as large
+-- column: standard_error | standard error of the difference for random vectors
+-- column: z | difference in standard errors; negative = information
+-- column: p_value | probability of a deviation of this size, of either sign, for random matrices
+-- column: family_p_value | the same for the largest deviation of all rows of the model
 with control as (
     select
         rows,
@@ -50,7 +50,7 @@ measured as (
         module,
         rows,
         cols,
-        -- Every matrix has one last triplet.
+        -- Every matrix has exactly one last triplet.
         count(*) filter (where k = least(rows, cols) - 1) as matrices,
         avg(u_p) as u_p,
         count(u_p) as u_vectors,
@@ -114,7 +114,7 @@ select
     control_p,
     standard_error,
     z,
-    -- Of a null, least(1, null) would make 1.
+    -- least(1, null) is 1, so null needs its own case.
     case when compared.z is not null then least(1, compared.p_value) end as p_value,
     case when compared.z is not null then least(1, compared.p_value * count(compared.z) over (partition by model)) end as family_p_value
 from compared

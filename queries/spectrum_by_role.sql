@@ -1,21 +1,21 @@
--- title: Mean spectrum by role, beside the Marchenko-Pastur law
--- about: Singular values of all matrices of one role and shape, averaged rank by rank, in units of sigma sqrt(hi) with
---   hi = max(rows, cols), so that matrices of different scale can be averaged. Random matrices stay between mp_lower
---   and mp_upper, 1 -/+ sqrt(min / max) when the whole spectrum is one bulk; values outside were put there by training.
--- param: model VARCHAR = NULL | only this model
+-- title: Mean spectrum by role, with the Marchenko-Pastur law
+-- about: Singular values of all matrices of one role and shape, averaged rank by rank, in units of sigma sqrt(hi) with hi =
+--   max(rows, cols), so that matrices of different scale can be averaged. Those of random matrices lie between mp_lower
+--   and mp_upper, which are 1 -/+ sqrt(min / max) if the whole spectrum is one bulk; values outside come from training.
+-- param: model VARCHAR = NULL | this model only
 -- param: revision VARCHAR = NULL | the newest revision that begins with this, instead of the newest
--- param: role VARCHAR = NULL | only this role
--- param: heads BOOLEAN = FALSE | slices of single attention heads instead of whole matrices
--- column: model | the model's name
--- column: role | what the matrix does in its block
+-- param: role VARCHAR = NULL | this role only
+-- param: heads BOOLEAN = FALSE | slices of attention heads instead of whole matrices
+-- column: model | name of the model
+-- column: role | role of the matrix in its block
 -- column: rows | output features
 -- column: cols | input features
 -- column: k | rank of the singular value, 0 = largest
--- column: matrices | matrices averaged over
--- column: singular_value | mean, in units of sigma sqrt(hi)
--- column: singular_value_std | sample standard deviation between the matrices, same units; empty for one matrix
+-- column: matrices | number of matrices in the average
+-- column: singular_value | mean singular value, in units of sigma sqrt(hi)
+-- column: singular_value_std | sample standard deviation over the matrices, same units; NULL for a single matrix
 -- column: mp_lower | lower edge of the Marchenko-Pastur law, mean, same units
--- column: mp_upper | upper edge, mean, same units
+-- column: mp_upper | upper edge of the Marchenko-Pastur law, mean, same units
 with scales as (
     select
         scan_id,
@@ -26,7 +26,7 @@ with scales as (
         role,
         rows,
         cols,
-        -- One number for what a line of the answer is about: a fleet has too many lines to group by texts.
+        -- A number for each group of the result: with many models, grouping by text is too slow.
         dense_rank() over (order by model, role_order(role), role, rows, cols) as place,
         nullif(sigma, 0) * sqrt(greatest(rows, cols)) as scale,
         mp_lower / scale as mp_lower,

@@ -1,14 +1,17 @@
-"""`rmtscan plot`: one figure as a file."""
+"""`rmtscan plot`: draw a figure to a file."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from scanner.cli import options
 from scanner.cli.output import DEFAULT_STORE, FormatOption, StoreOption, note, write
+
+if TYPE_CHECKING:
+    from scanner.figures import Figure
 
 
 def register(app: typer.Typer) -> None:
@@ -17,37 +20,40 @@ def register(app: typer.Typer) -> None:
 
 
 def plot(
-    figure: Annotated[str | None, typer.Argument(help="The figure; see --list.", show_default=False)] = None,
+    figure: Annotated[str | None, typer.Argument(help="Name of the figure; see --list.", show_default=False)] = None,
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="The file; its suffix says the form: .html .svg .png .pdf", show_default=False
+            "--output",
+            "-o",
+            help="File to write; the suffix selects the format: .html .svg .png .pdf",
+            show_default=False,
         ),
     ] = None,
     listed: Annotated[
-        bool, typer.Option("--list", "-l", help="List the figures, or with FIGURE describe one.")
+        bool, typer.Option("--list", "-l", help="List the figures, or describe FIGURE and its options.")
     ] = False,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Name of a scanned model.")] = None,
     revision: Annotated[
-        str | None, typer.Option("--revision", help="The newest revision that begins with this.")
+        str | None, typer.Option("--revision", help="The newest revision that begins with this, instead of the newest.")
     ] = None,
     layer: Annotated[int | None, typer.Option("--layer", help="Index of the block.")] = None,
-    role: Annotated[str | None, typer.Option("--role", help="query, key, value, attn_out, mlp_up ...")] = None,
+    role: Annotated[str | None, typer.Option("--role", help="query, key, value, attn_out, mlp_up, ...")] = None,
     head: Annotated[int | None, typer.Option("--head", help="Index of an attention head.")] = None,
     expert: Annotated[int | None, typer.Option("--expert", help="Index of an expert.")] = None,
     stack: Annotated[
-        str | None, typer.Option("--stack", help="encoder, decoder ... where a model has several.")
+        str | None, typer.Option("--stack", help="encoder, decoder, ... if the model has several.")
     ] = None,
     tensor: Annotated[str | None, typer.Option("--tensor", help="Full name of the tensor.")] = None,
     side: Annotated[
-        str | None, typer.Option("--side", help="v: right vectors (input); u: left vectors (output).")
+        str | None, typer.Option("--side", help="v: right singular vectors (input side); u: left ones (output side).")
     ] = None,
     k: Annotated[int | None, typer.Option("--k", "-k", help="Rank of a singular triplet, 0 = largest.")] = None,
     ensemble: Annotated[
-        str | None, typer.Option("--ensemble", help="The control that is drawn: gaussian or kaiming_uniform.")
+        str | None, typer.Option("--ensemble", help="Random control to draw: gaussian or kaiming_uniform.")
     ] = None,
-    base: Annotated[str | None, typer.Option("--base", help="Of a pair: the model before fine-tuning.")] = None,
-    tuned: Annotated[str | None, typer.Option("--tuned", help="Of a pair: the model after it.")] = None,
+    base: Annotated[str | None, typer.Option("--base", help="Model of a pair before fine-tuning.")] = None,
+    tuned: Annotated[str | None, typer.Option("--tuned", help="Model of a pair after fine-tuning.")] = None,
     centred: Annotated[
         bool | None,
         typer.Option(
@@ -58,12 +64,16 @@ def plot(
     ] = None,
     run: Annotated[
         str | None,
-        typer.Option("--run", help="Id of a run of an experiment (lazy: of a recipe), instead of the model's newest."),
+        typer.Option("--run", help="Id of a run of an experiment (for lazy: a recipe), instead of the newest."),
+    ] = None,
+    param: Annotated[
+        list[str] | None,
+        typer.Option("--param", "-p", metavar="NAME=VALUE", help="Any other parameter of the figure; can be repeated."),
     ] = None,
     store: StoreOption = DEFAULT_STORE,
     form: FormatOption = "table",
 ) -> None:
-    """Draw a figure of scanned models: a page with tooltips and zoom, or a picture for a paper.
+    """Draw a figure of scanned models: an interactive HTML page, or an image for a paper.
 
     Examples:
 
@@ -73,29 +83,27 @@ def plot(
 
         rmtscan plot depth --model my-model -o depth.html
     """
-    from scanner.figures import FIGURES, find_figure, save
+    from scanner.figures import all_figures, find_figure, save
     from scanner.figures.rendering import check_path
     from scanner.store import open_store
 
     if listed and figure is None:
         import pyarrow as pa
 
-        known = list(FIGURES.values())
+        known = list(all_figures().values())
         columns = {"figure": [one.name for one in known], "shows": [one.title for one in known]}
-        write(
-            pa.table(columns | {"options": [" ".join(f"--{name}" for name in one.parameters) for one in known]}), form
-        )
+        write(pa.table(columns | {"options": [" ".join(map(_option, one.parameters)) for one in known]}), form)
         return
     if figure is None:
-        raise typer.BadParameter("name a figure, or use --list to see them", param_hint="FIGURE")
+        raise typer.BadParameter("give the name of a figure; --list shows all figures", param_hint="FIGURE")
     chosen = find_figure(figure)
     if listed:
-        _describe(figure)
+        print(_description(chosen))
         return
     if output is None:
-        raise typer.BadParameter("name the file with -o FILE.html, .svg, .png or .pdf", param_hint="--output")
+        raise typer.BadParameter("give the file as -o FILE.html, .svg, .png or .pdf", param_hint="--output")
     output = check_path(output)
-    given = {
+    given: dict[str, object] = {
         "model": model,
         "revision": revision,
         "layer": layer,
@@ -113,15 +121,25 @@ def plot(
         "centred": centred,
     }
     parameters = {name: value for name, value in given.items() if value is not None}
+    for text in param or []:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--param")
+        parameters[name] = chosen.convert(name, value)
     opened = open_store(store) if chosen.needs_store else None
     chart = chosen.draw(opened, interactive=output.suffix.lower() == ".html", **parameters)
     note(f"{chosen.title}: {save(chart, output)}")
 
 
-def _describe(name: str) -> None:
-    from scanner.figures import PARAMETERS, find_figure
+def _description(figure: Figure) -> str:
+    lines = [f"{figure.name}: {figure.title}", "", figure.about, "", "Options:"]
+    for name, help_text in figure.parameters.items():
+        lines.append(f"  {_option(name)}   {help_text}")
+    return "\n".join(lines)
 
-    found = find_figure(name)
-    print(f"{found.name}: {found.title}\n\n{found.about}\n\nOptions:")
-    for parameter in found.parameters:
-        print(f"  --{parameter}   {PARAMETERS[parameter]}")
+
+def _option(parameter: str) -> str:
+    """Return the option that sets a parameter of a figure."""
+    from scanner.figures import PARAMETERS
+
+    return f"--{parameter}" if parameter in PARAMETERS else f"--param {parameter}="

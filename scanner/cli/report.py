@@ -1,4 +1,4 @@
-"""`rmtscan report`: what a store says about models, as one HTML file."""
+"""`rmtscan report`: write an HTML report of scanned models."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def report(
         list[str] | None,
         typer.Argument(
             metavar="REF",
-            help="Scanned models, by name or by where they were scanned from.",
-            show_default="all of the store",
+            help="Scanned models, by name or by the place from which they were scanned.",
+            show_default="all models of the store",
         ),
     ] = None,
-    output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="The HTML file.")] = "report.html",
+    output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="HTML file to write.")] = "report.html",
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Write a report of scanned models: findings, interactive figures and tables in one HTML file.
 
-    It opens in any browser without a network. Pairs that were compared are in it when both models are.
-    Experiments are not: `rmtscan query experiments` lists their runs, `rmtscan plot --list` their figures.
+    The file opens in any browser without a network. It includes compared pairs if both models are in the report.
+    It does not include experiments: see `rmtscan query experiments` for their runs and `rmtscan plot --list` for their figures.
 
     Examples:
 
@@ -39,7 +39,7 @@ def report(
 
         rmtscan report ./base ./tuned -o pair.html --store results
     """
-    from scanner.figures.report import write_report
+    from scanner.report import write_report
     from scanner.store import open_store
 
     def tell(text: str) -> None:

@@ -31,12 +31,13 @@ from scanner.checkpoint import (
     read_matrix,
 )
 from scanner.checkpoint.names import printable
+from scanner.checkpoint.structure.matching import Matching
 from scanner.engine.method import Method, scan_id
 from scanner.engine.options import PoolOptions
 from scanner.engine.plan import decomposition_cost, decomposition_limit, largest_first
 from scanner.engine.rows import pack, unpack
 from scanner.engine.run import run
-from scanner.engine.scan import ScanWork
+from scanner.engine.scan import ScanWork, TieTask
 from scanner.engine.task import Context, Failure, Task
 from scanner.engine.work import Observer, Stored, Work
 from scanner.errors import CheckpointError, GatedError, RateLimitedError, ScannerError
@@ -315,8 +316,11 @@ class ComparisonWork(Work):
         """Raise CheckpointError if both are the same, or have no matrix in common."""
         self.store, self.base, self.tuned, self.force = store, base, tuned, force
         self.delta = difference(base, tuned)
-        inventories = [list_matrices(checkpoint, method.selection) for checkpoint in (base, tuned)]
-        self.matching = match_matrices(inventories[0].matrices, inventories[1].matrices)
+        self.inventories = {
+            side: list_matrices(checkpoint, method.selection, compare_bytes=False)
+            for side, checkpoint in (("base", base), ("tuned", tuned))
+        }
+        self.matching = self._matched()
         if not self.matching.pairs:
             raise CheckpointError(_nothing_in_common(base, tuned, self.matching.different_shape))
         self.scan_ids = {
@@ -344,10 +348,27 @@ class ComparisonWork(Work):
         """Pairs with results from an earlier run."""
         return len(self.matching.pairs) - self._left
 
-    def tasks(self) -> list[PairTask]:
-        """Pairs without a result, largest first."""
+    def tasks(self) -> list[Task]:
+        """Pairs without a result, or first the comparisons that tell which matrices are copies of others."""
         if self.force:
             self.batch.discard()
+        ties = [
+            TieTask(owner=side, checks=inventory.tie_checks)
+            for side, inventory in self.inventories.items()
+            if inventory.tie_checks
+        ]
+        pairs = self._pair_tasks()
+        return [*ties] or [*pairs]
+
+    def expected(self, tasks: Sequence[Task]) -> tuple[int, float]:
+        """The pairs, also those that follow."""
+        return super().expected(self._pair_tasks())
+
+    def _matched(self) -> Matching:
+        return match_matrices(self.inventories["base"].matrices, self.inventories["tuned"].matrices)
+
+    def _pair_tasks(self) -> list[PairTask]:
+        """Pairs without a result, largest first."""
         staged = self.batch.staged([tuned.key for _, tuned in self.matching.pairs])
         found = largest_first(
             PairTask(base_source=self.base.source, base=base, tuned_source=self.tuned.source, tuned=tuned)
@@ -361,8 +382,14 @@ class ComparisonWork(Work):
         """Keep the description of the workers for the committed row."""
         self.environment = environment
 
-    def done(self, task: Task, value: PairResult) -> Stored:
+    def done(self, task: Task, value: Any) -> Stored:
         """Stage the rows of a pair, completed by what the scans say of its matrices."""
+        if isinstance(task, TieTask):
+            self.inventories[task.owner] = self.inventories[task.owner].without(value)
+            if any(inventory.tie_checks for inventory in self.inventories.values()):
+                return Stored()
+            self.matching = self._matched()
+            return Stored(following=tuple(self._pair_tasks()))
         assert isinstance(task, PairTask)
         lacking = [name for name in ("base", "tuned") if _key_of(task, name) not in self._rows[name]]
         if lacking:
@@ -373,6 +400,8 @@ class ComparisonWork(Work):
 
     def failed(self, task: Task, failure: Failure) -> Stored:
         """Keep why a pair has no rows."""
+        if isinstance(task, TieTask):
+            raise CheckpointError(failure.message)
         assert isinstance(task, PairTask)
         self.failures[task.name] = failure.message
         return Stored(failed=(_named(task.tuned),))

@@ -1,4 +1,4 @@
-"""What a model loses without a tenth (or a region) of its singular values, beside random sets of the same size."""
+"""Figures of the damage from removal: of sets of singular values (ablation), and of directions at the norms (slicing)."""
 
 from __future__ import annotations
 
@@ -13,25 +13,34 @@ import altair as alt
 from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
 from scanner.figures import theme
-from scanner.figures.activations import REGIONS, one_run
-from scanner.figures.choice import rows_of
-from scanner.figures.registry import nearest
+from scanner.figures.activations import one_run
+from scanner.figures.registry import figure, nearest
+from scanner.figures.selection import rows_of
 from scanner.store import Store
 
-#: Without some sets a model is destroyed; perplexities beyond so many times the baseline are drawn at the edge.
+#: Some sets destroy a model: perplexities beyond this multiple of the baseline are drawn at the edge.
 BEYOND = 1000
-ADVICE = "'rmtscan ablate REF --text FILE' measures them"
-NAMES = {"perplexity": "rise of perplexity", "kl": "KL divergence (nats a token)", "accuracy": "change of accuracy"}
-#: Kinds of sets that take a share of the singular values: `smallest:10` is ten per cent.
+NAMES = {
+    "perplexity": "increase of perplexity",
+    "kl": "KL divergence (nats per token)",
+    "accuracy": "change of accuracy",
+}
+#: Kinds of sets that contain a share of the singular values: `smallest:10` is ten percent.
 PRUNING = ("smallest", "most-random")
-#: Kinds of sets in the order in which they are drawn.
+#: Kinds of sets in the order of the axis.
 _KINDS = ("decile", "region", "range", *PRUNING)
-#: What `layers` says of a single block, with its stack where the model has several: `3`, `encoder:3`.
+#: Value of `layers` for a single block, with the stack if the model has several: `3`, `encoder:3`.
 _ONE_BLOCK = re.compile(r"(?:[^: ]+:)?(\d+)")
-#: A tick by itself: an axis would give all of them one unit.
+#: Label of a set; regions are named by their position relative to the bulk.
+_SET_LABEL = "({left: 'below', right: 'above'})[datum.label] || datum.label"
+#: Label of a single tick; the axis would choose one format for all of them.
 _TICK = "format(datum.value, abs(datum.value) < 10000 ? '~r' : '.0e')"
 
 
+@figure(
+    title="Damage from removing a tenth of the singular values",
+    about="Damage by decile and role, with random sets of the same size, and the spectra. Needs a run of `rmtscan ablate`.",
+)
 def ablation(
     store: Store,
     *,
@@ -41,19 +50,19 @@ def ablation(
     role: str | None = None,
     layer: int | None = None,
 ) -> Any:
-    """Damage by decile, one line a role with its standard error; hollow: random sets of the same size. Below, the spectra.
+    """Draw the damage by decile, one line per role with its standard error; random sets of the same size are hollow points.
 
-    A run without deciles is drawn over the sets it has: pruning against the per cent that is removed, a line for each kind; regions
-    and others in their order. A run that was measured by role and by layer is drawn by role; `layer` asks for the points of that
-    block alone.
+    The lower panel shows the spectra, if all of the matrices are scanned. A run without deciles is drawn over its own sets:
+    pruning against the removed percentage, with one line for each kind; regions and other sets in their order. A run that was
+    measured by role and by layer is drawn by role; `layer` selects the points of a single block.
 
-    Source: arXiv 2410.17770, v1 Figs. 7 and 11, v3 Fig. 5 with its inset (the spectra, where all of these matrices are scanned).
+    Source: arXiv 2410.17770, v1 Figs. 7 and 11, v3 Fig. 5 with its inset (the spectra).
 
     Raises:
-        ScannerError: nothing is measured, or not of this model, role or layer.
+        ScannerError: the store has no such run, or the run has no point of this model, role or layer.
     """
     runs = rows_of(store, "point_runs", kind="ablation")
-    chosen = one_run(runs, model, run, f"no ablations in {store.url}: {ADVICE}")
+    chosen = one_run(runs, model, run, f"{store.url} holds no ablations: run 'rmtscan ablate REF --text FILE'")
     found = store.query("ablation_curve", run=chosen["run_id"]).to_pylist()
     asked = _asked_for(found, role, layer)
     if not asked:
@@ -64,7 +73,7 @@ def ablation(
         )
         raise ScannerError(
             f"run {chosen['run_id']} of {printable(chosen['model'])!r} has no point of {' in '.join(words)} ('rmtscan ablate' "
-            f"measures roles, and --by layer blocks): {nearest(role, there)}"
+            f"measures roles, and single blocks with --by layer): {nearest(role, there)}"
         )
     deciles = [row for row in asked if row["set"].startswith("decile:")]
     drawn = _by_role(deciles or asked) if layer is None else deciles or asked
@@ -75,7 +84,7 @@ def ablation(
     if pruned and len(names) == 1:
         rows = [row | {"what": row["kind"]} for row in rows]
     x = _percent() if pruned else _in_order(rows)
-    # Regions and deciles follow one another along the spectrum; between other sets there is nothing to connect.
+    # A line connects regions or deciles, which follow one another along the spectrum, but no other sets.
     connected = pruned or {row["kind"] for row in rows} in ({"decile"}, {"region"})
     dashes = _dashes() if pruned and len(names) > 1 else alt.Undefined
     metric = str(found[0]["metric"])
@@ -83,7 +92,7 @@ def ablation(
     values = rows_of(store, "decile_values", run=chosen["run_id"]) if deciles else []
     values = [row | {"what": names[_group(row)]} for row in values if _group(row) in names]
     if values:
-        chart = alt.vconcat(chart, _spectra(values, _colour(rows), look))
+        chart = alt.vconcat(chart, _spectra(values, _color(rows), look))
     experiment = store.file_rows("experiments", chosen["run_id"], ["dataset"])
     caption = [
         printable(chosen["model"]),
@@ -92,13 +101,13 @@ def ablation(
         "hollow: random sets of the same size; bars: standard error",
         *beyond(rows),
     ]
-    return theme.finish(chart, look, "What a model loses without some of its singular values", caption)
+    return theme.finish(chart, look, "Damage from removing singular values", caption)
 
 
 def measured(
     runs: Sequence[dict[str, Any]], chosen: dict[str, Any], metric: str, text: object, baseline: float
 ) -> list[str]:
-    """What the caption says of a run: metric, text and baseline, and its id where the model has several (newest first)."""
+    """Return the caption of a run: metric, text and baseline, and its id if the model has several runs (newest first)."""
     on = metric if text is None else f"{metric} on {printable(str(text))}"
     own = [row["run_id"] for row in runs if row["model"] == chosen["model"]]
     which = "the newest" if chosen["run_id"] == own[0] else "one"
@@ -107,7 +116,7 @@ def measured(
 
 
 def _matrices(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """What the caption says of the matrices: roles that the legend does not name, and blocks that all lines have in common."""
+    """Return the caption of the matrices: roles that the legend does not name, and blocks that all lines share."""
     unnamed: dict[str, dict[str, None]] = {}
     for row in rows:
         roles = row["roles"].replace(",", ", ")
@@ -120,7 +129,7 @@ def _matrices(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def beyond(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """What the caption says of points that are drawn at the edge; nothing where there are none."""
+    """Return the caption of points that are drawn at the edge; empty if there are none."""
     there = any(
         row["metric"] == "perplexity" and max(row["delta"], row["random_delta"] or 0.0) > BEYOND * row["baseline"]
         for row in rows
@@ -129,18 +138,18 @@ def beyond(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _group(row: dict[str, Any]) -> tuple[str, str]:
-    """Which matrices a point is about: their roles and their blocks."""
+    """Return the roles and blocks of the matrices of a point."""
     return row["roles"], row["layers"]
 
 
 def _block(row: dict[str, Any]) -> int | None:
-    """The one block that a point is about; None: several."""
+    """Return the block of a point, or None if the point covers several."""
     found = _ONE_BLOCK.fullmatch(row["layers"])
     return None if found is None else int(found[1])
 
 
 def _asked_for(found: list[dict[str, Any]], role: str | None, layer: int | None) -> list[dict[str, Any]]:
-    """The points of a role, those of it alone where there are some, and of a block, those of several roles where there are some."""
+    """Select the points of a role, preferably of that role alone, and of a block, preferably of several roles."""
     rows = [row for row in found if role is None or role in row["roles"].split(",")]
     rows = [row for row in rows if layer is None or _block(row) == layer]
     if role is not None:
@@ -149,7 +158,7 @@ def _asked_for(found: list[dict[str, Any]], role: str | None, layer: int | None)
 
 
 def _by_role(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The points over several blocks, and those of roles that have no other line; or of single roles in one block; or else all."""
+    """Select points over several blocks, and of roles without another line; else single roles in one block; else all."""
     if any(_block(row) is None for row in rows):
         lines = Counter(roles for roles, _ in set(map(_group, rows)))
         return [row for row in rows if _block(row) is None or ("," not in row["roles"] and lines[row["roles"]] == 1)]
@@ -159,9 +168,9 @@ def _by_role(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _names(rows: list[dict[str, Any]]) -> dict[tuple[str, str], str]:
-    """A name for the matrices of each line: the shortest that no other line has.
+    """Return the shortest unique name for the matrices of each line.
 
-    Many roles in one block go by the block, and so do roles that are the same in every line; all others go by the roles.
+    Lines of several roles in one block, and lines that differ in the block only, are named by the block; others by the roles.
     """
     groups = list(dict.fromkeys(map(_group, rows)))
     same_roles = len(groups) > 1 and len({roles for roles, _ in groups}) == 1
@@ -184,7 +193,7 @@ def _where(layers: str) -> str:
 
 
 def _shortened(names: Sequence[str]) -> str:
-    """All of a few names; of many the first, the last, and how many there are."""
+    """Join names; of more than three, only the first, the last and the number."""
     return ", ".join(names) if len(names) <= 3 else f"{names[0]} … {names[-1]} ({len(names)})"
 
 
@@ -198,11 +207,15 @@ def _row(row: dict[str, Any], what: str) -> dict[str, Any]:
 
 
 def _in_order(rows: Sequence[dict[str, Any]]) -> alt.X:
-    """Deciles and ranges by their numbers, regions from left to right, whatever order the points of the lines came in."""
+    """Return the x axis of sets: deciles and ranges by number, regions from below to above the bulk."""
 
     def rank(row: dict[str, Any]) -> tuple[int, list[int], str]:
         kind, _, value = row["set"].partition(":")
-        numbers = [[*REGIONS].index(value)] if value in REGIONS else [int(one) for one in re.findall(r"\d+", value)]
+        numbers = (
+            [[*theme.REGIONS].index(value)]
+            if value in theme.REGIONS
+            else [int(one) for one in re.findall(r"\d+", value)]
+        )
         return _KINDS.index(kind) if kind in _KINDS else len(_KINDS), numbers, kind
 
     if {row["kind"] for row in rows} == {"decile"}:
@@ -212,12 +225,12 @@ def _in_order(rows: Sequence[dict[str, Any]]) -> alt.X:
 
 
 def by_decile(title: str) -> alt.X:
-    """`label` is a decile; those that were not measured keep their places."""
+    """Return the x axis of deciles, with a position for deciles that were not measured."""
     return _ordinal([str(decile) for decile in range(1, 11)], title)
 
 
 def _ordinal(order: list[str], title: str) -> alt.X:
-    axis = alt.Axis(labelAngle=0, grid=False)
+    axis = alt.Axis(labelAngle=0, grid=False, labelExpr=_SET_LABEL)
     return alt.X("label:O", sort=order, scale=alt.Scale(domain=order), title=title, axis=axis)
 
 
@@ -228,16 +241,16 @@ def _percent() -> alt.X:
 
 
 def _dashes() -> alt.StrokeDash:
-    """A line for each kind of pruning, where colour tells the matrices."""
+    """Return the dash channel by kind of pruning, if color stands for the matrices."""
     scale = alt.Scale(domain=[*PRUNING], range=[[1, 0], [4, 2]])
     return alt.StrokeDash("kind:N", scale=scale, legend=alt.Legend(orient="top", title=None))
 
 
-def _colour(rows: Sequence[dict[str, Any]]) -> Any:
+def _color(rows: Sequence[dict[str, Any]]) -> Any:
     names = list(dict.fromkeys(row["what"] for row in rows))
-    if all(name in theme.ROLE_COLOURS for name in names):
+    if all(name in theme.ROLE_COLORS for name in names):
         return theme.by_role(names, field="what")
-    # The domain keeps their order: by themselves names are sorted, layer 10 before layer 2.
+    # An explicit domain keeps the order; sorted by name, layer 10 would come before layer 2.
     return alt.Color("what:N", scale=alt.Scale(domain=names), legend=alt.Legend(orient="top", title=None, columns=4))
 
 
@@ -251,7 +264,7 @@ def damage(
     connected: bool = True,
     dashes: Any = alt.Undefined,
 ) -> Any:
-    """What is lost (`delta`, from `low` to `high`), a colour for each `what`, its points connected or not, random sets hollow."""
+    """Return the damage (`delta`, from `low` to `high`) with a color for each `what`; random sets are hollow points."""
     cap = BEYOND * rows[0]["baseline"] if metric == "perplexity" else math.inf
     rows = [_capped(row, cap) for row in rows]
     scale, ticks = (alt.Scale(), None) if metric == "accuracy" else _symlog(rows, cap)
@@ -259,7 +272,7 @@ def damage(
     data = theme.inline([{**row, "finished_at": None} for row in rows])
     hover: list[Any] = ["what:N", "set:N", "removed:Q"]
     hover += [alt.Tooltip(name, format=".4g") for name in ("value:Q", "delta:Q", "stderr:Q", "random_delta:Q")]
-    base = alt.Chart(data).encode(x=x, color=_colour(rows))
+    base = alt.Chart(data).encode(x=x, color=_color(rows))
     y = alt.Y("drawn:Q", title=NAMES[metric], scale=scale, axis=y_axis)
     line = base.mark_line(strokeWidth=look.line).encode(y=y, strokeDash=dashes)
     shapes = alt.Scale(domain=["within", "beyond"], range=["circle", "triangle-up"])
@@ -279,7 +292,7 @@ def damage(
 
 
 def _capped(row: dict[str, Any], cap: float) -> dict[str, Any]:
-    """The row with what is drawn of it: nothing beyond the cap, and no bar below what the metric can fall to."""
+    """Return the row with its drawn values, limited to the cap and to the lowest change that the metric allows."""
     beyond, random = row["delta"] > cap, row["random_delta"]
     bottom = -row["baseline"] if math.isfinite(cap) else -math.inf
     drawn: dict[str, Any] = {"drawn": min(row["delta"], cap), "beyond": "beyond" if beyond else "within"}
@@ -289,12 +302,12 @@ def _capped(row: dict[str, Any], cap: float) -> dict[str, Any]:
 
 
 def _symlog(rows: list[dict[str, Any]], cap: float) -> tuple[Any, list[float]]:
-    """Scale and ticks for damage that spans orders of magnitude, and is sometimes a gain: all that is drawn lies within."""
+    """Return a scale and ticks for damage that spans orders of magnitude and can be negative; all values lie within."""
     points = [row[name] for row in rows for name in ("drawn", "random_drawn") if row[name] is not None]
     drawn = points + [row[name] for row in rows for name in ("low", "high") if math.isfinite(row[name])]
     largest = max(map(abs, drawn), default=1.0) or 1.0
     if math.isfinite(cap):
-        constant = 1e-2 * cap / BEYOND  # a change of one per cent of the baseline is small
+        constant = 1e-2 * cap / BEYOND  # a change of one percent of the baseline is small
     else:
         constant = max(min((abs(value) for value in points if value), default=largest), 1e-5 * largest)
     exponents = range(math.ceil(math.log10(constant)), math.floor(math.log10(max(largest, constant))) + 1)
@@ -306,10 +319,52 @@ def _symlog(rows: list[dict[str, Any]], cap: float) -> tuple[Any, list[float]]:
     return alt.Scale(type="symlog", constant=constant, domain=[floor, 1.5 * largest], nice=False, clamp=True), ticks
 
 
-def _spectra(values: list[dict[str, Any]], colour: Any, look: theme.Style) -> Any:
+def _spectra(values: list[dict[str, Any]], color: Any, look: theme.Style) -> Any:
     chart = alt.Chart(theme.inline(values)).mark_line(strokeWidth=look.line)
     return chart.encode(
         x=alt.X("decile:O", title="decile", axis=alt.Axis(labelAngle=0, grid=False)),
         y=alt.Y("singular_value:Q", title="mean ν", axis=alt.Axis(tickCount=3)),
-        color=colour,
+        color=color,
     ).properties(width=look.width, height=look.height // 2)
+
+
+@figure(
+    title="Damage from removing a tenth of the directions of the signal at the norms",
+    about="Damage by decile of the eigenvalues of the activation covariance, projected before and after the norms. Needs a run of "
+    "`rmtscan slicing`.",
+)
+def slicing(store: Store, *, interactive: bool = False, model: str | None = None, run: str | None = None) -> Any:
+    """Draw the damage by decile of the eigenvalues of the covariance, one line for each order of projection and norm.
+
+    Source: arXiv 2410.17770v1, App. F.
+
+    Raises:
+        ScannerError: the store has no such run.
+    """
+    runs = rows_of(store, "point_runs", kind="slicing")
+    nothing = f"{store.url} holds no slicing: run 'rmtscan slicing REF --text FILE'"
+    chosen = one_run(runs, model, run, nothing)
+    found = store.query("slicing", run=chosen["run_id"]).to_pylist()
+    rows = [
+        row
+        | {
+            "what": row["place"],
+            "label": str(row["decile"]),
+            "set": f"decile {row['decile']}",
+            "low": row["delta"] - (row["stderr"] or 0.0),
+            "high": row["delta"] + (row["stderr"] or 0.0),
+            "random_delta": None,
+        }
+        for row in found
+    ]
+    look = theme.style(interactive)
+    metric = str(found[0]["metric"])
+    chart = damage(rows, by_decile("decile of eigenvalues (1: smallest)"), metric, look, interactive)
+    caption = [
+        printable(chosen["model"]),
+        *measured(runs, chosen, metric, found[0]["dataset"], found[0]["baseline"]),
+        "bars: standard error",
+        *beyond(rows),
+    ]
+    title = "Damage from removing a tenth of the directions at the norms"
+    return theme.finish(chart, look, title, caption)

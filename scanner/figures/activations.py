@@ -1,4 +1,4 @@
-"""What enters the matrices: overlap of singular vectors with the principal directions of the activations, and their spectra."""
+"""Figures of the activations that enter the matrices: overlap with singular vectors, and spectra; choice of a run."""
 
 from __future__ import annotations
 
@@ -10,35 +10,46 @@ import altair as alt
 from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
 from scanner.figures import theme
-from scanner.figures.choice import rows_of
-from scanner.figures.registry import nearest
+from scanner.figures.registry import figure, nearest
+from scanner.figures.selection import rows_of
 from scanner.store import Store
 
-REGIONS = {"left": theme.BLUE, "bulk": theme.GREY, "right": theme.VERMILION}
-ADVICE = "'rmtscan activations REF --text FILE' measures them"
+_REGION_COLORS = {"left": theme.BLUE, "bulk": theme.GRAY, "right": theme.VERMILION}
+_ADVICE = "run 'rmtscan activations REF --text FILE'"
 
 
 def one_run(found: list[dict[str, Any]], model: str | None, run: str | None, nothing: str) -> dict[str, Any]:
-    """Of the runs found, newest first, the one that is meant: the one named, or the newest of the model.
+    """Return the given run, or the newest run of the model.
+
+    Args:
+        found: rows of runs, the newest first.
+        model: name of the model; None if the runs are of one model.
+        run: id of the run; None for the newest.
+        nothing: message of the error if there are no runs.
 
     Raises:
-        ScannerError: there is none, or several models and none was named.
+        ScannerError: there are no runs, the model or run is unknown, or the runs are of several models and none was given.
     """
     if not found:
         raise ScannerError(nothing)
     models = _distinct(found, "model")
     if model is not None and model not in models:
         raise ScannerError(
-            f"nothing is measured of {printable(model)!r}: {nearest(printable(model), map(printable, models))}"
+            f"the store has no run of {printable(model)!r}: {nearest(printable(model), map(printable, models))}"
         )
     if model is None and run is None and len(models) > 1:
-        raise ScannerError(f"several models are measured, name one with --model: {', '.join(map(printable, models))}")
+        raise ScannerError(f"the runs are of several models; give `model`, one of: {', '.join(map(printable, models))}")
     kept = [row for row in found if model in (None, row["model"]) and run in (None, row["run_id"])]
     if not kept:
-        raise ScannerError(f"there is no run {printable(str(run))!r}: {nearest(run, _distinct(found, 'run_id'))}")
+        raise ScannerError(f"unknown run {printable(str(run))!r}: {nearest(run, _distinct(found, 'run_id'))}")
     return kept[0]
 
 
+@figure(
+    title="Overlap of singular vectors with the principal directions of the activations",
+    about="O_k by singular value, colored by region; the gray band is the range of random vectors. Outliers above the band carry "
+    "what the model knows about its input. Needs a run of `rmtscan activations`.",
+)
 def activation_overlap(
     store: Store,
     *,
@@ -49,20 +60,20 @@ def activation_overlap(
     layer: int | None = None,
     centred: bool = True,
 ) -> Any:
-    """O_k = max_j |v_k . f_j| of right singular vectors with the activations' principal directions, against the singular value.
+    """Draw the overlap O_k = max_j |v_k . f_j| of right singular vectors with the principal directions of the activations.
 
-    The points of all matrices of a role (or of one layer), coloured by region, one panel a role; the band is what random vectors
-    have, 0.135 to 99.865 %, with its median. Below it M_k = max_i |v_k . e_i|, the same with the axes of the standard basis in the
-    place of principal directions: where O_k leaves the band and M_k does not, the overlap is not that of a few single features.
-    `centred`: the principal directions of the covariance, else of the second moments.
+    Each role has a panel with the points of all its matrices (or of one layer) against the singular value, colored by region. The
+    band is the range of random vectors, 0.135 to 99.865 %, with its median. The lower part shows M_k = max_i |v_k . e_i|, the
+    overlap with the standard basis: if O_k leaves the band and M_k does not, the overlap is not due to a few single features.
+    With `centred` the principal directions are those of the covariance, otherwise of the second moments.
 
-    Source: arXiv 2410.17770, v1 Figs. 5, 6 and 13 (not centred there), v3 Figs. 2-4 (centred), App. C (M_k).
+    Source: arXiv 2410.17770, v1 Figs. 5, 6 and 13 (not centered there), v3 Figs. 2-4 (centered), App. C (M_k).
 
     Raises:
-        ScannerError: nothing is measured, or not of this model, role or layer.
+        ScannerError: the store has no such run, or the run has no overlaps of this model, role or layer.
     """
     runs = rows_of(store, "overlap_runs")
-    chosen = one_run(runs, model, run, f"no overlaps in {store.url}: {ADVICE}")
+    chosen = one_run(runs, model, run, f"{store.url} holds no overlaps: {_ADVICE}")
     found = rows_of(store, "overlaps", model=chosen["model"], run=run, role=role, layer=layer, centred=centred)
     if not found:
         raise ScannerError(_nothing(chosen, role, layer))
@@ -73,7 +84,7 @@ def activation_overlap(
     for name in _distinct(found, "role"):
         of_role = [row for row in found if row["role"] == name]
         widths = sorted({row["cols"] for row in of_role})
-        for cols in widths:  # the band depends on it
+        for cols in widths:  # the band depends on the width
             mine = [row for row in of_role if row["cols"] == cols]
             points = [mine[i] for i in theme.thinned(len(mine), 4 * theme.MAX_POINTS)]
             limits = next(row for row in band if (row["role"], row["cols"]) == (name, cols))
@@ -87,19 +98,19 @@ def activation_overlap(
         "Overlap of singular vectors with the activations",
         [
             printable(chosen["model"]),
-            f"{where}, {'centred covariance' if centred else 'second moments, not centred'}",
+            f"{where}, {'centered covariance' if centred else 'second moments, not centered'}",
             _texts([row for row in runs if row["run_id"] in used]),
-            "below: largest entry M_k (overlap with the standard basis)",
+            "lower part: largest entry M_k (overlap with the standard basis)",
         ],
     )
 
 
 def _texts(runs: list[dict[str, Any]]) -> str:
-    """What was read in the runs that are drawn."""
+    """Return the caption of the texts that the drawn runs read."""
     texts = sorted({printable(str(run["dataset"])) for run in runs if run["dataset"] is not None})
     tokens = sorted({run["tokens"] for run in runs if run["tokens"] is not None})
     if not tokens:
-        return "a run that is not finished"
+        return "an unfinished run"
     count = f"{tokens[0]:,} tokens" if len(tokens) == 1 else f"{tokens[0]:,} to {tokens[-1]:,} tokens"
     several = f", the newest of {len(runs)} runs for each matrix" if len(runs) > 1 else ""
     return f"{', '.join(texts)}: {count}{several}"
@@ -108,7 +119,7 @@ def _texts(runs: list[dict[str, Any]]) -> str:
 def _panel(
     title: str, points: list[dict[str, Any]], limits: dict[str, Any], look: theme.Style, interactive: bool
 ) -> Any:
-    """O_k over M_k, of one role and width."""
+    """Return the panel of O_k above M_k for one role and width."""
     largest = max(row["singular_value"] for row in points)
     x_scale = alt.Scale(domain=[0, largest], nice=False)
     axis = alt.Axis(grid=False, tickCount=5)
@@ -133,7 +144,7 @@ def _against_band(
     look: theme.Style,
     interactive: bool,
 ) -> Any:
-    """A column's points over the band of random vectors."""
+    """Return the points of a column over the band of random vectors."""
     top = 1.05 * max(limits["random_high"], *(row[column] for row in points))
     y_scale = alt.Scale(domain=[0, top], nice=False)
     area = alt.Chart(theme.inline([{"low": limits["random_low"], "high": limits["random_high"]}]))
@@ -147,14 +158,18 @@ def _against_band(
         y=alt.Y(f"{column}:Q", title=title, scale=y_scale, axis=alt.Axis(tickCount=4)),
         color=alt.Color(
             "region:N",
-            scale=alt.Scale(domain=[*REGIONS], range=[*REGIONS.values()]),
-            legend=alt.Legend(orient="top", title=None, direction="horizontal"),
+            scale=alt.Scale(domain=[*_REGION_COLORS], range=[*_REGION_COLORS.values()]),
+            legend=alt.Legend(orient="top", title=None, direction="horizontal", labelExpr=theme.REGION_LABEL),
         ),
         tooltip=hover if interactive else alt.Undefined,
     )
     return alt.layer(band, middle.encode(y="middle:Q"), dots)
 
 
+@figure(
+    title="Spectrum of the activations that enter the matrices",
+    about="Eigenvalues of the covariance of the inputs of each matrix, by role and index. Needs a run of `rmtscan activations`.",
+)
 def activation_spectrum(
     store: Store,
     *,
@@ -165,14 +180,14 @@ def activation_spectrum(
     layer: int | None = None,
     centred: bool = True,
 ) -> Any:
-    """Eigenvalues of the covariance of what enters the matrices, by index, geometric mean over the layers of a role.
+    """Draw the eigenvalues of the covariance of the inputs of the matrices: geometric mean over the layers of a role, by index.
 
     Source: arXiv 2410.17770v3, sec. 4.
 
     Raises:
-        ScannerError: nothing is measured, or not of this model, role or layer.
+        ScannerError: the store has no such run, or the run has no spectra of this model, role or layer.
     """
-    chosen = one_run(rows_of(store, "overlap_runs"), model, run, f"no overlaps in {store.url}: {ADVICE}")
+    chosen = one_run(rows_of(store, "overlap_runs"), model, run, f"{store.url} holds no overlaps: {_ADVICE}")
     found = rows_of(
         store, "activation_spectra", model=chosen["model"], run=run, role=role, layer=layer, centred=centred
     )
@@ -198,8 +213,8 @@ def activation_spectrum(
         color=theme.by_role(roles),
         tooltip=["role:N", "number:O", alt.Tooltip("eigenvalue:Q", format=".4g")] if interactive else alt.Undefined,
     ).properties(width=look.width, height=look.height)
-    what = "covariance of the activations, centred" if centred else "second moments of the activations, not centred"
-    details = f"{what}; inputs that are shared give equal lines"
+    what = "covariance of the activations, centered" if centred else "second moments of the activations, not centered"
+    details = f"{what}; roles with the same input have equal lines"
     return theme.finish(chart, look, "Spectrum of the activations", [printable(chosen["model"]), details])
 
 
@@ -207,7 +222,7 @@ def _nothing(chosen: dict[str, Any], role: str | None, layer: int | None) -> str
     where = [f"role {printable(role)!r}"] if role is not None else []
     where += [f"layer {layer}"] if layer is not None else []
     of = f"{printable(chosen['model'])!r}{''.join(f', {one}' for one in where)}"
-    return f"nothing is measured of {of}: 'rmtscan query overlap_by_role' lists the roles, table overlaps the layers"
+    return f"the store has no overlaps of {of}: see 'rmtscan query overlap_by_role' for roles and table overlaps for layers"
 
 
 def _distinct(rows: Sequence[dict[str, Any]], name: str) -> list[Any]:

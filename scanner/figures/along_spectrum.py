@@ -1,4 +1,4 @@
-"""Averages along the spectrum by role: singular values, and the randomness of singular vectors."""
+"""Averages along the spectrum by role: figures of the singular values and of the p-values of singular vectors."""
 
 from __future__ import annotations
 
@@ -12,29 +12,33 @@ import numpy as np
 from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
 from scanner.figures import theme
-from scanner.figures.choice import Matrix, distinct, in_blocks, matrices, narrow, one_stack, rows_of, whole
+from scanner.figures.registry import figure
+from scanner.figures.selection import (
+    SIDES,
+    Matrix,
+    check_side,
+    distinct,
+    in_blocks,
+    matrices,
+    narrow,
+    one_stack,
+    rows_of,
+    whole,
+)
 from scanner.rmt import marchenko_pastur
 from scanner.store import Store
 
 BINS = 64
-"""Parts of the spectrum that p is averaged over, so that lines over thousands of ranks stay readable."""
+"""Number of bins of the spectrum over which p is averaged, so that lines over thousands of ranks stay readable."""
 _FLOOR = 0.01
-"""A logarithmic axis ends here at the latest: the smallest values of square matrices go to zero."""
+"""Lowest end of a logarithmic axis: the smallest singular values of square matrices go to zero."""
 
 
-def check_side(side: str) -> str:
-    """The side, if it is one.
-
-    Raises:
-        ScannerError: neither `u` nor `v`.
-    """
-    if side not in theme.SIDES:
-        raise ScannerError(
-            f"side {printable(side)!r} is neither u (left vectors, output side) nor v (right vectors, input side)"
-        )
-    return side
-
-
+@figure(
+    title="Mean spectra by role",
+    about="Singular values by rank, averaged over the matrices of a role, in units of σ √max(m, n). The dotted line is the "
+    "expectation for a random matrix of the same aspect ratio. Values above ν_max or below ν_min come from training.",
+)
 def spectra_by_role(
     store: Store,
     *,
@@ -43,15 +47,15 @@ def spectra_by_role(
     revision: str | None = None,
     role: str | None = None,
 ) -> Any:
-    """Singular values by rank, averaged over the matrices of a role, beside what the Marchenko-Pastur law expects there.
+    """Draw the singular values by rank, averaged over the matrices of a role, with the expectation of the Marchenko-Pastur law.
 
-    In units of sigma sqrt(hi), with a panel for every aspect ratio, for the law depends on that alone; ranks are divided by
-    the number of singular values. Logarithmic, so that both ends can be seen.
+    Values are in units of sigma sqrt(max(rows, cols)); ranks are divided by the number of singular values. Each aspect ratio has
+    a panel, since the law depends on nothing else. The axis is logarithmic, so that both ends of the spectrum are visible.
 
     Source: arXiv 2410.17770, v1 Figs. 2 and 10.
 
     Raises:
-        ScannerError: no such model or role.
+        ScannerError: the model or role is unknown, or no matrix has a bulk.
     """
     found = narrow(whole(matrices(store, model, revision)), model or "the model", role=role)
     name = found[0].model
@@ -88,7 +92,7 @@ def _spectra(
     interactive: bool,
     last: bool,
 ) -> Any:
-    """The panel of one aspect ratio; the last one of a column names the ranks."""
+    """Return the panel of one aspect ratio; the last panel of a column has the title of the x axis."""
     rows = []
     for (role, m, n), line in groups.items():
         for i in theme.thinned(len(line), 160):
@@ -134,7 +138,7 @@ def _spectra(
 
 
 def _hover(rows: Sequence[dict[str, Any]]) -> Any:
-    """Invisible points under the pointer that tell the numbers of a line."""
+    """Return invisible points that carry the tooltips of the lines."""
     tips = [
         alt.Tooltip("role:N", title="role"),
         alt.Tooltip("shape:N", title="shape"),
@@ -148,7 +152,7 @@ def _hover(rows: Sequence[dict[str, Any]]) -> Any:
 
 
 def _expected(gamma: float, points: int = 80) -> list[dict[str, object]]:
-    """The Marchenko-Pastur law's singular value at a relative rank, in units of sigma sqrt(hi)."""
+    """Return the singular value that the Marchenko-Pastur law expects at a relative rank, in units of sigma sqrt(hi)."""
     low, high = marchenko_pastur.edges(gamma)
     x = low + (high - low) * 0.5 * (1.0 - np.cos(np.linspace(0.0, np.pi, points)))
     share = 1.0 - marchenko_pastur.cdf(x, gamma)
@@ -160,7 +164,7 @@ def _edge_rules(gamma: float, look: theme.Style, bottom: float) -> list[Any]:
     layers: list[Any] = []
     for at, name in ((high, "ν max"), (low, "ν min")):
         if at > bottom:
-            # Where no line runs: spectra fall from the upper left to the lower right.
+            # These corners are free: spectra fall from the upper left to the lower right.
             upper = name == "ν max"
             base = alt.Chart(theme.inline([{"s": at, "edge": name, "x": float(upper)}])).encode(y="s:Q")
             layers.append(base.mark_rule(strokeDash=[3, 2], strokeWidth=0.6 * look.line, color=theme.BLACK))
@@ -170,6 +174,11 @@ def _edge_rules(gamma: float, look: theme.Style, bottom: float) -> list[Any]:
     return layers
 
 
+@figure(
+    title="Randomness of the singular vectors along the spectrum, by role",
+    about="p of the Kolmogorov-Smirnov test, averaged locally, from the largest singular values (left) to the smallest (right). "
+    "Random vectors have a mean of 0.5; lower values mean that more was learned. One block is drawn over the average of all.",
+)
 def pvalues_by_role(
     store: Store,
     *,
@@ -181,14 +190,14 @@ def pvalues_by_role(
     stack: str | None = None,
     side: str = "v",
 ) -> Any:
-    """Locally averaged p-values along the spectrum, a panel for each role: one block over the average of all blocks.
+    """Draw locally averaged p-values along the spectrum, in one panel per role: one block over the average of all blocks.
 
-    The band holds the middle 80 % of the blocks. Random vectors have 0.5, as the control shows.
+    The band contains the middle 80 % of the blocks. Random vectors have a mean of 0.5, as the control shows.
 
     Source: arXiv 2410.17770, v1 Fig. 4.
 
     Raises:
-        ScannerError: no such model, role or layer.
+        ScannerError: the model, role, layer or side is unknown.
     """
     check_side(side)
     found, word = one_stack(in_blocks(whole(matrices(store, model, revision))), stack)
@@ -201,7 +210,7 @@ def pvalues_by_role(
     look = theme.style(interactive)
     roles = list(dict.fromkeys(row["role"] for row in rows))
     chart = _profile_panels(rows, roles, layer, look, interactive=interactive)
-    details = f"{theme.SIDES[side]} singular vectors ({side}), {len(layers)} blocks; band: middle 80 % of them"
+    details = f"{SIDES[side]} singular vectors ({side}), {len(layers)} blocks; band: middle 80 % of the blocks"
     return theme.finish(chart, look, "Randomness along the spectrum", [_model_and_stack(name, word), details])
 
 
@@ -232,7 +241,7 @@ def _profile_panels(
     bins = 1 + max(row["bin"] for row in rows)
     named = {f"block {layer}": theme.VERMILION, "all blocks": theme.BLUE}
     controlled = any(row["control"] is not None for row in rows)
-    named |= {"control": theme.GREY} if controlled else {}
+    named |= {"control": theme.GRAY} if controlled else {}
     data = [{**row, "x": (row["bin"] + 0.5) / bins} for row in rows]
     shown = [row[name] for row in rows for name in ("mean", "high", "block", "control") if row[name] is not None]
     domain = alt.Scale(domain=[0, max(0.75, 1.02 * max(shown))], nice=False)

@@ -1,4 +1,4 @@
-"""What depends on depth: randomness by block and role, by head, and where the outliers are."""
+"""Figures by layer: randomness of the singular vectors by role and by attention head, and outliers of the spectra."""
 
 from __future__ import annotations
 
@@ -10,13 +10,24 @@ import altair as alt
 from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
 from scanner.figures import theme
-from scanner.figures.along_spectrum import check_side
-from scanner.figures.choice import Matrix, distinct, in_blocks, matrices, narrow, one_stack, slices, whole
+from scanner.figures.registry import figure
+from scanner.figures.selection import (
+    SIDES,
+    Matrix,
+    check_side,
+    distinct,
+    in_blocks,
+    matrices,
+    narrow,
+    one_stack,
+    slices,
+    whole,
+)
 from scanner.store import Store
 
 
 def _p(matrix: Matrix, side: str | None) -> float | None:
-    """Mean p of one side, or of both."""
+    """Return the mean p of one side, or of both."""
     wanted = (
         [matrix.v_p_mean] if side == "v" else [matrix.u_p_mean] if side == "u" else [matrix.u_p_mean, matrix.v_p_mean]
     )
@@ -34,13 +45,14 @@ def _subtitle(model: str, stack: str | None, details: str) -> list[str]:
 
 
 def _sides(side: str | None) -> str:
-    return (
-        "left and right singular vectors"
-        if side is None
-        else f"{theme.SIDES[check_side(side)]} singular vectors ({side})"
-    )
+    return "left and right singular vectors" if side is None else f"{SIDES[check_side(side)]} singular vectors ({side})"
 
 
+@figure(
+    title="Randomness of the singular vectors by depth and role",
+    about="Mean p of all singular vectors of a matrix, by block. Random matrices have 0.5; lower values mean that more was "
+    "learned.",
+)
 def depth(
     store: Store,
     *,
@@ -51,12 +63,12 @@ def depth(
     stack: str | None = None,
     side: str | None = None,
 ) -> Any:
-    """Mean p of the singular vectors of a matrix, by block and role; 0.5 is what random vectors have.
+    """Draw the mean p of the singular vectors of a matrix, by block and role; random vectors have 0.5.
 
     Source: "Analyzing Llama-3 weights via RMT", the trend over layers.
 
     Raises:
-        ScannerError: no such model, role or stack.
+        ScannerError: the model, role, stack or side is unknown.
     """
     words = _sides(side)
     found, stack_word = one_stack(in_blocks(whole(matrices(store, model, revision))), stack)
@@ -70,7 +82,7 @@ def depth(
             if p is not None:
                 rows.append({"role": one, "layer": layer, "p": p, "matrices": len(mine)})
     if not rows:
-        raise ScannerError(f"no p-values of {printable(found[0].model)!r} are in the store")
+        raise ScannerError(f"the store has no p-values of {printable(found[0].model)!r}")
     look = theme.style(interactive)
     domain = alt.Scale(domain=[0, max(0.55, 1.05 * max(row["p"] for row in rows))], nice=False)
     x_axis = alt.Axis(grid=False, tickMinStep=1, format="d", tickCount=min(len(layers), 10))
@@ -112,6 +124,11 @@ def depth(
     return theme.finish(chart, look, "Randomness by depth", _subtitle(found[0].model, stack_word, words))
 
 
+@figure(
+    title="Randomness of the singular vectors by attention head",
+    about="Mean p of the singular vectors of the slice of each head, layer by head; darker cells mean that a head has learned "
+    "more. Needs a scan with --heads.",
+)
 def heads(
     store: Store,
     *,
@@ -122,12 +139,12 @@ def heads(
     stack: str | None = None,
     side: str | None = None,
 ) -> Any:
-    """Mean p of the singular vectors of every attention head's slice: a grid of layers and heads for each role.
+    """Draw the mean p of the singular vectors of every attention head's slice: a grid of layers and heads for each role.
 
     Source: "Analyzing Llama-3 weights via RMT", the analysis by heads.
 
     Raises:
-        ScannerError: the heads are not scanned, or there is no such model, role or stack.
+        ScannerError: the heads are not scanned, or the model, role, stack or side is unknown.
     """
     words = _sides(side)
     found, stack_word = one_stack(in_blocks(slices(matrices(store, model, revision))), stack)
@@ -138,7 +155,7 @@ def heads(
     values = {one: _grid([matrix for matrix in found if matrix.role == one], side) for one in roles}
     known = [p for rows in values.values() for row in rows for p in row["p"] if p is not None]
     if not known:
-        raise ScannerError(f"no p-values of the heads of {printable(found[0].model)!r} are in the store")
+        raise ScannerError(f"the store has no p-values of the heads of {printable(found[0].model)!r}")
     scale = alt.Scale(scheme="viridis", domain=[0, max(0.5, min(1.0, max(known)))])
     across = 2 if len(roles) > 1 else 1
     width = round((look.width - (across - 1) * 2 * look.font) / across)
@@ -159,7 +176,7 @@ def heads(
             orient="top", title="mean p", gradientLength=round(0.5 * look.width), titleOrient="left", tickCount=3
         )
         grid = alt.Chart(alt.InlineData(values=values[one]), name=f"heads_{one}")
-        # One row of data for a layer: its values are spread over the heads here, which keeps large grids small.
+        # The data has one row per layer, which the chart flattens to heads: this keeps large grids small.
         grid = grid.transform_flatten(["p"]).transform_window(number="row_number()", groupby=["layer"])
         grid = grid.transform_calculate(head="datum.number - 1").transform_filter("isValid(datum.p)")
         grid = grid.mark_rect().encode(x=x, y=y, color=alt.Color("p:Q", scale=scale, legend=legend))
@@ -177,7 +194,7 @@ def _heads(found: Sequence[Matrix], role: str) -> int:
 
 
 def _grid(found: Sequence[Matrix], side: str | None) -> list[dict[str, Any]]:
-    """One row for a layer, with p of its heads in order."""
+    """Return one row per layer, with the p of its heads in order."""
     rows = []
     for layer in sorted(distinct(found, "layer")):
         mine = [matrix for matrix in found if matrix.layer == layer]
@@ -189,6 +206,11 @@ def _grid(found: Sequence[Matrix], side: str | None) -> list[dict[str, Any]]:
     return rows
 
 
+@figure(
+    title="Singular values outside the Marchenko-Pastur bulk, layer by role",
+    about="Number of singular values below ν_min and above ν_max; the color is their share of all singular values. In square "
+    "matrices no value can lie below the bulk, which begins at zero.",
+)
 def outliers(
     store: Store,
     *,
@@ -197,12 +219,12 @@ def outliers(
     revision: str | None = None,
     stack: str | None = None,
 ) -> Any:
-    """How many singular values lie left and right of the Marchenko-Pastur bulk: layer by role, share as colour.
+    """Draw the number of singular values below and above the Marchenko-Pastur bulk, layer by role, with their share as color.
 
     Source: arXiv 2410.17770, v3, the table of outliers.
 
     Raises:
-        ScannerError: no such model or stack.
+        ScannerError: the model or stack is unknown.
     """
     found, stack_word = one_stack(in_blocks(whole(matrices(store, model, revision))), stack)
     roles, layers = distinct(found, "role"), sorted(distinct(found, "layer"))
@@ -213,10 +235,10 @@ def outliers(
     most = max([1.0, *(row["percent"] for row in rows if row["percent"] is not None)])
     scale = alt.Scale(scheme="blues", domain=[0, most])
     legend = alt.Legend(
-        orient="top", title="per cent of all", titleOrient="left", gradientLength=round(0.4 * look.width), tickCount=3
+        orient="top", title="percent of all", titleOrient="left", gradientLength=round(0.4 * look.width), tickCount=3
     )
     panels = []
-    for side, heading in (("left", "left of the bulk"), ("right", "right of the bulk")):
+    for side, heading in (("left", "below the bulk"), ("right", "above the bulk")):
         mine = [row for row in rows if row["side"] == side]
         x_axis = alt.Axis(
             orient="top", labelAngle=-60, ticks=False, domain=False, labelLimit=200, labelOverlap=False, title=None
@@ -229,12 +251,12 @@ def outliers(
         tips = [
             alt.Tooltip("role:N"),
             alt.Tooltip("layer:O"),
-            alt.Tooltip("count:Q", title=f"{side} outliers"),
-            alt.Tooltip("percent:Q", title="per cent", format=".2f"),
+            alt.Tooltip("count:Q", title=f"values {heading}"),
+            alt.Tooltip("percent:Q", title="percent", format=".2f"),
             alt.Tooltip("matrices:Q", title="matrices"),
         ]
-        colour = alt.Color("percent:Q", scale=scale, legend=legend)
-        rect = base.mark_rect(stroke="white", strokeWidth=0.5).encode(color=colour)
+        color = alt.Color("percent:Q", scale=scale, legend=legend)
+        rect = base.mark_rect(stroke="white", strokeWidth=0.5).encode(color=color)
         if interactive:
             rect = rect.encode(tooltip=tips)
         dark = alt.condition(f"datum.percent > {0.45 * most}", alt.value("white"), alt.value("black"))
@@ -246,12 +268,15 @@ def outliers(
     kinds = ", ".join(distinct(found, "sigma_kind"))
     title = "Singular values outside the bulk"
     return theme.finish(
-        chart, look, title, _subtitle(found[0].model, stack_word, f"number; σ: {kinds}; –: no left side (square)")
+        chart,
+        look,
+        title,
+        _subtitle(found[0].model, stack_word, f"number; σ: {kinds}; –: square, so nothing lies below the bulk"),
     )
 
 
 def _outlier_rows(found: Sequence[Matrix]) -> list[dict[str, Any]]:
-    """One row for a cell and side; several matrices of a cell (experts) are added up."""
+    """Return one row per cell and side; several matrices of a cell (experts) are added up."""
     cells: dict[tuple[int | None, str], list[Matrix]] = {}
     for matrix in found:
         cells.setdefault((matrix.layer, matrix.role), []).append(matrix)

@@ -1,4 +1,4 @@
-"""What fine-tuning can repair: accuracy without a decile of the singular values, removed before it or after it."""
+"""Figure of fine-tuning with a decile of the singular values removed before or after it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,19 @@ import altair as alt
 from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
 from scanner.figures import theme
-from scanner.figures.registry import nearest
+from scanner.figures.registry import figure, nearest
 from scanner.store import Store
 
 _ORDERS = {"remove-first": "removed, then fine-tuned", "tune-first": "fine-tuned, then removed"}
-_COLOURS = {"removed, then fine-tuned": theme.BLUE, "fine-tuned, then removed": theme.VERMILION}
+_COLORS = {"removed, then fine-tuned": theme.BLUE, "fine-tuned, then removed": theme.VERMILION}
 
 
+@figure(
+    title="Accuracy after fine-tuning with a decile of the singular values removed before or after it",
+    about="Changes beyond the gray band (three standard deviations of the untouched runs, over seeds) are more than chance. "
+    "Accuracy that is lost by removal after fine-tuning, but not by removal before it, was restored by training. Needs a run of "
+    "`rmtscan finetune`.",
+)
 def finetuning(
     store: Store,
     *,
@@ -24,33 +30,35 @@ def finetuning(
     run: str | None = None,
     role: str | None = None,
 ) -> Any:
-    """Accuracy by removed decile in both orders, beside the mean of the untouched runs and three standard deviations of it.
+    """Draw the accuracy by removed decile in both orders, with the mean of the untouched runs and three standard deviations.
 
-    Points are means over seeds, error bars their standard deviation (one seed: none). Of several runs of one base the newest is
-    drawn, or the one that is named; without a role, removal from those matrices that its newest points are about.
+    Points are means over seeds, error bars their standard deviation (none for a single seed). The newest run of the base is drawn
+    unless `run` is given; without a role, the matrices of the newest points of the run.
 
     Source: arXiv 2410.17770, v1 Fig. 8, v3 Fig. 6.
 
     Raises:
-        ScannerError: nothing is fine-tuned in this store, or not this base, or without removal from this role.
+        ScannerError: the store has no fine-tuning, not of this run or base, or none with removal from this role.
     """
     answer = store.query("finetune_by_decile").to_pylist()
     if not answer:
-        raise ScannerError(f"nothing is fine-tuned in {store.url}: begin with 'rmtscan finetune BASE --task FILE'")
+        raise ScannerError(f"{store.url} holds no fine-tuning: run 'rmtscan finetune BASE --task FILE'")
     if run is not None:
         runs = sorted({str(row["run_id"]) for row in answer})
         answer = [row for row in answer if row["run_id"] == run]
         if not answer:
-            raise ScannerError(f"there is no run {printable(run)!r}: {nearest(run, runs)}")
+            raise ScannerError(f"unknown run {printable(run)!r}: {nearest(run, runs)}")
     bases = sorted({str(row["base_model"]) for row in answer})
     if base is None and len(bases) > 1:
-        raise ScannerError(f"several models are fine-tuned, name one with --base: {', '.join(map(printable, bases))}")
+        raise ScannerError(f"several models were fine-tuned; give `base`, one of: {', '.join(map(printable, bases))}")
     base = base or bases[0]
     if base not in bases:
-        raise ScannerError(f"no model {printable(base)!r} is fine-tuned: {nearest(base, map(printable, bases))}")
+        raise ScannerError(f"no model {printable(base)!r} was fine-tuned: {nearest(base, map(printable, bases))}")
     removed = [row for row in answer if row["base_model"] == base and row["order"] in _ORDERS]
     if not removed:
-        raise ScannerError(f"{printable(base)} was fine-tuned without any removal: give 'rmtscan finetune' an --order")
+        raise ScannerError(
+            f"no decile was removed in the fine-tuning of {printable(base)!r}: run 'rmtscan finetune' with --order"
+        )
     known = sorted({str(row["roles"]) for row in removed})
     if role is not None and role not in known:
         raise ScannerError(f"no decile was removed from {printable(role)!r}: {nearest(role, known)}")
@@ -75,7 +83,7 @@ def _words(untouched: dict[str, Any] | None) -> str:
     if untouched is None:
         return ""
     band = ", ± three standard deviations" if untouched["three_sigma"] is not None else ""
-    return f"; grey: {untouched['seeds']} untouched{band}"
+    return f"; gray: {untouched['seeds']} untouched{band}"
 
 
 def _accuracy(column: str = "accuracy:Q") -> alt.Y:
@@ -95,7 +103,7 @@ def _untouched(look: theme.Style, row: dict[str, Any] | None) -> list[Any]:
     low, high = row["untouched"] - spread, row["untouched"] + spread
     ends = [{"decile": end, "low": low, "high": high, "accuracy": row["untouched"]} for end in (0.5, 10.5)]
     base = alt.Chart(theme.inline(ends))
-    line = base.mark_line(color=theme.GREY, strokeWidth=look.line, strokeDash=[4, 2]).encode(x=_decile(), y=_accuracy())
+    line = base.mark_line(color=theme.GRAY, strokeWidth=look.line, strokeDash=[4, 2]).encode(x=_decile(), y=_accuracy())
     if not spread:
         return [line]
     return [base.mark_area(color=theme.PALE, opacity=0.6).encode(x=_decile(), y=_accuracy("low:Q"), y2="high:Q"), line]
@@ -108,8 +116,8 @@ def _lines(look: theme.Style, rows: list[dict[str, Any]], interactive: bool) -> 
         value = {"what": _ORDERS[row["order"]], "decile": row["decile"], "accuracy": row["accuracy"]}
         value |= {"low": row["accuracy"] - spread, "high": row["accuracy"] + spread, "seeds": row["seeds"]}
         drawn.append(value | {"delta": row["delta"], "delta in sigma": row["delta_sigma"]})
-    there = {name: colour for name, colour in _COLOURS.items() if any(row["what"] == name for row in drawn)}
-    colour = alt.Color(
+    there = {name: color for name, color in _COLORS.items() if any(row["what"] == name for row in drawn)}
+    color = alt.Color(
         "what:N",
         scale=alt.Scale(domain=[*there], range=[*there.values()]),
         legend=alt.Legend(orient="top", title=None, symbolType="stroke", direction="horizontal"),
@@ -118,9 +126,9 @@ def _lines(look: theme.Style, rows: list[dict[str, Any]], interactive: bool) -> 
         alt.Tooltip(f"{name}:Q", format=".3g") for name in ("decile", "accuracy", "delta", "delta in sigma", "seeds")
     ]
     base = alt.Chart(theme.inline(drawn))
-    bars = base.mark_rule(strokeWidth=look.line).encode(x=_decile(), y=_accuracy("low:Q"), y2="high:Q", color=colour)
-    lines = base.mark_line(strokeWidth=1.3 * look.line).encode(x=_decile(), y=_accuracy(), color=colour)
+    bars = base.mark_rule(strokeWidth=look.line).encode(x=_decile(), y=_accuracy("low:Q"), y2="high:Q", color=color)
+    lines = base.mark_line(strokeWidth=1.3 * look.line).encode(x=_decile(), y=_accuracy(), color=color)
     dots = base.mark_point(filled=True, size=3.0 * look.font, opacity=1.0).encode(
-        x=_decile(), y=_accuracy(), color=colour, tooltip=hover if interactive else alt.Undefined
+        x=_decile(), y=_accuracy(), color=color, tooltip=hover if interactive else alt.Undefined
     )
     return [bars, lines, dots]

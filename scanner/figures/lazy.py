@@ -1,4 +1,4 @@
-"""What rich and lazy networks lose with their small singular values."""
+"""Figure of rich and lazy networks with some of their singular values removed."""
 
 from __future__ import annotations
 
@@ -9,41 +9,46 @@ import altair as alt
 from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
 from scanner.figures import theme
-from scanner.figures.registry import nearest
+from scanner.figures.registry import figure, nearest
 from scanner.store import Store
 
-_COLOURS = (theme.BLUE, theme.VERMILION, theme.GREEN, theme.ORANGE, theme.PURPLE, theme.SKY, theme.BLACK)
+_COLORS = (theme.BLUE, theme.VERMILION, theme.GREEN, theme.ORANGE, theme.PURPLE, theme.SKY, theme.BLACK)
 _PANELS = {
     "smallest": "the smallest removed, % of their number",
     "mass": "the smallest removed, % of the sum of all",
-    "random": "as many removed at random, % of their number",
+    "random": "the same number removed at random, %",
 }
 
 
+@figure(
+    title="Rich and lazy networks with some of their singular values removed",
+    about="Accuracy against the share of removed singular values. A rich network does not need its small singular values; a lazy "
+    "network uses all of them. Needs a run of `rmtscan lazy-learning`.",
+)
 def lazy(store: Store, *, interactive: bool = False, model: str | None = None, run: str | None = None) -> Any:
-    """Accuracy against the share of removed singular values, by regime: by number, by mass, and at random as a control.
+    """Draw the accuracy against the share of removed singular values, by regime: by number, by mass, and at random as a control.
 
-    Lines are means over seeds, error bars the standard deviation of the change over seeds (one seed: none). Of networks that were
-    trained by several recipes those of the newest are drawn.
+    Lines are means over seeds, error bars the standard deviation of the change over seeds (none for a single seed). If the
+    networks were trained by several recipes, those of the newest are drawn.
 
     Source: arXiv 2410.17770v1, App. A, Fig. 9.
 
     Args:
-        store: where the experiment's rows are.
-        interactive: for a screen.
-        model: the network, where there are several: `mlp 64-512-512-512-10`.
-        run: a recipe, instead of the newest: column `recipe` of query `lazy_learning`.
+        store: store with the rows of the experiment.
+        interactive: whether to draw for a screen.
+        model: the network, if there are several: `mlp 64-512-512-512-10`.
+        run: a recipe instead of the newest, from column `recipe` of query `lazy_learning`.
 
     Raises:
-        ScannerError: there is no such experiment in the store, or not with that network or recipe.
+        ScannerError: the store has no such experiment, or none with this network or recipe; or there are too many regimes.
     """
     answer = store.query("lazy_learning").to_pylist()
     if not answer:
-        raise ScannerError(f"no lazy-learning experiment is in {store.url}: begin with 'rmtscan lazy-learning'")
+        raise ScannerError(f"{store.url} holds no lazy-learning experiment: run 'rmtscan lazy-learning'")
     known = list(dict.fromkeys(row["recipe"] for row in answer))
     if run is not None and run not in known:
         raise ScannerError(
-            f"there is no recipe {printable(run)!r} (query lazy_learning has them): {nearest(run, known)}"
+            f"unknown recipe {printable(run)!r} (see column recipe of query lazy_learning): {nearest(run, known)}"
         )
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in answer:
@@ -53,8 +58,9 @@ def lazy(store: Store, *, interactive: bool = False, model: str | None = None, r
     fitting = [name for name in groups if model is None or model == name or name.startswith(f"{model} on ")]
     if len(fitting) != 1:
         there = [printable(name) for name in groups]
-        wanted = f"no network {printable(model)!r}: {nearest(printable(model), there)}" if model else ", ".join(there)
-        raise ScannerError(wanted if model else f"there are several networks, name one with --model: {wanted}")
+        if model:
+            raise ScannerError(f"no network {printable(model)!r}: {nearest(printable(model), there)}")
+        raise ScannerError(f"the store has several networks; give `model`, one of: {', '.join(there)}")
     found = groups[fitting[0]]
     newest = max(found, key=lambda row: (row["finished_at"], row["recipe"]))
     others = len({row["recipe"] for row in found}) - 1
@@ -73,8 +79,8 @@ def lazy(store: Store, *, interactive: bool = False, model: str | None = None, r
         rows.append(value | {"percent": 0.0, "value": row["baseline"], "low": row["baseline"], "high": row["baseline"]})
     rows = list({(row["regime"], row["ordering"], row["percent"]): row for row in rows}.values())
     regimes = list(dict.fromkeys(str(row["regime"]) for row in rows))
-    if len(regimes) > len(_COLOURS):
-        raise ScannerError(f"{len(regimes)} regimes are more than colours: draw from a store with fewer")
+    if len(regimes) > len(_COLORS):
+        raise ScannerError(f"{len(regimes)} regimes, but only {len(_COLORS)} colors: use a store with fewer regimes")
     look = theme.style(interactive)
     panels = [
         _panel(look, rows, regimes, ordering, title, interactive)
@@ -100,19 +106,19 @@ def _panel(
         "percent:Q", title=title, scale=alt.Scale(domain=[0, 100], nice=False), axis=alt.Axis(grid=False, tickCount=6)
     )
     y = alt.Y("value:Q", title="accuracy", scale=alt.Scale(domain=[0, 1], nice=False), axis=alt.Axis(tickCount=5))
-    colour = alt.Color(
+    color = alt.Color(
         "regime:N",
-        scale=alt.Scale(domain=regimes, range=[*_COLOURS[: len(regimes)]]),
+        scale=alt.Scale(domain=regimes, range=[*_COLORS[: len(regimes)]]),
         legend=alt.Legend(orient="top", title=None, symbolType="stroke", direction="horizontal", labelLimit=look.width),
     )
     names = ("regime:N", "percent:Q", "value:Q", "low:Q", "high:Q")
     hover = [alt.Tooltip(name, format=".3g") if name.endswith("Q") else alt.Tooltip(name) for name in names]
     base = alt.Chart(data)
     bars = base.mark_rule(clip=True, strokeWidth=look.line).encode(
-        x=x, y=alt.Y("low:Q", title="accuracy"), y2="high:Q", color=colour
+        x=x, y=alt.Y("low:Q", title="accuracy"), y2="high:Q", color=color
     )
-    lines = base.mark_line(clip=True, strokeWidth=1.3 * look.line).encode(x=x, y=y, color=colour)
+    lines = base.mark_line(clip=True, strokeWidth=1.3 * look.line).encode(x=x, y=y, color=color)
     dots = base.mark_point(filled=True, size=2.0 * look.font, opacity=1.0).encode(
-        x=x, y=y, color=colour, tooltip=hover if interactive else alt.Undefined
+        x=x, y=y, color=color, tooltip=hover if interactive else alt.Undefined
     )
     return alt.layer(lines, bars, dots).properties(width=look.width, height=0.8 * look.height)

@@ -1,4 +1,4 @@
-"""A pretrained and a fine-tuned model side by side: spectra and p before and after, overlaps of their singular vectors."""
+"""Figures of a pretrained and a fine-tuned model: spectra and p-values before and after, overlaps of singular vectors."""
 
 from __future__ import annotations
 
@@ -12,24 +12,35 @@ from numpy.typing import NDArray
 from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
 from scanner.figures import theme
-from scanner.figures.again import decomposed
-from scanner.figures.along_spectrum import check_side
-from scanner.figures.choice import Matrix, choose_model, columns, matrices, narrow, place, rows_of, slices, whole
-from scanner.figures.registry import nearest
+from scanner.figures.registry import figure, nearest
+from scanner.figures.selection import (
+    SIDES,
+    Matrix,
+    check_side,
+    choose_model,
+    columns,
+    decomposed,
+    matrices,
+    narrow,
+    place,
+    rows_of,
+    slices,
+    whole,
+)
 from scanner.rmt.metrics import local_average
 from scanner.store import Store
 
 FloatArray = NDArray[np.float64]
 
 MAX_CELLS = 96
-"""Rows and columns of a heat map of overlaps; more ranks than that are taken together."""
+"""Maximal number of rows and columns of a heat map of overlaps; more ranks share cells."""
 _BEFORE, _AFTER = "before", "after"
 _NAMES = {_BEFORE: theme.BLUE, _AFTER: theme.VERMILION}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A row of table `pairs`: one matrix before and after."""
+    """A row of table `pairs`: one matrix before and after fine-tuning."""
 
     pair_id: str
     base_model: str
@@ -47,20 +58,20 @@ class Pair:
 
 
 def pairs(store: Store, base: str | None, tuned: str | None) -> list[Pair]:
-    """The matrices of two models that are compared, the newest result of each, those that changed most first.
+    """Return the newest result of every compared matrix of two models, by decreasing change.
 
-    Of several pairs of models (or of revisions of them) that fit, the one that was compared last.
+    If several pairs of models (or of their revisions) match, the pair that was compared last is used.
 
     Raises:
-        ScannerError: there is no such comparison; says which there are.
+        ScannerError: the models were not compared; the message lists the pairs that were.
     """
     rows = rows_of(store, "pairs", base=base, tuned=tuned)
     if not rows:
         names = _compared(store)
         if not names:
-            raise ScannerError(f"no pair is compared in {store.url}: 'rmtscan compare BASE TUNED' does that")
+            raise ScannerError(f"{store.url} holds no comparison: run 'rmtscan compare BASE TUNED'")
         wanted = f"{printable(base or '?')} -> {printable(tuned or '?')}"
-        raise ScannerError(f"the pair {wanted} is not compared: {nearest(wanted, names)}")
+        raise ScannerError(f"the pair {wanted} was not compared: {nearest(wanted, names)}")
     known = {field.name for field in fields(Pair)}
     return [
         Pair(tensor=row["base_tensor"], **{name: value for name, value in row.items() if name in known})
@@ -70,11 +81,16 @@ def pairs(store: Store, base: str | None, tuned: str | None) -> list[Pair]:
 
 
 def _compared(store: Store) -> list[str]:
-    """The pairs of models that are compared, in words."""
+    """Return the compared pairs of models as text."""
     rows = rows_of(store, "pairs", base=None, tuned=None)
     return list(dict.fromkeys(f"{printable(row['base_model'])} -> {printable(row['tuned_model'])}" for row in rows))
 
 
+@figure(
+    title="Spectrum and randomness of a matrix before and after fine-tuning",
+    about="Singular values by rank, their relative change, and the local mean of p. Without a role and layer, the matrix that "
+    "changed most is drawn. Needs a comparison of the pair.",
+)
 def pair_spectra(
     store: Store,
     *,
@@ -89,25 +105,25 @@ def pair_spectra(
     tensor: str | None = None,
     side: str = "v",
 ) -> Any:
-    """Singular values before and after fine-tuning, their relative change, and the local mean of p, by rank.
+    """Draw the singular values before and after fine-tuning, their relative change, and the local mean of p, by rank.
 
-    Of the matrices that fit, the one that changed most.
+    If several matrices match, the one that changed most is drawn.
 
     Source: arXiv 2410.17770, v1 Fig. 12.
 
     Raises:
-        ScannerError: no such pair or matrix.
+        ScannerError: the pair was not compared, or the matrix or side is unknown.
     """
     check_side(side)
     found = pairs(store, base, tuned)
     among = [pair for pair in found if (pair.head is None) == (head is None)]
     if not among:
         what = (
-            "its heads: compare with --heads"
+            "no slices of heads: run 'rmtscan compare' with --heads"
             if head is not None
-            else "whole matrices, only heads: name one with --head"
+            else "slices of heads only: give `head`"
         )
-        raise ScannerError(f"the comparison of {printable(found[0].base_model)!r} does not hold {what}")
+        raise ScannerError(f"the comparison of {printable(found[0].base_model)!r} holds {what}")
     wanted = {"tensor": tensor, "stack": stack, "role": role, "layer": layer, "head": head, "expert": expert}
     pair = narrow(among, found[0].base_model, **wanted)[0]
     values = columns(
@@ -122,12 +138,12 @@ def pair_spectra(
         )
     )
     if not values:
-        raise ScannerError(f"no singular values of the pair {printable(pair.tensor)!r} are in the store")
+        raise ScannerError(f"the store has no singular values of the pair {printable(pair.tensor)!r}")
     look = theme.style(interactive)
     chart = _pair_panels(values, side, look, interactive=interactive)
     change = "" if pair.relative_change is None else f", |ΔW| / |W| = {pair.relative_change:.3g}"
     models = f"{printable(pair.base_model)} → {printable(pair.tuned_model)}"
-    details = f"{pair.rows} × {pair.cols}{change}; {theme.SIDES[side]} singular vectors ({side})"
+    details = f"{pair.rows} × {pair.cols}{change}; {SIDES[side]} singular vectors ({side})"
     return theme.finish(chart, look, f"Before and after: {place(pair)}", [models, details])
 
 
@@ -160,7 +176,7 @@ def _pair_panels(values: dict[str, list[Any]], side: str, look: theme.Style, *, 
         for field, what in lines:
             line = alt.Chart(theme.inline(rows)).mark_line(strokeWidth=look.line, clip=True)
             line = line.encode(x=x, y=alt.Y(f"{field}:Q", title=title, scale=scale, axis=axis))
-            # What was there before shows beneath what is there now, where the two coincide.
+            # The wider line of the model before fine-tuning stays visible where both lines coincide.
             if what == _BEFORE:
                 line = line.mark_line(strokeWidth=2.2 * look.line, opacity=0.6, clip=True)
             layers.append(
@@ -215,6 +231,11 @@ def _pair_tips() -> list[alt.Tooltip]:
     ]
 
 
+@figure(
+    title="Overlap of the singular vectors before and after fine-tuning",
+    about="|v · v′| of the vectors before (v′) and after (v) fine-tuning as a heat map. Values on the diagonal belong to vectors "
+    "that kept their direction and rank. Reads both matrices from their checkpoints.",
+)
 def overlap(
     store: Store,
     *,
@@ -229,16 +250,16 @@ def overlap(
     tensor: str | None = None,
     side: str = "v",
 ) -> Any:
-    """Overlap |v_i . v0_j| of the singular vectors of a matrix before (j) and after (i) fine-tuning, as a heat map.
+    """Draw the overlap |v_i . v0_j| of the singular vectors of a matrix before (j) and after (i) fine-tuning as a heat map.
 
-    Both matrices are read again from where they were scanned. Ranks that share a cell are taken together as subspaces: the
-    cell is the root of the share of the tuned vectors' squared length that lies in the base vectors' span, averaged over the
-    tuned vectors. For one rank a cell that is |v_i . v0_j|; unchanged vectors have 1 on the diagonal, whatever the cells.
+    Both matrices are read from their checkpoints. Ranks that share a cell are treated as subspaces: the value of the cell is the
+    square root of the share of the tuned vectors' squared length that lies in the span of the base vectors, averaged over the
+    tuned vectors. With one rank per cell this is |v_i . v0_j|. Unchanged vectors have 1 on the diagonal for any size of the cells.
 
     Source: arXiv 2410.17770, v1 sec. 7 and App. D.
 
     Raises:
-        ScannerError: no such models or matrix, matrices of different shapes, or a checkpoint that is no longer there.
+        ScannerError: a model, the matrix or the side is unknown, the shapes differ, or a checkpoint cannot be read or has changed.
     """
     check_side(side)
     before, after = _both(store, base, tuned)
@@ -254,16 +275,16 @@ def overlap(
     step = -(-max(products.shape) // MAX_CELLS)
     chart = _heat_map(cells, step, side, products.shape, look, interactive=interactive)
     models = f"{printable(one.model)} → {printable(other.model)}"
-    each = "one rank a cell" if step == 1 else f"{step} × {step} ranks a cell"
-    details = f"{one.rows} × {one.cols}, {theme.SIDES[side]} singular vectors ({side}), {each}"
+    each = "one rank per cell" if step == 1 else f"{step} × {step} ranks per cell"
+    details = f"{one.rows} × {one.cols}, {SIDES[side]} singular vectors ({side}), {each}"
     return theme.finish(chart, look, f"Overlap of singular vectors: {place(one)}", [models, details])
 
 
 def _both(store: Store, base: str | None, tuned: str | None) -> tuple[list[Matrix], list[Matrix]]:
-    """The matrices of both models, in the revisions that were compared last, or of two that are not compared in the newest ones.
+    """Return the matrices of both models in the revisions that were compared last, or else in the newest revisions.
 
     Raises:
-        ScannerError: a model is not scanned, or is not compared with any and the other is not named; says what there is.
+        ScannerError: a model is not scanned; or it was not compared with any other, and the other model is not given.
     """
     known = rows_of(store, "pairs", base=base, tuned=tuned)
     if known:
@@ -273,16 +294,16 @@ def _both(store: Store, base: str | None, tuned: str | None) -> tuple[list[Matri
         return before, after
     for name in (base, tuned):
         if name is not None:
-            choose_model(store, name)  # raises where it is not scanned
+            choose_model(store, name)  # raises if the model is not scanned
     if base is None or tuned is None:
-        pairs_there = f"compared are: {', '.join(_compared(store)) or 'none'}"
+        compared = f"compared pairs: {', '.join(_compared(store)) or 'none'}"
         models = ", ".join(dict.fromkeys(printable(row["model"]) for row in store.query("scans").to_pylist()))
-        option, given = ("--tuned", base) if tuned is None else ("--base", tuned)
+        other, given = ("`tuned`", base) if tuned is None else ("`base`", tuned)
         if given is None:
-            raise ScannerError(f"name two scanned models with --base and --tuned: {models or 'none is scanned'}")
+            raise ScannerError(f"give two scanned models as `base` and `tuned`; scanned models: {models or 'none'}")
         raise ScannerError(
-            f"{printable(given)!r} is not compared with any model, name the other with {option}: "
-            f"scanned are: {models}; {pairs_there}"
+            f"{printable(given)!r} was not compared with any model: give the other model as {other}; "
+            f"scanned models: {models}; {compared}"
         )
     return matrices(store, base), matrices(store, tuned)
 
@@ -299,18 +320,18 @@ def _counterpart(one: Matrix, after: list[Matrix]) -> Matrix:
     fitting = [matrix for matrix in after if key(matrix) == key(one)]
     fitting = [matrix for matrix in fitting if matrix.tensor == one.tensor] or fitting
     if not fitting:
-        raise ScannerError(f"{printable(after[0].model)!r} has no {place(one)}")
+        raise ScannerError(f"{printable(after[0].model)!r} has no matrix {place(one)}")
     other = fitting[0]
     if (other.rows, other.cols) != (one.rows, one.cols):
         raise ScannerError(
             f"{place(one)} is {one.rows} x {one.cols} in {printable(one.model)!r} and {other.rows} x {other.cols} in "
-            f"{printable(other.model)!r}: vectors of different lengths have no overlap"
+            f"{printable(other.model)!r}: the overlap needs equal shapes"
         )
     return other
 
 
 def blocks(products: FloatArray, most: int = MAX_CELLS) -> FloatArray:
-    """Scalar products (tuned x base) taken together in at most `most` x `most` cells: sqrt(sum of squares / tuned ranks)."""
+    """Reduce scalar products (tuned x base) to at most `most` x `most` cells: sqrt(sum of squares / tuned ranks)."""
     step = -(-max(products.shape) // most)
     starts = [np.arange(0, size, step) for size in products.shape]
     summed = np.add.reduceat(np.add.reduceat(products**2, starts[0], axis=0), starts[1], axis=1)
@@ -329,7 +350,7 @@ def _heat_map(
     y = alt.Y("i:Q", title=f"rank of {side} (after)", scale=y_scale, axis=alt.Axis(grid=False, tickCount=5))
     legend = alt.Legend(
         orient="right",
-        # Ranks that share a cell have no one product: what is drawn is the root of their mean share.
+        # A cell of several ranks has no single product; it shows the root of their mean share.
         title=f"|{side} · {side}′|"
         if step == 1
         else [f"√( Σ ({side} · {side}′)² / {step} )", f"over {step} × {step} ranks"],
@@ -337,17 +358,17 @@ def _heat_map(
         tickCount=5,
         offset=look.font,
     )
-    colour = alt.Color("o:Q", scale=alt.Scale(scheme="viridis", domain=[0, 1]), legend=legend)
+    color = alt.Color("o:Q", scale=alt.Scale(scheme="viridis", domain=[0, 1]), legend=legend)
     grid = alt.Chart(alt.InlineData(values=values), name="overlap")
-    # One row of data for a row of cells, spread over the columns here: large maps stay small files.
+    # The data has one row per row of cells, which the chart flattens to columns: large maps stay small files.
     grid = grid.transform_flatten(["o"]).transform_window(number="row_number()", groupby=["i"])
-    # A cell reaches a little under its neighbours: without, seams show between them.
+    # Cells overlap slightly, since seams would be visible between adjacent cells.
     grid = grid.transform_calculate(
         j=f"(datum.number - 1) * {step}",
         j2=f"min((datum.number + 0.2) * {step}, {base})",
         i2=f"min(datum.i + 1.2 * {step}, {tuned})",
     )
-    grid = grid.mark_rect(clip=True, strokeWidth=0).encode(x=x, x2="j2:Q", y=y, y2="i2:Q", color=colour)
+    grid = grid.mark_rect(clip=True, strokeWidth=0).encode(x=x, x2="j2:Q", y=y, y2="i2:Q", color=color)
     if interactive:
         tips = [
             alt.Tooltip("i:Q", title="rank after, from"),

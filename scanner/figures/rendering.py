@@ -1,4 +1,4 @@
-"""A chart becomes a file: HTML that needs no network, SVG, PNG or PDF, without a browser."""
+"""Files of charts: self-contained HTML, SVG, PNG or PDF, written without a browser."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import altair as alt
 import vl_convert
 
 from scanner.errors import ScannerError
 
+SCHEMA_URL = alt.SCHEMA_URL
+"""Schema of the Vega-Lite specifications."""
 SUFFIXES = (".html", ".svg", ".png", ".pdf")
-"""Forms in which a figure can be written."""
+"""Suffixes of the file formats of a figure."""
 PNG_PPI = 300
-"""One unit of a chart is a point, 1/72 inch: a column of a paper has about 1000 pixels at this density."""
+"""Resolution of PNG files. A unit of a chart is a point, 1/72 inch, so a column of a paper has about 1000 pixels."""
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -37,35 +40,35 @@ vegaEmbed("#chart", {specification}, {{"renderer": "svg", "actions": {{"export":
 
 
 def check_path(path: str | Path) -> Path:
-    """The path of a figure's file, checked before anything is computed.
+    """Return the path of a figure's file, checked before anything is computed.
 
     Raises:
-        ScannerError: a suffix of no form that can be written, or a folder that is not there.
+        ScannerError: the suffix is not one of `SUFFIXES`, the folder does not exist, or the path is a folder.
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
-        raise ScannerError(f"{str(path)!r}: the suffix says the form, and it is one of {' '.join(SUFFIXES)}")
+        raise ScannerError(f"{str(path)!r}: the suffix selects the format and must be one of {' '.join(SUFFIXES)}")
     if not path.parent.is_dir():
-        raise ScannerError(f"there is no folder {str(path.parent)!r} to write {path.name!r} into: make it first")
+        raise ScannerError(f"no folder {str(path.parent)!r}: create it before writing {path.name!r}")
     if path.is_dir():
-        raise ScannerError(f"{str(path)!r} is a folder: name a file")
+        raise ScannerError(f"{str(path)!r} is a folder: give the path of a file")
     return path
 
 
 def save(chart: Any, path: str | Path) -> Path:
-    """Write a chart; the suffix says in which form.
+    """Write a chart in the format of the suffix.
 
     Raises:
-        ScannerError: an unknown suffix, a folder that is not there, or a file that cannot be written.
+        ScannerError: see `check_path`, or the file cannot be written.
     """
     path = check_path(path)
     specification = json.dumps(chart.to_dict())
-    form = path.suffix.lower()
-    if form == ".html":
+    suffix = path.suffix.lower()
+    if suffix == ".html":
         content = to_html(chart).encode()
-    elif form == ".svg":
+    elif suffix == ".svg":
         content = vl_convert.vegalite_to_svg(specification).encode()
-    elif form == ".png":
+    elif suffix == ".png":
         content = vl_convert.vegalite_to_png(specification, ppi=PNG_PPI)
     else:
         content = vl_convert.vegalite_to_pdf(specification)
@@ -77,20 +80,21 @@ def save(chart: Any, path: str | Path) -> Path:
 
 
 def to_html(chart: Any) -> str:
-    """One page with the chart, its data and the library that draws it: nothing is loaded from elsewhere."""
+    """Return a page that contains the chart, its data and the library that draws it, and loads nothing."""
     specification = chart.to_dict()
     title = specification.get("title")
     text = title.get("text") if isinstance(title, dict) else title
     shown = html.escape(str(text or "rmtscan"))
-    return _PAGE.format(title=shown, library=_library(), specification=in_script(specification))
+    return _PAGE.format(title=shown, library=library(), specification=in_script(specification))
 
 
 def in_script(value: object) -> str:
-    """A value as JSON that can stand in a page's script: a name in it, whoever chose it, cannot end the script."""
+    """Return a value as JSON for a script element; no text in it, such as the name of a tensor, can end the element."""
     return json.dumps(value, ensure_ascii=True, allow_nan=False).replace("<", "\\u003c")
 
 
 @cache
-def _library() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script."""
-    return str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
+def library() -> str:
+    """Return Vega, Vega-Lite and Vega-Embed as the text of one script element."""
+    script = str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
+    return script.replace("</script", "<\\/script").replace("<!--", "<\\!--")

@@ -1,4 +1,4 @@
-"""The spectrum of one matrix beside the Marchenko-Pastur law and a random control."""
+"""Figure of the spectrum of one matrix with the Marchenko-Pastur law and a random control."""
 
 from __future__ import annotations
 
@@ -11,36 +11,40 @@ from numpy.typing import NDArray
 
 from scanner.checkpoint.names import printable
 from scanner.figures import theme
-from scanner.figures.choice import Matrix, choose_matrix, control, place, vectors
+from scanner.figures.registry import figure
+from scanner.figures.selection import Matrix, choose_matrix, control, place, vectors
 from scanner.rmt import marchenko_pastur
 from scanner.store import Store
 
 FloatArray = NDArray[np.float64]
 
 BULK_BINS = 24
-"""Bins between the edges of the bulk."""
+"""Number of bins between the edges of the bulk."""
 MOST_BINS = 400
 MEASURED, LAW = "singular values", "Marchenko–Pastur law"
 LOWER = "ν min"
 SHOWN = 2.5
-"""The axis ends here, in units of the upper edge; what lies beyond is counted in a note."""
+"""End of the axis in units of the upper edge; a note counts the values beyond it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Histogram:
-    """Counts of singular values; bin i reaches from `borders[i]` to `borders[i + 1]`."""
+    """Counts of singular values; bin i extends from `borders[i]` to `borders[i + 1]`."""
 
     borders: FloatArray
     counts: NDArray[np.int64]
 
     @property
     def density(self) -> FloatArray:
-        """Counts per unit of singular value, normalised to integral 1."""
+        """Counts per unit of singular value, normalized to integral 1."""
         return np.asarray(self.counts / (self.counts.sum() * np.diff(self.borders)))
 
 
 def bins(lower: float, upper: float, smallest: float, largest: float) -> FloatArray:
-    """Borders of equal bins, aligned with both edges of the bulk, that cover all singular values."""
+    """Return the borders of equal bins that are aligned with both edges of the bulk and cover all singular values.
+
+    Where this needs more than `MOST_BINS` bins, the last bin is wide.
+    """
     width = (upper - lower) / BULK_BINS
     below = int(np.ceil(max(lower - smallest, 0.0) / width))
     above = int(np.ceil(max(largest - upper, 0.0) / width)) + 1
@@ -51,26 +55,31 @@ def bins(lower: float, upper: float, smallest: float, largest: float) -> FloatAr
 
 
 def histogram(values: FloatArray, borders: FloatArray) -> Histogram:
-    """Count values; the borders must cover them."""
+    """Count values in bins; the borders must cover all values."""
     counts, _ = np.histogram(values, borders)
     return Histogram(borders=borders, counts=counts)
 
 
 def law(matrix: Matrix, points: int = 160) -> tuple[FloatArray, FloatArray]:
-    """The density of singular values that the Marchenko-Pastur law expects, over the bulk: (nu, p(nu)).
+    """Return the density of singular values of the Marchenko-Pastur law over the bulk: (nu, p(nu)), two arrays of `points`.
 
     p(nu) = hi / (lo pi s^2 nu) sqrt((nu_max^2 - nu^2)(nu^2 - nu_min^2)), s^2 = sigma^2 hi (arXiv 2410.17770, Eq. 1). The
-    points are dense at both edges, where the law has the slope of a square root.
+    points are dense at both edges, where the density goes to zero like a square root.
     """
     scale = matrix.scale
     low, high = (np.sqrt(edge) for edge in marchenko_pastur.edges(matrix.gamma))
     at = 0.5 * (low + high) - 0.5 * (high - low) * np.cos(np.linspace(0.0, np.pi, points))
     density = marchenko_pastur.singular_value_pdf(at, matrix.gamma)
-    if low < 1e-12:  # a square matrix: the density does not vanish at zero
+    if low < 1e-12:  # a square matrix, whose density does not vanish at zero
         density[0] = density[1]
     return at * scale, density / scale
 
 
+@figure(
+    title="Spectrum of a matrix, with the Marchenko-Pastur law and a random control",
+    about="Histogram of the singular values. Those of a random matrix lie between the edges ν_min and ν_max; values outside come "
+    "from training.",
+)
 def spectrum(
     store: Store,
     *,
@@ -85,15 +94,15 @@ def spectrum(
     tensor: str | None = None,
     ensemble: str | None = None,
 ) -> Any:
-    """Histogram of the singular values of one matrix, the Marchenko-Pastur law with its edges, and the random control.
+    """Draw the histogram of the singular values of one matrix, the Marchenko-Pastur law with its edges, and the random control.
 
-    The control's entries have variance 1/hi, so its singular values are multiplied by sigma sqrt(hi).
+    The entries of the control have variance 1 / hi, hi = max(rows, cols), so its singular values are multiplied by sigma sqrt(hi).
 
-    Source: arXiv 2410.17770, v1 Fig. 1 (BERT), v3 Fig. 1 (left and right of the bulk); with the Kaiming-uniform control the
+    Source: arXiv 2410.17770, v1 Fig. 1 (BERT), v3 Fig. 1 (below and above the bulk); with the Kaiming-uniform control the
     figures of "Analyzing Llama-3 weights via RMT".
 
     Raises:
-        ScannerError: no such matrix or control.
+        ScannerError: the matrix or control is not in the store, or the matrix has no bulk.
     """
     matrix = choose_matrix(
         store,
@@ -116,16 +125,16 @@ def spectrum(
 def draw(
     matrix: Matrix, values: FloatArray, ensemble: str | None, control_values: FloatArray | None, *, interactive: bool
 ) -> Any:
-    """The chart of one spectrum: everything in the units of the singular values."""
+    """Return the chart of one spectrum; all values are in the units of the singular values."""
     look = theme.style(interactive)
     lower, upper = matrix.mp_lower, matrix.mp_upper
     both = values if control_values is None else np.concatenate([values, control_values])
     borders = bins(lower, upper, float(both.min()), float(both.max()))
     counted = histogram(values, borders)
     shown = min(float(borders[-1]), SHOWN * upper)
-    shown = max(shown, upper / (1.0 - _share(look, _right(matrix))))
-    # Room for what stands beside the lower edge; where there is none above zero it stands inside, above everything.
-    begin, beside_lower = room(matrix, look, min(float(borders[0]), lower - 0.35 * (upper - lower)), shown)
+    shown = max(shown, upper / (1.0 - _share(look, _above(matrix))))
+    # The label of the lower edge is outside the bulk if there is space above zero, and otherwise inside, above the bars.
+    begin, beside_lower = axis_start(matrix, look, min(float(borders[0]), lower - 0.35 * (upper - lower)), shown)
     x_scale = alt.Scale(domain=[begin, shown], nice=False)
     top = (1.22 if beside_lower else 1.4) * float(
         max(counted.density[borders[:-1] < shown].max(), law(matrix)[1].max())
@@ -174,7 +183,7 @@ def draw(
 
 
 def steps(counted: Histogram) -> list[dict[str, object]]:
-    """The outline of a histogram, from its first to its last bin that holds anything."""
+    """Return the outline of a histogram, from its first to its last nonempty bin."""
     filled = np.flatnonzero(counted.counts)
     first, last = int(filled[0]), int(filled[-1])
     density = counted.density
@@ -185,35 +194,35 @@ def steps(counted: Histogram) -> list[dict[str, object]]:
     return [{"nu": float(nu), "density": float(height), "order": i} for i, (nu, height) in enumerate(corners)]
 
 
-def room(matrix: Matrix, look: theme.Style, begin: float, shown: float) -> tuple[float, bool]:
-    """Where the axis begins, at `begin` or before it, and whether the words about the lower edge fit on its left then."""
+def axis_start(matrix: Matrix, look: theme.Style, begin: float, shown: float) -> tuple[float, bool]:
+    """Return where the axis starts, at most at `begin`, and whether the label of the lower edge then fits outside the bulk."""
     if matrix.mp_lower <= 0.0:
         return max(0.0, begin), True
-    share = _share(look, _left(matrix))
+    share = _share(look, _below(matrix))
     needed = (matrix.mp_lower - share * shown) / (1.0 - share)
     return max(0.0, min(begin, needed)), needed >= 0.0
 
 
 def _share(look: theme.Style, words: str) -> float:
-    """The part of the axis that words beside a rule take."""
+    """Return the share of the axis that a label beside a rule occupies."""
     return (0.43 * look.font * len(words) + 6) / look.width
 
 
-def _left(matrix: Matrix) -> str:
-    return f"{matrix.outliers_left} left"
+def _below(matrix: Matrix) -> str:
+    return f"{matrix.outliers_left} below"
 
 
-def _right(matrix: Matrix) -> str:
-    return f"{matrix.outliers_right} right"
+def _above(matrix: Matrix) -> str:
+    return f"{matrix.outliers_right} above"
 
 
 def _edges(
     matrix: Matrix, look: theme.Style, top: float, shown: float, beside_lower: bool, beyond: int, largest: float
 ) -> list[Any]:
-    """The edges of the bulk as rules with their names, and how many singular values lie on their far sides."""
-    rules = [{"nu": matrix.mp_upper, "edge": "ν max", "count": _right(matrix), "density": top}]
+    """Return the edges of the bulk as rules with their names and the numbers of singular values outside."""
+    rules = [{"nu": matrix.mp_upper, "edge": "ν max", "count": _above(matrix), "density": top}]
     if matrix.mp_lower > 0.0:
-        rules.append({"nu": matrix.mp_lower, "edge": LOWER, "count": _left(matrix), "density": top})
+        rules.append({"nu": matrix.mp_lower, "edge": LOWER, "count": _below(matrix), "density": top})
     data = theme.inline(rules)
     layers: list[Any] = [
         alt.Chart(data, name="edges")

@@ -1,4 +1,4 @@
-"""How every figure looks: colours that the colour-blind can tell apart, type that is readable at paper size, thinned-out lines."""
+"""Style of the figures: a palette safe for color blindness, sizes for paper and screen, and compact inline data."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 import altair as alt
 
-BLACK, GREY, PALE = "#000000", "#8C8C8C", "#D0D0D0"
+BLACK, GRAY, PALE = "#000000", "#8C8C8C", "#D0D0D0"
 BLUE, SKY, GREEN, ORANGE, VERMILION, PURPLE = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7"
-"""Okabe and Ito, "Color universal design" (2008); its yellow is left out, for it cannot be seen on white."""
+"""Palette of Okabe and Ito, "Color universal design" (2008), without the yellow, which is hard to see on white."""
 
-ROLE_COLOURS = {
+ROLE_COLORS = {
     "query": BLUE,
     "key": SKY,
     "value": GREEN,
@@ -29,9 +29,9 @@ ROLE_COLOURS = {
     "other": "#777777",
     "lm_head": "#000000",
 }
-"""A role has one colour in all figures. Those beyond Okabe and Ito's are of Paul Tol's "muted" scheme."""
-ROLE_DASHES = {role: [4, 2] if role.startswith("mlp") else [1, 0] for role in ROLE_COLOURS}
-"""Attention solid, MLP dashed: a second mark beside colour."""
+"""Color of a role in all figures. Colors beyond those of Okabe and Ito are from Paul Tol's "muted" scheme."""
+ROLE_DASHES = {role: [4, 2] if role.startswith("mlp") else [1, 0] for role in ROLE_COLORS}
+"""Dashes of a role: solid for attention, dashed for the MLP, so that color is not the only distinction."""
 ROLE_SHAPES = {
     "query": "circle",
     "key": "square",
@@ -45,17 +45,19 @@ ROLE_SHAPES = {
     "other": "wedge",
     "lm_head": "arrow",
 }
-SIDES = {"v": "right", "u": "left"}
-"""What the sides are called."""
+REGIONS = {"left": "below the bulk", "bulk": "bulk", "right": "above the bulk"}
+"""Stored regions of the spectrum, from small to large singular values, and their names in prose."""
+REGION_LABEL = f"({json.dumps(REGIONS)})[datum.label] || datum.label"
+"""Vega expression of the label of a region in a legend."""
 
 MAX_POINTS = 240
-"""Of a line; more cannot be seen at paper size."""
+"""Maximal number of points of a line; more are not visible at paper size."""
 _FEW = 12
 
 
 @dataclass(frozen=True, kw_only=True)
 class Style:
-    """Sizes: in points for a paper's column (3.4 inches are 245), in pixels for a screen."""
+    """Sizes: in points for a column of a paper (3.4 inches are 245 points), in pixels for a screen."""
 
     width: int
     height: int
@@ -64,7 +66,7 @@ class Style:
 
     @property
     def small(self) -> int:
-        """Size of the type inside a plot."""
+        """Font size inside a plot."""
         return self.font - 1
 
 
@@ -73,12 +75,12 @@ SCREEN = Style(width=520, height=300, font=13, line=1.8)
 
 
 def style(interactive: bool) -> Style:
-    """The sizes of a figure for the screen or for paper."""
+    """Return the sizes of a figure for the screen or for paper."""
     return SCREEN if interactive else PAPER
 
 
 def finish(chart: Any, look: Style, title: str, subtitle: Sequence[str]) -> Any:
-    """The chart with its title and the common configuration: what `Figure.draw` returns."""
+    """Return the chart with its title and the common configuration, as `Figure.draw` returns it."""
     wide = look.width * 1.35
     heading = alt.TitleParams(
         title, subtitle=list(subtitle), anchor="start", frame="bounds", offset=look.font, limit=wide
@@ -127,9 +129,9 @@ def finish(chart: Any, look: Style, title: str, subtitle: Sequence[str]) -> Any:
     )
 
 
-def named(chart: alt.Chart, name: str, colours: Mapping[str, str], **legend: Any) -> alt.Chart:
-    """A layer with its colour and its name: one scale for all layers, one legend above the plot."""
-    scale = alt.Scale(domain=[*colours], range=[*colours.values()])
+def named(chart: alt.Chart, name: str, colors: Mapping[str, str], **legend: Any) -> alt.Chart:
+    """Give a layer its name and color; all layers share one scale and one legend above the plot."""
+    scale = alt.Scale(domain=[*colors], range=[*colors.values()])
     options: dict[str, Any] = {
         "orient": "top",
         "title": None,
@@ -137,49 +139,49 @@ def named(chart: alt.Chart, name: str, colours: Mapping[str, str], **legend: Any
         "direction": "horizontal",
         "symbolOpacity": 1,
     }
-    colour = alt.Color("what:N", scale=scale, legend=alt.Legend(**(options | legend)))
-    return chart.transform_calculate(what=json.dumps(name)).encode(color=colour)
+    color = alt.Color("what:N", scale=scale, legend=alt.Legend(**(options | legend)))
+    return chart.transform_calculate(what=json.dumps(name)).encode(color=color)
 
 
 def by_role(roles: Sequence[str], field: str = "role", **legend: Any) -> alt.Color:
-    """Colour by role, in the order given."""
-    scale = alt.Scale(domain=[*roles], range=[ROLE_COLOURS.get(role, GREY) for role in roles])
+    """Return the color channel by role, in the given order."""
+    scale = alt.Scale(domain=[*roles], range=[ROLE_COLORS.get(role, GRAY) for role in roles])
     options: dict[str, Any] = {"orient": "top", "title": None, "columns": 4}
     return alt.Color(f"{field}:N", scale=scale, legend=alt.Legend(**(options | legend)))
 
 
 def dashes(roles: Sequence[str], *, in_legend: bool = True) -> alt.StrokeDash:
-    """Dashes by role, in the legend of the colours or, where that shows shapes, in none."""
+    """Return the dash channel by role, merged into the legend of the colors unless that legend shows shapes."""
     scale = alt.Scale(domain=[*roles], range=[ROLE_DASHES.get(role, [1, 0]) for role in roles])
     legend = alt.Legend(orient="top", title=None, columns=4) if in_legend else None
     return alt.StrokeDash("role:N", scale=scale, legend=legend)
 
 
 def shapes(roles: Sequence[str]) -> alt.Shape:
-    """Shapes of points by role, in the legend of the colours."""
+    """Return the shape channel by role, merged into the legend of the colors."""
     scale = alt.Scale(domain=[*roles], range=[ROLE_SHAPES.get(role, "circle") for role in roles])
     return alt.Shape("role:N", scale=scale, legend=alt.Legend(orient="top", title=None, columns=4))
 
 
 def legend_selection(field: str) -> alt.Parameter:
-    """A click on an entry of a legend leaves that one, and makes the others pale (shift for several)."""
+    """Return a selection that a click on a legend entry makes (shift-click for several)."""
     return alt.selection_point(name=f"chosen_{field}", fields=[field], bind="legend")
 
 
 def faded(chart: alt.Chart, chosen: alt.Parameter) -> alt.Chart:
-    """A layer whose marks become pale when the legend's selection leaves them out."""
+    """Fade the marks of a layer that are not in the selection of the legend."""
     return chart.encode(opacity=alt.condition(chosen, alt.value(1.0), alt.value(0.1)))
 
 
 def zoomable(chart: alt.Chart, name: str, *encodings: Literal["x", "y"]) -> alt.Chart:
-    """A layer that the wheel zooms and the pointer drags; the name is unique within a figure, a double click goes back."""
+    """Let the wheel zoom a layer and the pointer drag it; a double click resets it. The name is unique within a figure."""
     return chart.add_params(
         alt.selection_interval(name=f"zoom_{name}", bind="scales", encodings=list(encodings or ("x",)))
     )
 
 
 def log_ticks(bottom: float, top: float) -> list[float]:
-    """1, 3, 10, 30 ... within the ends of a logarithmic axis; 1, 2, 5, 10 ... on a short one."""
+    """Return the ticks 1, 3, 10, 30, ... within a logarithmic axis, or 1, 2, 5, 10, ... within a short one."""
     steps = (1.0, 3.0) if top > 20.0 * bottom else (1.0, 2.0, 5.0)
     exponents = range(math.floor(math.log10(bottom)), math.ceil(math.log10(top)) + 1)
     ticks = [float(f"{step * 10.0**exponent:.3g}") for exponent in exponents for step in steps]
@@ -187,9 +189,9 @@ def log_ticks(bottom: float, top: float) -> list[float]:
 
 
 def inline(rows: Sequence[Mapping[str, object]]) -> alt.InlineData:
-    """Rows as the data of a chart, numbers with five significant digits, NaN and NULL left out.
+    """Return rows as the data of a chart: numbers with five significant digits, without NaN and null.
 
-    A long table becomes CSV: a third of the size, and altair, which copies data on every step, copies one string.
+    Long tables are stored as CSV. It is a third of the size, and altair, which copies the data at every step, copies one string.
     """
     if len(rows) <= _FEW:
         values = [{name: short(value) for name, value in row.items() if not _absent(value)} for row in rows]
@@ -206,7 +208,7 @@ def inline(rows: Sequence[Mapping[str, object]]) -> alt.InlineData:
 
 
 def short(value: object, digits: int = 5) -> object:
-    """A number with the digits that can be seen; anything else as it is."""
+    """Round a float to significant digits; return any other value unchanged."""
     return float(f"{value:.{digits}g}") if isinstance(value, float) else value
 
 
@@ -215,7 +217,7 @@ def _absent(value: object) -> bool:
 
 
 def thinned(count: int, most: int = MAX_POINTS) -> list[int]:
-    """Which of `count` ranks a line is drawn through: all at both ends, where spectra bend, and evenly spaced ones between."""
+    """Select at most `most` of `count` ranks: every rank at both ends, where spectra bend, and evenly spaced ranks between."""
     if count <= most:
         return list(range(count))
     ends = most // 6

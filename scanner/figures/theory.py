@@ -1,4 +1,4 @@
-"""The minimal model: the outlier that a linear student of a rank-1 teacher must have, beside the one that samples have."""
+"""Figure of the minimal model: the outlier of a linear student of a rank-1 teacher, in closed form and in samples."""
 
 from __future__ import annotations
 
@@ -9,38 +9,44 @@ import altair as alt
 import numpy as np
 
 from scanner.figures import theme
+from scanner.figures.registry import figure
 from scanner.rmt.theory import MinimalModel, Outlier, measure, merging_betas
 from scanner.store import Store
 
 ALPHA, STRENGTH = 1.0, 0.2
 ROWS, COLS = 256, 1024
-"""Of the sampled matrices: half the paper's, so that the figure takes seconds; the closed forms know only their ratio."""
+"""Shape of the sampled matrices: half of the paper's, to save time. The closed forms depend on the ratio only."""
 DRAWS = 6
 BETA = (0.2, 200.0)
-"""What the axis shows."""
+"""Range of the x axis."""
 SAMPLED = (0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 32.0, 100.0)
 THEORY_U, THEORY_V = "with the teacher's u", "with the teacher's v"
 VALUE, EDGE = "smallest singular value", "lower edge of the bulk"
 
 
+@figure(
+    title="Minimal model: the small outlier that a rank-1 teacher produces",
+    about="Smallest singular value, and overlaps of its vectors with those of the teacher, against the strength of training: "
+    "closed forms, and samples with error bars. Does not need a store.",
+)
 def theory(store: Store | None = None, *, interactive: bool = False) -> Any:
-    """The outlier of the minimal model against the strength of training: closed forms as lines, samples with error bars.
+    """Draw the outlier of the minimal model against the strength of training: closed forms as lines, samples with error bars.
 
-    Above: the smallest singular value; below: the overlaps of its singular vectors with the teacher's. Error bars are the
-    standard deviation of one draw over `DRAWS` draws. Left of the dashed rule there is no outlier, and the smallest value is
-    that of the bulk, whose vectors have overlaps of random size. No store is needed.
+    The upper panel shows the smallest singular value, the lower panel the overlaps of its singular vectors with those of the
+    teacher. Error bars are the standard deviation of one draw, over `DRAWS` draws. On the left of the dashed rule there is no
+    outlier: the smallest value belongs to the bulk, and its vectors have random overlaps. The store is not read.
 
     Source: arXiv 2410.17770v3, sec. 6 and Fig. 7.
     """
     look = theme.style(interactive)
     interval = merging_betas(alpha=ALPHA, strength=STRENGTH, q=ROWS / COLS)
-    assert interval is not None, "these parameters have an outlier"
+    assert interval is not None, "the model has an outlier at these parameters"
     merge = interval[0]
     drawn = {beta: _draws(beta) for beta in SAMPLED}
     lower = MinimalModel(alpha=ALPHA, strength=STRENGTH, beta=merge, rows=ROWS, cols=COLS).edges[0]
     value = _panel(
         look,
-        {VALUE: theme.VERMILION, EDGE: theme.GREY},
+        {VALUE: theme.VERMILION, EDGE: theme.GRAY},
         _curve(merge, lower),
         [_point(beta, VALUE, [one.singular_value for one in found]) for beta, found in drawn.items()],
         merge,
@@ -81,7 +87,7 @@ def _draws(beta: float) -> list[Outlier]:
 
 
 def _grid(merge: float) -> list[float]:
-    """Betas from the merging point on: dense there, where overlaps rise like a square root."""
+    """Return betas from the merging point on, dense near it, where the overlaps rise like a square root."""
     return [merge * (1.0 + (BETA[1] / merge - 1.0) * x**4) for x in np.linspace(0.0, 1.0, 120).tolist()]
 
 
@@ -109,7 +115,7 @@ def _point(beta: float, what: str, values: Sequence[float]) -> dict[str, object]
 
 def _panel(
     look: theme.Style,
-    colours: dict[str, str],
+    colors: dict[str, str],
     curves: list[dict[str, object]],
     points: list[dict[str, object]],
     merge: float,
@@ -124,7 +130,7 @@ def _panel(
     x = x.scale(type="log", domain=list(BETA), nice=False)
     y = alt.Y("value:Q", title=title, scale=alt.Scale(domain=domain, nice=False), axis=alt.Axis(tickCount=5))
     legend = alt.Legend(orient="top", title=None, symbolType="stroke", direction="horizontal", labelLimit=look.width)
-    colour = alt.Color("what:N", scale=alt.Scale(domain=[*colours], range=[*colours.values()]), legend=legend)
+    color = alt.Color("what:N", scale=alt.Scale(domain=[*colors], range=[*colors.values()]), legend=legend)
     hover = [alt.Tooltip(f"{name}:Q", format=".4g") for name in ("beta", "value", "low", "high")]
     lines = alt.Chart(theme.inline(curves)).mark_line(clip=True, strokeWidth=1.3 * look.line)
     bars = alt.Chart(theme.inline(points)).mark_rule(clip=True, strokeWidth=look.line)
@@ -132,12 +138,12 @@ def _panel(
     rule = alt.Chart(theme.inline([{"beta": merge}])).mark_rule(
         strokeDash=[3, 2], strokeWidth=0.8 * look.line, color=theme.BLACK
     )
-    note = {"beta": merge, "value": domain[1], "note": f"outlier from β = {merge:.3g} on"}
+    note = {"beta": merge, "value": domain[1], "note": f"outlier for β ≥ {merge:.3g}"}
     layers: list[Any] = [
         rule.encode(x=x),
-        lines.encode(x=x, y=y, color=colour),
-        bars.encode(x=x, y=alt.Y("low:Q", title=title), y2="high:Q", color=colour),
-        dots.encode(x=x, y=y, color=colour, tooltip=hover if interactive else alt.Undefined),
+        lines.encode(x=x, y=y, color=color),
+        bars.encode(x=x, y=alt.Y("low:Q", title=title), y2="high:Q", color=color),
+        dots.encode(x=x, y=y, color=color, tooltip=hover if interactive else alt.Undefined),
     ]
     if not last:
         text = alt.Chart(theme.inline([note])).mark_text(align="left", baseline="top", dx=3, dy=2, fontSize=look.small)

@@ -1,4 +1,4 @@
-"""One singular vector against the Gaussian that a random one obeys, and its place along the spectrum."""
+"""Figure of one singular vector: its entries against the Gaussian of random vectors, and its position in the spectrum."""
 
 from __future__ import annotations
 
@@ -15,16 +15,25 @@ from scipy.special import ndtr
 from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
 from scanner.figures import theme
-from scanner.figures.again import decomposed, scan_of
-from scanner.figures.along_spectrum import check_side
-from scanner.figures.choice import Matrix, choose_matrix, control, place, vectors
+from scanner.figures.registry import figure
+from scanner.figures.selection import (
+    SIDES,
+    Matrix,
+    check_side,
+    choose_matrix,
+    control,
+    decomposed,
+    place,
+    scan_of,
+    vectors,
+)
 from scanner.rmt.ks_null import KsNull
 from scanner.store import Store
 
 FloatArray = NDArray[np.float64]
 
 _MEASURED, _RANDOM, _ALL, _CONTROL = "this vector", "random", "all ranks", "control"
-_NAMES = {_MEASURED: theme.VERMILION, _RANDOM: theme.BLACK, _ALL: theme.GREEN, _CONTROL: theme.GREY}
+_NAMES = {_MEASURED: theme.VERMILION, _RANDOM: theme.BLACK, _ALL: theme.GREEN, _CONTROL: theme.GRAY}
 _REACH = 4.0
 _UNIT = alt.Scale(domain=[0, 1.06], nice=False)
 _UNIT_AXIS = alt.Axis(values=[0, 0.5, 1], format=".1f", grid=False)
@@ -32,7 +41,7 @@ _UNIT_AXIS = alt.Axis(values=[0, 0.5, 1], format=".1f", grid=False)
 
 @dataclass(frozen=True, kw_only=True)
 class Distance:
-    """Where the distribution function of the entries is farthest from the Gaussian's: D, at the entry x sqrt(n)."""
+    """The largest distance D between the distribution function of the entries and the Gaussian's, at entry times sqrt(n)."""
 
     d: float
     at: float
@@ -41,7 +50,10 @@ class Distance:
 
 
 def largest_distance(scaled: FloatArray) -> Distance:
-    """D = max_i max(i/n - C(x_i), C(x_i) - (i-1)/n), and where it is taken; `scaled` are the entries times sqrt(n), ascending.
+    """Return D = max_i max(i/n - C(x_i), C(x_i) - (i-1)/n) and its position, C the distribution function of the Gaussian.
+
+    Args:
+        scaled: the n entries times sqrt(n), ascending.
 
     Source: arXiv 2410.17770, sec. 4.
     """
@@ -55,12 +67,17 @@ def largest_distance(scaled: FloatArray) -> Distance:
 
 
 def null_density(null: KsNull, length: int, reach: float, points: int = 120) -> tuple[FloatArray, FloatArray]:
-    """The density of D of random vectors, as the negative slope of p(D): (D, density) over 0 ... reach."""
+    """Return the density of D of random vectors, as the negative slope of p(D): (D, density) from 0 to `reach`."""
     borders = np.linspace(0.0, reach, points + 1)
     p = null.p_values(borders, length)
     return 0.5 * (borders[1:] + borders[:-1]), -np.diff(p) / np.diff(borders)
 
 
+@figure(
+    title="One singular vector against the Gaussian of random vectors",
+    about="Distribution function and density of the entries with the Gaussian, their Kolmogorov-Smirnov distance D in the "
+    "distribution of random vectors, and p along the whole spectrum with the control.",
+)
 def vector(
     store: Store,
     *,
@@ -77,14 +94,14 @@ def vector(
     k: int = 0,
     ensemble: str | None = None,
 ) -> Any:
-    """The entries of one singular vector: (a) distribution function, (b) density, (c) D and its null, (d) p along the spectrum.
+    """Draw one singular vector: (a) distribution function, (b) density, (c) D and its null, (d) p along the spectrum.
 
-    The matrix is read again from where it was scanned, for the store holds no entries.
+    The store does not hold the entries, so the matrix is read from its checkpoint.
 
     Source: arXiv 2410.17770, v1 Fig. 3.
 
     Raises:
-        ScannerError: no such matrix, side or rank, or the checkpoint is no longer there.
+        ScannerError: the matrix, side or rank is unknown, or the checkpoint cannot be read or has changed.
     """
     check_side(side)
     matrix = choose_matrix(
@@ -103,7 +120,7 @@ def vector(
         raise ScannerError(f"{place(matrix)} has no rank {k}: ranks are 0 (largest) to {len(stored['k']) - 1}")
     if stored[f"{side}_p"][k] is None:
         raise ScannerError(
-            f"rank {k} of {place(matrix)} has no test: its singular value is zero, or the vector one number"
+            f"rank {k} of {place(matrix)} was not tested: its singular value is zero, or the vector has a single entry"
         )
     beside = control(store, matrix, ensemble)
     parts = decomposed(store, matrix)
@@ -133,7 +150,7 @@ def _details(matrix: Matrix, side: str, k: int, stored: dict[str, list[Any]]) ->
     length = matrix.cols if side == "v" else matrix.rows
     return [
         f"{printable(matrix.model)}, {matrix.rows} × {matrix.cols}",
-        f"{theme.SIDES[side]} singular vector, {length} entries; ν = {value:.4g} ({region})",
+        f"{SIDES[side]} singular vector, {length} entries; ν = {value:.4g} ({theme.REGIONS.get(region, region)})",
     ]
 
 

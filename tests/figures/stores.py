@@ -1,4 +1,4 @@
-"""Stores with real matrices in them, scanned in this process: what the figures are drawn from and checked against."""
+"""Stores that the figures are drawn from and checked against: real matrices, scanned in this process, and made-up experiments."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ import pyarrow as pa
 from scanner.checkpoint import Checkpoint, MatrixRef, Selection, list_matrices, open_checkpoint, read_matrix
 from scanner.engine import rows
 from scanner.engine.scan import ControlTask, MatrixTask
+from scanner.experiments.lazy_learning import Outcome, Point, write_point
+from scanner.experiments.mlp import Regime, Removal, Training
 from scanner.rmt.analysis import Analysis, analyze
 from scanner.rmt.ensembles import control
 from scanner.store import SCHEMAS, Store, open_store
+from tests.store.test_experiment_queries import add_overlaps, add_point, add_run, table
+from tests.store.test_finetune_queries import add as add_finetuning
 
 BASE, TUNED = "base/model", "tuned/model"
 LAYERS = (0, 2, 5)
@@ -24,7 +28,7 @@ ENSEMBLES = ("gaussian", "kaiming_uniform")
 
 
 def scan(store: Store, folder: Path, model: str, selection: Selection, scan_id: str) -> dict[str, Analysis]:
-    """Every selected matrix of a checkpoint analysed, staged and committed; the analyses by key."""
+    """Analyze, stage and commit every selected matrix of a checkpoint; return the analyses by key."""
     checkpoint = open_checkpoint(str(folder))
     refs = list_matrices(checkpoint, selection).matrices
     writer = store.writer(scan_id, method={"sigma": "median", "null": "table"}, model=model)
@@ -51,7 +55,7 @@ def _scan_row(checkpoint: Checkpoint) -> dict[str, object]:
 
 
 def add_controls(store: Store, shapes: set[tuple[int, int]]) -> None:
-    """Both kinds of random control of every shape."""
+    """Write both kinds of random control of every shape."""
     for m, n in sorted(shapes):
         for ensemble in ENSEMBLES:
             task = ControlTask(ensemble=ensemble, rows=m, cols=n)
@@ -60,7 +64,7 @@ def add_controls(store: Store, shapes: set[tuple[int, int]]) -> None:
 
 
 def add_comparison(store: Store, base: dict[str, Analysis], tuned: dict[str, Analysis], refs: list[MatrixRef]) -> None:
-    """The rows of a comparison, made from the analyses of both sides; a later layer counts as changed more."""
+    """Write the rows of a comparison, made from the analyses of both sides; later layers count as changed more."""
     batch = store.comparison("pair", method={})
     for ref in refs:
         one, other = base[ref.key], tuned[ref.key]
@@ -85,7 +89,7 @@ def add_comparison(store: Store, base: dict[str, Analysis], tuned: dict[str, Ana
 
 
 def build(url: str, base: Path, tuned: Path) -> Store:
-    """Two models with three blocks of a few roles each, the heads of one, both controls, and their comparison."""
+    """Build a store of two models with three blocks of a few roles each, the heads of one, both controls, and a comparison."""
     store = open_store(url, create=True)
     selection = Selection(only=("query", "value", "mlp_up"), layers=LAYERS)
     refs = list(list_matrices(open_checkpoint(str(base), identify=False), selection).matrices)
@@ -100,14 +104,53 @@ def _scans(base: Path, tuned: Path) -> list[tuple[Path, str, str]]:
     return [(base, BASE, "base"), (tuned, TUNED, "tuned")]
 
 
+def add_experiments(store: Store) -> None:
+    """Write a small run of every experiment, with made-up numbers."""
+    add_run(store, "run", "activations")
+    add_overlaps(store, "run", [0.9, 0.7, 0.2, 0.1])
+    place = {"run_id": "run", "model": "org/model", "tensor": "t", "layer": 0, "role": "query", "centred": True}
+    spectrum = [place | {"index": i, "eigenvalue": 2.0**-i} for i in range(5)]
+    store.write_rows("activation_spectra", "run", table("activation_spectra", spectrum), method={})
+    add_run(store, "points", "ablation")
+    for decile in range(1, 11):
+        add_point(store, f"d{decile}", run_id="points", set=f"decile:{decile}", delta=decile - 2.0)
+    add_point(store, "r", run_id="points", set="random:1", delta=1.0)
+    add_run(store, "slices", "slicing")
+    for decile in range(1, 11):
+        add_point(store, f"s{decile}", run_id="slices", set=f"slice:{decile}", roles="after norm", delta=2.0 * decile)
+    add_finetuning(store, "tuning", "none", None, [0.70, 0.74, 0.72])
+    for decile in (1, 5, 10):
+        add_finetuning(store, "tuning", "remove-first", decile, [0.60, 0.70])
+        add_finetuning(store, "tuning", "tune-first", decile, [0.50, 0.52, 0.54])
+    for seed, alpha in enumerate((1.0, 15.0)):
+        add_lazy(store, alpha=alpha, seed=seed, width=64, accuracy=0.9 - 0.02 * alpha)
+
+
+def add_lazy(store: Store, *, alpha: float, seed: int, width: int, accuracy: float) -> None:
+    """Write the point of a network that was trained on digits, with a fifth of its singular values removed."""
+    point = Point(
+        data=None,
+        digest="d",
+        dataset="digits",
+        sizes=(width, 512, 10),
+        regime=Regime(alpha=alpha),
+        training=Training(),
+        shares=(0.2,),
+        seed=seed,
+    )
+    change = {"accuracy": accuracy, "delta": accuracy - 0.95, "stderr": 0.01}
+    removal = Removal(ordering="smallest", share=0.2, removed=1, fraction=0.2, **change)
+    write_point(store, point, Outcome(baseline=0.95, removals=(removal,), examples=10, seconds=1.0), {})
+
+
 def tables(specification: dict[str, Any]) -> list[list[dict[str, Any]]]:
-    """Every table that a chart embeds, CSV read with the csv module."""
+    """Return every table that a chart embeds; CSV is read with the csv module."""
     kinds = {str(data.get("name")): data.get("format", {}) for data in _data(specification)}
     return [_table(values, kinds.get(name, {})) for name, values in specification.get("datasets", {}).items()]
 
 
 def named_table(specification: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """The table of the view of that name."""
+    """Return the table of the view of that name."""
     for view in _views(specification):
         if view.get("name") == name:
             data = view["data"]

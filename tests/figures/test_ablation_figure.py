@@ -1,4 +1,4 @@
-"""The figure of ablations: which lines there are and what they are called, their axes, the spectra below and the caption."""
+"""Figure `ablation`: its lines and their names, axes, spectra and caption."""
 
 from pathlib import Path
 
@@ -249,7 +249,7 @@ def test_pruning_is_a_line_for_each_kind_against_the_per_cent_removed(
             add_point(empty_store, f"{role}-r-{percent}", set="random:1", delta=0.4 * percent, **more)  # type: ignore[arg-type]
     chart = FIGURES["ablation"].draw(empty_store).to_dict()
     rows = chart["datasets"][chart["data"]["name"]]
-    # One role: a colour for each kind; several: a colour for each role, and dashes for the kinds.
+    # One role: a color for each kind; several: a color for each role, and dashes for the kinds.
     assert {(row["what"], row["kind"], row["percent"], row["delta"], row["random_delta"]) for row in rows} == {
         (kind if len(roles) == 1 else role, kind, percent, factor * percent, 0.4 * percent)
         for role in roles

@@ -1,4 +1,4 @@
-"""The figures of activations and ablations draw what is in a store, and say what is not."""
+"""Figures of activations, ablation and slicing: their data, and the errors for missing data."""
 
 from pathlib import Path
 
@@ -7,10 +7,12 @@ import pytest
 from scanner.errors import ScannerError
 from scanner.figures import FIGURES
 from scanner.figures.activations import activation_overlap
-from scanner.figures.choice import rows_of
+from scanner.figures.selection import rows_of
 from scanner.store import Store, open_store
 from tests.store.rows import NOON
-from tests.store.test_experiment_queries import add_overlaps, add_point, add_run, table
+from tests.store.test_experiment_queries import add_overlaps, add_point, add_run
+
+from .stores import add_experiments
 
 NAMES = ("activation_overlap", "activation_spectrum", "ablation", "slicing")
 
@@ -23,29 +25,7 @@ def empty_store(tmp_path: Path) -> Store:
 @pytest.fixture
 def store(empty_store: Store) -> Store:
     store = empty_store
-    add_run(store, "run", "activations")
-    add_overlaps(store, "run", [0.9, 0.7, 0.2, 0.1])
-    spectrum = [
-        {
-            "run_id": "run",
-            "model": "org/model",
-            "tensor": "t",
-            "layer": 0,
-            "role": "query",
-            "index": i,
-            "eigenvalue": 2.0**-i,
-            "centred": True,
-        }
-        for i in range(5)
-    ]
-    store.write_rows("activation_spectra", "run", table("activation_spectra", spectrum), method={})
-    add_run(store, "points", "ablation")
-    for decile in range(1, 11):
-        add_point(store, f"d{decile}", run_id="points", set=f"decile:{decile}", delta=decile - 2.0)
-    add_point(store, "r", run_id="points", set="random:1", delta=1.0)
-    add_run(store, "slices", "slicing")
-    for decile in range(1, 11):
-        add_point(store, f"s{decile}", run_id="slices", set=f"slice:{decile}", roles="after norm", delta=2.0 * decile)
+    add_experiments(store)
     return store
 
 
@@ -107,9 +87,9 @@ def test_a_destroyed_model_does_not_hide_the_others(empty_store: Store) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_not_measured_is_one_line(store: Store, name: str) -> None:
-    with pytest.raises(ScannerError, match=r"nothing is measured of 'org/other'.*org/model"):
+    with pytest.raises(ScannerError, match=r"the store has no run of 'org/other'.*org/model"):
         FIGURES[name].draw(store, model="org/other")
-    with pytest.raises(ScannerError, match="there is no run 'x'"):
+    with pytest.raises(ScannerError, match="unknown run 'x'"):
         FIGURES[name].draw(store, run="x")
 
 
@@ -149,7 +129,7 @@ def test_a_run_that_holds_only_its_baseline_is_none(empty_store: Store, name: st
     """The run was interrupted, or every point failed: it hides no earlier one."""
     add_run(empty_store, "bare", kind, hours=1)
     add_point(empty_store, "base", run_id="bare", set="none", removed=0, roles="", layers="", delta=0.0)
-    with pytest.raises(ScannerError, match=r"^no (ablations|slicing) in .*rmtscan (ablate|slicing) REF"):
+    with pytest.raises(ScannerError, match=r"holds no (ablations|slicing): .*rmtscan (ablate|slicing) REF"):
         FIGURES[name].draw(empty_store)
     add_run(empty_store, "good", kind)
     add_point(empty_store, "one", run_id="good", set=point, roles="query", delta=2.0)

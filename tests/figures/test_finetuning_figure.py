@@ -1,4 +1,4 @@
-"""Figure `finetuning`: what it draws of the rows of table `finetunes`, and what it says where there are none."""
+"""Figure `finetuning`: its data from table `finetunes`, and the errors for missing data."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_both_orders_stand_beside_the_untouched_runs(store: Store, interactive: 
     assert (band["low"], band["high"]) == pytest.approx((0.72 - 0.06, 0.72 + 0.06))
     assert drawn["title"]["subtitle"] == [
         "boolq, 100 texts, 2 epochs; removed from: all",
-        "2-3 seeds, ± one standard deviation; grey: 3 untouched, ± three standard deviations",
+        "2-3 seeds, ± one standard deviation; gray: 3 untouched, ± three standard deviations",
     ]
     assert save(chart, tmp_path / "f.svg").stat().st_size > 1000
 
@@ -54,13 +54,13 @@ def test_the_newest_run_of_the_base_and_role_that_are_meant(store: Store) -> Non
     add(store, "b", "tune-first", 3, [0.7], roles="query")
     subtitle = FIGURES["finetuning"].draw(filled(store), role="query").to_dict()["title"]["subtitle"]
     assert subtitle[0].endswith("removed from: query")
-    assert subtitle[1] == "1 seed, ± one standard deviation; grey: 1 untouched"
+    assert subtitle[1] == "1 seed, ± one standard deviation; gray: 1 untouched"
     add(store, "c", "none", None, [0.8], base_model="org/other")
-    with pytest.raises(ScannerError, match=r"several models are fine-tuned, name one with --base: org/base, org/other"):
+    with pytest.raises(ScannerError, match=r"several models were fine-tuned; give `base`, one of: org/base, org/other"):
         FIGURES["finetuning"].draw(store)
-    with pytest.raises(ScannerError, match="org/other was fine-tuned without any removal"):
+    with pytest.raises(ScannerError, match="no decile was removed in the fine-tuning of 'org/other'"):
         FIGURES["finetuning"].draw(store, base="org/other")
-    with pytest.raises(ScannerError, match=r"no model 'org/bse' is fine-tuned: did you mean 'org/base'"):
+    with pytest.raises(ScannerError, match=r"no model 'org/bse' was fine-tuned: did you mean 'org/base'"):
         FIGURES["finetuning"].draw(store, base="org/bse")
     with pytest.raises(ScannerError, match="no decile was removed from 'key'"):
         FIGURES["finetuning"].draw(store, base="org/base", role="key")
@@ -71,12 +71,10 @@ def test_a_run_is_drawn_that_is_named(store: Store) -> None:
     add(store, "b", "tune-first", 7, [0.9], dataset="rte")
     text = json.dumps(FIGURES["finetuning"].draw(store, run="b").to_dict())
     assert ("rte" in text, "boolq" in text) == (True, False)
-    with pytest.raises(ScannerError, match="there is no run 'c'"):
+    with pytest.raises(ScannerError, match="unknown run 'c'"):
         FIGURES["finetuning"].draw(store, run="c")
 
 
 def test_without_any_run_it_says_how_to_begin(store: Store) -> None:
-    with pytest.raises(
-        ScannerError, match=r"nothing is fine-tuned in .*begin with 'rmtscan finetune BASE --task FILE'"
-    ):
+    with pytest.raises(ScannerError, match=r"holds no fine-tuning: run 'rmtscan finetune BASE --task FILE'"):
         FIGURES["finetuning"].draw(store)

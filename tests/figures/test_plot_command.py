@@ -1,4 +1,4 @@
-"""`rmtscan plot`: names of figures and parameters in, a file out; mistakes end with one line."""
+"""`rmtscan plot` turns names of figures and parameters into a file; mistakes end with one line."""
 
 from pathlib import Path
 
@@ -47,9 +47,9 @@ def test_a_pair_needs_no_names_where_there_is_one(rmtscan: Run, pair_url: str, t
         (["depth", "-o", "nowhere/x.png"], 1, "no folder 'nowhere'"),
         (["depth"], 2, "-o FILE"),
         ([], 2, "--list"),
-        (["depth", "--k", "3", "-o", "x.png"], 1, "takes no k"),
-        (["overlap", "--base", "x", "-o", "x.png"], 1, "no model 'x' is scanned: there are: base/model, tuned/model"),
-        (["overlap", "--base", TUNED, "-o", "x.png"], 1, f"compared are: {BASE} -> {TUNED}"),
+        (["depth", "--k", "3", "-o", "x.png"], 1, "takes no parameter 'k'"),
+        (["overlap", "--base", "x", "-o", "x.png"], 1, "no model 'x' is scanned: known: base/model, tuned/model"),
+        (["overlap", "--base", TUNED, "-o", "x.png"], 1, f"compared pairs: {BASE} -> {TUNED}"),
         (["ablation", "--run", "x", "-o", "x.png"], 1, "rmtscan ablate"),
         (["depth", "-m", "bas/model", "-o", "x.png"], 1, "did you mean 'base/model'"),
     ],

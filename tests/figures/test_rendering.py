@@ -1,4 +1,4 @@
-"""Charts become files of four forms without a browser; a page loads nothing from elsewhere and runs nobody else's code."""
+"""Charts are written in four formats without a browser; a page loads nothing and runs no foreign code."""
 
 import re
 import struct
@@ -57,7 +57,7 @@ def test_a_name_from_a_checkpoint_cannot_end_the_script(tmp_path: Path) -> None:
     ("path", "told"),
     [
         ("x.jpg", r"one of \.html \.svg \.png \.pdf"),
-        ("x", "the suffix says the form"),
+        ("x", "the suffix selects the format"),
         ("nowhere/x.png", "no folder .*nowhere"),
         ("folder.png", "is a folder"),
     ],

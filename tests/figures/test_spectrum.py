@@ -1,11 +1,11 @@
-"""The spectrum of one matrix: what is drawn is what is stored, beside the law and its edges."""
+"""Figure `spectrum`: its data agrees with the store, and the law and its edges with the formulas."""
 
 import numpy as np
 import pytest
 
 from scanner.errors import ScannerError
 from scanner.figures import FIGURES
-from scanner.figures.choice import choose_matrix
+from scanner.figures.selection import choose_matrix
 from scanner.figures.spectrum import BULK_BINS, MOST_BINS, bins, histogram, law, steps
 from scanner.store import Store
 
@@ -51,7 +51,7 @@ def test_the_edges_and_the_numbers_beyond_them_are_written_at_the_rules(pair_sto
         f"SELECT * FROM matrices WHERE model = '{BASE}' AND layer = 2 AND role = 'mlp_up'"
     ).to_pylist()[0]
     assert (lower["nu"], upper["nu"]) == pytest.approx((row["mp_lower"], row["mp_upper"]), rel=1e-4)
-    assert (lower["count"], upper["count"]) == (f"{row['outliers_left']} left", f"{row['outliers_right']} right")
+    assert (lower["count"], upper["count"]) == (f"{row['outliers_left']} below", f"{row['outliers_right']} above")
 
 
 def test_a_square_matrix_has_one_edge(pair_store: Store) -> None:
@@ -109,6 +109,6 @@ def test_the_words_at_the_lower_edge_stay_inside_the_frame(pair_store: Store) ->
     texts = [layer["mark"] for layer in drawn["layer"] if layer["mark"]["type"] == "text" and "dx" in layer["mark"]]
     [side] = {mark["align"] for mark in texts[2:4]}
     width = drawn["width"]
-    needed = 0.42 * texts[2]["fontSize"] * len(f"{matrix.outliers_left} left") + 3
+    needed = 0.42 * texts[2]["fontSize"] * len(f"{matrix.outliers_left} below") + 3
     assert side == "left" or (matrix.mp_lower - begin) / (end - begin) * width >= needed
     assert (end - matrix.mp_upper) / (end - begin) * width >= needed

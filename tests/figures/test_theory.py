@@ -1,4 +1,4 @@
-"""The figures of the minimal model and of lazy learning: what is drawn is what was computed."""
+"""Figures `theory` and `lazy`: their data agrees with the computed values."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 
 from scanner.cli.main import main
 from scanner.errors import ScannerError
-from scanner.experiments.lazy_learning import Outcome, Point, write_point
-from scanner.experiments.mlp import Regime, Removal, Training
 from scanner.figures import FIGURES
 from scanner.rmt.theory import MinimalModel
 from scanner.store import Store, open_store
+
+from .stores import add_lazy
 
 
 def values(specification: dict[str, Any]) -> list[dict[str, Any]]:
@@ -65,26 +65,7 @@ def store(tmp_path: Path) -> Store:
     """Two seeds of a rich network, one of a lazy one, and one of another size."""
     store = open_store(str(tmp_path / "store"), create=True)
     for alpha, seed, width, accuracy in ((1.0, 0, 64, 0.9), (1.0, 1, 64, 0.8), (15.0, 0, 64, 0.5), (1.0, 0, 32, 0.7)):
-        point = Point(
-            data=None,
-            digest="d",
-            dataset="digits",
-            sizes=(width, 512, 10),
-            regime=Regime(alpha=alpha),
-            training=Training(),
-            shares=(0.2,),
-            seed=seed,
-        )
-        removal = Removal(
-            ordering="smallest",
-            share=0.2,
-            removed=1,
-            fraction=0.2,
-            accuracy=accuracy,
-            delta=accuracy - 0.95,
-            stderr=0.01,
-        )
-        write_point(store, point, Outcome(baseline=0.95, removals=(removal,), examples=10, seconds=1.0), {})
+        add_lazy(store, alpha=alpha, seed=seed, width=width, accuracy=accuracy)
     return store
 
 
@@ -99,7 +80,7 @@ def test_lazy_draws_means_and_spreads(store: Store) -> None:
 
 
 def test_lazy_says_which_networks_there_are(store: Store, tmp_path: Path) -> None:
-    with pytest.raises(ScannerError, match=r"name one with --model: .*mlp 32-512-10 on digits"):
+    with pytest.raises(ScannerError, match=r"give `model`, one of: .*mlp 32-512-10 on digits"):
         FIGURES["lazy"].draw(store)
     with pytest.raises(ScannerError, match="no network 'x'"):
         FIGURES["lazy"].draw(store, model="x")

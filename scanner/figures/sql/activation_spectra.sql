@@ -1,4 +1,4 @@
--- Eigenvalues of a model's activations, centred or not: geometric mean over the matrices of a role, as far as all are positive.
+-- Eigenvalues of the activations of a model, centered or not: geometric mean over the matrices of a role, where all are positive.
 select role, index + 1 as number, exp(avg(ln(nullif(eigenvalue, 0)))) as eigenvalue
 from activation_spectra
 semi join chosen_activations($model, $run) using (run_id, tensor, role)

@@ -1,4 +1,4 @@
--- The random controls of one shape; of an ensemble that was drawn with several seeds, the first.
+-- Random controls of one shape; for ensembles with several seeds, the first seed.
 select ensemble, seed, k, singular_value, u_p_local, v_p_local
 from controls
 where

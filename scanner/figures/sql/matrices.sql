@@ -1,4 +1,4 @@
--- Every matrix of one model in one revision (null: the newest), in the order of the data's way through the model.
+-- Matrices of one model in one revision (null: the newest), in the order of the forward pass.
 select
     scan_id,
     model,

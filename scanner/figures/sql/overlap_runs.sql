@@ -1,4 +1,4 @@
--- Runs over activations, the newest first.
+-- Runs of the activations experiment, newest first.
 select distinct
     run_id,
     model,

@@ -1,4 +1,4 @@
--- The singular triplets of one pair of matrices, the largest singular value first.
+-- Singular triplets of one pair of matrices, largest singular value first.
 select k, singular_value_base, singular_value_tuned, u_p_base, u_p_tuned, v_p_base, v_p_tuned
 from pair_vectors
 where

@@ -1,5 +1,5 @@
--- The newest results of all comparisons of a pair of models (null: of any), the pair that was compared last first, and of its matrices
--- those that changed most.
+-- Newest results of all comparisons of a pair of models (null: of any): the pair that was compared last first, and its matrices by
+-- decreasing change.
 select
     pairs.pair_id,
     pairs.model_pair,

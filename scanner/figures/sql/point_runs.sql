@@ -1,5 +1,5 @@
--- Runs of one kind (ablation, slicing), those with the newest point first: the run's own row is as old as its baseline. A run that
--- has its baseline and no other point yet is none.
+-- Runs of one kind (ablation, slicing) by their newest point, since the row of the run itself is as old as its baseline. Runs without
+-- a point other than the baseline are left out.
 select
     experiments.run_id,
     experiments.model,

@@ -1,5 +1,5 @@
--- p_local along the spectrum, by role: ranks in `bins` equal parts, first over the ranks of a matrix, then over the blocks.
--- `block` is the one layer that is highlighted.
+-- p_local along the spectrum by role, in `bins` equal parts: averaged over the ranks of a matrix, then over the blocks. Column
+-- `block` is the highlighted layer.
 with control as (
     select
         rows,

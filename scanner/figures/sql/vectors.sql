@@ -1,4 +1,4 @@
--- The singular triplets of one matrix, the largest singular value first.
+-- Singular triplets of one matrix, largest singular value first.
 select k, singular_value, region, u_ks, u_p, u_p_local, v_ks, v_p, v_p_local
 from vectors
 where

@@ -1,0 +1,125 @@
+"""Data of the explorer of a report: every matrix of a model, compact enough to embed all of them in the page.
+
+Each matrix has a histogram of its singular values, and the singular values and p_local at about 200 ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from scanner.checkpoint.names import printable
+from scanner.figures import theme
+from scanner.figures.spectrum import SHOWN, bins, histogram
+from scanner.report.statements import rows_of
+from scanner.report.wording import Row
+from scanner.store import Store
+
+POINTS = 200
+"""Number of ranks kept per matrix."""
+FEWEST = 40
+MOST_POINTS = 100_000
+"""Maximal number of ranks of all matrices of a report together; each takes about 13 bytes."""
+P_SCALE = 1000
+"""p-values are stored as integers, in thousandths."""
+
+
+def budget(counts: Mapping[str, int]) -> tuple[int, dict[str, int]]:
+    """Return the number of ranks kept per matrix, and by model the step between kept layers, that limit the size of a page.
+
+    Args:
+        counts: number of matrices by model.
+    """
+    total = max(1, sum(counts.values()))
+    points = min(POINTS, max(FEWEST, MOST_POINTS // total))
+    every = -(-total * points // MOST_POINTS) if total * points > MOST_POINTS else 1
+    return points, dict.fromkeys(counts, every)
+
+
+def explorer(store: Store, model: str, matrices: Sequence[Row], *, points: int, every: int) -> dict[str, Any]:
+    """Return the matrices of one model and the controls of their shapes.
+
+    Args:
+        store: the store to read.
+        model: name of the model.
+        matrices: rows of statement `matrices`.
+        points: approximate number of ranks kept per matrix.
+        every: step between kept layers; if it is more than 1, only the first expert is kept.
+    """
+    expert = None if every == 1 else min((row["expert"] for row in matrices if row["expert"] is not None), default=None)
+    spectra = {
+        (row["scan_id"], row["tensor"], row["role"], row["expert"]): row
+        for row in rows_of(store, "spectra", model=model, expert=expert, every=every)
+    }
+    found, shapes = [], {}
+    for matrix in matrices:
+        spectrum = spectra.get((matrix["scan_id"], matrix["tensor"], matrix["role"], matrix["expert"]))
+        if spectrum is None:
+            continue
+        found.append(_matrix(matrix, spectrum, points))
+        shapes[f"{matrix['rows']}x{matrix['cols']}"] = (matrix["rows"], matrix["cols"])
+    controls = {shape: _control(store, rows, cols, points) for shape, (rows, cols) in shapes.items()}
+    return {"model": printable(model), "matrices": found, "controls": {s: c for s, c in controls.items() if c}}
+
+
+def _matrix(matrix: Row, spectrum: Row, points: int) -> dict[str, Any]:
+    kept = theme.thinned(len(spectrum["s"]), points)
+    words = [printable(str(matrix["stack"]))] if matrix["stack"] else []
+    words.append(str(matrix["role"]))
+    words += [f"({printable(str(matrix['module'])).replace('_', ' ')})"] if matrix["module"] else []
+    place = f"layer {matrix['layer']}" if matrix["layer"] is not None else printable(str(matrix["tensor"]))
+    place += f", expert {matrix['expert']}" if matrix["expert"] is not None else ""
+    return {
+        "role": " ".join(words),
+        "place": place,
+        "tensor": printable(str(matrix["tensor"])),
+        "rows": matrix["rows"],
+        "cols": matrix["cols"],
+        "sigma": theme.short(matrix["sigma"], 4),
+        "kind": matrix["sigma_kind"],
+        "lower": theme.short(matrix["mp_lower"]),
+        "upper": theme.short(matrix["mp_upper"]),
+        "left": matrix["outliers_left"],
+        "right": matrix["outliers_right"],
+        "u_p": theme.short(matrix["u_p"], 3),
+        "v_p": theme.short(matrix["v_p"], 3),
+        "histogram": _histogram(matrix, spectrum["s"]),
+        "k": kept,
+        "s": [theme.short(float(spectrum["s"][k]), 4) for k in kept],
+        "u": _thousandths(spectrum["u"], kept),
+        "v": _thousandths(spectrum["v"], kept),
+    }
+
+
+def _histogram(matrix: Row, singular_values: Sequence[float]) -> dict[str, Any] | None:
+    """Return counts in equal bins and the number of values beyond the last; None if the matrix has no bulk."""
+    lower, upper = matrix["mp_lower"], matrix["mp_upper"]
+    if lower is None or upper is None or not upper > lower:
+        return None
+    values = np.array(singular_values, dtype=np.float64)
+    borders = bins(lower, upper, float(values.min()), float(values.max()))
+    counted = histogram(values, borders)
+    shown = int(np.searchsorted(borders, SHOWN * upper, side="right"))
+    counts = [int(count) for count in counted.counts[: max(1, shown - 1)]]
+    return {
+        "start": theme.short(float(borders[0])),
+        "width": theme.short(float(borders[1] - borders[0])),
+        "counts": counts,
+        "beyond": int(len(values) - sum(counts)),
+        "largest": theme.short(float(values.max()), 4),
+    }
+
+
+def _control(store: Store, rows: int, cols: int, points: int) -> dict[str, list[int | None]] | None:
+    found = rows_of(store, "controls", rows=rows, cols=cols)
+    if len(found) != min(rows, cols):
+        return None
+    kept = theme.thinned(len(found), points)
+    return {side: _thousandths([row[side] for row in found], kept) for side in ("u", "v")}
+
+
+def _thousandths(values: Sequence[float | None], kept: Sequence[int]) -> list[int | None]:
+    chosen = [values[k] for k in kept]
+    return [None if value is None else round(P_SCALE * value) for value in chosen]

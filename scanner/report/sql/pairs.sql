@@ -1,0 +1,25 @@
+-- Newest result of every whole matrix of one pair of models, by decreasing change.
+select
+    stack,
+    layer,
+    role,
+    module,
+    expert,
+    base_tensor as tensor,
+    rows,
+    cols,
+    relative_change,
+    cosine,
+    identical,
+    outliers_left_base,
+    outliers_left_tuned,
+    outliers_right_base,
+    outliers_right_tuned,
+    intruders,
+    delta_outliers_right,
+    delta_stable_rank
+from chosen_pairs($base, $tuned, null)
+where
+    model_pair = $model_pair
+    and head is null
+order by relative_change desc nulls last, layer nulls last, role_order(role), role, tensor, expert;

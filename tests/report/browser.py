@@ -1,0 +1,74 @@
+"""A headless Chromium with access to its console, its requests and the drawn charts."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+class Browser:
+    """One page in one browser, with a profile of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        """Skips the test where there is no browser, unless RMTSCAN_REQUIRE_BROWSER says that there must be one."""
+        found = next((path for name in _NAMES if (path := shutil.which(name))), None)
+        driver = shutil.which("chromedriver")
+        if found is None or driver is None:
+            message = "chromium and chromedriver are missing: run `make browser`"
+            if os.environ.get("RMTSCAN_REQUIRE_BROWSER"):
+                pytest.fail(message)
+            pytest.skip(message)
+        from selenium import webdriver
+        from selenium.webdriver.chrome.service import Service
+
+        options = webdriver.ChromeOptions()
+        options.binary_location = found
+        flags = (
+            "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+            "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1400,1000"
+        )
+        for flag in [*flags.split(), f"--user-data-dir={folder / 'profile'}", "about:blank"]:
+            options.add_argument(flag)
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+        self.driver: Any = webdriver.Chrome(options=options, service=Service(driver, log_output=subprocess.DEVNULL))
+        self.driver.set_page_load_timeout(120)
+
+    def open(self, path: Path) -> None:
+        """Open a file, forgetting what was before."""
+        self.driver.get("about:blank")
+        self.driver.get_log("performance")
+        self.driver.get(path.resolve().as_uri())
+
+    def run(self, script: str, *arguments: object) -> Any:
+        """What a script returns."""
+        return self.driver.execute_script(script, *arguments)
+
+    def wait(self, holds: Callable[[], object], seconds: float = 60.0) -> None:
+        """Until something holds; fails when it does not in time."""
+        end = time.monotonic() + seconds
+        while not holds():
+            assert time.monotonic() < end, "the page did not get there in time"
+            time.sleep(0.1)
+
+    def console(self) -> list[str]:
+        """The errors that the page or its security policy complained about; a chart's advice to its author is none."""
+        return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
+
+    def requests(self) -> list[str]:
+        """Every URL that was asked for since the page was opened."""
+        events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        return [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+
+    def close(self) -> None:
+        """End the browser and its driver."""
+        self.driver.quit()

@@ -1,0 +1,188 @@
+"""Findings state what the rows contain, and nothing that chance explains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from scanner.report import findings
+from scanner.report.wording import in_shell, listing, number, percent, signed, where
+
+
+def small(role: str, side: str, p: float, z: float, family: float, control: float | None = 0.5) -> dict[str, Any]:
+    counts = {"matrices": 6, "vectors": 228, "rows": 4, "cols": 4}
+    row: dict[str, Any] = {"role": role, "side": side, "p": p, "z": z, "family_p_value": family, "control_p": control}
+    return row | counts
+
+
+def matrix(layer: int | None, p: float, *, role: str = "query", **more: object) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "stack": None,
+        "layer": layer,
+        "role": role,
+        "module": None,
+        "expert": None,
+        "tensor": "t",
+        "rank": 384,
+    }
+    row |= {"p": p, "u_p": p, "v_p": p, "z": (p - 0.5) * 96, "dtype": "F32", "sigma_kind": "median"}
+    return row | {"sigma_median": 1.0, "sigma_std": 1.0, "sigma_bulk": 1.0} | more
+
+
+def test_the_small_end_names_the_lowest_role_its_control_and_the_silent_ones() -> None:
+    rows = [
+        small("query", "u", 0.33, -9.0, 1e-9, 0.47),
+        small("mlp_up", "v", 0.132, -8.5, 1e-15, 0.458),
+        small("value", "v", 0.45, -1.0, 1.0),
+    ]
+    found = findings.small_end(rows, "a b")
+    assert found is not None
+    assert found.headline == "mlp_up carries information in its smallest singular values"
+    assert (
+        "right (input-side) singular vectors have a mean p-value of 0.13, where the random control has 0.46"
+        in found.detail
+    )
+    assert "z = −8.5, 228 vectors of 6 matrices" in found.detail
+    assert "Also beyond chance: query, left (0.33, control 0.47; z = −9.0)." in found.detail
+    assert found.detail.endswith("Not beyond chance: value.")
+    assert found.query == "rmtscan query small_end -p 'model=a b' -p layers=false"
+
+
+def test_no_information_at_the_small_end_is_said_too() -> None:
+    found = findings.small_end([small("query", "u", 0.4, -2.0, 0.3, None), small("key", "v", 0.7, 9.0, 1e-9)], "m")
+    assert found is not None
+    assert "look random in every role" in found.headline, "a p above chance is no information"
+    assert "query, left (0.40; z = −2.0)" in found.detail
+    assert findings.small_end([small("query", "u", 0.4, -2.0, 0.3) | {"z": None}], "m") is None
+
+
+def test_outliers_are_shares_of_all_values_and_left_ones_of_oblong_matrices() -> None:
+    square = {"role": "query", "rows": 10, "cols": 10, "matrices": 2, "left_percent": 0.0, "right_percent": 20.0}
+    oblong = {"role": "mlp_up", "rows": 40, "cols": 10, "matrices": 2, "left_percent": 8.0, "right_percent": 10.0}
+    found = findings.outliers([square, oblong], "m")
+    assert found is not None
+    assert found.headline.startswith("15.0 % of the singular values lie above the random bulk, 4.0 % below")
+    assert "8.0 % of their values, most in mlp_up, 8.0 %. These are shares of 40 singular values" in found.detail
+    only = findings.outliers([square], "m")
+    assert only is not None
+    assert "All matrices are square" in only.detail
+    assert findings.outliers([], "m") is None
+
+
+def test_layers_are_named_only_where_chance_would_not_do_it() -> None:
+    rows = [matrix(0, 0.49), matrix(1, 0.30), matrix(2, 0.52), matrix(3, 0.35), matrix(None, 0.1)]
+    found = findings.depth(rows, [matrix(1, 0.30)], "m")
+    assert found is not None
+    assert found.headline == "Layers 1 and 3 learned most"
+    assert "layer 1 (0.30, z = −19.2)" in found.detail
+    assert "most random is layer 2 (0.52)" in found.detail
+    random = findings.depth([matrix(0, 0.49), matrix(1, 0.51)], [matrix(0, 0.49)], "m")
+    assert random is not None
+    assert random.headline == "No layer as a whole is less random than chance"
+    assert findings.depth([matrix(0, 0.1)], [matrix(0, 0.1)], "m") is None, "one layer is not more than others"
+
+
+def test_estimates_of_sigma_agree_or_are_warned_about() -> None:
+    agree = findings.sigma([matrix(0, 0.5), matrix(1, 0.5)], "m")
+    assert agree is not None
+    assert not agree.warning
+    apart = findings.sigma(
+        [matrix(0, 0.5, sigma_std=1.5, sigma_bulk=0.7), matrix(1, 0.5, sigma_std=2.5, sigma_bulk=0.7)], "m"
+    )
+    assert apart is not None
+    assert apart.warning
+    assert "2.00 times as large" in apart.detail
+    assert "query of layer 1, 2.50 times" in apart.detail
+    assert findings.sigma([matrix(0, 0.5, sigma_bulk=None)], "m") is None
+
+
+def test_quantized_weights_failures_and_odd_controls_are_warned_about() -> None:
+    assert findings.stored_as([matrix(0, 0.5)]) is None
+    rounded = findings.stored_as([matrix(0, 0.5, dtype="Q4_1")])
+    assert rounded is not None
+    assert rounded.warning
+    assert "All 1 matrices are stored as Q4_1" in rounded.detail
+    assert findings.coverage([{"failed": 0}]) is None
+    failed = findings.coverage([{"failed": 1}, {"failed": 1}])
+    assert failed is not None
+    assert failed.headline == "2 tensors could not be analyzed"
+    check = {"rows": 4, "cols": 4, "ensemble": "gaussian", "verdict": "ok", "u_p": 0.5, "v_p": 0.49}
+    fine, odd, none = (
+        findings.controls([check | {"verdict": verdict}], {shape})
+        for verdict, shape in (("ok", (4, 4)), ("off", (4, 4)), ("ok", (8, 8)))
+    )
+    assert fine is not None
+    assert odd is not None
+    assert none is not None
+    assert [fine.warning, odd.warning, none.warning] == [False, True, True]
+    assert "4 × 4 gaussian" in odd.detail
+
+
+def changed(layer: int | None, relative: float | None, *, identical: bool = False, **more: object) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "stack": None,
+        "layer": layer,
+        "role": "mlp_down",
+        "module": None,
+        "expert": None,
+        "tensor": "pooler.dense",
+    }
+    row |= {"relative_change": relative, "identical": identical, "intruders": 0}
+    row |= {f"outliers_{side}_{when}": 2 for side in ("left", "right") for when in ("base", "tuned")}
+    return row | more
+
+
+def test_a_pair_tells_its_median_its_largest_change_and_what_is_unchanged() -> None:
+    rows = [changed(5, 0.0251), changed(1, 0.0132), changed(None, 0.0, identical=True)]
+    found = findings.change(rows)
+    assert found is not None
+    assert found.headline == "Fine-tuning moved the weights by 1.32 %"
+    assert "2.51 % at most, in mlp_down of layer 5. Exactly unchanged: mlp_down (pooler.dense)." in found.detail
+    same = findings.change([changed(0, 0.0, identical=True)])
+    assert same is not None
+    assert same.headline == "No weight matrix differs"
+    assert findings.change([changed(0, None)]) is None
+
+
+@pytest.mark.parametrize(
+    ("tuned", "headline"), [(2, "as many outliers as before"), (3, "1 outlier more"), (0, "2 outliers fewer")]
+)
+def test_outliers_gained_and_lost(tuned: int, headline: str) -> None:
+    found = findings.gained([changed(0, 0.1, outliers_right_tuned=tuned)])
+    assert found is not None
+    assert found.headline == f"No intruder dimensions, and {headline} above the bulk"
+    intruding = findings.gained([changed(3, 0.1, intruders=2)])
+    assert intruding is not None
+    assert "most in mlp_down of layer 3: 2." in intruding.detail
+
+
+def test_the_decile_that_turned_most_weighs_roles_by_their_matrices() -> None:
+    rows = [
+        {"decile": decile, "matrices": n, "u_left": u, "v_left": u, "u_turned": 0.9, "v_turned": 0.9}
+        for n, values in ((3, (0.4, 0.1)), (1, (0.0, 0.5)))
+        for decile, u in zip((1, 10), values, strict=True)
+    ]
+    found = findings.turned(rows, "b", "t")
+    assert found is not None
+    assert found.headline == "The singular vectors of the smallest singular values turned most"
+    assert "no longer in it is 0.3 on average" in found.detail
+    unknown = findings.turned([row | {"u_left": None} for row in rows], "b", "t")
+    assert unknown is not None
+    assert "1 - overlap of a vector" in unknown.detail
+    assert findings.turned([], "b", "t") is None
+
+
+def test_words() -> None:
+    assert [number(0.13), number(0.0004), number(None)] == ["0.13", "0.0004", "unknown"]
+    assert [percent(0.0132), percent(0.0)] == ["1.32 %", "0 %"]
+    assert [signed(-16.44), signed(None)] == ["−16.4", "unknown"]
+    assert [listing(["a"]), listing(["a", "b"]), listing(["a", "b", "c"]), listing([])] == [
+        "a",
+        "a and b",
+        "a, b and c",
+        "",
+    ]
+    assert where(matrix(3, 0.5, expert=7, module="cross_attention")) == "query (cross attention) of layer 3, expert 7"
+    assert where(matrix(None, 0.5, role="other", tensor="x\u202ey")) == "other (x\\u202ey)"
+    assert in_shell("it's; rm") == "'it'\"'\"'s; rm'"

@@ -1,0 +1,193 @@
+"""The report in a real browser: no errors, no requests, every chart is drawn, and controls work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scanner.report import write_report
+from scanner.store import Store, open_store
+from tests.store.rows import Matrix, add_scan, control
+from tests.store.test_batch import METHOD
+
+from .browser import Browser
+from .pair_rows import add_pair
+
+EVIL = "evil/</script><img src=x onerror=document.body.id='broken'>\u202e"
+
+
+def spectrum(rows: int, cols: int, seed: int) -> list[float]:
+    """Singular values of a random matrix with two spikes."""
+    generator = np.random.default_rng(seed)
+    values = np.linalg.svd(generator.normal(size=(rows, cols)), compute_uv=False)
+    return sorted([*(float(value) for value in values[:-2]), 40.0, 30.0], reverse=True)
+
+
+def matrix(layer: int, role: str, rows: int, cols: int) -> Matrix:
+    seed = layer * 10 + len(role)
+    values = spectrum(rows, cols, seed)
+    p = np.random.default_rng(seed).uniform(size=(2, len(values))).tolist()
+    edges = {"sigma": 1.0, "mp_lower": abs(rows**0.5 - cols**0.5), "mp_upper": rows**0.5 + cols**0.5}
+    edges |= {
+        "sigma_median": 1.0,
+        "sigma_std": 1.3,
+        "sigma_bulk": 0.9,
+        "outliers_right": 2,
+        "dtype": "F32",
+        "mp_ks": 0.1,
+    }
+    return Matrix(
+        tensor=f"block.{layer}.{role}",
+        layer=layer,
+        role=role,
+        rows=rows,
+        cols=cols,
+        singular_values=values,
+        u_p=p[0],
+        v_p=p[1],
+        more=edges,
+    )
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Two models of three layers that were compared, one of them with a name that wants to be a script."""
+    made = open_store(str(tmp_path_factory.mktemp("report") / "store"), create=True)
+    shapes = {"query": (24, 24), "mlp_up": (48, 24)}
+    for number, model in enumerate(["org/base", EVIL]):
+        matrices = [matrix(layer, role, *shape) for layer in range(3) for role, shape in shapes.items()]
+        add_scan(made, f"scan{number}", matrices, model=model, hours=number, failed=["lost<b>"] if number else [])
+    for rows, cols in shapes.values():
+        values = sorted(np.random.default_rng(0).uniform(0.2, 1.5, min(rows, cols)).tolist(), reverse=True)
+        p = np.random.default_rng(1).uniform(size=min(rows, cols)).tolist()
+        made.write_control(control(rows, cols, singular_values=values, u_p=p, v_p=p), rows, cols, "gaussian", 0)
+    add_pair(made, "org/base", EVIL, [("query", layer, 24, 24) for layer in range(3)], method=METHOD)
+    return made
+
+
+@pytest.fixture(scope="module")
+def page(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    write_report(store, [], path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    opened = Browser(tmp_path_factory.mktemp("browser"))
+    yield opened
+    opened.close()
+
+
+def see_everything(browser: Browser) -> None:
+    """Scroll through the page, as a reader would, until every chart is drawn."""
+    for place in range(browser.run("return document.querySelectorAll('[data-chart]').length")):
+        browser.run("document.querySelectorAll('[data-chart]')[arguments[0]].scrollIntoView()", place)
+        browser.wait(
+            lambda at=place: browser.run(  # type: ignore[misc]
+                "return document.querySelectorAll('[data-chart]')[arguments[0]].dataset.drawn", at
+            )
+        )
+
+
+def marks(browser: Browser, selector: str) -> int:
+    """Shapes with an extent in the charts of a selector: what a reader can see of data."""
+    script = """
+        const kinds = ['path', 'line', 'text'].map((mark) => `${arguments[0]} svg .role-mark ${mark}`);
+        const found = document.querySelectorAll(kinds.join());
+        const boxes = [...found].map((mark) => mark.getBoundingClientRect());
+        return boxes.filter((box) => box.width + box.height > 1).length"""
+    return int(browser.run(script, selector))
+
+
+def test_every_chart_is_drawn_nothing_is_asked_for_and_nothing_complained_about(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    see_everything(browser)
+    keys = browser.run("return [...document.querySelectorAll('[data-chart]')].map((one) => one.dataset.chart)")
+    assert len(keys) >= 2 * 4 + 1, "both models and the pair have figures"
+    for key in keys:
+        assert marks(browser, f"[data-chart='{key}']") > 0, key
+    assert marks(browser, "#explorer-spectrum") > 5
+    assert marks(browser, "#explorer-p") >= 3
+    assert browser.console() == []
+    assert {url for url in browser.requests() if not url.startswith("data:")} == {page.as_uri()}
+
+
+def test_names_from_a_checkpoint_are_text(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    assert browser.run("return document.body.id") == ""
+    assert browser.run("return document.querySelectorAll('img').length") == 0
+    text = browser.run("return document.body.innerText")
+    assert "evil/</script><img src=x" in text
+    assert "lost<b>" in text
+    assert "\u202e" not in page.read_text("utf-8")
+
+
+def choose(browser: Browser, chooser: str, value: str) -> None:
+    browser.run(
+        "const one = document.getElementById(arguments[0]); one.value = arguments[1]; one.dispatchEvent(new Event('change'))",
+        chooser,
+        value,
+    )
+
+
+def drawn(browser: Browser) -> tuple[str, str]:
+    """The shapes of both charts of the explorer."""
+    script = """
+        const marks = document.querySelectorAll(`${arguments[0]} .role-mark path`);
+        return [...marks].map((mark) => mark.getAttribute('d')).join()"""
+    return browser.run(script, "#explorer-spectrum"), browser.run(script, "#explorer-p")
+
+
+def test_the_chooser_of_role_and_layer_changes_the_charts(browser: Browser, page: Path) -> None:
+    browser.open(page)
+
+    def shown(what: str) -> None:
+        browser.wait(lambda: browser.run("return document.getElementById('explorer').dataset.shown") == what)
+
+    shown("query / layer 0")
+    seen = [drawn(browser)]
+    choose(browser, "choose-role", "mlp_up")
+    shown("mlp_up / layer 0")
+    assert "48 × 24" in browser.run("return document.getElementById('explorer-facts').textContent")
+    seen.append(drawn(browser))
+    choose(browser, "choose-place", "layer 2")
+    shown("mlp_up / layer 2")
+    seen.append(drawn(browser))
+    browser.run("document.getElementById('choose-before').click()")
+    shown("mlp_up / layer 1")
+    seen.append(drawn(browser))
+    choose(browser, "choose-role", "query")
+    shown("query / layer 1")
+    assert len({spectrum for spectrum, _ in seen}) == 4
+    assert len({p for _, p in seen}) == 4
+    assert browser.console() == []
+
+
+def test_a_click_on_a_heading_sorts_and_another_turns_it_round(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    column = """const table = document.querySelector('table.matrices'), heads = [...table.tHead.rows[0].cells];
+        const at = heads.findIndex((head) => head.textContent.trim() === 'mean p');
+        if (arguments[0]) heads[at].querySelector('button').click();
+        return [heads[at].getAttribute('aria-sort'), [...table.tBodies[0].rows].map((row) => Number(row.cells[at].dataset.v))]"""
+    before = browser.run(column, False)[1]
+    state, up = browser.run(column, True)
+    assert (state, up) == ("ascending", sorted(before))
+    state, down = browser.run(column, True)
+    assert (state, down) == ("descending", sorted(before, reverse=True))
+    assert up != down
+
+
+@pytest.mark.parametrize("width", [1400, 420])
+def test_the_page_fits_the_window(browser: Browser, page: Path, width: int) -> None:
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        browser.open(page)
+        see_everything(browser)
+        assert browser.run("return document.documentElement.scrollWidth") <= width
+    finally:
+        browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
