@@ -21,13 +21,12 @@ def even_in_logarithm(count: int, condition: float) -> Matrix:
 
 def one_outlier(count: int, condition: float) -> Matrix:
     """Return one large value and others over two decades far below it, as in a matrix with a dominant direction."""
-    values = np.ones(count)
-    values[1:] = np.logspace(2.0, 0.0, count - 1) / condition
-    return values
+    return np.concatenate([[1.0], np.logspace(2.0, 0.0, count - 1) / condition])
 
 
 def spiked(rows: int, cols: int, rng: np.random.Generator, spikes: int = 8) -> Matrix:
     """Return noise of variance 1/max(rows, cols) plus spikes of 1.5 to 4 times the strength at which one becomes an outlier."""
     sigma = 1.0 / np.sqrt(max(rows, cols))
-    strengths = np.linspace(4.0, 1.5, min(spikes, rows, cols)) * sigma * (rows * cols) ** 0.25
-    return rng.standard_normal((rows, cols)) * sigma + with_spectrum(strengths, rows, cols, rng)
+    strengths: Matrix = np.linspace(4.0, 1.5, min(spikes, rows, cols)) * sigma * (rows * cols) ** 0.25
+    noise: Matrix = rng.standard_normal((rows, cols)) * sigma
+    return noise + with_spectrum(strengths, rows, cols, rng)

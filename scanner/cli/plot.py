@@ -68,7 +68,7 @@ def plot(
     ] = None,
     param: Annotated[
         list[str] | None,
-        typer.Option("--param", "-p", metavar="NAME=VALUE", help="Any other parameter of the figure; repeatable."),
+        typer.Option("--param", "-p", metavar="NAME=VALUE", help="Any other parameter of the figure; can be repeated."),
     ] = None,
     store: StoreOption = DEFAULT_STORE,
     form: FormatOption = "table",

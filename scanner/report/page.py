@@ -215,7 +215,7 @@ def _reference(scan: Mapping[str, Any]) -> str:
 def _options(scan: Mapping[str, Any]) -> str:
     """Return the options of `rmtscan scan` that differ from the defaults."""
     method = _object(scan["method"])
-    words = [f"--only {','.join(map(str, method['only']))}"] if method.get("only") else []
+    words = [f"--roles {','.join(map(str, method['only']))}"] if method.get("only") else []
     words += [f"--layers {','.join(map(str, method['layers']))}"] if method.get("layers") else []
     words += [f"--{name}" for name in ("embeddings", "heads") if method.get(name)]
     words += [

@@ -1,4 +1,4 @@
-"""One store of two real models for the whole session: scanning them takes seconds."""
+"""One store of two real models for the session, since scanning them takes seconds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figure of ablations: which lines there are and what they are called, their axes, the spectra below and the caption."""
+"""Figure `ablation`: its lines and their names, axes, spectra and caption."""
 
 from pathlib import Path
 

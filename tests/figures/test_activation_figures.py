@@ -1,4 +1,4 @@
-"""What is drawn of activations where shapes, runs and zeros differ within a role."""
+"""Figures of activations where shapes, runs and zeros differ within a role."""
 
 from pathlib import Path
 from typing import Any

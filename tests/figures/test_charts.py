@@ -1,4 +1,4 @@
-"""What the figures embed is what the store says, or what can be computed from the matrices by other means."""
+"""The data of the figures agrees with the store, or with values computed from the matrices by other means."""
 
 from pathlib import Path
 

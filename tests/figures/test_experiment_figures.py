@@ -1,4 +1,4 @@
-"""The figures of activations and ablations draw what is in a store, and say what is not."""
+"""Figures of activations, ablation and slicing: their data, and the errors for missing data."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Figure `finetuning`: what it draws of the rows of table `finetunes`, and what it says where there are none."""
+"""Figure `finetuning`: its data from table `finetunes`, and the errors for missing data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Charts become files of four forms without a browser; a page loads nothing from elsewhere and runs nobody else's code."""
+"""Charts are written in four formats without a browser; a page loads nothing and runs no foreign code."""
 
 import re
 import struct

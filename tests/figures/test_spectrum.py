@@ -1,4 +1,4 @@
-"""The spectrum of one matrix: what is drawn is what is stored, beside the law and its edges."""
+"""Figure `spectrum`: its data agrees with the store, and the law and its edges with the formulas."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The figures of the minimal model and of lazy learning: what is drawn is what was computed."""
+"""Figures `theory` and `lazy`: their data agrees with the computed values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A headless Chromium that reports on itself: its console, what it asked for, what it drew."""
+"""A headless Chromium with access to its console, its requests and the drawn charts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sentences say what the rows say, and claim nothing where chance would do."""
+"""Findings state what the rows contain, and nothing that chance explains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A place that was scanned means the model that lies there, and the name of a difference means the difference."""
+"""A place refers to the model that was scanned from it, and the name of a difference to the difference."""
 
 from __future__ import annotations
 

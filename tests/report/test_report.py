@@ -1,4 +1,4 @@
-"""What a report says and what it refuses, without a browser."""
+"""Content of a report, and its errors, without a browser."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_model_is_named_by_name_by_place_or_by_revision(store: Store, tmp_path
     assert choose_models(store, [str(folder), f"{folder}/"]) == ["models/mine"]
     for reference in ("hf://org/hub", "org/hub@0123", "hf://org/hub@0123abc"):
         assert choose_models(store, [reference]) == ["org/hub"]
-    with pytest.raises(ScannerError, match=r"newest scan is of revision '0123abc', not 'ffff'"):
+    with pytest.raises(ScannerError, match=r"newest scan of 'org/hub' is of revision '0123abc', not 'ffff'"):
         choose_models(store, ["org/hub@ffff"])
     with pytest.raises(ScannerError, match=r"'org/hob' is not scanned .*org/hub"):
         choose_models(store, ["org/hob"])
