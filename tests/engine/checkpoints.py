@@ -12,7 +12,10 @@ from scanner.store import Store, open_store
 from tests.checkpoint.writing import checkpoint
 
 #: Columns that tell of the run, not of the matrix.
-OF_THE_RUN = ("seconds", "device", "started_at", "finished_at", "environment")
+OF_THE_RUN = (
+    *("seconds", "device", "started_at", "finished_at", "environment"),
+    *("read_seconds", "decompose_seconds", "test_seconds"),
+)
 
 ROLES = {"query": "self_attn.q_proj", "key": "self_attn.k_proj", "mlp_up": "mlp.up_proj", "mlp_down": "mlp.down_proj"}
 
