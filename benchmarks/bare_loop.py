@@ -1,8 +1,8 @@
-"""The yardstick of a whole scan: a loop over a checkpoint's matrices in plain processes, with numpy and scipy and nothing else.
+"""The reference for a whole scan: a loop over the matrices of a checkpoint in plain processes, with numpy and scipy only.
 
 For every matrix: read its bytes, decompose it in float64 through the Gram matrix, and KS-test the entries of all left and right
-singular vectors. No store, no retries, no residual, no Marchenko-Pastur law: what is left when everything else is taken away.
-As fast as it gets without effort, because it is a yardstick: LAPACK's fastest eigensolver, float32 where D needs no more.
+singular vectors. No store, no retries, no residual check, no Marchenko-Pastur law. The loop uses LAPACK's fastest
+eigensolver, and float32 where that is accurate enough for D, so that the comparison is fair.
 
     python benchmarks/bare_loop.py CHECKPOINT --processes 2 --output results.npz
 """
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, kw_only=True)
 class Matrix:
-    """Where the float32 entries of a matrix lie in the file."""
+    """Position of the float32 entries of a matrix in the file."""
 
     tensor: str
     file: str
@@ -51,7 +51,7 @@ class Result:
 
 
 def matrices(checkpoint: Path) -> list[Matrix]:
-    """Every 2-D tensor but the embedding, most work first."""
+    """Return every 2-D tensor except the embedding, in order of decreasing work."""
     file = checkpoint / "model.safetensors"
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
@@ -65,7 +65,7 @@ def matrices(checkpoint: Path) -> list[Matrix]:
 
 
 def decompose(w: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Singular values, left and right vectors (rows), largest first."""
+    """Return singular values and left and right vectors (as rows), largest first."""
     tall = w.shape[0] >= w.shape[1]
     gram = w.T @ w if tall else w @ w.T
     vectors = scipy.linalg.eigh(gram, driver="evd", overwrite_a=True, check_finite=False)[1]
@@ -77,7 +77,7 @@ def decompose(w: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.f
 
 
 def ks_test(vectors: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """D of every row against the Gaussian of variance 1/n, and its asymptotic p."""
+    """Return D of every row against the Gaussian of variance 1/n, and its asymptotic p."""
     length = vectors.shape[1]
     x = (vectors * np.sqrt(length)).astype(np.float32)
     x.sort(axis=1)

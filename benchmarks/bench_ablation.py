@@ -1,9 +1,9 @@
-"""One point of an ablation against one evaluation of the intact model: what removal, and undoing it, cost beside it.
+"""One point of an ablation against one evaluation of the intact model: the cost of removing singular values and undoing it.
 
     python benchmarks/bench_ablation.py [MODEL] [--text FILE] [--tokens N] [--roles ROLE,...]
 
 Prints the seconds of an evaluation, of the SVDs (paid once, in the first point of a role) and of every point after that, and the
-ratio of the two, which is to stay below 1.25. Seconds are of this process's CPU, so that neighbours on the machine do not count.
+ratio of the two, which is to stay below 1.25. Seconds are of this process's CPU, so that other programs do not count.
 With --quick a small random model reads random tokens.
 """
 
@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +37,10 @@ LIMIT = 1.25
 
 
 def small(folder: str, roles: tuple[str, ...]) -> tuple[Target, Measure]:
-    """A small random model, and random tokens."""
+    """Return a small random model and random tokens."""
     sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = LlamaConfig(vocab_size=500, **sizes)  # type: ignore[arg-type]
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)  # type: ignore[no-untyped-call]
     ids = np.random.default_rng(0).integers(0, 500, 2048).astype(np.int32)
     return open_target(folder, Selection(only=roles)), Perplexity(windows=Windows.cut(ids, length=256))
 
@@ -46,7 +48,7 @@ def small(folder: str, roles: tuple[str, ...]) -> tuple[Target, Measure]:
 def compare(
     target: Target, measured: Measure, roles: tuple[str, ...], repeats: int, limit: float | None
 ) -> list[measure.Row]:
-    """One row a role."""
+    """Return one row per role."""
     model = load_model(model_place(target.checkpoint), head="causal")
     placed, _ = place_matrices(model, target.inventory.matrices)
     batches = Batches(0, 1024)
@@ -60,6 +62,10 @@ def compare(
     def evaluate() -> None:
         measured.scores(model, None, batches)
 
+    def decompose(mine: Sequence[Any]) -> None:
+        for one in mine:
+            cache.get(model, one)
+
     evaluate()
     rows: list[measure.Row] = []
     for role in roles:
@@ -69,8 +75,8 @@ def compare(
             with removed(model, mine, RemovalSet(name="decile:5"), cache):
                 evaluate()
 
-        svd = timed(lambda mine=mine: [cache.get(model, one) for one in mine])
-        times = measure.alternate({"evaluation": lambda: timed(evaluate), "point": lambda p=point: timed(p)}, repeats)
+        svd = timed(partial(decompose, mine))
+        times = measure.alternate({"evaluation": partial(timed, evaluate), "point": partial(timed, point)}, repeats)
         evaluation, one = measure.median(times["evaluation"]), measure.median(times["point"])
         row: measure.Row = {
             "role": role,

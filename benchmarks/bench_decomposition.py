@@ -1,4 +1,4 @@
-"""The decomposition beside float32 SVDs (numpy, scipy, torch) in time, and beside other ways through the Gram matrix in errors."""
+"""The decomposition against float32 SVDs (numpy, scipy, torch) in time, and against other Gram-matrix methods in accuracy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scanner.rmt.decomposition import decompose
 from scanner.rmt.metrics import numerical_rank
 
 NAME = "decomposition"
-# Shape, and how many times faster than numpy's float32 SVD it has to be.
+# Shape, and the required speedup over numpy's float32 SVD.
 TIMED = [((1024, 1024), 1.7), ((2048, 2048), 2.2), ((1536, 576), 2.3)]
 QUICK_TIMED = [((128, 128), None), ((192, 72), None)]
 SHAPES, QUICK_SHAPES = [(1000, 1000), (1536, 576)], [(120, 120), (160, 60)]
@@ -28,7 +28,7 @@ SPECTRA: dict[str, Callable[[int, float], Matrix]] = {
     "one outlier": one_outlier,
 }
 WORST_ERROR = 1e-6
-# Where the full SVD takes over, only values above this share of the largest are promised.
+# Where the full SVD is used, accuracy is guaranteed only for values above this fraction of the largest.
 PROMISED_ABOVE = 1e-6
 
 
@@ -55,18 +55,18 @@ def time_one(shape: tuple[int, int], asked: float | None, repeats: int) -> list[
 
 
 def worst_error(found: NDArray[np.floating[Any]], truth: NDArray[np.floating[Any]]) -> float:
-    """Largest relative error of a singular value, both in descending order."""
+    """Return the largest relative error of a singular value; both arrays are in descending order."""
     return float(np.max(np.abs(np.asarray(found, dtype=np.float64) - truth) / truth))
 
 
 def roots_of_gram(w: Matrix) -> Matrix:
-    """sqrt of the Gram matrix's eigenvalues, smaller side."""
+    """Return the square roots of the eigenvalues of the Gram matrix of the smaller side."""
     eigenvalues: Matrix = scipy.linalg.eigvalsh(w.T @ w)[::-1]
     return np.sqrt(np.maximum(eigenvalues, 0.0))
 
 
 def column_norms(w: Matrix) -> Matrix:
-    """|A v_k| for the Gram matrix's eigenvectors: one pass, without a second one for the small values."""
+    """Return |A v_k| for the eigenvectors of the Gram matrix, without a second pass for the small values."""
     vectors = scipy.linalg.eigh(w.T @ w, driver="evd")[1]
     return np.sort(np.linalg.norm(w @ vectors, axis=0))[::-1]
 
@@ -76,7 +76,7 @@ def errors_of(spectrum: str, shape: tuple[int, int], condition: float) -> measur
     w = with_spectrum(SPECTRA[spectrum](min(shape), condition), *shape, rng)
     truth = np.linalg.svd(w, compute_uv=False)
     ours = decompose(torch.from_numpy(w))
-    # Rounding to float32 gives another matrix: the float32 SVD is held against the truth of what it was given.
+    # Rounding to float32 gives another matrix: the float32 SVD is compared with the singular values of the rounded matrix.
     rounded = w.astype(np.float32)
     rounded_truth = np.linalg.svd(rounded.astype(np.float64), compute_uv=False)
     error = worst_error(ours.singular_values.numpy(), truth)
@@ -95,7 +95,7 @@ def errors_of(spectrum: str, shape: tuple[int, int], condition: float) -> measur
 
 
 def fall_back(case: str, s: Matrix, shape: tuple[int, int]) -> measure.Row:
-    """A matrix that the Gram matrix cannot serve, held against the spectrum it was made with."""
+    """Compare a matrix beyond the reach of the Gram matrix with the spectrum from which it was made."""
     found = decompose(torch.from_numpy(with_spectrum(s, *shape, np.random.default_rng(2))))
     values = found.singular_values.numpy()
     promised = s > PROMISED_ABOVE * s[0]

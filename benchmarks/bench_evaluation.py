@@ -1,9 +1,9 @@
-"""Evaluations whose freed memory stays with the process, as actors have it, against the allocator as it is.
+"""Evaluations in a process that keeps freed memory, as workers do, against the default allocator.
 
     python benchmarks/bench_evaluation.py [--layers N] [--tokens N] [--repeats N]
 
-Each run is a process of its own that evaluates the perplexity of a random Llama of SmolLM2's widths three times and prints the
-median: seconds of its CPU, and of these the kernel's. With --quick a small model.
+Each run is a separate process that evaluates the perplexity of a random Llama with the widths of SmolLM2 three times and prints
+the median CPU seconds, in total and in the kernel. With --quick the model is small.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, 
 
 
 def evaluate(*, small: bool, layers: int, tokens: int) -> dict[str, float]:
-    """Median CPU seconds of an evaluation in this process."""
+    """Return the median CPU seconds of an evaluation in this process."""
     words = 500 if small else 49_152
     config = LlamaConfig(vocab_size=words, num_hidden_layers=layers, **(SMALL if small else WIDTHS))  # type: ignore[arg-type]
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    model = AutoModelForCausalLM.from_config(config).eval()
+    model = AutoModelForCausalLM.from_config(config).eval()  # type: ignore[no-untyped-call]
     ids = np.random.default_rng(0).integers(0, words, tokens).astype(np.int32)
     measured = Perplexity(windows=Windows.cut(ids, length=min(512, tokens // 2)))
     batches = Batches(0, 1024)

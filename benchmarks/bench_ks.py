@@ -1,4 +1,4 @@
-"""The Kolmogorov-Smirnov distances of all singular vectors of one matrix beside a loop over `scipy.stats.kstest`."""
+"""The Kolmogorov-Smirnov distances of all singular vectors of one matrix against a loop over `scipy.stats.kstest`."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from scanner.rmt.entries import entry_statistics
 
 NAME = "ks"
 SIZE, QUICK_SIZE = 2048, 256
-# The loop takes long: it is run on this many vectors of either side, and its time scaled to all of them.
+# The loop is slow: it runs on this many vectors of each side, and its time is scaled to all of them.
 SAMPLED, QUICK_SAMPLED = 256, 100
 ASKED = 10.0
 WORST_DIFFERENCE = 1e-6
 
 
 def loop(vectors: Matrix) -> NDArray[np.float64]:
-    """D, one vector (row) at a time."""
+    """Return D, one vector (row) at a time."""
     return np.array([scipy.stats.kstest(x * np.sqrt(len(x)), "norm").statistic for x in vectors])
 
 
 def plain_numpy(vectors: Matrix) -> NDArray[np.float64]:
-    """D of all vectors at once, float64, the way the formula reads; nothing is asked of this one."""
+    """Return D of all vectors at once in float64, as the formula reads; there is no requirement for this contestant."""
     length = vectors.shape[1]
     c = scipy.special.ndtr(np.sort(vectors, axis=1) * np.sqrt(length))
     i = np.arange(1, length + 1)

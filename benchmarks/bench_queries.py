@@ -1,6 +1,6 @@
 """Every named query on a store of 50 scans of a 7B-shaped model (46 million singular triplets): one model, and the whole fleet.
 
-Also: what a fresh process pays to open such a store, and whether EXPLAIN shows that files are read in part.
+Also: the time a new process needs to open such a store, and whether EXPLAIN shows that files are read in part.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from scanner.store.queries import Query
 
 NAME = "queries"
 ONE_MODEL, WHOLE_FLEET = 0.5, 5.0
-"""Seconds that a query about one model, or pair of models, may take, and one across the fleet."""
+"""Seconds allowed for a query about one model or pair of models, and for one across the fleet."""
 LOOKED_AT = ("small_end", "role_table", "pvalues_by_role", "spectrum_by_role", "pair_shift", "pair_by_decile")
-"""Queries over the two large tables, of which it is counted what they read."""
+"""Queries over the two large tables whose reads are counted."""
 
 
 def parameters(query: Query, of: fleet.Fleet) -> dict[str, object]:
-    """What makes the query one about a model, or about a pair."""
+    """Return the parameters that restrict the query to a model or a pair."""
     models = [model for model, _ in of.models]
     wanted: dict[str, object] = {"model": models[1], "base": models[0], "tuned": models[1], "a": models[0]}
     wanted |= {"b": models[1]}
@@ -40,14 +40,14 @@ def parameters(query: Query, of: fleet.Fleet) -> dict[str, object]:
 
 
 def times(store: Store, of: fleet.Fleet, repeats: int, *, judged: bool) -> list[measure.Row]:
-    """Median seconds of every query, on an open store; `cpu_s` of all threads, which other programs disturb less."""
+    """Return the median seconds of every query on an open store; `cpu_s` sums all threads and depends less on other programs."""
     rows: list[measure.Row] = []
     for query in store.queries():
         contestants = {"one model": (parameters(query, of), ONE_MODEL), "fleet": ({}, WHOLE_FLEET)}
         for about, (params, bound) in contestants.items():
             if about == "one model" and not params:
                 continue
-            answer = store.query(query.name, **params)  # files come from the disk's cache from here on
+            answer = store.query(query.name, **params)  # from here on, files are in the disk cache
             taken, busy = [], []
             for _ in range(repeats):
                 before = time.process_time()
@@ -60,7 +60,7 @@ def times(store: Store, of: fleet.Fleet, repeats: int, *, judged: bool) -> list[
 
 
 def opening(url: str, repeats: int, *, judged: bool) -> list[measure.Row]:
-    """What comes before the first answer: views over all committed files, and then the smallest query."""
+    """Return the time to the first answer: creating the views over all committed files, and the smallest query."""
     taken = []
     for _ in range(repeats):
         store = open_store(url)
@@ -71,15 +71,15 @@ def opening(url: str, repeats: int, *, judged: bool) -> list[measure.Row]:
 
 
 def partial_reads(place: Path, of: fleet.Fleet, *, judged: bool) -> list[measure.Row]:
-    """What a query about one model reads of a table that holds all of them, by EXPLAIN ANALYZE.
+    """Return what a query about one model reads of a table that holds all models, according to EXPLAIN ANALYZE.
 
-    Two things are asked. The choice of scans must have reached READ_PARQUET as a condition (`pushed`), for then
-    DuckDB skips row groups by their statistics. And it must read less than the model's own files hold, although
-    the question goes to the files of all models: that takes row groups and columns that are left out.
+    There are two requirements. The selection of scans must reach READ_PARQUET as a condition (`pushed`), because then
+    DuckDB skips row groups by their statistics. And the query must read less than the size of the model's own files,
+    although it names the files of all models: row groups and columns must be skipped.
     """
     rows: list[measure.Row] = []
     for name in LOOKED_AT:
-        store = open_store(str(place))  # a new one each time: DuckDB keeps in memory what it has read
+        store = open_store(str(place))  # a new one each time: DuckDB caches what it has read
         query = next(query for query in store.queries() if query.name == name)
         profile = explain(store, query, parameters(query, of))
         store.close()
@@ -97,7 +97,7 @@ def partial_reads(place: Path, of: fleet.Fleet, *, judged: bool) -> list[measure
 
 
 def explain(store: Store, query: Query, params: dict[str, object]) -> dict[str, Any]:
-    """DuckDB's profile of the query: operators, and bytes read."""
+    """Return DuckDB's profile of the query: operators and bytes read."""
     connection: duckdb.DuckDBPyConnection = store._database()
     [(_, profile)] = connection.execute(f"explain (analyze, format json) {query.sql}", query.bind(params)).fetchall()
     found: dict[str, Any] = json.loads(profile)
@@ -105,7 +105,7 @@ def explain(store: Store, query: Query, params: dict[str, object]) -> dict[str, 
 
 
 def scans_of(operators: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The operators that read Parquet files, at any depth."""
+    """Yield the operators that read Parquet files, at any depth."""
     for operator in operators:
         if "READ_PARQUET" in str(operator["extra_info"].get("Function")):
             yield operator

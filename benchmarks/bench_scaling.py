@@ -1,4 +1,4 @@
-"""One worker beside two on the same checkpoint, and the memory that a worker needs for large matrices."""
+"""One worker against two on the same checkpoint, and the memory that a worker needs for large matrices."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from scanner.engine.pool import ray_session
 
 NAME = "scaling"
 ASKED = 1.8
-# Every size is there twice: a worker reads its next matrix while it computes the present one, and that has to count.
+# Every size occurs twice: a worker reads its next matrix while it computes the current one, and both count.
 LARGE = [(4096, 4096), (4096, 4096), (2048, 8192), (8192, 2048)]
 QUICK_LARGE = [(512, 512), (512, 512), (256, 1024), (1024, 256)]
 ALLOWED_MATRICES, ALLOWED_BYTES = 4, 600e6
 
 
 class Memory(Clock):
-    """Notes the largest resident set that any worker has had, in bytes, each time a result comes in."""
+    """Records the largest resident set of any worker, in bytes, whenever a result arrives."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,12 +37,12 @@ class Memory(Clock):
 
 
 def worker_peak() -> int:
-    """The largest VmHWM of this process's Ray workers, in bytes; 0 while there is none."""
+    """Return the largest VmHWM of the Ray workers of this process, in bytes; 0 if there are none."""
     return max((_status(process).get("VmHWM", 0) * 1024 for process in _worker_processes()), default=0)
 
 
 def _worker_processes() -> list[Path]:
-    """Folders in /proc of the processes that descend from this one and hold a `Worker` actor."""
+    """Return the folders in /proc of the descendants of this process that hold a `Worker` actor."""
     processes = [folder for folder in Path("/proc").iterdir() if folder.name.isdecimal()]
     parents = {int(folder.name): _status(folder).get("PPid", 0) for folder in processes}
     us = int(Path("/proc/self").readlink().name)
@@ -57,7 +57,7 @@ def _ancestors(process: int, parents: dict[int, int]) -> set[int]:
 
 
 def _status(process: Path) -> dict[str, int]:
-    """The numbers in /proc/PID/status (sizes in kB); empty where the process has gone."""
+    """Return the numbers in /proc/PID/status (sizes in kB), or nothing if the process has ended."""
     try:
         lines = (process / "status").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
@@ -74,7 +74,7 @@ def _command(process: Path) -> str:
 
 
 def measure_speed(folder: Path, *, quick: bool, repeats: int) -> tuple[list[measure.Row], list[measure.Row]]:
-    """Steady state of one and two workers; the bare loop's one and two processes show what the machine can give."""
+    """Return the steady state of one and two workers; one and two processes of the bare loop show the limit of the machine."""
     checkpoint = write_llama(folder / "llama", QUICK_LLAMA if quick else LLAMA)
     stores = (folder / f"store-{number}" for number in range(2 * repeats))
     runs = measure.alternate(
@@ -128,7 +128,7 @@ def main() -> int:
     args = measure.options(NAME, __doc__, repeats=3).parse_args()
     machine = measure.machine()
     repeats = 1 if args.quick else args.repeats
-    # One Ray for all scans: only their steady state is compared, and starting it takes longer than some of them.
+    # One Ray for all scans: only the steady state is compared, and starting Ray takes longer than some scans.
     session = ray_session(PoolOptions(address="local"))
     with session, tempfile.TemporaryDirectory(prefix="rmtscan-bench-") as folder:
         times, ratios = measure_speed(Path(folder), quick=args.quick, repeats=repeats)

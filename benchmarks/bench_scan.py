@@ -1,4 +1,4 @@
-"""A whole scan beside a bare loop over the same matrices in as many plain processes; start-up beside both."""
+"""A whole scan against a bare loop over the same matrices in the same number of plain processes, and the start-up of both."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from scanner import open_store
 
 NAME = "scan"
 ASKED = 1.25
-# Both do the same work, or the ratio means nothing.
+# Both must do the same work, or the ratio is meaningless.
 WORST_VALUE, WORST_DISTANCE = 1e-6, 1e-6
 
 
 def differences(store: Path, bare: Path) -> list[measure.Row]:
-    """How far singular values and D of the two are apart, over all matrices."""
+    """Return the largest differences of singular values and of D between the two, over all matrices."""
     rows = open_store(str(store)).sql("SELECT tensor, singular_value, u_ks, v_ks FROM vectors ORDER BY tensor, k")
     tensors = np.array(rows["tensor"].to_pylist())
     ours = {name: rows[name].to_numpy() for name in ("singular_value", "u_ks", "v_ks")}

@@ -1,4 +1,4 @@
-"""Synthetic checkpoints of a given shape, written with the safetensors package: noise with planted spikes, a config, norms."""
+"""Synthetic checkpoints of a given shape: noise with planted spikes, a config, norms; written with the safetensors package."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spectra import spiked
 
 @dataclass(frozen=True, kw_only=True)
 class Llama:
-    """The shape of a Llama: seven matrices a block."""
+    """The shape of a Llama: seven matrices per block."""
 
     blocks: int
     hidden: int
@@ -23,7 +23,7 @@ class Llama:
     vocabulary: int = 256
 
     def shapes(self) -> dict[str, tuple[int, int]]:
-        """What the matrices of one block are called, (out, in)."""
+        """Names and shapes (out, in) of the matrices of one block."""
         hidden, narrow, wide = self.hidden, self.key_value, self.feed_forward
         return {
             "self_attn.q_proj": (hidden, hidden),
@@ -42,7 +42,7 @@ QUICK_LLAMA = Llama(blocks=2, hidden=96, key_value=32, feed_forward=256)
 
 
 def write_llama(folder: Path, shape: Llama, seed: int = 0) -> Path:
-    """The checkpoint in float32, with an embedding and norms beside its matrices; the folder."""
+    """Write the checkpoint in float32, with an embedding and norms, and return its folder."""
     rng = np.random.default_rng(seed)
     tensors = {
         "model.embed_tokens.weight": rng.standard_normal((shape.vocabulary, shape.hidden)).astype(np.float32),
@@ -64,7 +64,7 @@ def write_llama(folder: Path, shape: Llama, seed: int = 0) -> Path:
 
 
 def write_matrices(folder: Path, shapes: Sequence[tuple[int, int]], seed: int = 0) -> Path:
-    """One float32 matrix a block, of the shapes given; the folder."""
+    """Write a checkpoint with one float32 matrix per block, of the given shapes, and return its folder."""
     rng = np.random.default_rng(seed)
     tensors = {
         f"model.layers.{block}.mlp.up_proj.weight": rng.standard_normal(shape, dtype=np.float32)

@@ -1,8 +1,7 @@
-"""A store full of synthetic scans and comparisons, in the shape of a real fleet: what the queries are timed on.
+"""A store of synthetic scans and comparisons in the shape of a real fleet, on which the queries are timed.
 
-Files, order and row groups are those that the store's writers make; they are written at once, without the parts that a
-real scan stages before. Numbers are drawn: p-values are uniform, and smaller at both ends of the spectrum, as those of
-trained matrices are.
+Files, sort order and row groups are those of a real store, but are written directly, without staged parts. Numbers are
+random: p-values are uniform, and smaller at both ends of the spectrum, as in trained matrices.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ Columns = dict[str, NDArray[Any]]
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
 SERIES = "bench/series"
-"""The model of which several revisions are scanned."""
+"""The model that has several scanned revisions."""
 METHOD = {"sigma_kind": "median", "synthetic": True}
 _VECTOR_FLOATS = "u_ks u_p u_p_local v_ks v_p v_p_local u_ipr v_ipr u_peak v_peak".split()
 _FAILURES = (("read", "OSError", "file ends early: 4096 bytes are missing"), ("analyse", "ValueError", "NaN in row 17"))
@@ -36,11 +35,11 @@ _FAILURES = (("read", "OSError", "file ends early: 4096 bytes are missing"), ("a
 
 @dataclass(frozen=True, kw_only=True)
 class Fleet:
-    """How much of everything."""
+    """Size of the store."""
 
     scans: int
     revisions: int
-    """Scans of `SERIES`; every other scan is of a model of its own."""
+    """Scans of `SERIES`; every other scan has a model of its own."""
     comparisons: int
     layers: int
     width: int
@@ -48,7 +47,7 @@ class Fleet:
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
-        """Role to rows and columns, as in a Llama without grouped queries."""
+        """Rows and columns by role, as in a Llama without grouped queries."""
         square, up = (self.width, self.width), (self.inner, self.width)
         return dict.fromkeys(("query", "key", "value", "attn_out"), square) | {
             "mlp_up": up,
@@ -58,12 +57,12 @@ class Fleet:
 
     @property
     def matrices(self) -> int:
-        """Of one scan."""
+        """Number of matrices in one scan."""
         return self.layers * len(self.shapes)
 
     @property
     def models(self) -> list[tuple[str, str]]:
-        """Model and revision of every scan, in the order in which they are finished."""
+        """Model and revision of every scan, in the order of completion."""
         single = [(f"bench/model-{i:03}", f"{i:040x}") for i in range(self.scans - self.revisions)]
         return single + [(SERIES, f"step{1000 * (i + 1)}") for i in range(self.revisions)]
 
@@ -73,7 +72,7 @@ SMALL = Fleet(scans=4, revisions=2, comparisons=2, layers=2, width=64, inner=160
 
 
 def build(folder: Path, fleet: Fleet) -> Store:
-    """The store, new in that folder."""
+    """Write the store into a new folder and open it."""
     store = open_store(str(folder), create=True)
     files = StoreFiles(str(folder))
     random = np.random.default_rng(0)
@@ -89,7 +88,7 @@ def build(folder: Path, fleet: Fleet) -> Store:
 def _write_scan(files: StoreFiles, fleet: Fleet, number: int, random: np.random.Generator) -> None:
     model, revision = fleet.models[number]
     scan_id = f"{number:032x}"
-    scan = {"scan_id": scan_id, "model": model, "revision": revision}
+    scan: Row = {"scan_id": scan_id, "model": model, "revision": revision}
     vectors, matrices = [], []
     for layer, role in itertools.product(range(fleet.layers), sorted(fleet.shapes)):
         rows, cols = fleet.shapes[role]
@@ -115,8 +114,14 @@ def _write_scan(files: StoreFiles, fleet: Fleet, number: int, random: np.random.
             | {"device": "cpu" if number % 2 else "cuda:0"}
         )
     failures: list[Row] = [
-        {"scan_id": scan_id, "model": model, "tensor": f"broken.{stage}.weight", "stage": stage}
-        | {"error": error, "message": message}
+        {
+            "scan_id": scan_id,
+            "model": model,
+            "tensor": f"broken.{stage}.weight",
+            "stage": stage,
+            "error": error,
+            "message": message,
+        }
         for stage, error, message in _FAILURES[: number % 3]
     ]
     finished = START + timedelta(hours=number)
@@ -131,7 +136,7 @@ def _write_scan(files: StoreFiles, fleet: Fleet, number: int, random: np.random.
 
 
 def _write_comparison(files: StoreFiles, fleet: Fleet, number: int, random: np.random.Generator) -> None:
-    """One fine-tuned model beside the first of the fleet."""
+    """Write the comparison of one fine-tuned model with the first model of the fleet."""
     (base, _), (tuned, _) = fleet.models[0], fleet.models[number + 1]
     pair_id = f"{number:032x}"
     names: Row = {"pair_id": pair_id, "base_model": base, "tuned_model": tuned}
@@ -184,19 +189,19 @@ def _control(rows: int, cols: int, ensemble: str, random: np.random.Generator) -
 
 
 def _p_values(count: int, random: np.random.Generator) -> NDArray[np.float32]:
-    """Uniform, and smaller near both ends of the spectrum."""
+    """Return p-values that are uniform, and smaller near both ends of the spectrum."""
     place = np.linspace(-1, 1, count, dtype=np.float32)
     return random.random(count, dtype=np.float32) * (1 - 0.9 * place**8)
 
 
 def _spectrum(rows: int, cols: int, sigma: float, random: np.random.Generator) -> NDArray[np.float64]:
-    """Between the edges of the Marchenko-Pastur law, in descending order."""
+    """Return values between the edges of the Marchenko-Pastur law, in descending order."""
     lo, hi = np.sqrt(min(rows, cols)), np.sqrt(max(rows, cols))
     return np.sort(sigma * (hi - lo + 2 * lo * random.random(min(rows, cols))))[::-1]
 
 
 def _table(name: str, count: int, shared: Row, values: Columns) -> pa.Table:
-    """Rows with shared values in some columns, and arrays in others; the rest is null."""
+    """Return rows with shared values in some columns and arrays in others; the remaining columns are null."""
     columns = []
     for field in SCHEMAS[name]:
         if field.name in values:

@@ -1,6 +1,6 @@
-"""What the benchmarks share: one BLAS thread a process, alternating runs, a table on the screen and the same as JSON.
+"""Shared by the benchmarks: one BLAS thread per process, alternating runs, and tables on the screen and as JSON.
 
-Import this before numpy or torch: both read the number of threads when they are loaded.
+Import this module before numpy or torch: both read the number of threads when they are loaded.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Row = dict[str, object]
 
 
 def options(name: str, description: str, *, repeats: int) -> argparse.ArgumentParser:
-    """The command line of one benchmark: `--quick`, `--repeats`, `--json`."""
+    """Return the command line of one benchmark: `--quick`, `--repeats`, `--json`."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="small sizes, one run: shows that the script works")
     parser.add_argument(
@@ -49,14 +49,14 @@ def count(text: str) -> int:
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """Wall-clock time of one call."""
+    """Return the wall-clock time of one call."""
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
 
 
 def alternate(contestants: Mapping[str, Callable[[], Result]], repeats: int) -> dict[str, list[Result]]:
-    """Every contestant's results of `repeats` rounds, A B A B: what else the machine does then meets all alike."""
+    """Return the results of `repeats` rounds, run alternately (A B A B) so that other load affects all contestants alike."""
     results: dict[str, list[Result]] = {name: [] for name in contestants}
     for _ in range(repeats):
         for name, run in contestants.items():
@@ -69,12 +69,12 @@ def median(values: Sequence[float]) -> float:
 
 
 def at_least(ratio: float, asked: float | None) -> Row:
-    """The columns that compare a ratio with the one that is asked for; None where nothing is asked."""
+    """Return the columns that compare a ratio with the required one; None: there is no requirement."""
     return {"ratio": ratio, "asked": f">= {asked:g}" if asked else "", "met": _yes_no(ratio >= asked) if asked else ""}
 
 
 def at_most(ratio: float, asked: float | None) -> Row:
-    """Like `at_least`, for what must be small."""
+    """Like `at_least`, for ratios that must be small."""
     return {"ratio": ratio, "asked": f"<= {asked:g}" if asked else "", "met": _yes_no(ratio <= asked) if asked else ""}
 
 
@@ -83,7 +83,7 @@ def _yes_no(met: bool) -> str:
 
 
 def table(title: str, rows: Sequence[Row]) -> None:
-    """Print rows with the same columns, numbers to the right."""
+    """Print rows with the same columns, numbers aligned to the right."""
     names = list(rows[0])
     cells = [[_text(row[name]) for name in names] for row in rows]
     widths = [max(len(name), *(len(line[i]) for line in cells)) for i, name in enumerate(names)]
@@ -103,9 +103,9 @@ def _text(value: object) -> str:
 
 
 def machine() -> Row:
-    """Where this is measured, printed and kept; call it when numpy and torch are loaded, so that it sees their threads.
+    """Print and return a description of the machine; call it after numpy and torch are loaded, so that it sees their threads.
 
-    `load` is that of the last minute: near the number of cores already before the start, it means figures that wobble.
+    `load` is the load average of the last minute. If it is near the number of cores before the start, the figures are noisy.
     """
     found: Row = {
         "processor": _processor(),

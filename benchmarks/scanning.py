@@ -1,4 +1,4 @@
-"""A scan and the bare loop, run and timed the same way: start-up and steady state apart."""
+"""A scan and the bare loop, run and timed the same way, with start-up and steady state separated."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BARE_LOOP = Path(__file__).with_name("bare_loop.py")
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """`start_up`: until the first matrix can be given to a worker. `steady`: from there until all results are in place."""
+    """`start_up`: until the first matrix can be dispatched. `steady`: from then until all results are stored."""
 
     matrices: int
     start_up: float
@@ -26,7 +26,7 @@ class Run:
 
 
 class Clock(ScanObserver):
-    """Notes when a scan of one checkpoint starts Ray, gives out its first matrix, and has committed."""
+    """Records when a scan of one checkpoint starts Ray, dispatches its first matrix, and has committed."""
 
     def __init__(self) -> None:
         self.starting_at = self.dispatching_at = self.committed_at = 0.0
@@ -42,7 +42,7 @@ class Clock(ScanObserver):
 
 
 def run_scan(checkpoint: Path, store: Path, *, workers: int, clock: Clock | None = None) -> Run:
-    """Scan into a new store, without random controls, on a local Ray."""
+    """Scan into a new store on a local Ray, without random controls."""
     clock = clock or Clock()
     pool = PoolOptions(address="local", workers=workers, gpus_per_worker=0)
     report = scan(checkpoint, store=store, ensembles=(), pool=pool, observer=clock)
@@ -57,7 +57,7 @@ def run_scan(checkpoint: Path, store: Path, *, workers: int, clock: Clock | None
 
 
 def run_bare_loop(checkpoint: Path, output: Path, *, processes: int) -> Run:
-    """The same matrices in as many plain processes."""
+    """Process the same matrices in the same number of plain processes."""
     command = [sys.executable, os.fspath(_BARE_LOOP), os.fspath(checkpoint), "--processes", str(processes)]
     launched = time.time()
     done = subprocess.run([*command, "--output", os.fspath(output)], check=True, stdout=subprocess.PIPE, text=True)

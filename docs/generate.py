@@ -18,6 +18,14 @@ def queries() -> str:
     return catalogue(load_queries().values())
 
 
+def tables() -> str:
+    """Return docs/tables.md: every table with its columns."""
+    from scanner.store.documentation import documentation
+    from scanner.store.tables import TABLES
+
+    return documentation(TABLES.values())
+
+
 def command_line() -> str:
     """Return docs/cli.md: every verb with its arguments and options."""
     import typer
@@ -33,7 +41,7 @@ def command_line() -> str:
 
 
 #: What is generated, by file name.
-GENERATED: dict[str, Callable[[], str]] = {"queries.md": queries, "cli.md": command_line}
+GENERATED: dict[str, Callable[[], str]] = {"queries.md": queries, "tables.md": tables, "cli.md": command_line}
 
 
 def stale() -> list[str]:

@@ -1,8 +1,9 @@
-"""Entry point for `ray job submit`: the verb `scan`, on the cluster that the job runs in.
+"""Entry point for `ray job submit`: the verb `scan`, on the cluster of the job.
 
     ray job submit --address http://HEAD:8265 -- python jobs/scan.py REF... --store s3://bucket/results
 
-Arguments and exit status are those of `rmtscan scan`; RAY_ADDRESS, which Ray sets for a job, names the cluster.
+Arguments and exit status are those of `rmtscan scan`. Ray sets RAY_ADDRESS in a job, so the command joins
+the cluster of the job.
 """
 
 import sys

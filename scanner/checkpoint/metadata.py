@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from scanner.checkpoint.formats.weights import weight_suffixes
 from scanner.checkpoint.names import printable
 from scanner.checkpoint.sources.files import Files
-from scanner.checkpoint.sources.remote_files import WEIGHT_SUFFIXES
 
 CONFIG_FILE = "config.json"
 README_FILE = "README.md"
@@ -32,7 +32,7 @@ def model_name(path: Path) -> str:
     A snapshot in a Hugging Face cache is named like the model on the Hub.
     """
     parts = [part for part in path.parts if part != path.anchor]
-    if path.suffix in WEIGHT_SUFFIXES and parts:
+    if path.suffix in weight_suffixes() and parts:
         parts[-1] = path.stem
     for position in range(len(parts) - 2):
         if parts[position + 1] == "snapshots" and (cached := _CACHE_FOLDER.fullmatch(parts[position])):

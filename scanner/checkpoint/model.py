@@ -3,9 +3,10 @@
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
+from scanner.checkpoint.names import printable
 from scanner.configuration import option
 from scanner.errors import ConfigError
 
@@ -113,6 +114,15 @@ class HeadSlice:
     stop: int
 
 
+class MatrixKey(NamedTuple):
+    """What tells the matrices of one checkpoint apart: two matrices differ in at least one of these."""
+
+    tensor: str
+    role: str
+    head: int | None
+    expert: int | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class MatrixRef:
     """One matrix to analyse: `rows` = out_features, `cols` = in_features once it is turned the right way round.
@@ -148,11 +158,15 @@ class MatrixRef:
     module: str | None = None
 
     @property
+    def identity(self) -> MatrixKey:
+        """The key of the matrix, unique within a checkpoint."""
+        return MatrixKey(self.tensor, self.role, self.head, self.expert)
+
+    @property
     def key(self) -> str:
-        """A short file name (without extension), the same on every run and unique within a checkpoint."""
+        """A short file name (without extension) made from `identity`, the same on every run."""
         readable = re.sub(r"[^A-Za-z0-9_.-]+", "_", self.tensor[-48:]).strip("._-")
-        identity = f"{self.tensor}\0{self.role}\0{self.head}\0{self.expert}"
-        digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
+        digest = hashlib.sha256("\0".join(map(str, self.identity)).encode()).hexdigest()[:16]
         return f"{readable}-{digest}" if readable else digest
 
 
@@ -200,12 +214,54 @@ class Selection:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inventory:
-    """The matrices to analyse and the tensors that are skipped: together every tensor of a checkpoint, once.
+class TieCheck:
+    """The embeddings and output heads of a checkpoint, some of which may hold the same bytes.
 
-    `perhaps_tied` are pairs of tensors among the matrices that may hold the same numbers, which nobody has compared.
+    Small and picklable: `resolve_ties` compares the bytes, on any machine that can read `source`.
+
+    Attributes:
+        source: `Checkpoint.source`.
+        candidates: the matrices, in the order of the headers.
+        declared: whether the config says that the output head is the embedding.
+    """
+
+    source: str
+    candidates: tuple[MatrixRef, ...]
+    declared: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inventory:
+    """The matrices to analyze and the tensors that are skipped: together every tensor of a checkpoint, once.
+
+    Attributes:
+        matrices: the matrices to analyze.
+        skipped: the other tensors, each with the reason.
+        perhaps_tied: (copy, original) for tensors among the matrices that may hold the same bytes.
+        tie_checks: what has to be compared to decide that; empty if the inventory is final.
     """
 
     matrices: tuple[MatrixRef, ...]
     skipped: tuple[Skipped, ...]
     perhaps_tied: tuple[tuple[str, str], ...] = ()
+    tie_checks: tuple[TieCheck, ...] = ()
+
+    def without(self, copies: Mapping[str, Mapping[str, str]]) -> "Inventory":
+        """Return the final inventory, in which the copies of tied weights are skipped.
+
+        Args:
+            copies: what `resolve_ties` returned for `tie_checks`.
+        """
+        found = {copy: name for check in self.tie_checks for copy, name in copies[check.source].items()}
+        return replace(
+            self,
+            matrices=tuple(ref for ref in self.matrices if ref.entry.name not in found),
+            skipped=(*(skip for skip in self.skipped if skip.tensor not in found), *tied(found)),
+            perhaps_tied=(),
+            tie_checks=(),
+        )
+
+
+def tied(copies: Mapping[str, str]) -> tuple[Skipped, ...]:
+    """Return why copies of weights (stored tensor -> name of the original) are skipped."""
+    return tuple(Skipped(tensor=copy, reason=f"tied with {printable(original)}") for copy, original in copies.items())

@@ -5,10 +5,9 @@ from collections import Counter
 from collections.abc import Iterable
 
 from scanner.checkpoint.differences import PREFIX, difference, split_reference
-from scanner.checkpoint.formats.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_adapter
-from scanner.checkpoint.formats.gguf_blocks import READABLE_GGUF_TYPES
+from scanner.checkpoint.formats import Format, get_format
 from scanner.checkpoint.formats.weights import find_weights
-from scanner.checkpoint.metadata import CONFIG_FILE, MAX_CONFIG_BYTES, architecture, base_model
+from scanner.checkpoint.metadata import MAX_CONFIG_BYTES, architecture, base_model
 from scanner.checkpoint.model import Checkpoint, TensorEntry
 from scanner.checkpoint.references import find_place
 from scanner.checkpoint.sources.files import open_files
@@ -43,39 +42,37 @@ def open_checkpoint(reference: str, *, download: bool = False, identify: bool = 
     if download:
         files.keep_whole(branch=place.branch)
     weights = find_weights(files)
-    is_adapter = weights.files[0] in ADAPTER_WEIGHTS and files.has(ADAPTER_CONFIG)
-    config_file = ADAPTER_CONFIG if is_adapter else CONFIG_FILE
-    own_config = [config_file] if files.has(config_file) else []
+    form = get_format(weights.format)
+    own_config = [form.config_file] if files.has(form.config_file) else []
     determining = [*weights.files, *([weights.index] if weights.index else []), *own_config]
     config = dict(weights.config)
     for name in own_config:
         config |= read_json_object(files, name, max_bytes=MAX_CONFIG_BYTES)
-    if is_adapter:
-        check_adapter(config, weights.tensors)
+    form.check(config, weights.tensors)
     identity = files.identity(determining) if identify or files.commit is not None else ""
     return Checkpoint(
         model=place.model,
         revision=files.commit or identity[:12],
         source=files.source,
-        format="peft" if is_adapter else weights.format,
+        format=form.name,
         architecture=architecture(config),
         base_model=base_model(place.model, config, files),
-        parameters=sum(_entries_by_dtype(weights.tensors, floating=True).values()),
-        dtype=_commonest_dtype(weights.tensors),
+        parameters=sum(_entries_by_dtype(weights.tensors, form, floating=True).values()),
+        dtype=_most_common_dtype(weights.tensors, form),
         identity=identity,
         config=config,
         tensors=weights.tensors,
     )
 
 
-def _commonest_dtype(tensors: Iterable[TensorEntry]) -> str:
-    counts = _entries_by_dtype(tensors, floating=True) or _entries_by_dtype(tensors, floating=False)
+def _most_common_dtype(tensors: Iterable[TensorEntry], form: Format) -> str:
+    counts = _entries_by_dtype(tensors, form, floating=True) or _entries_by_dtype(tensors, form, floating=False)
     return max(sorted(counts), key=lambda dtype: counts[dtype])
 
 
-def _entries_by_dtype(tensors: Iterable[TensorEntry], *, floating: bool) -> Counter[str]:
+def _entries_by_dtype(tensors: Iterable[TensorEntry], form: Format, *, floating: bool) -> Counter[str]:
     counts: Counter[str] = Counter()
     for entry in tensors:
-        if (entry.dtype.startswith(("F", "BF")) or entry.dtype in READABLE_GGUF_TYPES) == floating:
+        if (entry.dtype.startswith(("F", "BF")) or entry.dtype in form.codecs) == floating:
             counts[entry.dtype] += math.prod(entry.shape)
     return counts

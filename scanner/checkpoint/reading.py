@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from scanner.checkpoint.formats import decoder_of
 from scanner.checkpoint.model import MatrixRef, TensorEntry
 from scanner.checkpoint.names import printable
-from scanner.checkpoint.quantization.decoding import decode
 from scanner.checkpoint.quantization.stored import Stored
 from scanner.checkpoint.sources.files import ByteRange, open_files
 from scanner.errors import CheckpointError
@@ -40,8 +40,8 @@ def read_matrices(source: str, refs: Sequence[MatrixRef]) -> "list[torch.Tensor 
     weights = {_weight_key(ref): ref for ref in refs}
     stored = _read(source, refs)
     decoded = {
-        key: decode(
-            ref.codec, stored[ref.entry], {kind: stored[entry] for kind, entry in ref.companions}, dict(ref.settings)
+        key: decoder_of(ref.codec)(
+            stored[ref.entry], {kind: stored[entry] for kind, entry in ref.companions}, dict(ref.settings)
         )
         for key, ref in weights.items()
     }

@@ -8,17 +8,14 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
+from scanner.checkpoint.formats.weights import weight_suffixes
 from scanner.checkpoint.metadata import model_name
 from scanner.checkpoint.names import printable
 from scanner.checkpoint.sources.files import SCHEME
-from scanner.checkpoint.sources.remote_files import WEIGHT_SUFFIXES
 from scanner.errors import CheckpointError, GatedError, RateLimitedError
 
-# org/name, org/name@revision, and either followed by a path; with a path but no revision only if it is one to weights.
-_ON_THE_HUB = re.compile(
-    r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?:@.+|/.+(?:" + "|".join(map(re.escape, WEIGHT_SUFFIXES)) + "))?",
-    re.ASCII | re.DOTALL,
-)
+# org/name, org/name@revision, and either followed by a path; with a path but no revision only if it names a weights file.
+_ON_THE_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?:@.+|(?P<path>/.+))?", re.ASCII | re.DOTALL)
 
 # fsspec's way of putting one file system upon another: simplecache::s3://bucket/folder, zip://folder::s3://bucket/x.zip.
 _CHAINED = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*(?:://[^\[\]]*)?::[a-zA-Z][a-zA-Z0-9+.-]*:", re.ASCII | re.DOTALL)
@@ -58,7 +55,8 @@ def find_place(reference: str) -> Place:
     path = _local_path(reference)
     if path is not None:
         return Place(source=str(path), model=model_name(path))
-    if _ON_THE_HUB.fullmatch(reference) is None:
+    on_the_hub = _ON_THE_HUB.fullmatch(reference)
+    if on_the_hub is None or (on_the_hub["path"] and not reference.endswith(weight_suffixes())):
         raise CheckpointError(f"{shown} does not exist{_hint(reference)}")
     try:
         return _on_the_hub(f"hf://{reference}")
@@ -139,11 +137,11 @@ _SCHEMES: dict[str, Callable[[str], Place]] = {
 
 
 def _names_a_file(reference: str) -> bool:
-    return reference.lower().endswith(WEIGHT_SUFFIXES)
+    return reference.lower().endswith(weight_suffixes())
 
 
 def _without_suffix(path: str) -> str:
-    suffix = next((suffix for suffix in WEIGHT_SUFFIXES if path.lower().endswith(suffix)), "")
+    suffix = next((suffix for suffix in weight_suffixes() if path.lower().endswith(suffix)), "")
     return path[: len(path) - len(suffix)]
 
 

@@ -41,7 +41,7 @@ def inspect(
     from scanner.engine.plan import decomposition_cost
 
     checkpoint = open_checkpoint(reference, identify=False)
-    inventory = list_matrices(checkpoint, selection, headers_only=True)
+    inventory = list_matrices(checkpoint, selection, compare_bytes=False)
     costs = [decomposition_cost(ref.rows, ref.cols) / 1e9 for ref in inventory.matrices]
     total = sum(costs)
     columns = ("stack", "layer", "role", "module", "head", "expert", "rows", "cols", "dtype", "role_source")

@@ -81,7 +81,7 @@ def _scans(store: Store) -> pa.Table:
 
 
 def _running(store: Store) -> pa.Table:
-    """Return one row per run that is in progress."""
+    """Return one row per run that is in progress; `percent` is the finished share of its cost."""
     import pyarrow as pa
 
     rows = [
@@ -90,6 +90,7 @@ def _running(store: Store) -> pa.Table:
             "models": ", ".join(run.what),
             "done": run.done,
             "total": run.total,
+            "percent": 100.0 * run.cost_done / run.cost if run.cost else None,
             "failed": run.failed,
             "workers": run.workers,
             "since": run.started_at,
@@ -107,6 +108,7 @@ def _running(store: Store) -> pa.Table:
             "models": pa.string(),
             "done": pa.int64(),
             "total": pa.int64(),
+            "percent": pa.float64(),
             "failed": pa.int64(),
             "workers": pa.int64(),
             "since": time,

@@ -30,14 +30,14 @@ from scanner.checkpoint import (
     open_checkpoint,
     read_matrix,
 )
-from scanner.checkpoint.differences import reference_of
 from scanner.checkpoint.names import printable
+from scanner.checkpoint.structure.matching import Matching
 from scanner.engine.method import Method, scan_id
 from scanner.engine.options import PoolOptions
 from scanner.engine.plan import decomposition_cost, decomposition_limit, largest_first
 from scanner.engine.rows import pack, unpack
 from scanner.engine.run import run
-from scanner.engine.scan import ScanWork
+from scanner.engine.scan import ScanWork, TieTask
 from scanner.engine.task import Context, Failure, Task
 from scanner.engine.work import Observer, Stored, Work
 from scanner.errors import CheckpointError, GatedError, RateLimitedError, ScannerError
@@ -46,6 +46,7 @@ from scanner.rmt.decomposition import Decomposition, LowRank, decompose
 from scanner.rmt.ensembles import ENSEMBLES, Ensemble
 from scanner.rmt.metrics import numerical_rank
 from scanner.store import SCHEMAS, Store, open_store
+from scanner.store.references import reference_of, scans_of
 from scanner.store.tables import rows
 from scanner.version import __version__
 
@@ -99,18 +100,12 @@ def find_reference(store: Store, named: str) -> str:
     """What to open for a name: the place of a model that the store has under that name, else the name itself."""
     if _exists(named):
         return named
-    scans = _scans_of(store, named)
-    return (reference_of(scans[0], lambda model: _scans_of(store, model)) if scans else "") or named
+    scans = scans_of(store, named)
+    return (reference_of(store, scans[0]) if scans else "") or named
 
 
 def _exists(named: str) -> bool:
     return os.path.exists(named)  # noqa: PTH110 (a URL is no path, and must not become one)
-
-
-def _scans_of(store: Store, model: str) -> list[dict[str, Any]]:
-    """The rows of the scans of a model, the newest first."""
-    rows = (store.scan_row(scan) for scan in store.query("scans", model=model)["scan_id"].to_pylist())
-    return [row for row in rows if row is not None]
 
 
 def _open(store: Store, named: str, reference: str, *, download: bool) -> Checkpoint:
@@ -140,7 +135,7 @@ def stored_method(store: Store, names: Sequence[str]) -> Method:
     """
     found: list[list[Method]] = []
     for name in names:
-        scans = [] if _exists(name) else _scans_of(store, name)
+        scans = [] if _exists(name) else scans_of(store, name)
         found += filter(None, [[method for scan in scans if (method := _method_of(scan)) is not None]])
     if not found:
         return Method()
@@ -321,8 +316,11 @@ class ComparisonWork(Work):
         """Raise CheckpointError if both are the same, or have no matrix in common."""
         self.store, self.base, self.tuned, self.force = store, base, tuned, force
         self.delta = difference(base, tuned)
-        inventories = [list_matrices(checkpoint, method.selection) for checkpoint in (base, tuned)]
-        self.matching = match_matrices(inventories[0].matrices, inventories[1].matrices)
+        self.inventories = {
+            side: list_matrices(checkpoint, method.selection, compare_bytes=False)
+            for side, checkpoint in (("base", base), ("tuned", tuned))
+        }
+        self.matching = self._matched()
         if not self.matching.pairs:
             raise CheckpointError(_nothing_in_common(base, tuned, self.matching.different_shape))
         self.scan_ids = {
@@ -350,10 +348,27 @@ class ComparisonWork(Work):
         """Pairs with results from an earlier run."""
         return len(self.matching.pairs) - self._left
 
-    def tasks(self) -> list[PairTask]:
-        """Pairs without a result, largest first."""
+    def tasks(self) -> list[Task]:
+        """Pairs without a result, or first the comparisons that tell which matrices are copies of others."""
         if self.force:
             self.batch.discard()
+        ties = [
+            TieTask(owner=side, checks=inventory.tie_checks)
+            for side, inventory in self.inventories.items()
+            if inventory.tie_checks
+        ]
+        pairs = self._pair_tasks()
+        return [*ties] or [*pairs]
+
+    def expected(self, tasks: Sequence[Task]) -> tuple[int, float]:
+        """The pairs, also those that follow."""
+        return super().expected(self._pair_tasks())
+
+    def _matched(self) -> Matching:
+        return match_matrices(self.inventories["base"].matrices, self.inventories["tuned"].matrices)
+
+    def _pair_tasks(self) -> list[PairTask]:
+        """Pairs without a result, largest first."""
         staged = self.batch.staged([tuned.key for _, tuned in self.matching.pairs])
         found = largest_first(
             PairTask(base_source=self.base.source, base=base, tuned_source=self.tuned.source, tuned=tuned)
@@ -367,8 +382,14 @@ class ComparisonWork(Work):
         """Keep the description of the workers for the committed row."""
         self.environment = environment
 
-    def done(self, task: Task, value: PairResult) -> Stored:
+    def done(self, task: Task, value: Any) -> Stored:
         """Stage the rows of a pair, completed by what the scans say of its matrices."""
+        if isinstance(task, TieTask):
+            self.inventories[task.owner] = self.inventories[task.owner].without(value)
+            if any(inventory.tie_checks for inventory in self.inventories.values()):
+                return Stored()
+            self.matching = self._matched()
+            return Stored(following=tuple(self._pair_tasks()))
         assert isinstance(task, PairTask)
         lacking = [name for name in ("base", "tuned") if _key_of(task, name) not in self._rows[name]]
         if lacking:
@@ -379,6 +400,8 @@ class ComparisonWork(Work):
 
     def failed(self, task: Task, failure: Failure) -> Stored:
         """Keep why a pair has no rows."""
+        if isinstance(task, TieTask):
+            raise CheckpointError(failure.message)
         assert isinstance(task, PairTask)
         self.failures[task.name] = failure.message
         return Stored(failed=(_named(task.tuned),))

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
 
-from scanner.checkpoint import Checkpoint, Inventory, MatrixRef, list_matrices, open_checkpoint, read_matrices
+from scanner.checkpoint import (
+    Checkpoint,
+    Inventory,
+    MatrixRef,
+    TieCheck,
+    list_matrices,
+    open_checkpoint,
+    read_matrices,
+    resolve_ties,
+)
 from scanner.engine import rows
 from scanner.engine.method import Method, scan_id
 from scanner.engine.options import PoolOptions
@@ -117,6 +126,35 @@ class MatrixTask(Task):
         vectors = rows.vector_rows(self, ref, analysis)
         # Packed here, where the cores are: the driver only writes the bytes.
         return MatrixResult(key=ref.key, part=finished_part(self.scan_id, ref.key, row, vectors))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TieTask(Task):
+    """Compare the bytes of embeddings and output heads, to find those that are one weight under two names."""
+
+    owner: str
+    """Identity of the scan or pair that asks, and the checkpoint."""
+    checks: tuple[TieCheck, ...]
+
+    @property
+    def name(self) -> str:
+        """Who asks."""
+        return f"ties/{self.owner}"
+
+    @property
+    def cost(self) -> float:
+        """Nothing beside decompositions."""
+        return 0.0
+
+    @property
+    def items(self) -> int:
+        """Not a matrix."""
+        return 0
+
+    def run(self, context: Context) -> dict[str, dict[str, str]]:
+        """Return the copies, as `Inventory.without` needs them."""
+        with context.stage("read"):
+            return resolve_ties(self.checks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +271,9 @@ class _Job:
     scan_id: str
     writer: ScanWriter
     todo: set[str]  # keys of the matrices without a result
+    waiting: set[str] = field(default_factory=set)  # those of them that may be copies of others
     committed: bool = False
+    broken: bool = False  # nothing can be committed, and the reports say why
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @property
@@ -283,7 +323,7 @@ class ScanWork(Work):
     def add_opened(self, reference: str, checkpoint: Checkpoint, *, force: bool) -> None:
         """Queue what an opened checkpoint lacks."""
         try:
-            inventory = list_matrices(checkpoint, self.method.selection)
+            inventory = list_matrices(checkpoint, self.method.selection, compare_bytes=False)
             if not inventory.matrices:
                 raise CheckpointError(nothing_to_scan(checkpoint, inventory))
         except CheckpointError as error:
@@ -301,7 +341,12 @@ class ScanWork(Work):
         writer = self.store.writer(identity, method=self.method.as_dict(), model=checkpoint.model)
         if force:
             writer.discard()
-        todo = {ref.key for ref in inventory.matrices} - writer.staged()
+        # Until the bytes of possible copies are compared, no candidate is known to be a matrix of its own.
+        waiting = {ref.key for check in inventory.tie_checks for ref in check.candidates}
+        staged = writer.staged()
+        todo = {ref.key for ref in inventory.matrices} - staged
+        if not waiting - staged:  # copies have no results, so there are none
+            inventory = inventory.without({check.source: {} for check in inventory.tie_checks})
         self.jobs[identity] = _Job(
             references=[reference],
             checkpoint=checkpoint,
@@ -309,21 +354,31 @@ class ScanWork(Work):
             scan_id=identity,
             writer=writer,
             todo=todo,
+            waiting=todo & waiting,
         )
 
-    def tasks(self) -> list[MatrixTask | ControlTask]:
-        """Matrices and controls without a result, largest first."""
-        found: list[MatrixTask | ControlTask] = [
+    def tasks(self) -> list[Task]:
+        """Matrices and controls without a result, largest first, behind the comparisons that some matrices wait for."""
+        found: list[Task] = [
             task
             for task in control_tasks(self.shapes, self.ensembles)
             if not self.store.has_control(task.rows, task.cols, task.ensemble, task.seed)
         ]
         for job in self.jobs.values():
-            found += self._matrix_tasks(job, [ref for ref in job.inventory.matrices if ref.key in job.todo])
-        return largest_first(found)
+            found += self._matrix_tasks(job, job.todo - job.waiting)
+        ties = [
+            TieTask(owner=job.scan_id, checks=job.inventory.tie_checks) for job in self.jobs.values() if job.waiting
+        ]
+        return [*ties, *largest_first(found)]
 
-    def _matrix_tasks(self, job: _Job, refs: Sequence[MatrixRef]) -> list[MatrixTask]:
+    def expected(self, tasks: Sequence[Task]) -> tuple[int, float]:
+        """The tasks, and those of the matrices that wait for a comparison."""
+        waiting = [task for job in self.jobs.values() for task in self._matrix_tasks(job, job.waiting)]
+        return super().expected([*tasks, *waiting])
+
+    def _matrix_tasks(self, job: _Job, keys: set[str]) -> list[MatrixTask]:
         checkpoint = job.checkpoint
+        refs = [ref for ref in job.inventory.matrices if ref.key in keys]
         neighbors = REMOTE_NEIGHBORS if "://" in checkpoint.source else 0
         return [
             MatrixTask(
@@ -350,6 +405,8 @@ class ScanWork(Work):
         if isinstance(task, ControlTask):
             self.store.write_control(rows.unpack(value), task.rows, task.cols, task.ensemble, task.seed)
             return Stored()
+        if isinstance(task, TieTask):
+            return Stored(following=tuple(self._resolved(self.jobs[task.owner], value)))
         assert isinstance(task, MatrixTask)
         job = self.jobs[task.scan_id]
         tensors = {ref.key: ref.tensor for ref in task.refs}
@@ -366,6 +423,9 @@ class ScanWork(Work):
         """Record the matrices of a task that lost its workers. A control has no row of its own: the next scan tries it again."""
         if isinstance(task, ControlTask):
             return Stored(failed=(task.name,))
+        if isinstance(task, TieTask):
+            self._break(self.jobs[task.owner], failure.message)
+            return Stored()
         assert isinstance(task, MatrixTask)
         job = self.jobs[task.scan_id]
         for ref in task.refs:
@@ -383,14 +443,30 @@ class ScanWork(Work):
 
     def _commit_complete(self) -> None:
         for job in self.jobs.values():
-            if not job.todo and not job.committed:
+            if not job.todo and not job.committed and not job.broken:
                 self._commit(job)
 
     def _finished(self, job: _Job, task: MatrixTask, failed: Sequence[str]) -> Stored:
         job.todo -= {ref.key for ref in task.refs}
-        if not job.todo:
+        if not job.todo and not job.broken:
             self._commit(job)
         return Stored(failed=tuple(failed))
+
+    def _resolved(self, job: _Job, copies: Mapping[str, Mapping[str, str]]) -> list[MatrixTask]:
+        """Skip the copies, and return the tasks of the other matrices that waited."""
+        job.inventory = job.inventory.without(copies)
+        matrices = {ref.key for ref in job.inventory.matrices}
+        following = self._matrix_tasks(job, job.waiting & matrices)
+        job.todo &= matrices
+        job.waiting.clear()
+        self._commit_complete()
+        return largest_first(following)
+
+    def _break(self, job: _Job, reason: str) -> None:
+        """Report that a model cannot be scanned. What is staged stays for the next run."""
+        job.broken = True
+        for reference in job.references:
+            self._report(ModelReport(reference=reference, error=CheckpointError(reason)))
 
     def _commit(self, job: _Job) -> None:
         checkpoint, finished_at = job.checkpoint, datetime.now(UTC)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from scanner.checkpoint import ROLES, MatrixRef, Selection, list_matrices, open_checkpoint, read_matrix
-from scanner.checkpoint.differences import reference_of
 from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
 from scanner.figures.registry import nearest
 from scanner.rmt.decomposition import Decomposition, LowRank, decompose, decompose_low_rank
 from scanner.store import Store
+from scanner.store.references import reference_of
 
 _SQL = Path(__file__).resolve().parent / "sql"
 
@@ -364,7 +364,7 @@ def decomposed(store: Store, matrix: Matrix) -> Decomposition:
         ScannerError: the checkpoint cannot be opened, or its content differs from what was scanned.
     """
     scan = scan_of(store, matrix)
-    name, reference = printable(matrix.model), reference_of(scan, lambda model: _scans_of(store, model))
+    name, reference = printable(matrix.model), reference_of(store, scan)
     source = printable(reference)
     try:
         checkpoint = open_checkpoint(reference)
@@ -374,11 +374,6 @@ def decomposed(store: Store, matrix: Matrix) -> Decomposition:
         raise ScannerError(f"the content of {source} has changed since {name!r} was scanned: scan it again")
     read = read_matrix(checkpoint.source, _find(list_matrices(checkpoint, _selection(matrix)).matrices, matrix))
     return decompose_low_rank(read) if isinstance(read, LowRank) else decompose(read)
-
-
-def _scans_of(store: Store, model: str) -> list[dict[str, Any]]:
-    rows = (store.scan_row(scan_id) for scan_id in store.query("scans", model=model)["scan_id"].to_pylist())
-    return [row for row in rows if row is not None]
 
 
 def _selection(matrix: Matrix) -> Selection:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from scanner.errors import StoreError
 from scanner.store.files import StoreFiles
-from scanner.store.tables import SCHEMAS, conform, file_metadata
+from scanner.store.tables import SCHEMAS, TABLES, complete, conform, described, file_metadata
 from scanner.store.writer import ROW_GROUP, is_scan_id, key_hash
 
 _READERS = 16
@@ -72,8 +72,10 @@ class Batch:
         if unknown:
             raise ValueError(f"table {self._row_of!r} has no columns {unknown}")
         for table, rows in merged.items():
-            self._files.write(f"{table}/{self.batch_id}.parquet", rows, file_metadata(self._method), rows=ROW_GROUP)
-        committing = pa.Table.from_pylist([dict(row)], schema=SCHEMAS[self._row_of])
+            self._files.write(
+                f"{table}/{self.batch_id}.parquet", described(table, rows), file_metadata(self._method), rows=ROW_GROUP
+            )
+        committing = pa.Table.from_pylist([dict(row)], schema=TABLES[self._row_of].described)
         self._files.write(f"{self._row_of}/{self.batch_id}.parquet", committing, file_metadata(self._method))
         self._files.remove_folder(self._folder)
 
@@ -85,7 +87,7 @@ class Batch:
         paths = [f"{self._folder}/{table}/{key_hash(key)}.parquet" for key in keys]
         with ThreadPoolExecutor(_READERS) as pool:
             parts = list(pool.map(self._files.read, paths))
-        there = [part.replace_schema_metadata(None) for part in parts if part is not None]
+        there = [complete(table, part) for part in parts if part is not None]
         gone = len(parts) - len(there)
         if gone:
             raise StoreError(f"{gone} staged pieces of {self.batch_id!r} were removed while it ran: run it again")

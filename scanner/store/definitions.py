@@ -191,7 +191,7 @@ _ALL = (
             _MODEL,
             _REVISION,
             _text("source", "path or URL of the checkpoint"),
-            _text("format", "format of the weights: `safetensors`, `gguf`, ..."),
+            _text("format", "format of the weights, such as `safetensors` or `gguf`"),
             _text("architecture", "architecture that the config names"),
             _text("base_model", "model that this one was made from, if the checkpoint says so"),
             _bigint("parameters", "stored floating-point entries"),
@@ -589,7 +589,7 @@ _ALL = (
         declared=(
             _RUN_ID,
             _MODEL,
-            _optional(_TENSOR),
+            _TENSOR,
             _text("reason", "why it was skipped", required=True),
         ),
     ),

@@ -27,7 +27,7 @@ from scanner.store.parts import (
     read_vectors,
     rows_of_scan,
 )
-from scanner.store.tables import SCHEMAS, file_metadata, to_json
+from scanner.store.tables import SCHEMAS, TABLES, complete, described, file_metadata, to_json
 from scanner.version import __version__
 
 ROW_GROUP = 250_000
@@ -189,8 +189,12 @@ class ScanWriter:
         failures = _stack("failures", parts)
 
         vectors = self._write_vectors(vector_parts)
-        self._files.write(f"matrices/{self.scan_id}.parquet", matrices.drop_columns("part"), self._metadata())
-        self._files.write(f"failures/{self.scan_id}.parquet", failures.sort_by("tensor"), self._metadata())
+        self._files.write(
+            f"matrices/{self.scan_id}.parquet", described("matrices", matrices.drop_columns("part")), self._metadata()
+        )
+        self._files.write(
+            f"failures/{self.scan_id}.parquet", described("failures", failures.sort_by("tensor")), self._metadata()
+        )
         counts = {"matrices": matrices.num_rows, "vectors": vectors, "failed": failures.num_rows}
         # Of the workers, over all runs that added to the scan: a clock would count other models, and not the resumed parts.
         seconds = pc.sum(matrices["seconds"]).as_py()
@@ -198,7 +202,7 @@ class ScanWriter:
 
     def _write_vectors(self, parts: Iterable[pa.Table]) -> int:
         """Append the parts to the scan's file, in the order given, a row group at a time; the number of rows."""
-        schema = SCHEMAS["vectors"].with_metadata(self._metadata())
+        schema = TABLES["vectors"].described.with_metadata(self._metadata())
         waiting: list[pa.Table] = []
         rows = written = 0
         with (
@@ -206,7 +210,7 @@ class ScanWriter:
             pq.ParquetWriter(file, schema, compression="zstd") as writer,
         ):
             for part in parts:
-                waiting.append(part)
+                waiting.append(complete("vectors", part).cast(TABLES["vectors"].described))
                 rows += part.num_rows
                 while rows - written >= ROW_GROUP + SMALLEST_ROW_GROUP:
                     together = pa.concat_tables(waiting)
@@ -224,7 +228,7 @@ class ScanWriter:
             value = row.get(column)
             if value is not None and not isinstance(value, str):
                 row[column] = to_json(value)
-        table = pa.Table.from_pylist([row], schema=SCHEMAS["scans"])
+        table = pa.Table.from_pylist([row], schema=TABLES["scans"].described)
         self._files.write(f"scans/{self.scan_id}.parquet", table, self._metadata())
 
     def _finished_names(self) -> list[str]:
@@ -275,4 +279,4 @@ def key_hash(key: str) -> str:
 
 def _stack(name: str, parts: list[pa.Table]) -> pa.Table:
     schema = SCHEMAS[name]
-    return pa.concat_tables([schema.empty_table(), *(part.replace_schema_metadata(None) for part in parts)])
+    return pa.concat_tables([schema.empty_table(), *(complete(name, part) for part in parts)])

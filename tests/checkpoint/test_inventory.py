@@ -186,13 +186,13 @@ def test_without_reading_weights_a_tie_is_a_guess_unless_it_is_declared_or_one_p
     (tmp_path / "shared").mkdir()
     torch.save(LLAMA | {"lm_head.weight": values}, tmp_path / "shared" / "pytorch_model.bin")
     shared = open_checkpoint(str(tmp_path / "shared"))
-    monkeypatch.setattr("scanner.checkpoint.inventory.open_files", lambda source: pytest.fail("weights are read"))
+    monkeypatch.setattr("scanner.checkpoint.structure.ties.open_files", lambda source: pytest.fail("weights are read"))
     both = Selection(embeddings=True)
-    guess = list_matrices(plain, both, headers_only=True)
+    guess = list_matrices(plain, both, compare_bytes=False)
     assert guess.perhaps_tied == (("lm_head.weight", "model.embed_tokens.weight"),)
     assert {"lm_head.weight", "model.embed_tokens.weight"} <= listed(guess)
     for opened in (declared, shared):
-        known = list_matrices(opened, both, headers_only=True)
+        known = list_matrices(opened, both, compare_bytes=False)
         assert known.perhaps_tied == ()
         assert reasons(known)["lm_head.weight"] == "tied with model.embed_tokens.weight"
 
@@ -337,7 +337,7 @@ def test_a_million_tensors_are_refused(tmp_path: Path) -> None:
 
 
 def test_too_many_tensors_in_several_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scanner.checkpoint.formats.weights.MAX_TENSORS", 5)
+    monkeypatch.setattr("scanner.checkpoint.formats.format.MAX_TENSORS", 5)
     shards = {f"m-{at}.safetensors": {f"{at}.{name}": ones(1) for name in "ab"} for at in range(3)}
     with pytest.raises(CheckpointError, match=r"more than 5 tensors up to m-2\.safetensors"):
         open_checkpoint(sharded(tmp_path / "model", shards))

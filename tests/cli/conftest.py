@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import pytest
 
 from scanner.cli.main import main
-from scanner.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +30,6 @@ class Ran:
 
 
 Run = Callable[..., Ran]
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_running(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not hasattr(Store, "running"):
-        monkeypatch.setattr(Store, "running", lambda self: [], raising=False)
 
 
 @pytest.fixture

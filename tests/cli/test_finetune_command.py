@@ -43,7 +43,7 @@ def test_a_tuned_model_is_measured_kept_and_compared(
         ("tune-first", 1, 2),
         ("tune-first", 10, 2),
     ]
-    assert "2 classes, the commonest is 50.0% of the test" in ran.told
+    assert "2 classes, the most frequent is 50.0% of the test" in ran.told
     assert "6 points, 0 of them from earlier runs" in ran.told
     again = rmtscan(*command, "--keep", tmp_path / "tuned", *store, "--format", "json")
     assert json.loads(again.out) == rows
@@ -88,7 +88,7 @@ def test_of_pairs_the_model_learns_what_only_both_texts_tell(
         ("none", None, "pairs.jsonl"),
         ("remove-first", 1, "pairs.jsonl"),
     ]
-    assert "the commonest is 50.0% of the test" in ran.told
+    assert "the most frequent is 50.0% of the test" in ran.told
     assert rows[0]["accuracy"] > 0.8
 
 
@@ -179,14 +179,14 @@ def test_an_interruption_says_that_the_same_command_goes_on(
     [
         (("--order", "sideways"), 2, "'sideways' is not one of none, remove-first, tune-first"),
         (("--deciles", "one"), 2, "'one' is not a decile"),
-        (("--deciles", "11"), 1, "deciles go from 1"),
+        (("--deciles", "11"), 1, "--deciles are 1 (the smallest singular values) to 10"),
         (("--roles", "mlp"), 2, "'mlp' is not one of"),
         (("--roles", "mlp_gate"), 1, "no matrix with role 'mlp_gate': it has"),
         (("--column", "body"), 1, "no column 'body': it has text, label"),
         (("--where", "label=0"), 1, "two or more classes are needed, all are '0'"),
         (("--lr", "0"), 1, "learning rate must be positive"),
-        (("--test-share", "2"), 1, "test share lies between 0 and 1"),
-        (("--keep", "s3://bucket/x"), 1, "not behind a URL"),
+        (("--test-share", "2"), 1, "--test-share must be between 0 and 1"),
+        (("--keep", "s3://bucket/x"), 1, "not a URL"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(

@@ -283,7 +283,7 @@ OPTIONS = {
     "lazy-learning": f"--data --store --alpha --frozen --seeds --epochs --lr --batch {POOL} --force --format",
     "slicing": f"{MEASURE} --store --prompt --answers --order --deciles --calibration --calibration-tokens {POOL} --format",
     "plot": "--output --list --model --revision --layer --role --head --expert --stack --tensor --side --k --ensemble --base "
-    "--tuned --centred --run --store --format",
+    "--tuned --centred --run --param --store --format",
     "report": "--output --store",
     "publish": "--to --name --license --force --format",
 }

@@ -3,43 +3,45 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+import uuid
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from scanner.store import Store, open_store
+from scanner.store.heartbeat import Heartbeat
 
 from .conftest import Run
 
-NOW = datetime.now(UTC)
 
-
-@dataclass(frozen=True, kw_only=True)
-class Beat:
-    """What the store tells of a running process."""
-
-    kind: str
-    what: tuple[str, ...]
-    updated_at: datetime
-    host: str = "node1"
-    pid: int = 7
-    started_at: datetime = NOW - timedelta(hours=1)
-    done: int = 3
-    total: int = 10
-    failed: int = 1
-    workers: int = 2
-    stages: dict[str, float] = field(default_factory=dict)
+def beat(kind: str, what: tuple[str, ...], minutes: float) -> Heartbeat:
+    """The state of work that was last written some minutes ago."""
+    now = datetime.now(UTC)
+    return Heartbeat(
+        run_id=uuid.uuid4().hex,
+        kind=kind,
+        what=what,
+        host="node1",
+        pid=7,
+        started_at=now - timedelta(hours=1),
+        updated_at=now - timedelta(minutes=minutes),
+        done=3,
+        total=10,
+        cost_done=1.0,
+        cost=4.0,
+        failed=1,
+        workers=2,
+        wanted_workers=2,
+    )
 
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    beats = [
-        Beat(kind="scan", what=("org/one", "org/two"), updated_at=NOW),
-        Beat(kind="ablate", what=("org/three",), updated_at=NOW - timedelta(minutes=10)),
-    ]
-    monkeypatch.setattr(Store, "running", lambda self: beats, raising=False)
+    def running(_: Store) -> list[Heartbeat]:
+        return [beat("scan", ("org/one", "org/two"), 0), beat("ablate", ("org/three",), 60)]
+
+    monkeypatch.setattr(Store, "running", running)
     return open_store(str(tmp_path / "store"), create=True)
 
 
@@ -49,8 +51,8 @@ def test_running_work_is_a_second_table(rmtscan: Run, store: Store) -> None:
     scans, _, work = told.out.decode().partition("\n\n")
     assert "scan_id" in scans
     lines = [line.split() for line in work.splitlines()]
-    assert lines[0][:6] == ["running", "models", "done", "total", "failed", "workers"]
-    assert lines[2][:7] == ["scan", "org/one,", "org/two", "3", "10", "1", "2"]
+    assert lines[0][:7] == ["running", "models", "done", "total", "percent", "failed", "workers"]
+    assert lines[2][:8] == ["scan", "org/one,", "org/two", "3", "10", "25", "1", "2"]
     assert ["running" in lines[2], "stalled" in lines[3]] == [True, True]
 
 

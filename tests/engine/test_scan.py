@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -74,7 +75,7 @@ def test_every_tensor_of_a_real_model_is_accounted_for(real: Scanned, minilm: Pa
     assert analysed | set(skipped) == names
     assert model.analysed + model.skipped_count + model.failed == len(names)
     assert matrices - analysed == {name for name in matrices if "embeddings" in name}
-    row = real.store.scan_row(model.scan_id)
+    row: Any = real.store.scan_row(model.scan_id)
     assert row is not None
     assert (row["matrices"], row["skipped"], row["failed"], row["vectors"]) == (37, len(skipped), 0, 37 * 384)
     assert row["seconds"] > 0

@@ -87,7 +87,7 @@ def see_everything(browser: Browser) -> None:
     for place in range(browser.run("return document.querySelectorAll('[data-chart]').length")):
         browser.run("document.querySelectorAll('[data-chart]')[arguments[0]].scrollIntoView()", place)
         browser.wait(
-            lambda at=place: browser.run(
+            lambda at=place: browser.run(  # type: ignore[misc]
                 "return document.querySelectorAll('[data-chart]')[arguments[0]].dataset.drawn", at
             )
         )

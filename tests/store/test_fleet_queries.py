@@ -55,7 +55,7 @@ def test_small_end_compares_decile_1_with_controls_of_the_same_shape(store: Stor
             control(40, 60, singular_values=[1] * 40, u_p=u, v_p=v, seed=seed), 40, 60, "gaussian", seed
         )
 
-    expected: dict[tuple[int, str, str], tuple[object, ...]] = {}
+    expected: dict[tuple[int, str, str], tuple[Any, ...]] = {}
     for side in "uv":
         mine = decile_of(getattr(informative, f"{side}_p"), 1)
         theirs = [p for pair in controls.values() for p in decile_of(pair["uv".index(side)], 1)]

@@ -9,8 +9,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from scanner.checkpoint.formats.format import Format, format_of
 from scanner.checkpoint.model import LogicalWeight, Skipped, TensorEntry
 from scanner.checkpoint.names import printable
+from scanner.checkpoint.sources.files import Files
 from scanner.checkpoint.structure.module_patterns import by_pattern
 from scanner.errors import CheckpointError
 
@@ -33,6 +35,44 @@ _MOVED_WEIGHTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _FACTOR = re.compile(
     r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<factor>[AB])(?:\.[\w-]+)??(?:\.weight)?", re.DOTALL
 )
+
+
+def decode_lora(weight: "Stored", companions: "Mapping[str, Stored]", settings: Mapping[str, Any]) -> "LowRank":
+    """Return scale B and A, in float64, as the factors of Delta W."""
+    from scanner.rmt.decomposition import LowRank
+
+    return LowRank(left=weight.tensor().double() * settings["scale"], right=companions["A"].tensor().double())
+
+
+class PeftAdapter(Format):
+    """A folder that PEFT saved: the factors of an adapter in a safetensors or PyTorch file, and their config."""
+
+    name = "peft"
+    title = "PEFT adapter"
+    config_file = ADAPTER_CONFIG
+    holds_changes = True
+    decoders = {CODEC: decode_lora}  # noqa: RUF012
+
+    def claims(self, files: Files, names: Sequence[str]) -> bool:
+        """Tell whether the weights files are those of an adapter."""
+        return names[0] in ADAPTER_WEIGHTS and files.has(ADAPTER_CONFIG)
+
+    def read_file(self, files: Files, name: str) -> Sequence[TensorEntry]:
+        """Read the header of one file in the format that its name says."""
+        container = format_of(name)
+        if container is None:
+            raise CheckpointError(f"{printable(name)} is in no known format: download the adapter again")
+        return container.read_file(files, name)
+
+    def check(self, config: Mapping[str, Any], tensors: Sequence[TensorEntry]) -> None:
+        """Refuse adapters whose change of the weights is not scale B A."""
+        check_adapter(config, tensors)
+
+    def weights(
+        self, tensors: Sequence[TensorEntry], config: Mapping[str, Any]
+    ) -> tuple[tuple[LogicalWeight, ...], tuple[Skipped, ...]]:
+        """Pair the factors; see `adapter_weights`."""
+        return adapter_weights(tensors, config)
 
 
 def check_adapter(config: Mapping[str, Any], tensors: Sequence[TensorEntry]) -> None:
@@ -107,13 +147,6 @@ def adapter_weights(
         )
         skipped.append(Skipped(tensor=a.name, reason=f"factor A of {printable(module)}"))
     return tuple(weights), tuple(skipped)
-
-
-def decode_lora(weight: "Stored", companions: "Mapping[str, Stored]", settings: Mapping[str, Any]) -> "LowRank":
-    """Return scale B and A, in float64, as the factors of Delta W."""
-    from scanner.rmt.decomposition import LowRank
-
-    return LowRank(left=weight.tensor().double() * settings["scale"], right=companions["A"].tensor().double())
 
 
 def _misfit(a: TensorEntry | None, b: TensorEntry | None) -> str:

@@ -7,11 +7,15 @@ from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
+from scanner.checkpoint.formats.format import Format, Headers
+from scanner.checkpoint.formats.gguf_blocks import CODEC, READABLE_GGUF_TYPES, decode_gguf
 from scanner.checkpoint.formats.gguf_header import read_gguf_header
-from scanner.checkpoint.model import TensorEntry
+from scanner.checkpoint.model import LogicalWeight, MatrixRef, TensorEntry
 from scanner.checkpoint.names import printable
 from scanner.checkpoint.sources.files import Files
+from scanner.checkpoint.structure.layouts import Layout, Place
 from scanner.checkpoint.structure.role_tables import GGUF_ROLES
+from scanner.checkpoint.structure.roles import module_of
 from scanner.errors import CheckpointError
 
 METADATA_KEY = "gguf"
@@ -65,6 +69,86 @@ _CONFIG_KEYS = {
 
 _SPLIT_NAME = re.compile(r"(?P<model>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 _EXPERT = re.compile(r"(blk\.\d{1,9}\.ffn_(?:gate|up|down))\.(\d{1,9})", re.ASCII)
+
+
+class Gguf(Format):
+    """The format of llama.cpp: one file or numbered parts, with metadata and names of its own."""
+
+    name = "gguf"
+    title = "GGUF"
+    suffixes = (".gguf",)
+    codecs = dict.fromkeys(READABLE_GGUF_TYPES, CODEC)
+    decoders = {CODEC: decode_gguf}  # noqa: RUF012
+
+    def parts(self, name: str) -> tuple[str, ...]:
+        """Return the names of all parts of the model that a file is a part of."""
+        return split_names(name)
+
+    def read_headers(self, files: Files, names: Sequence[str]) -> Headers:
+        """Read the headers of all parts of a model."""
+        tensors, config = read_gguf(files, names)
+        return Headers(tensors=tensors, config=config)
+
+    def read_file(self, files: Files, name: str) -> tuple[TensorEntry, ...]:
+        """Read the header of one file."""
+        return read_gguf_header(files, name).tensors
+
+    def layout(self, config: Mapping[str, Any], architecture: str | None, weights: Iterable[LogicalWeight]) -> Layout:
+        """Return what GGUF's names mean."""
+        return GgufLayout(config, architecture, weights)
+
+    def transformers_options(self, files: Sequence[str]) -> dict[str, Any]:
+        """Return the name of the first file, which transformers must be told."""
+        return {"gguf_file": min(files)}
+
+
+class GgufLayout(Layout):
+    """The conventions of llama.cpp's converter: every matrix is (out, in), names are gguf's, rotary rows are reordered."""
+
+    def place(self, name: str) -> Place:
+        """Return what the name of a weight says."""
+        found = classify_gguf(name)
+        before, _, tail = name.removesuffix(".weight").rpartition(f".{found.layer}.")
+        return Place(
+            role=found.role,
+            source=found.source,
+            layer=found.layer,
+            expert=found.expert,
+            module=module_of(tail),
+            before=before,
+            tail=None if found.layer is None else tail,
+            stacked=found.experts or tail in ("attn_k_b", "attn_v_b"),
+            counts_heads=tail == "attn_k_b",  # (heads, in, out)
+            flattened=tail == "attn_v_b",  # (heads, out, in)
+            packed=found.parts,
+        )
+
+    def stacks(self, names: Iterable[str]) -> dict[str, str]:
+        """Return the stack of each name; empty unless the model has blocks in several stacks."""
+        towers = {"v": "vision", "a": "audio"}
+        found = {}
+        for name in names:
+            said = classify_gguf(name)
+            tower = towers.get(name.partition(".")[0])
+            found[name] = tower or said.stack or ("decoder" if said.layer is not None else None)
+        several = len({stack for stack in found.values() if stack is not None}) > 1
+        return {name: stack for name, stack in found.items() if stack is not None} if several else {}
+
+    def config_of(self, place: Place) -> Mapping[str, Any]:
+        """Return the config that describes a weight; empty for towers, whose metadata are not translated."""
+        return {} if place.before.startswith(("v.", "a.")) else self.config
+
+    def split_outside_blocks(self, whole: MatrixRef, place: Place) -> None:
+        """Return None: no matrix outside of blocks is fused."""
+
+    def is_transposed(self, weight: LogicalWeight, place: Place) -> bool:
+        """Tell whether a matrix is stored as (in, out)."""
+        return place.tail == "attn_k_b"
+
+    def rope_heads(self, name: str, rows: int) -> int | None:
+        """Return in how many heads the rows of a matrix were reordered, or None if they were not."""
+        heads = rope_permuted(self.config, name)
+        return heads if heads is not None and rows % (2 * heads) == 0 else None
 
 
 @dataclass(frozen=True, kw_only=True)

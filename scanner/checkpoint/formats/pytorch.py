@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import IO, Any, NoReturn, cast
 
+from scanner.checkpoint.formats.format import Format, WeightFiles
 from scanner.checkpoint.formats.torch_pickle import (
     MAX_PICKLE_BYTES,
     Pickle,
@@ -26,8 +27,6 @@ from scanner.checkpoint.model import MAX_TENSORS, TensorEntry
 from scanner.checkpoint.names import printable
 from scanner.checkpoint.sources.files import ByteRange, Files
 from scanner.errors import CheckpointError
-
-SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 ITEM_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1,
@@ -53,6 +52,37 @@ _TRAINER_KEYS = re.compile(r"(?:optim|sched|lr_sched|scaler|grad_scaler|rng|rand
 _MAX_NESTING = 16
 # A name is made of all the keys around a tensor, and a long key may be around many.
 _MAX_NAMES_LENGTH = 2**26
+
+
+# The state of a trainer, whatever the suffix says.
+_NOT_WEIGHTS = re.compile(
+    r"(?:training_args|optimizer|scheduler|scaler|rng_state\w*|random_states\w*)\.(?:bin|pt|pth|ckpt)"
+)
+_SHARD = re.compile(r"pytorch_model-\d{5}-of-\d{5}\.bin")
+
+
+class PyTorch(Format):
+    """What `torch.save` writes."""
+
+    name = "pytorch"
+    title = "PyTorch"
+    suffixes = (".bin", ".pt", ".pth", ".ckpt")
+    single_file = "pytorch_model.bin"
+
+    def recognizes(self, name: str) -> bool:
+        """Tell whether a file holds weights, by its name: the state of an optimizer has the same suffixes."""
+        return super().recognizes(name) and not _NOT_WEIGHTS.fullmatch(name)
+
+    def find_other(self, files: Files) -> WeightFiles | None:
+        """Return all shards of a model whose index is missing, or the only weights file."""
+        names = tuple(name for name in files.names() if self.recognizes(name))
+        if names and all(map(_SHARD.fullmatch, names)):
+            return WeightFiles(names=names)
+        return super().find_other(files)
+
+    def read_file(self, files: Files, name: str) -> list[TensorEntry]:
+        """Read which bytes of a file are tensors; see `read_torch_file`."""
+        return read_torch_file(files, name)
 
 
 @dataclass(frozen=True, kw_only=True)

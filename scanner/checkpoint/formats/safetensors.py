@@ -9,27 +9,43 @@ import itertools
 import json
 from typing import Any, NoReturn
 
+from scanner.checkpoint.formats.format import Format, WeightFiles
 from scanner.checkpoint.model import MAX_TENSORS, TensorEntry
 from scanner.checkpoint.names import printable
+from scanner.checkpoint.quantization.stored import DTYPE_BITS
 from scanner.checkpoint.sources.files import Files
 from scanner.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000
 
-DTYPE_BITS = {
-    "F64": 64, "F32": 32, "F16": 16, "BF16": 16,
-    "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
-    "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
-    "C64": 64,
-    "I64": 64, "I32": 32, "I16": 16, "I8": 8,
-    "U64": 64, "U32": 32, "U16": 16, "U8": 8,
-    "BOOL": 8,
-}  # fmt: skip
-
 # More entries than any file can hold. It also keeps a product over a hostile shape from growing without end.
 _MAX_ENTRIES = 2**56
 
 _GIT_LFS = b"version https://git-lfs"
+
+
+class Safetensors(Format):
+    """The format of the safetensors package, in which the Hub has most models."""
+
+    name = "safetensors"
+    title = ".safetensors"
+    suffixes = (".safetensors",)
+    single_file = "model.safetensors"
+
+    def find(self, files: Files) -> WeightFiles | None:
+        """Return model.safetensors or the files of its index; without both, every .safetensors file of the folder."""
+        found = super().find(files)
+        if found is not None:
+            return found
+        names = tuple(name for name in files.names() if self.recognizes(name))
+        return WeightFiles(names=names) if names else None
+
+    def find_other(self, files: Files) -> None:
+        """Return None: `find` leaves no file."""
+
+    def read_file(self, files: Files, name: str) -> list[TensorEntry]:
+        """Read the header of a file; see `read_header`."""
+        return read_header(files, name)
 
 
 def read_header(files: Files, name: str) -> list[TensorEntry]:

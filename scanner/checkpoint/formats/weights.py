@@ -1,33 +1,19 @@
 """Which files of a checkpoint hold its weights, in which format, and the tensors in them."""
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from scanner.checkpoint.formats.gguf import read_gguf, split_names
-from scanner.checkpoint.formats.pytorch import SUFFIXES as TORCH_SUFFIXES
-from scanner.checkpoint.formats.pytorch import read_torch_file
-from scanner.checkpoint.formats.safetensors import read_header
-from scanner.checkpoint.model import MAX_TENSORS, TensorEntry
-from scanner.checkpoint.names import printable
-from scanner.checkpoint.sources.files import Files, is_plain_name
+from scanner.checkpoint.formats import Format, WeightFiles, format_of, formats
+from scanner.checkpoint.formats.format import INDEX_SUFFIX
+from scanner.checkpoint.model import TensorEntry
+from scanner.checkpoint.names import is_plain_name, printable
+from scanner.checkpoint.sources.files import Files
 from scanner.checkpoint.sources.json_object import read_json_object
 from scanner.errors import CheckpointError
 
-SUFFIX = ".safetensors"
-GGUF_SUFFIX = ".gguf"
-INDEX_SUFFIX = ".index.json"
-SINGLE_FILE = "model.safetensors"
-TORCH_SINGLE_FILE = "pytorch_model.bin"
-
 _MAX_INDEX_BYTES = 100_000_000
-
-# A trainer's state and not weights, whatever the suffix says.
-_NOT_WEIGHTS = re.compile(
-    r"(?:training_args|optimizer|scheduler|scaler|rng_state\w*|random_states\w*)\.(?:bin|pt|pth|ckpt)"
-)
-_TORCH_SHARD = re.compile(r"pytorch_model-\d{5}-of-\d{5}\.bin")
+_MAX_SHOWN_NAMES = 20
 
 _OTHER_FORMATS = {
     ".onnx": "ONNX",
@@ -36,6 +22,8 @@ _OTHER_FORMATS = {
     ".npz": "NumPy",
     ".tflite": "TensorFlow Lite",
 }
+"""Formats that are not read, by suffix."""
+
 _WHAT_TO_DO = (
     "scan the model that it was made from: its .safetensors, .gguf or PyTorch files, or what save_pretrained() of "
     "transformers writes after loading it"
@@ -46,10 +34,14 @@ _GIT_LFS = b"version https://git-lfs"
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """The files that hold the weights, the index over them if there is one, and their tensors in order of place.
+    """The files that hold the weights of a checkpoint and the tensors in them.
 
-    `format` is `safetensors`, `pytorch` or `gguf`; `config` is what the weights files themselves say of the model, under
-    the keys of a transformers config (only GGUF does).
+    Attributes:
+        files: names of the weights files.
+        index: name of the index over them, if there is one.
+        tensors: the stored tensors, file by file, in the order of their bytes.
+        format: name of the format.
+        config: what the weights files themselves say about the model, under the keys of a transformers config.
     """
 
     files: tuple[str, ...]
@@ -59,88 +51,55 @@ class Weights:
     config: Mapping[str, Any] = field(default_factory=dict)
 
 
-def find_weights(files: Files) -> Weights:
-    """Find and read the headers of a checkpoint's weights files.
+def weight_suffixes() -> tuple[str, ...]:
+    """Return the endings of the names of weights files, in formats that are read and in others.
 
-    A named file is read alone, or with the other parts of a GGUF model. In a folder safetensors goes before PyTorch and
-    that before GGUF, and, like in transformers, a single file before an index; without both, every .safetensors file of
-    the folder belongs to the checkpoint.
+    A remote reference with such an ending names a file, any other a folder: asking would cost a request.
+    """
+    return tuple(suffix for known in formats() for suffix in known.suffixes) + tuple(_OTHER_FORMATS)
+
+
+def find_weights(files: Files) -> Weights:
+    """Find the weights files of a checkpoint and read their headers.
+
+    A named file is read alone, or together with the other parts of its model. In a folder the first format that finds
+    files under its usual names wins (see `Format.find`), then the first that finds any others.
 
     Raises:
-        CheckpointError: no weights, several models, another format, a missing shard, an index and shards that
-            contradict each other, or a file that is not sound.
+        CheckpointError: no weights, several models, an unknown format, a missing shard, an index that contradicts the
+            shards, or a damaged file.
     """
-    names, index = _choose(files)
+    form, found = _choose(files)
+    names, index = found.names, found.index
     weight_map: dict[str, str] = {}
     if index is not None:
         weight_map = _weight_map(index, read_json_object(files, index, max_bytes=_MAX_INDEX_BYTES))
         names = tuple(sorted(set(weight_map.values())))
     _check_parts(files, names, index)
+    form = next((other for other in formats() if other.claims(files, names)), form)
     files.expect(names)
-    form = _format(names[0]) or "pytorch"  # an index may call a shard what it likes
-    config: Mapping[str, Any] = {}
-    if form == "gguf":
-        _check_pointers(files, names)
-        tensors, config = read_gguf(files, names)
-    elif form == "pytorch":
-        _check_pointers(files, names)
-        tensors = _of_all(names, lambda name: read_torch_file(files, name))
-    else:
-        tensors = _of_all(names, lambda name: read_header(files, name))
-    if not tensors:
+    _check_pointers(files, names)
+    headers = form.read_headers(files, names)
+    if not headers.tensors:
         raise CheckpointError(f"{printable(', '.join(names))} holds no tensors: there is nothing to scan")
-    _check_places(tensors, weight_map, index)
-    return Weights(files=names, index=index, tensors=tensors, format=form, config=config)
+    _check_places(headers.tensors, weight_map, index)
+    return Weights(files=names, index=index, tensors=headers.tensors, format=form.name, config=headers.config)
 
 
-def _of_all(names: Sequence[str], read: Callable[[str], list[TensorEntry]]) -> tuple[TensorEntry, ...]:
-    tensors: list[TensorEntry] = []
-    for name in names:
-        tensors += read(name)
-        if len(tensors) > MAX_TENSORS:
-            raise CheckpointError(
-                f"the checkpoint has more than {MAX_TENSORS} tensors up to {printable(name)}, more than any model"
-            )
-    return tuple(tensors)
-
-
-def _choose(files: Files) -> tuple[tuple[str, ...], str | None]:
-    """Return the weights files of a checkpoint, or the index that names them."""
+def _choose(files: Files) -> tuple[Format, WeightFiles]:
+    """Return the format of a checkpoint and its weights files."""
     if files.named is not None:
-        _check_format(files.named)
-        return split_names(files.named), None
-    ways: list[Callable[[], tuple[str, ...]]] = [
-        lambda: (SINGLE_FILE,) if files.has(SINGLE_FILE) else (),
-        lambda: (SINGLE_FILE + INDEX_SUFFIX,) if files.has(SINGLE_FILE + INDEX_SUFFIX) else (),
-        lambda: tuple(name for name in files.names() if name.endswith(SUFFIX)),
-        lambda: (TORCH_SINGLE_FILE,) if files.has(TORCH_SINGLE_FILE) else (),
-        lambda: (TORCH_SINGLE_FILE + INDEX_SUFFIX,) if files.has(TORCH_SINGLE_FILE + INDEX_SUFFIX) else (),
-        lambda: _one_model(files, [name for name in files.names() if name.endswith(GGUF_SUFFIX)]),
-        lambda: _one_model(files, [name for name in files.names() if _format(name) == "pytorch"]),
-    ]
-    found = next((names for way in ways if (names := way())), ())
-    if not found:
-        raise CheckpointError(_no_weights(files))
-    return ((), found[0]) if found[0].endswith(INDEX_SUFFIX) else (found, None)
-
-
-def _one_model(files: Files, names: Sequence[str]) -> tuple[str, ...]:
-    """Return the files of the one model that all of them are parts of."""
-    if not names or all(_TORCH_SHARD.fullmatch(name) for name in names):
-        return tuple(names)
-    parts = split_names(names[0])
-    if set(names) - set(parts):
-        shown = ", ".join(map(printable, names[:20])) + (", ..." if len(names) > 20 else "")
-        raise CheckpointError(f"{files.place} holds several models ({shown}): name the file to scan")
-    return parts
-
-
-def _format(name: str) -> str | None:
-    if name.endswith(SUFFIX):
-        return "safetensors"
-    if name.endswith(GGUF_SUFFIX):
-        return "gguf"
-    return "pytorch" if name.endswith(TORCH_SUFFIXES) and not _NOT_WEIGHTS.fullmatch(name) else None
+        form = format_of(files.named)
+        if form is None:
+            raise CheckpointError(_unknown_format(files.named))
+        return form, WeightFiles(names=form.parts(files.named))
+    for form in formats():
+        if found := form.find(files):
+            return form, found
+    for form in formats():
+        if found := form.find_other(files):
+            return form, found
+    raise CheckpointError(_no_weights(files))
 
 
 def _weight_map(index: str, content: dict[str, Any]) -> dict[str, str]:
@@ -161,7 +120,9 @@ def _weight_map(index: str, content: dict[str, Any]) -> dict[str, str]:
 def _check_parts(files: Files, names: Sequence[str], index: str | None) -> None:
     missing = [name for name in names if not files.has(name)]
     if missing and (index is not None or len(names) > 1):
-        shown = ", ".join(printable(name) for name in missing[:20]) + (", ..." if len(missing) > 20 else "")
+        shown = ", ".join(map(printable, missing[:_MAX_SHOWN_NAMES])) + (
+            ", ..." if len(missing) > _MAX_SHOWN_NAMES else ""
+        )
         what = f"the {len(names)} files that {index} names" if index is not None else f"the model's {len(names)} files"
         raise CheckpointError(f"{len(missing)} of {what} are missing: download {shown}")
 
@@ -190,18 +151,14 @@ def _check_places(tensors: Sequence[TensorEntry], weight_map: Mapping[str, str],
             )
 
 
-def _check_format(name: str) -> None:
-    if _format(name) is not None:
-        return
+def _unknown_format(name: str) -> str:
     shown = printable(name)
-    if name.endswith((SUFFIX + INDEX_SUFFIX, ".bin" + INDEX_SUFFIX)):
-        raise CheckpointError(f"{shown} is an index, not weights: name its folder instead")
+    if name.endswith(INDEX_SUFFIX) and format_of(name.removesuffix(INDEX_SUFFIX)) is not None:
+        return f"{shown} is an index, not weights: name its folder instead"
     found = _other_format(name)
     if found:
-        raise CheckpointError(f"{shown} is a {found} file; {_WHAT_TO_DO}")
-    raise CheckpointError(
-        f"{shown} is not a {SUFFIX} file, nor a {GGUF_SUFFIX} or PyTorch one: name a checkpoint's folder or its weights file"
-    )
+        return f"{shown} is a {found} file; {_WHAT_TO_DO}"
+    return f"{shown} is not a {_known()} file: name a checkpoint's folder or its weights file"
 
 
 def _no_weights(files: Files) -> str:
@@ -213,9 +170,14 @@ def _no_weights(files: Files) -> str:
         if found:
             return f"{files.place} holds {found} weights ({printable(name)}); {_WHAT_TO_DO}"
     for name in folders:
-        if any(_format(inside) for inside in files.folder(name).names()):
+        if any(format_of(inside) for inside in files.folder(name).names()):
             return f"{files.place} holds no weights, but its folder '{printable(name)}' does: name that one"
-    return f"{files.place} holds no weights: no {SUFFIX}, {GGUF_SUFFIX} or PyTorch file is in it"
+    return f"{files.place} holds no weights: no {_known()} file is in it"
+
+
+def _known() -> str:
+    *first, last = [known.title for known in formats() if known.suffixes]
+    return f"{', '.join(first)} or {last}"
 
 
 def _other_format(name: str) -> str | None:

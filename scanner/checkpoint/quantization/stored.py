@@ -22,6 +22,17 @@ TORCH_DTYPES = {
 }
 """The stored dtypes whose numbers are weights as they stand, and what torch calls them."""
 
+DTYPE_BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16,
+    "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
+    "C64": 64,
+    "I64": 64, "I32": 32, "I16": 16, "I8": 8,
+    "U64": 64, "U32": 32, "U16": 16, "U8": 8,
+    "BOOL": 8,
+}  # fmt: skip
+"""Bits per entry of every dtype that a safetensors file may name."""
+
 _PART_DTYPES = {
     "I8": "int8",
     "U8": "uint8",

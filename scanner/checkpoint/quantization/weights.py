@@ -3,17 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
-from scanner.checkpoint.formats.gguf_blocks import CODEC as GGUF
-from scanner.checkpoint.formats.gguf_blocks import READABLE_GGUF_TYPES
-from scanner.checkpoint.formats.safetensors import DTYPE_BITS
 from scanner.checkpoint.model import LogicalWeight, Skipped, TensorEntry
 from scanner.checkpoint.names import printable
 from scanner.checkpoint.quantization.config import quantization_settings
 from scanner.checkpoint.quantization.names import FLOAT8, WHAT_TO_DO, find_parts, is_lone_part
 from scanner.checkpoint.quantization.parts import PART_NAMES, Parts
-from scanner.checkpoint.quantization.stored import TORCH_DTYPES
+from scanner.checkpoint.quantization.stored import DTYPE_BITS, TORCH_DTYPES
 from scanner.errors import CheckpointError
 
 _READ_METHODS = frozenset(
@@ -35,12 +33,14 @@ _READ_METHODS = frozenset(
 _SCALED_METHODS = frozenset({"compressed-tensors", "compressed_tensors", "fbgemm_fp8", "fp8", "modelopt"})
 """Those that never store FP8 without scales."""
 
+_NO_CODECS: Mapping[str, str] = MappingProxyType({})
+
 # Deeper than any model; it keeps the work for a hostile name in proportion to its length.
 _MAX_DEPTH = 32
 
 
 def logical_weights(
-    tensors: Sequence[TensorEntry], config: Mapping[str, Any]
+    tensors: Sequence[TensorEntry], config: Mapping[str, Any], codecs: Mapping[str, str] = _NO_CODECS
 ) -> tuple[tuple[LogicalWeight, ...], tuple[Skipped, ...]]:
     """Return the weights that stored tensors make, and the stored tensors that are not the main tensor of one.
 
@@ -51,7 +51,8 @@ def logical_weights(
 
     Args:
         tensors: of one checkpoint, with names that occur once.
-        config: its config.json; what it says about quantisation may be wrong.
+        config: its config.json; what it says about quantization may be wrong.
+        codecs: stored dtype -> codec, for the dtypes that the file format encodes in its own way.
     """
     by_name = {entry.name: entry for entry in tensors}
     settings = quantization_settings(config)
@@ -78,13 +79,16 @@ def logical_weights(
     for entry in tensors:
         if entry.name in found or entry.name in skipped:
             continue
-        reason = _unreadable(entry, by_name, settings)
+        reason = _unreadable(entry, by_name, settings, codecs)
         if reason is not None:
             skipped[entry.name] = reason
         else:
-            codec = GGUF if entry.dtype in READABLE_GGUF_TYPES else ""
             found[entry.name] = LogicalWeight(
-                name=entry.name, shape=entry.shape, dtype=entry.dtype, entry=entry, codec=codec
+                name=entry.name,
+                shape=entry.shape,
+                dtype=entry.dtype,
+                entry=entry,
+                codec=codecs.get(entry.dtype, ""),
             )
     return (
         tuple(found[entry.name] for entry in tensors if entry.name in found),
@@ -140,13 +144,15 @@ def _described(parts: Parts, settings: Mapping[str, Any], taken: set[str]) -> Lo
     return parts.describe(parts, settings)
 
 
-def _unreadable(entry: TensorEntry, by_name: Mapping[str, TensorEntry], settings: Mapping[str, Any]) -> str | None:
-    """Return why a tensor that belongs to no quantised weight is no weight itself, or None."""
+def _unreadable(
+    entry: TensorEntry, by_name: Mapping[str, TensorEntry], settings: Mapping[str, Any], codecs: Mapping[str, str]
+) -> str | None:
+    """Return why a tensor that is not part of a quantized weight cannot be read as a weight, or None if it can."""
     if is_lone_part(entry.name, by_name):
         return "part of a quantised weight whose other parts are missing"
     if entry.dtype in FLOAT8 and _method(settings) in _SCALED_METHODS and len(entry.shape) > 1:
         return f"{entry.dtype}: the checkpoint lacks its scales"
-    if entry.dtype in TORCH_DTYPES or entry.dtype in READABLE_GGUF_TYPES:
+    if entry.dtype in TORCH_DTYPES or entry.dtype in codecs:
         return None
     if entry.dtype == "I8":
         return "I8: integers without scales"

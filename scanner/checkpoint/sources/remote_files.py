@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-WEIGHT_SUFFIXES = tuple(".safetensors .gguf .bin .pt .pth .ckpt .onnx .h5 .msgpack .npz .tflite".split())
-"""A remote reference that ends with one of these names a file, and any other one a folder: asking would cost a request."""
-
 _CONNECTIONS = 8
 
 # The first block of a header: small, because there is one for every shard, even if a single tensor is wanted of them all.

@@ -1,52 +1,57 @@
-"""From a weight as it is stored to its matrices: stacks of experts, fused projections and turned matrices taken apart.
+"""From stored weights to matrices: stacks of experts and fused projections are split, transposed matrices turned.
 
-Only a model's type and the shapes decide. Where they contradict each other, or where nothing says how a fused weight is
-packed, it stays whole, with the role `other` and the role source `fused`; the parts of one that was taken apart have the
+Only the type of the model and the shapes decide. A weight whose config and shape contradict each other, or whose packing
+is unknown, stays whole, with the role `other` and the role source `fused`. The parts of a weight that was split have the
 role source `split`.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from scanner.checkpoint.formats.gguf import classify_gguf, rope_permuted
 from scanner.checkpoint.model import LogicalWeight, MatrixRef, TensorEntry
 from scanner.checkpoint.quantization.weights import narrow
 from scanner.checkpoint.structure.packings import Part, concatenated_or_thirds, gate_first, split_rows
-from scanner.checkpoint.structure.roles import RoleOf, classify, module_of
+from scanner.checkpoint.structure.roles import RoleOf, classify, stacks
 from scanner.checkpoint.structure.sizes import Sizes, sizes_of
 from scanner.errors import CheckpointError
 
 MAX_EXPERTS = 2**14
-"""More than any layer has: a bound on how many matrices one tensor can become."""
+"""More experts than any layer has: limits how many matrices one tensor can become."""
 
 _CONV1D_TYPES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "jais", "clvp_decoder"})
 _CONV1D_ARCHITECTURES = ("GPT2", "OpenAIGPT", "ImageGPT", "DecisionTransformer", "JAIS")
 _CONV1D_TAILS = ("c_attn", "c_proj", "c_fc", "c_fc2", "q_attn")
 
-_TURNED_STACK_TYPES = frozenset(
+_TRANSPOSED_STACK_TYPES = frozenset(
     "aria aria_text gpt_oss llama4 llama4_text openai_privacy_filter qwen3_vl_moe qwen3_vl_moe_text".split()
 )
 """The model types whose stacks of experts are stored as (experts, in, out)."""
 
-_TURNED_NAMES = ("mm_input_projection_weight",)
-"""Ends of names outside of blocks that are (in, out) in every model: Gemma 3's projector."""
+_TRANSPOSED_NAMES = ("mm_input_projection_weight",)
+"""Ends of names outside of blocks that are (in, out) in every model: the projector of Gemma 3."""
 
-_UNTURNED_CODECS = frozenset({"awq", "float4", "gptq", "lora", "packed_integers"})
-"""Codecs whose matrices are (out, in) in every model: their groups, or their low-rank factors, know inputs from outputs."""
+_UNTRANSPOSED_CODECS = frozenset({"awq", "float4", "gptq", "lora", "packed_integers"})
+"""Codecs whose matrices are (out, in) in every model, because their groups or factors distinguish inputs from outputs."""
 
 _STACK_COMPONENTS = frozenset({"experts", "moe", "block_sparse_moe"})
 _STACK_ENDINGS = (".input_linear", ".output_linear")
 _ROW_STACKS = ("experts.mlp.w1", "experts.mlp.v1", "experts.mlp.w2")
-"""DBRX keeps the experts of a layer one after the other in the rows of one matrix; w2 is (in, out)."""
+"""DBRX stores the experts of a layer one after another in the rows of one matrix; w2 is (in, out)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """What the name of a weight says: `role`, `layer`, ... as in `MatrixRef`.
+    """What the name of a weight says.
 
-    `before` and `tail` are the name around its block's index. A `stack` counts something (experts, or heads) in its
-    leading dimension. `packed` are the roles that a GGUF tensor has one after the other in its rows.
+    Attributes:
+        role: as in `MatrixRef`, as are `source` (its `role_source`), `layer`, `expert` and `module`.
+        before: the name before the index of the block.
+        tail: the name after the index of the block; None outside of blocks.
+        stacked: whether the leading dimension of a three-dimensional weight counts matrices.
+        counts_heads: whether these matrices are attention heads instead of experts.
+        flattened: whether a three-dimensional weight is one matrix, whose rows are the first two dimensions.
+        packed: roles that a fused weight has one after another in its rows, if the name alone says so.
     """
 
     role: str
@@ -57,62 +62,94 @@ class Place:
     before: str
     tail: str | None
     stacked: bool
+    counts_heads: bool = False
+    flattened: bool = False
     packed: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    """What all weights of a checkpoint share: its config, its way of naming tensors, and whether it stores matrices turned."""
+class Layout:
+    """How the weights of a checkpoint are named and stored: here the conventions of transformers.
 
-    config: Mapping[str, Any]
-    architecture: str | None
-    is_gguf: bool
-    conv1d: bool
-    _sizes: dict[tuple[str, int | None], Sizes] = field(default_factory=dict, compare=False, repr=False)
+    A file format with its own conventions has a subclass (see `Format.layout`).
+    """
+
+    def __init__(self, config: Mapping[str, Any], architecture: str | None, weights: Iterable[LogicalWeight]) -> None:
+        self.config = config
+        self.architecture = architecture
+        self._conv1d = _stores_conv1d(config, architecture, weights)
+        self._sizes: dict[tuple[str, int | None], Sizes] = {}
+
+    def place(self, name: str) -> Place:
+        """Return what the name of a weight says."""
+        found = classify(name, self.architecture)
+        return Place(
+            role=found.role,
+            source=found.source,
+            layer=found.layer,
+            expert=found.expert,
+            module=found.module,
+            before=found.before,
+            tail=found.tail,
+            stacked=_is_stack(found),
+        )
+
+    def stacks(self, names: Iterable[str]) -> dict[str, str]:
+        """Return the stack of each name; empty unless the model has blocks in several stacks."""
+        return stacks(names)
 
     def sizes(self, place: Place) -> Sizes:
-        """Return what the config says of the block that a weight is in."""
+        """Return what the config says about the block that a weight is in."""
         key = (place.before, place.layer)
         if key not in self._sizes:
-            # The towers in a GGUF file have a file of their own, whose metadata nobody translates.
-            foreign = self.is_gguf and place.before.startswith(("v.", "a."))
-            self._sizes[key] = sizes_of({} if foreign else self.config, *key)
+            self._sizes[key] = sizes_of(self.config_of(place), *key)
         return self._sizes[key]
 
+    def config_of(self, place: Place) -> Mapping[str, Any]:
+        """Return the config that describes a weight."""
+        return self.config
 
-def model_of(
-    config: Mapping[str, Any], architecture: str | None, is_gguf: bool, weights: Iterable[LogicalWeight]
-) -> Model:
-    """Return what the weights of a checkpoint have in common."""
-    # A model that was rewritten with ordinary linear layers may still call itself gpt2; its widest fused weight tells.
-    linear = any(
-        weight.name.endswith(".c_attn.weight") and len(weight.shape) == 2 and weight.shape[0] == 3 * weight.shape[1]
-        for weight in weights
-    )
-    named = not config.get("model_type") and (architecture or "").startswith(_CONV1D_ARCHITECTURES)
-    conv1d = not is_gguf and not linear and (named or _names_conv1d(config))
-    return Model(config=config, architecture=architecture, is_gguf=is_gguf, conv1d=conv1d)
+    def split(self, whole: MatrixRef, place: Place) -> tuple[Part, ...] | None:
+        """Return the parts of a fused matrix; None if it is not fused, empty if its packing is unknown."""
+        sizes = self.sizes(place)
+        if place.packed == ("mlp_gate", "mlp_up"):
+            return gate_first(sizes, whole.rows, whole.cols)
+        if place.packed:
+            return concatenated_or_thirds(sizes, whole.rows, whole.cols)
+        if place.tail is None:
+            return self.split_outside_blocks(whole, place)
+        parts = split_rows(place.before, place.tail, sizes, whole.rows, whole.cols)
+        if parts and place.stacked and _contradicts(whole, sizes):
+            return ()
+        return parts
+
+    def split_outside_blocks(self, whole: MatrixRef, place: Place) -> tuple[Part, ...] | None:
+        """Do the same for a matrix outside of blocks."""
+        return split_rows("", place.before, self.sizes(place), whole.rows, whole.cols)
+
+    def is_transposed(self, weight: LogicalWeight, place: Place) -> bool:
+        """Tell whether a matrix is stored as (in, out)."""
+        first, second = weight.shape
+        sizes = self.sizes(place)
+        if place.tail is None or weight.codec in _UNTRANSPOSED_CODECS:
+            return weight.name.endswith(_TRANSPOSED_NAMES) and not weight.codec
+        if place.stacked and place.tail.endswith(_ROW_STACKS):
+            return place.tail.endswith("w2")
+        if place.stacked:
+            inside = second if place.role == "mlp_down" else first
+            outside = first if place.role == "mlp_down" else second
+            known = (inside in sizes.widths, outside in sizes.widths)
+            return known[0] if known[0] != known[1] else sizes.is_one_of(_TRANSPOSED_STACK_TYPES)
+        if not self._conv1d or place.tail.rpartition(".")[2] not in _CONV1D_TAILS:
+            return False
+        return sizes.is_one_of(_CONV1D_TYPES) or not sizes.model_type
+
+    def rope_heads(self, name: str, rows: int) -> int | None:
+        """Return in how many heads the rows of a matrix were reordered for rotary embeddings, or None if they were not."""
+        return None
 
 
-def place_of(name: str, model: Model) -> Place:
-    """Return what the name of a weight says."""
-    if model.is_gguf:
-        return _gguf_place(name)
-    found = classify(name, model.architecture)
-    return Place(
-        role=found.role,
-        source=found.source,
-        layer=found.layer,
-        expert=found.expert,
-        module=found.module,
-        before=found.before,
-        tail=found.tail,
-        stacked=_is_stack(found),
-    )
-
-
-def matrices_of(weight: LogicalWeight, place: Place, model: Model, stack: str | None) -> tuple[MatrixRef, ...]:
-    """Return the matrices in a weight of two dimensions, or of three if it is stacked, none of which is empty.
+def matrices_of(weight: LogicalWeight, place: Place, layout: Layout, stack: str | None) -> tuple[MatrixRef, ...]:
+    """Return the matrices in a weight of two dimensions, or of three if it is stacked; none of them is empty.
 
     No two of them have the same role, head and expert.
 
@@ -120,33 +157,32 @@ def matrices_of(weight: LogicalWeight, place: Place, model: Model, stack: str | 
         CheckpointError: there are more matrices in a stack than any model has, or its bytes do not divide among them.
     """
     if len(weight.shape) == 2:
-        row_stack = _experts_in_rows(weight, place, model)
+        row_stack = _experts_in_rows(weight, place, layout)
         if row_stack:
             return tuple(
                 ref
                 for expert in range(row_stack)
-                for ref in _parts(_rows_of(weight, expert, row_stack), place, model, stack, expert)
+                for ref in _parts(_rows_of(weight, expert, row_stack), place, layout, stack, expert)
             )
-        return _parts(weight, replace(place, stacked=False), model, stack, place.expert)
-    if place.tail == "attn_v_b":  # GGUF: (heads, out, in), which is a whole matrix but for its name
+        return _parts(weight, replace(place, stacked=False), layout, stack, place.expert)
+    if place.flattened:
         entry = replace(weight.entry, shape=_flat(weight.entry.shape))
-        return _parts(replace(weight, shape=_flat(weight.shape), entry=entry), place, model, stack, None)
+        return _parts(replace(weight, shape=_flat(weight.shape), entry=entry), place, layout, stack, None)
     if weight.shape[0] > MAX_EXPERTS:
         raise CheckpointError(f"{weight.shape[0]} matrices in one stack: more than any model has")
     refs = [
-        ref for index in range(weight.shape[0]) for ref in _parts(narrow(weight, index), place, model, stack, index)
+        ref for index in range(weight.shape[0]) for ref in _parts(narrow(weight, index), place, layout, stack, index)
     ]
-    if place.tail == "attn_k_b":  # GGUF: (heads, in, out)
+    if place.counts_heads:
         return tuple(replace(ref, head=ref.expert, expert=None) for ref in refs)
     return tuple(refs)
 
 
 def _parts(
-    weight: LogicalWeight, place: Place, model: Model, stack: str | None, expert: int | None
+    weight: LogicalWeight, place: Place, layout: Layout, stack: str | None, expert: int | None
 ) -> tuple[MatrixRef, ...]:
-    """Turn a matrix the right way round and take its parts."""
-    sizes = model.sizes(place)
-    transposed = _is_turned(weight, place, model, sizes)
+    """Return the matrices in a two-dimensional weight, each as (out, in)."""
+    transposed = layout.is_transposed(weight, place)
     rows, cols = reversed(weight.shape) if transposed else weight.shape
     whole = MatrixRef(
         tensor=weight.name,
@@ -164,10 +200,10 @@ def _parts(
         codec=weight.codec,
         companions=weight.companions,
         settings=weight.settings,
-        rope_heads=_rope_heads(weight.name, model, rows),
+        rope_heads=layout.rope_heads(weight.name, rows),
         module=place.module,
     )
-    parts = _split(place, model, sizes, whole)
+    parts = layout.split(whole, place)
     if parts is None:
         return (whole,)
     if not parts:
@@ -177,45 +213,24 @@ def _parts(
     )
 
 
-def _split(place: Place, model: Model, sizes: Sizes, whole: MatrixRef) -> tuple[Part, ...] | None:
-    if place.packed == ("mlp_gate", "mlp_up"):
-        return gate_first(sizes, whole.rows, whole.cols)
-    if place.packed:
-        return concatenated_or_thirds(sizes, whole.rows, whole.cols)
-    if place.tail is None:
-        return None if model.is_gguf else split_rows("", place.before, sizes, whole.rows, whole.cols)
-    parts = split_rows(place.before, place.tail, sizes, whole.rows, whole.cols)
-    if parts and place.stacked and _contradicts(whole, sizes):
-        return ()
-    return parts
-
-
 def _contradicts(whole: MatrixRef, sizes: Sizes) -> bool:
-    """Tell whether neither side of a stacked matrix is as wide as the config says: then nobody knows which way it lies."""
+    """Tell whether neither side of a stacked matrix is as wide as the config says, so that its orientation is unknown."""
     return not sizes.widths or not {whole.rows, whole.cols} & set(sizes.widths)
 
 
-def _is_turned(weight: LogicalWeight, place: Place, model: Model, sizes: Sizes) -> bool:
-    """Tell whether a matrix is stored as (in, out)."""
-    first, second = weight.shape
-    if model.is_gguf:
-        return place.tail == "attn_k_b"
-    if place.tail is None or weight.codec in _UNTURNED_CODECS:
-        return weight.name.endswith(_TURNED_NAMES) and not weight.codec
-    if place.stacked and place.tail.endswith(_ROW_STACKS):
-        return place.tail.endswith("w2")
-    if place.stacked:
-        inside = second if place.role == "mlp_down" else first
-        outside = first if place.role == "mlp_down" else second
-        known = (inside in sizes.widths, outside in sizes.widths)
-        return known[0] if known[0] != known[1] else sizes.is_one_of(_TURNED_STACK_TYPES)
-    if not model.conv1d or place.tail.rpartition(".")[2] not in _CONV1D_TAILS:
-        return False
-    return sizes.is_one_of(_CONV1D_TYPES) or not sizes.model_type
+def _stores_conv1d(config: Mapping[str, Any], architecture: str | None, weights: Iterable[LogicalWeight]) -> bool:
+    """Tell whether a model stores its projections as (in, out), as GPT-2's Conv1D does."""
+    # A model that was rewritten with ordinary linear layers may still be called gpt2; its fused weight is wider than high.
+    linear = any(
+        weight.name.endswith(".c_attn.weight") and len(weight.shape) == 2 and weight.shape[0] == 3 * weight.shape[1]
+        for weight in weights
+    )
+    named = not config.get("model_type") and (architecture or "").startswith(_CONV1D_ARCHITECTURES)
+    return not linear and (named or _names_conv1d(config))
 
 
 def _names_conv1d(config: Mapping[str, Any]) -> bool:
-    """Tell whether a config, or a section of it, is of a model that stores matrices as (in, out)."""
+    """Tell whether a config, or a section of it, has the type of a model that stores matrices as (in, out)."""
     sections = [config, *(value for value in config.values() if isinstance(value, Mapping))]
     return any(isinstance(kind := part.get("model_type"), str) and kind in _CONV1D_TYPES for part in sections)
 
@@ -226,11 +241,11 @@ def _is_stack(found: RoleOf) -> bool:
     return not _STACK_COMPONENTS.isdisjoint(found.tail.split(".")) or found.tail.endswith(_STACK_ENDINGS)
 
 
-def _experts_in_rows(weight: LogicalWeight, place: Place, model: Model) -> int | None:
-    """Return how many experts a matrix holds in its rows, or None if it is of one expert."""
+def _experts_in_rows(weight: LogicalWeight, place: Place, layout: Layout) -> int | None:
+    """Return how many experts a matrix holds in its rows, or None if it belongs to one expert."""
     if not place.stacked or place.tail is None or not place.tail.endswith(_ROW_STACKS):
         return None
-    section = model.sizes(place).section
+    section = layout.sizes(place).section
     settings = section.get("ffn_config", section)
     experts = settings.get("moe_num_experts") if isinstance(settings, Mapping) else None
     if type(experts) is not int or not 0 < experts <= MAX_EXPERTS or weight.shape[0] % experts:
@@ -243,27 +258,6 @@ def _rows_of(weight: LogicalWeight, expert: int, experts: int) -> LogicalWeight:
     size = weight.entry.size // experts
     entry: TensorEntry = replace(weight.entry, shape=(rows, cols), start=weight.entry.start + expert * size, size=size)
     return replace(weight, shape=(rows, cols), entry=entry)
-
-
-def _rope_heads(name: str, model: Model, rows: int) -> int | None:
-    heads = rope_permuted(model.config, name) if model.is_gguf else None
-    return heads if heads is not None and rows % (2 * heads) == 0 else None
-
-
-def _gguf_place(name: str) -> Place:
-    found = classify_gguf(name)
-    before, _, tail = name.removesuffix(".weight").rpartition(f".{found.layer}.")
-    return Place(
-        role=found.role,
-        source=found.source,
-        layer=found.layer,
-        expert=found.expert,
-        module=module_of(tail),
-        before=before,
-        tail=None if found.layer is None else tail,
-        stacked=found.experts or tail in ("attn_k_b", "attn_v_b"),
-        packed=found.parts,
-    )
 
 
 def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:

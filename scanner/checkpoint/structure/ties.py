@@ -4,42 +4,70 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-from scanner.checkpoint.model import VOCABULARY_ROLES, MatrixRef, TensorEntry
-from scanner.checkpoint.sources.files import BLOCK_BYTES, ByteRange, Files
+from scanner.checkpoint.model import VOCABULARY_ROLES, MatrixRef, TensorEntry, TieCheck
+from scanner.checkpoint.sources.files import BLOCK_BYTES, ByteRange, Files, open_files
 
 _FIRST_BLOCK_BYTES = 64 * 2**10
-# How many that begin alike are compared to their ends; models of speech have some dozens of embeddings of one shape.
+# How many with the same beginning are compared to their ends; speech models have some dozens of embeddings of one shape.
 _MOST_ALIKE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ties:
-    """Name of a copy -> name of the matrix that it repeats: those that are known, and those that may be, unread."""
+    """Copies of weights.
+
+    Attributes:
+        copies: stored tensor that repeats a matrix -> name of that matrix.
+        perhaps: name of a matrix that may repeat another -> name of that other; nothing was read.
+    """
 
     copies: Mapping[str, str]
     perhaps: Mapping[str, str]
 
 
-def find_ties(matrices: Iterable[MatrixRef], files: Files | None, config: Mapping[str, Any]) -> Ties:
-    """Find the embeddings and output heads that repeat an earlier one; of an embedding and a head, the head is the copy.
+def tie_check(source: str, matrices: Iterable[MatrixRef], config: Mapping[str, object]) -> TieCheck:
+    """Return what `find_ties` needs to know about a checkpoint."""
+    return TieCheck(
+        source=source,
+        candidates=tuple(ref for ref in matrices if ref.role in VOCABULARY_ROLES),
+        declared=config.get("tie_word_embeddings") is True,
+    )
 
-    A config may declare it, or both may be the same bytes of one file. Others are compared in `files`, byte by byte and in
-    blocks that grow: weights that differ do so at once, and reading them may be a download. Without `files` nothing is read.
+
+def resolve_ties(checks: Iterable[TieCheck]) -> dict[str, dict[str, str]]:
+    """Compare the bytes of embeddings and output heads and return which are copies.
+
+    This reads weights, in blocks that grow: different weights differ at once, and reading may be a download.
+
+    Args:
+        checks: `Inventory.tie_checks`.
+
+    Returns:
+        For the source of each check, stored tensor -> name of the matrix that it repeats; see `Inventory.without`.
 
     Raises:
         CheckpointError: a file cannot be read.
     """
-    declared = config.get("tie_word_embeddings") is True
+    return {check.source: dict(find_ties(check, open_files(check.source)).copies) for check in checks}
+
+
+def find_ties(check: TieCheck, files: Files | None = None) -> Ties:
+    """Find the embeddings and output heads that repeat an earlier one; of an embedding and a head, the head is the copy.
+
+    A head is a copy if the config declares it, or if both are the same bytes of the same file. Other matrices of equal
+    shape are compared byte by byte in `files`; without `files` nothing is read, and they are listed in `perhaps`.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
     copies: dict[str, str] = {}
     perhaps: dict[str, str] = {}
     alike: dict[tuple[object, ...], _Alike] = defaultdict(_Alike)
-    candidates = [ref for ref in matrices if ref.role in VOCABULARY_ROLES]
-    for ref in sorted(candidates, key=lambda ref: ref.role == "lm_head"):
+    for ref in sorted(check.candidates, key=lambda ref: ref.role == "lm_head"):
         earlier = alike[_without_place(ref)]
         original = earlier.by_place.get(_place(ref))
-        if original is None and declared and ref.role == "lm_head":
+        if original is None and check.declared and ref.role == "lm_head":
             original = earlier.embedding
         if original is None and files is not None:
             original = earlier.with_the_bytes_of(ref, files)
@@ -54,7 +82,7 @@ def find_ties(matrices: Iterable[MatrixRef], files: Files | None, config: Mappin
 
 @dataclass
 class _Alike:
-    """Different matrices that may be told apart by nothing but their bytes."""
+    """Matrices that differ in nothing but their place, and so may hold the same bytes."""
 
     by_place: dict[tuple[object, ...], MatrixRef] = field(default_factory=dict)
     embedding: MatrixRef | None = None
@@ -78,7 +106,7 @@ class _Alike:
 
 
 def _without_place(ref: MatrixRef) -> tuple[object, ...]:
-    """Return all that two matrices must have in common if the same bytes are to mean the same numbers."""
+    """Return what two matrices must share for equal bytes to mean equal numbers."""
     stored = tuple(replace(entry, name="", file="", start=0) for entry in _entries(ref))
     return ref.rows, ref.cols, ref.dtype, ref.codec, ref.settings, ref.transposed, stored
 
@@ -101,7 +129,7 @@ def _beginning(files: Files, ref: MatrixRef) -> bytes:
 
 
 def _same_bytes(files: Files, one: MatrixRef, other: MatrixRef) -> bool:
-    """Tell whether matrices that begin alike go on alike."""
+    """Tell whether two matrices with the same beginning hold the same bytes."""
     return all(_same_content(files, *pair) for pair in zip(_entries(one), _entries(other), strict=True))
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar, get_args
 import torch
 
 from scanner.checkpoint import Checkpoint
+from scanner.checkpoint.formats import get_format
 from scanner.checkpoint.names import printable
 from scanner.checkpoint.sources.files import SCHEME
 from scanner.engine.task import Context
@@ -28,7 +29,6 @@ HEADS: tuple[Head, ...] = get_args(Head)
 
 _EXTRA = "pip install 'rmtscan[experiments]'"
 _HUB = "hf://"
-_GGUF = ".gguf"
 #: Of a checkpoint that was saved without its pooler, say: what no forward pass to the last block needs.
 _HARMLESS = ("pooler", "position_ids", "inv_freq")
 
@@ -70,25 +70,23 @@ def model_place(checkpoint: Checkpoint) -> ModelPlace:
     Raises:
         ScannerError: it is one that cannot be run: an adapter, a difference of two, or behind a URL.
     """
-    shown, source = printable(checkpoint.model), checkpoint.source
-    if checkpoint.base is not None or checkpoint.format == "peft":
+    shown, source, form = printable(checkpoint.model), checkpoint.source, get_format(checkpoint.format)
+    if checkpoint.base is not None or form.holds_changes:
         kind = "a difference of two checkpoints" if checkpoint.base is not None else "an adapter"
         raise ScannerError(f"{shown} is {kind}, which cannot be run by itself: name a whole model")
+    files = sorted({entry.file for entry in checkpoint.tensors})
     if source.startswith(_HUB):
         repository, _, rest = source.removeprefix(_HUB).partition("@")
         commit, _, inside = rest.partition("/")
-        inside = inside.strip("/")
-        if inside and not inside.endswith(_GGUF):
+        loading = form.transformers_options([inside] if inside else files)
+        if inside and (inside.endswith("/") or not loading):
             raise ScannerError(f"{shown} lies inside a repository: download it and name its folder to run it")
-        return ModelPlace(model=checkpoint.model, path=repository, revision=commit or None, gguf_file=inside or None)
+        return ModelPlace(model=checkpoint.model, path=repository, revision=commit or None, **loading)
     if SCHEME.match(source):
         raise ScannerError(f"{shown} lies behind a URL: download it and name its folder to run it")
     path = Path(source)
-    if checkpoint.format == "gguf":
-        files = sorted({entry.file for entry in checkpoint.tensors})
-        folder = path if path.is_dir() else path.parent
-        return ModelPlace(model=checkpoint.model, path=str(folder), gguf_file=files[0])
-    return ModelPlace(model=checkpoint.model, path=str(path if path.is_dir() else path.parent))
+    folder = path if path.is_dir() else path.parent
+    return ModelPlace(model=checkpoint.model, path=str(folder), **form.transformers_options(files))
 
 
 def load_config(place: ModelPlace) -> Any:

@@ -26,10 +26,9 @@ from scanner.checkpoint.formats.gguf import (
     rope_permuted,
     split_names,
 )
-from scanner.checkpoint.formats.gguf_blocks import READABLE_GGUF_TYPES
+from scanner.checkpoint.formats.gguf_blocks import READABLE_GGUF_TYPES, decode_gguf
 from scanner.checkpoint.formats.gguf_header import MAX_KEPT_NUMBERS, MAX_KEPT_TEXT, GgufHeader, read_gguf_header
 from scanner.checkpoint.formats.weights import find_weights
-from scanner.checkpoint.quantization.decoding import decode
 from scanner.checkpoint.quantization.stored import TORCH_DTYPES, Stored
 from scanner.checkpoint.sources.files import LocalFiles
 from scanner.checkpoint.structure.role_tables import GGUF_ROLES
@@ -403,7 +402,7 @@ def test_the_readable_types_are_those_that_gguf_decodes() -> None:
 @pytest.mark.parametrize("kind", sorted(READABLE_GGUF_TYPES))
 def test_every_readable_type_decodes_as_in_gguf(kind: str) -> None:
     stored = blocks((7, 3, 512), kind)
-    found = decode("gguf", entry_of(stored, (7, 3, 512)), {}, {})
+    found = decode_gguf(entry_of(stored, (7, 3, 512)), {}, {})
     assert found.dtype == torch.float32
     expected = decoded(stored)
     assert np.isfinite(expected).all()
@@ -415,9 +414,9 @@ def test_every_readable_type_decodes_as_in_gguf(kind: str) -> None:
 def test_large_tensors_are_decoded_in_pieces_with_the_same_result(kind: str) -> None:
     stored = blocks((3001, 1024), kind)
     entry = entry_of(stored, (3001, 1024))
-    decode("gguf", entry_of(blocks((1, 1024), kind), (1, 1024)), {}, {})  # imports and lookup tables
+    decode_gguf(entry_of(blocks((1, 1024), kind), (1, 1024)), {}, {})  # imports and lookup tables
     tracemalloc.start()
-    found = decode("gguf", entry, {}, {})
+    found = decode_gguf(entry, {}, {})
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < found.numel() * 4 + 30 * 2**20
@@ -431,7 +430,7 @@ def test_one_expert_is_decoded_from_its_own_bytes() -> None:
     for expert in range(5):
         narrowed = replace(whole.entry, shape=(4, 256), start=expert * size, size=size)
         one = Stored(entry=narrowed, content=whole.content[expert * size : (expert + 1) * size])
-        assert np.array_equal(decode("gguf", one, {}, {}).numpy(), decoded(stored)[expert])
+        assert np.array_equal(decode_gguf(one, {}, {}).numpy(), decoded(stored)[expert])
 
 
 @pytest.mark.parametrize(
@@ -439,12 +438,12 @@ def test_one_expert_is_decoded_from_its_own_bytes() -> None:
 )
 def test_bytes_that_cannot_be_decoded_are_refused(kind: str, shape: tuple[int, ...], size: int) -> None:
     with pytest.raises(CheckpointError, match="w:"):
-        decode("gguf", entry_of((np.zeros(size, dtype=np.uint8), kind), shape), {}, {})
+        decode_gguf(entry_of((np.zeros(size, dtype=np.uint8), kind), shape), {}, {})
 
 
 def test_a_damaged_scale_decodes_to_what_it_says_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
     stored = (np.full((1, 34), 0x7C, dtype=np.uint8), "Q8_0")  # 0x7C7C is not a number
-    assert decode("gguf", entry_of(stored, (1, 32)), {}, {}).isnan().all()
+    assert decode_gguf(entry_of(stored, (1, 32)), {}, {}).isnan().all()
     assert not recwarn.list
 
 

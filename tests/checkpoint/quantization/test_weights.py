@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scanner.checkpoint.formats.safetensors import DTYPE_BITS
+from scanner.checkpoint.formats import decoder_of
+from scanner.checkpoint.formats.gguf import Gguf
 from scanner.checkpoint.model import LogicalWeight, TensorEntry
-from scanner.checkpoint.quantization.decoding import decode
-from scanner.checkpoint.quantization.stored import Stored
+from scanner.checkpoint.quantization.stored import DTYPE_BITS, Stored
 from scanner.checkpoint.quantization.weights import logical_weights, narrow
 from scanner.errors import CheckpointError
 
@@ -31,7 +31,7 @@ def entries(shapes: Shapes) -> list[TensorEntry]:
 def grouped(shapes: Shapes, quantization: Any = None) -> tuple[dict[str, LogicalWeight], dict[str, str]]:
     """The weights by the name of their main tensor, and the reasons for the other tensors; every tensor once."""
     config = {} if quantization is None else {"quantization_config": quantization}
-    found, skipped = logical_weights(entries(shapes), config)
+    found, skipped = logical_weights(entries(shapes), config, Gguf.codecs)
     names = [weight.entry.name for weight in found] + [entry.tensor for entry in skipped]
     assert sorted(names) == sorted(shapes)
     assert len({weight.name for weight in found}) == len(found)
@@ -319,7 +319,7 @@ def decodes_or_is_refused(weight: LogicalWeight, generator: np.random.Generator)
         return
     companions = {kind: stored(entry) for kind, entry in weight.companions}
     try:
-        found = decode(weight.codec, stored(weight.entry), companions, dict(weight.settings))
+        found = decoder_of(weight.codec)(stored(weight.entry), companions, dict(weight.settings))
     except CheckpointError:
         return
     assert tuple(found.shape) == weight.shape
