@@ -17,7 +17,7 @@ from scanner.checkpoint.names import printable
 from scanner.checkpoint.sources import hub_files
 from scanner.checkpoint.sources.hub_cache import cached_listing, cached_snapshot
 from scanner.checkpoint.sources.ranges import Sink
-from scanner.checkpoint.sources.retry import patiently
+from scanner.checkpoint.sources.retry import with_retries
 from scanner.errors import CheckpointError, MissingError
 
 BLOCK_BYTES = 64 * 2**20
@@ -78,7 +78,7 @@ class HfFileSystemFiles(hub_files.HubFiles):
 
     def _call(self, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         call = partial(method, *arguments, **named)
-        return patiently(call) if self.retries else call()
+        return with_retries(call) if self.retries else call()
 
 
 class FsspecPathFiles(HfFileSystemFiles):

@@ -1,4 +1,4 @@
-"""What fine-tuning changed, as a checkpoint of its own: the matrices W_tuned - W_base of `delta:BASE..TUNED`."""
+"""The difference of two checkpoints as a checkpoint: the matrices W_tuned - W_base of `delta:BASE..TUNED`."""
 
 import dataclasses
 import hashlib
@@ -15,13 +15,13 @@ PREFIX = "delta:"
 
 
 def split_reference(reference: str) -> tuple[str, str]:
-    """`delta:BASE..TUNED` as (BASE, TUNED).
+    """Split `delta:BASE..TUNED` into (BASE, TUNED).
 
     Raises:
-        CheckpointError: not exactly two references with `..` between them.
+        CheckpointError: there are not exactly two references with `..` between them.
     """
     text = reference.removeprefix(PREFIX)
-    # Not the .. of a path: that one follows a slash or begins the reference.
+    # The .. of a path follows a slash or begins the reference.
     places = [found.start() for found in re.finditer(r"(?<=[^/.])\.\.(?=.)", text)]
     if len(places) != 1:
         raise CheckpointError(
@@ -31,21 +31,21 @@ def split_reference(reference: str) -> tuple[str, str]:
 
 
 def difference(base: Checkpoint, tuned: Checkpoint) -> Checkpoint:
-    """The virtual checkpoint of the differences; its tensors are those of the tuned model.
+    """Return the checkpoint of the differences; its tensors are those of the tuned model.
 
     Raises:
-        CheckpointError: both references lead to the same content, or one to a model and the other to an adapter, or
-            the tuned one is a difference itself.
+        CheckpointError: both checkpoints have the same content, one is a model and the other an adapter, or the tuned one
+            is a difference itself.
     """
     for one, other in ((base, tuned), (tuned, base)):
         if get_format(one.format).holds_changes and not get_format(other.format).holds_changes:
             raise CheckpointError(
-                f"{one.model} is an adapter, and so a difference already: scan it by itself, without {PREFIX} and "
+                f"{one.model} is an adapter and therefore a difference already: scan it by itself, without {PREFIX} and "
                 f"without {other.model}"
             )
     if tuned.base is not None:
         raise CheckpointError(
-            f"{tuned.model} is a difference already, and nothing can be subtracted from it: name the models themselves"
+            f"{tuned.model} is a difference already, from which nothing can be subtracted: name the models themselves"
         )
     if (base.identity or base.source) == (tuned.identity or tuned.source):
         raise CheckpointError(f"{base.model} and {tuned.model} are the same checkpoint: every difference would be zero")

@@ -46,7 +46,7 @@ def list_matrices(
             `perhaps_tied`; `inventory.without(resolve_ties(inventory.tie_checks))` is the final inventory.
 
     Raises:
-        CheckpointError: there are more matrices than in any model, or a file cannot be read while tensors are compared.
+        CheckpointError: there are more matrices than in any model, or a file cannot be read to compare tensors.
     """
     inventory = _list_by_headers(checkpoint, selection)
     if compare_bytes and inventory.tie_checks:

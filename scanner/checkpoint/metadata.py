@@ -1,4 +1,8 @@
-"""What a checkpoint says about itself beside its weights: its name, its architecture, its base model."""
+"""Name, architecture and base model of a checkpoint, from its path, its config and its model card.
+
+The model card is not read with `huggingface_hub.ModelCard`: that class loads the front matter with PyYAML, which expands
+merge keys (`<<`) of nested aliases. A card of 560 bytes then takes 10 seconds, and twice as long with each further line.
+"""
 
 import re
 from collections.abc import Mapping
@@ -15,7 +19,7 @@ MAX_CONFIG_BYTES = 16 * 2**20
 
 _MAX_README_BYTES = 64 * 2**10
 
-# A folder or file called one of these says nothing about which model it holds.
+# Names of folders and files that do not tell which model they contain.
 _GENERIC = re.compile(
     r"(?:model|pytorch_model|adapter_model|consolidated|model_weights|weights|checkpoints?|ckpt|snapshots?|final|best"
     r"|last|latest|main|merged|outputs?|results?|export|safetensors|pytorch|transformer|hf|data|files|artifacts?|tmp"
@@ -27,9 +31,9 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 def model_name(path: Path) -> str:
-    """Return a name for the checkpoint at `path` (absolute): its own, with its parents' where that says nothing.
+    """Return a name for the checkpoint at `path` (absolute): its own, after those of its parents if it is generic.
 
-    A snapshot in a Hugging Face cache is named like the model on the Hub.
+    A snapshot in a Hugging Face cache has the name of the model on the Hub.
     """
     parts = [part for part in path.parts if part != path.anchor]
     if path.suffix in weight_suffixes() and parts:
@@ -46,25 +50,25 @@ def model_name(path: Path) -> str:
 
 
 def architecture(config: Mapping[str, Any]) -> str | None:
-    """Return the class that a config names first, or else its model type."""
+    """Return the first class that a config names, or else its model type."""
     architectures = config.get("architectures")
     first = architectures[0] if isinstance(architectures, list) and architectures else None
     return next((printable(name) for name in (first, config.get("model_type")) if isinstance(name, str) and name), None)
 
 
 def base_model(model: str, config: Mapping[str, Any], files: Files) -> str | None:
-    """Return the Hub id of the model that this one was made from, as its config or its README tells.
+    """Return the Hub id of the model that this one was made from, by its config or its model card.
 
-    transformers writes into `_name_or_path` what a model was loaded from: often its base, as often itself or a
-    folder. It counts if it looks like a Hub id and is not called like `model`.
+    transformers writes to `_name_or_path` where a model was loaded from: its base, but also itself or a folder. The value
+    counts if it looks like a Hub id and differs from the name `model`.
     """
-    # An adapter says of which model it is one, and it is never that model itself.
+    # Written by PEFT; it is always the base model of the adapter.
     loaded_from = config.get("base_model_name_or_path") or config.get("_name_or_path")
     candidates = [loaded_from] if isinstance(loaded_from, str) else []
     candidates += _readme_base_models(files)
     own_names = {model.lower()}
     if files.commit is None:
-        # A local copy may have been made of anybody's model of that name.
+        # A local folder may be a copy of any owner's model of this name.
         own_names.add(model.rsplit("/", 1)[-1].lower())
     else:
         own_names.add("/".join(model.lower().split("/")[:2]))
@@ -78,7 +82,7 @@ def base_model(model: str, config: Mapping[str, Any], files: Files) -> str | Non
 
 
 def _readme_base_models(files: Files) -> list[str]:
-    """Return what the key base_model in the front matter of the README holds: one value or a list."""
+    """Return the value or values of `base_model` in the YAML front matter of the model card."""
     if not files.has(README_FILE):
         return []
     text = files.read(README_FILE, 0, _MAX_README_BYTES).decode("utf-8", errors="replace").replace("\r\n", "\n")

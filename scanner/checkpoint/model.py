@@ -1,4 +1,4 @@
-"""What travels between the parts of the scanner: descriptions of checkpoints, tensors and matrices, never weights."""
+"""Descriptions of checkpoints, tensors and matrices. They are small and picklable and contain no weights."""
 
 import hashlib
 import re
@@ -25,21 +25,28 @@ ROLES = (
 )
 
 MAX_TENSORS = 500_000
-"""More tensors than any checkpoint has: the largest mixtures of experts, quantised, have some 300,000."""
+"""Limit for the tensors of a checkpoint: the largest quantized mixtures of experts have some 300,000."""
 
 MAX_MATRICES = 500_000
-"""More matrices than a scan of any of them lists, heads and experts one by one included."""
+"""Limit for the matrices of a checkpoint, with every head and expert counted."""
 
 VOCABULARY_ROLES = frozenset({"embedding", "lm_head"})
-"""Roles with one row per token (or position): large, and analysed only when asked for."""
+"""Roles with one row per token (or position): large, and analyzed only on request."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TensorEntry:
-    """One tensor as its file stores it: `size` bytes that begin `start` bytes into `file`, relative to the source.
+    """One tensor as its file stores it.
 
-    `column_major`: the file holds the columns of a matrix one after the other instead of its rows (a transposed tensor
-    that PyTorch saved as it was).
+    Attributes:
+        name: name of the tensor.
+        dtype: name of the stored dtype, as safetensors or GGUF call it.
+        shape: stored shape.
+        file: name of the file, relative to the source.
+        start: offset of the first byte in the file.
+        size: number of bytes.
+        column_major: whether the columns of the matrix are stored one after another instead of its rows (a transposed
+            tensor saved by PyTorch).
     """
 
     name: str
@@ -53,10 +60,20 @@ class TensorEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint whose headers were read and checked; its weights are still where they were.
+    """A checkpoint whose headers were read and checked.
 
-    `identity` is a hash of the contents (not of the place), `parameters` counts stored floating-point entries, and
-    `dtype` is the floating-point format that most of them have.
+    Attributes:
+        model: name of the model.
+        revision: commit on the Hub, or the first digits of the identity.
+        source: where the files are, for `open_files`.
+        format: name of the file format.
+        architecture: class or type of the model.
+        base_model: Hub id of the model that it was made from.
+        parameters: number of stored floating-point entries.
+        dtype: the dtype that most of them have.
+        identity: hash of the contents, independent of the place.
+        config: the model's config.
+        tensors: every stored tensor.
     """
 
     model: str
@@ -71,16 +88,21 @@ class Checkpoint:
     config: Mapping[str, Any]
     tensors: tuple[TensorEntry, ...]
     base: "Checkpoint | None" = None
-    """Of `delta:BASE..TUNED`: the checkpoint that is subtracted."""
+    """The checkpoint that is subtracted, for `delta:BASE..TUNED`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogicalWeight:
-    """One weight as the model sees it: a tensor of numbers, whichever stored tensors those are decoded from.
+    """One weight of a model: a tensor of numbers, decoded from one or more stored tensors.
 
-    `codec` names the decoding (empty: the numbers are stored as they are, in the entry's dtype), `companions` are the
-    stored tensors it needs beside `entry` (scales, zero points), by what they are, and `settings` its parameters.
-    `shape` is the shape after decoding, `dtype` says what the numbers were stored as (F32, F8_E4M3, Q4_1, MXFP4, ...).
+    Attributes:
+        name: name of the weight.
+        shape: shape after decoding.
+        dtype: how the numbers are stored (F32, F8_E4M3, Q4_1, MXFP4, ...).
+        entry: the main stored tensor.
+        codec: name of the decoder; empty if the numbers are stored in the dtype of `entry`.
+        companions: (kind, tensor) of the other stored tensors that the decoder needs (scales, zero points).
+        settings: parameters of the decoder.
     """
 
     name: str
@@ -94,10 +116,10 @@ class LogicalWeight:
 
 @dataclass(frozen=True, kw_only=True)
 class RowPattern:
-    """The rows r of a fused matrix with offset <= r mod period < offset + width: every way in which fused weights are packed.
+    """The rows r of a fused matrix with offset <= r mod period < offset + width. Covers every packing of fused weights.
 
-    Concatenated: one period, as long as the matrix. Interleaved by head: the period is the rows of all parts of one head
-    (or of one key-value group). Alternating: period 2, width 1.
+    Concatenated weights have one period, as long as the matrix. For weights interleaved by head, the period is the rows
+    of all parts of one head (or of one key-value group). Alternating rows have period 2 and width 1.
     """
 
     period: int
@@ -125,15 +147,15 @@ class MatrixKey(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class MatrixRef:
-    """One matrix to analyse: `rows` = out_features, `cols` = in_features once it is turned the right way round.
+    """One matrix to analyze, with `rows` = out_features and `cols` = in_features.
 
-    How it is made of stored bytes, in this order: `entry` and `companions` are read and decoded by `codec`; if
-    `transposed`, turned (the file holds (cols, rows)); of a fused matrix the rows of `row_pattern` are taken; a row order
-    that was changed for rotary embeddings in `rope_heads` heads (GGUF) is undone; of one head, `head_slice` is cut out;
-    for a difference, the matrix of `minus` (its source, its ref) is subtracted.
+    It is made from stored bytes in these steps: `entry` and `companions` are read and decoded by `codec`; the result is
+    transposed if `transposed` (the file holds (cols, rows)); the rows of `row_pattern` are selected from a fused matrix; a
+    row order that was changed for rotary embeddings in `rope_heads` heads is restored; `head_slice` selects one attention
+    head; for a difference, the matrix of `minus` (its source and its ref) is subtracted.
 
-    `module` tells matrices of one role in one block apart: `cross_attention`, `shared_expert`, `mla_a` and `mla_b` (the
-    low-rank factors of multi-head latent attention), `indexer`; None for the ordinary ones.
+    `module` distinguishes matrices of the same role in one block: `cross_attention`, `shared_expert`, `mla_a` and `mla_b`
+    (the low-rank factors of multi-head latent attention), `indexer`; None for the usual ones.
     """
 
     tensor: str
@@ -172,7 +194,7 @@ class MatrixRef:
 
 @dataclass(frozen=True, kw_only=True)
 class Skipped:
-    """A tensor that is not analysed, and why."""
+    """A tensor that is not analyzed, and why."""
 
     tensor: str
     reason: str
@@ -180,9 +202,9 @@ class Skipped:
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Which matrices a scan wants: roles and layers (empty: all of them), and whether embeddings and output heads too.
+    """Which matrices to scan: roles and layers (empty: all of them), and whether to include embeddings and output heads.
 
-    With `heads`, attention projections are cut into one matrix per head, and nothing else is wanted.
+    With `heads`, attention projections are split into one matrix per head, and nothing else is selected.
 
     Raises:
         ScannerError: a role that is not in the vocabulary, or a layer that is not a non-negative integer.
@@ -209,7 +231,7 @@ class Selection:
 
     @property
     def vocabulary(self) -> bool:
-        """Whether embeddings and output heads are wanted: asking for one of the two roles by name is asking."""
+        """Whether embeddings and output heads are selected, by `embeddings` or by role."""
         return self.embeddings or not VOCABULARY_ROLES.isdisjoint(self.only)
 
 

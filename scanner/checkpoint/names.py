@@ -1,4 +1,4 @@
-"""Names that come from strangers: which of them are plain file names, and how they are shown on a terminal."""
+"""Untrusted names: checks for plain file names, and escapes for the terminal."""
 
 from pathlib import PureWindowsPath
 
@@ -13,6 +13,6 @@ def printable(name: str) -> str:
 
 
 def is_plain_name(name: str) -> bool:
-    """Tell whether `name` is a file name and nothing else: no folder, no drive, no way up."""
-    # The Windows rules know every separator; the names come from strangers and may have been written for any system.
+    """Tell whether `name` is a file name and nothing else: no folder, no drive, no `..`."""
+    # The rules of Windows cover every separator, and the name may have been written for any system.
     return name not in ("", ".", "..") and "\0" not in name and PureWindowsPath(name).name == name

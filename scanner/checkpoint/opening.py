@@ -1,4 +1,4 @@
-"""A reference becomes a checkpoint: found, named, checked and identified."""
+"""Opens checkpoints: finds, names, checks and identifies what a reference means."""
 
 import math
 from collections import Counter
@@ -12,26 +12,28 @@ from scanner.checkpoint.model import Checkpoint, TensorEntry
 from scanner.checkpoint.references import find_place
 from scanner.checkpoint.sources.files import open_files
 from scanner.checkpoint.sources.json_object import read_json_object
+from scanner.extensions import load_extensions
 
 
 def open_checkpoint(reference: str, *, download: bool = False, identify: bool = True) -> Checkpoint:
     """Open a checkpoint by its reference.
 
-    That is a local folder or file, `org/name[@revision]` or `hf://...` on the Hub, any fsspec URL, or `delta:BASE..TUNED`,
-    the differences of two of these.
+    A reference is a local folder or file, `org/name[@revision]` or `hf://...` on the Hub, any fsspec URL, or
+    `delta:BASE..TUNED`, the difference of two of these.
 
-    The headers are read and checked; no weights stay in memory. Local files are read once, in blocks, to hash them; on
-    the Hub the commit identifies what is there, and in other stores the checksums that the store tells.
+    Headers are read and checked; no weights stay in memory. Local files are read once, in blocks, to hash them. On the
+    Hub the commit is the identity, and in other stores the checksums that the store reports.
 
     Args:
-        reference: what the user named.
-        download: take whole files of the Hub into its cache, instead of reading byte ranges of them.
-        identify: without it, local files are not hashed, and identity and revision are empty.
+        reference: what to open.
+        download: download whole files from the Hub into its cache instead of reading byte ranges.
+        identify: if False, local files are not hashed, and identity and revision are empty.
 
     Raises:
-        GatedError, MissingError, RateLimitedError: as the Hub answers.
-        CheckpointError: nothing is there, or what is there is not a sound checkpoint in a format that can be read.
+        GatedError, MissingError, RateLimitedError: as the Hub responds.
+        CheckpointError: nothing is there, the format is unknown, or the checkpoint is damaged or incomplete.
     """
+    load_extensions()
     if reference.startswith(PREFIX):
         base, tuned = (
             open_checkpoint(part, download=download, identify=identify) for part in split_reference(reference)

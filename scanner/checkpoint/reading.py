@@ -1,4 +1,4 @@
-"""The entries of matrices, read from their own byte ranges; matrices cut from the same stored weight share one read."""
+"""Reads matrices from their byte ranges; matrices that are parts of the same stored weight share one read."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 def read_matrix(source: str, ref: MatrixRef) -> "torch.Tensor | LowRank":
     """Return a matrix as a CPU tensor of shape (rows, cols), in the dtype it is stored in or decoded to.
 
-    What an adapter adds is returned as its factors.
+    The change that an adapter makes is returned as its two factors.
 
     Args:
         source: `Checkpoint.source`.
         ref: a matrix of that checkpoint.
 
     Raises:
-        CheckpointError: a file is gone, unreadable, shorter than its header promised, or does not decode.
+        CheckpointError: a file is missing, unreadable or shorter than its header says, or cannot be decoded.
     """
     return read_matrices(source, [ref])[0]
 
 
 def read_matrices(source: str, refs: Sequence[MatrixRef]) -> "list[torch.Tensor | LowRank]":
-    """Return several matrices of a checkpoint, reading and decoding every stored weight once.
+    """Return several matrices of a checkpoint, reading and decoding each stored weight once.
 
     Raises:
         CheckpointError: as `read_matrix`.
@@ -50,7 +50,7 @@ def read_matrices(source: str, refs: Sequence[MatrixRef]) -> "list[torch.Tensor 
 
 
 def _read_bases(refs: Sequence[MatrixRef]) -> "dict[int, torch.Tensor | LowRank]":
-    """What is subtracted from each matrix, by its position; of every source in one read."""
+    """Return what is subtracted from each matrix, by position; one read per source."""
     by_source: dict[str, list[tuple[int, MatrixRef]]] = {}
     for position, ref in enumerate(refs):
         if ref.minus is not None:
@@ -70,7 +70,7 @@ def _read(source: str, refs: Sequence[MatrixRef]) -> dict[TensorEntry, Stored]:
     entries = list(dict.fromkeys(entry for ref in refs for entry in (ref.entry, *(e for _, e in ref.companions))))
     files = open_files(source)
     for entry in entries:
-        # Before the allocation: a file that was cut short since its header was read must not cost memory.
+        # Checked before allocation, in case the file was truncated after its header was read.
         file_size = files.size(entry.file)
         if file_size < entry.start + entry.size:
             raise CheckpointError(
@@ -84,11 +84,11 @@ def _read(source: str, refs: Sequence[MatrixRef]) -> dict[TensorEntry, Stored]:
 def _cut(
     weight: "torch.Tensor | LowRank", ref: MatrixRef, base: "torch.Tensor | LowRank | None"
 ) -> "torch.Tensor | LowRank":
-    """From a decoded weight to the one matrix of a ref; see `MatrixRef` for the order of the steps."""
+    """Return the matrix of a ref from its decoded weight; see `MatrixRef` for the order of the steps."""
     from scanner.rmt.decomposition import LowRank
 
     if isinstance(weight, LowRank):
-        # Rows of a product are rows of its left factor, columns those of its right one.
+        # Rows of a product are rows of its left factor, columns are columns of its right factor.
         axis = ref.head_slice.axis if ref.head_slice is not None else 0
         left = _cut_tensor(weight.left, ref) if axis == 0 else weight.left
         right = _cut_tensor(weight.right, ref) if axis == 1 else weight.right
@@ -96,11 +96,11 @@ def _cut(
     else:
         matrix = _cut_tensor(weight, ref)
     if base is not None:
-        # In float64: the difference of two bfloat16 numbers is rarely a bfloat16 number.
+        # In float64: the difference of two bfloat16 numbers is in general not a bfloat16 number.
         matrix = _dense(matrix) - _dense(base)
     if tuple(matrix.shape) != (ref.rows, ref.cols):
         raise CheckpointError(
-            f"{printable(ref.tensor)}: a {matrix.shape[0]}x{matrix.shape[1]} matrix where its header promised "
+            f"{printable(ref.tensor)}: a {matrix.shape[0]}x{matrix.shape[1]} matrix, but its header says "
             f"{ref.rows}x{ref.cols}"
         )
     return matrix
@@ -119,7 +119,7 @@ def _cut_tensor(weight: "torch.Tensor", ref: MatrixRef) -> "torch.Tensor":
         matrix = matrix.reshape(-1, pattern.period, matrix.shape[1])
         matrix = matrix[:, pattern.offset : pattern.offset + pattern.width].reshape(-1, matrix.shape[2])
     if ref.rope_heads is not None:
-        # GGUF stores the two halves of a head's rotary pairs side by side; the model has them one after the other.
+        # Stored with the two rows of each rotary pair side by side; the model has the two halves of a head one after another.
         heads = matrix.reshape(ref.rope_heads, -1, 2, matrix.shape[1])
         matrix = heads.transpose(1, 2).reshape(matrix.shape)
     if ref.head_slice is not None:

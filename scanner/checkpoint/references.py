@@ -1,4 +1,4 @@
-"""What a user names becomes a place: a local path, a commit of a model on the Hub, or the URL of another store."""
+"""References: what a user names becomes a local path, a commit of a model on the Hub, or the URL of another store."""
 
 import difflib
 import re
@@ -17,13 +17,13 @@ from scanner.errors import CheckpointError, GatedError, RateLimitedError
 # org/name, org/name@revision, and either followed by a path; with a path but no revision only if it names a weights file.
 _ON_THE_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?:@.+|(?P<path>/.+))?", re.ASCII | re.DOTALL)
 
-# fsspec's way of putting one file system upon another: simplecache::s3://bucket/folder, zip://folder::s3://bucket/x.zip.
+# Chained file systems of fsspec: simplecache::s3://bucket/folder, zip://folder::s3://bucket/x.zip.
 _CHAINED = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*(?:://[^\[\]]*)?::[a-zA-Z][a-zA-Z0-9+.-]*:", re.ASCII | re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a checkpoint is: `source` is what `open_files` takes, `branch` the branch or tag that was asked for."""
+    """Where a checkpoint is: `source` is the argument of `open_files`, `branch` the branch or tag that the user named."""
 
     source: str
     model: str
@@ -31,15 +31,15 @@ class Place:
 
 
 def find_place(reference: str) -> Place:
-    """Find what a reference means. What exists as a local path is one; a branch of the Hub becomes its newest commit.
+    """Find what a reference means. An existing local path has priority; a branch on the Hub becomes its newest commit.
 
     Raises:
-        GatedError, MissingError, RateLimitedError: as the Hub answers.
-        CheckpointError: a reference that is none, or leads nowhere.
+        GatedError, MissingError, RateLimitedError: as the Hub responds.
+        CheckpointError: the reference is invalid, or nothing is there.
     """
     shown = printable(reference)
     if not reference or "\0" in reference:
-        raise CheckpointError(f"'{shown}' names no checkpoint: give a folder, a file, org/name or a URL")
+        raise CheckpointError(f"'{shown}' does not name a checkpoint: give a folder, a file, org/name or a URL")
     try:
         reference.encode()
     except UnicodeEncodeError as error:
@@ -73,7 +73,7 @@ def _local_path(reference: str) -> Path | None:
         if path.is_dir():
             return path.resolve(strict=True)
         if path.is_file():
-            # Only the folder: the file itself may be a link into a cache, where names say nothing.
+            # Resolve only the folder: the file may be a link into a cache, where names are hashes.
             return path.parent.resolve(strict=True) / path.name
         exists = path.exists()
     except (OSError, RuntimeError) as error:  # RuntimeError: an unknown ~user, a loop of symbolic links
@@ -93,7 +93,7 @@ def _local_url(reference: str) -> Place:
 
 
 def _on_the_hub(reference: str) -> Place:
-    # Imported here: only who names a model on the Hub waits for its client.
+    # Imported here, so that local references do not wait for the client of the Hub.
     from scanner.checkpoint.sources.hub_files import hub_files
     from scanner.checkpoint.sources.hub_lookup import find_commit, parse_hub_reference
 
@@ -118,11 +118,11 @@ def _elsewhere(reference: str) -> Place:
     parts = urlsplit(reference)
     if parts.username is not None or parts.password is not None or parts.query:
         raise CheckpointError(
-            f"the {parts.scheme}:// URL of a checkpoint may hold no password, signature or other query: it is written into "
-            "results; set the credentials as the environment variables of that store"
+            f"the {parts.scheme}:// URL of a checkpoint must not contain a password, signature or other query, because it is "
+            "written into results: set the credentials as the environment variables of that store"
         )
     source = reference if _names_a_file(reference) else f"{reference.rstrip('/')}/"
-    # As a path from the root of the store, so that names which say nothing get their folder's in front of them.
+    # As a path from the root of the store, so that generic names get the name of their folder in front.
     names = [unquote(part) for part in f"{parts.netloc}/{parts.path}".split("/") if part]
     return Place(source=source, model=model_name(Path("/", *names)))
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scanner.errors import QueryError
+from scanner.extensions import load_extensions
 
 _STORE = Path(__file__).resolve().parent
 _FOLDERS = (_STORE.parent / "queries", _STORE.parent.parent / "queries")  # in an installed wheel; in a checkout
@@ -117,12 +118,38 @@ def parse_query(name: str, text: str) -> Query:
     return Query(name=name, title=title, about=about, params=params, columns=columns, sql=text)
 
 
+_REGISTERED: dict[str, str] = {}
+
+
+def register_query(name: str, text: str) -> None:
+    """Make a named query of an extension known.
+
+    Args:
+        name: its name.
+        text: what would be the content of a file in `queries/`: a header comment and one SELECT statement.
+
+    Raises:
+        ValueError: the header is invalid, or a query of the package has this name.
+    """
+    parse_query(name, text)
+    if name in _packaged():
+        raise ValueError(f"query {name!r} is already a query of the package")
+    _REGISTERED[name] = text
+
+
 def load_queries() -> dict[str, Query]:
-    """Every query that the package brings, by name, in alphabetical order."""
+    """Return all queries by name, in alphabetical order, those of extensions included."""
+    load_extensions()
+    texts = _packaged() | _REGISTERED
+    return {name: parse_query(name, texts[name]) for name in sorted(texts)}
+
+
+def _packaged() -> dict[str, str]:
+    """The texts of the queries that the package contains, by name."""
     folder = next((folder for folder in _FOLDERS if folder.is_dir()), None)
     if folder is None:
         raise RuntimeError(f"the package's queries are missing: none of {[str(path) for path in _FOLDERS]} exists")
-    return {path.stem: parse_query(path.stem, path.read_text("utf-8")) for path in sorted(folder.glob("*.sql"))}
+    return {path.stem: path.read_text("utf-8") for path in folder.glob("*.sql")}
 
 
 def find_query(name: str) -> Query:

@@ -8,6 +8,7 @@ import duckdb
 import pyarrow as pa
 
 from scanner.errors import StoreError
+from scanner.extensions import load_extensions
 from scanner.store import heartbeat
 from scanner.store.database import Params, connect, read, refuse_all_but_select
 from scanner.store.files import StoreFiles
@@ -40,6 +41,7 @@ def open_store(url: str, *, create: bool = False) -> "Store":
     Raises:
         StoreError: it does not exist (without `create`), is a file, cannot be reached, or (with `create`) not written.
     """
+    load_extensions()
     files = StoreFiles(url)
     if files.is_file(""):
         raise StoreError(f"store {files.url!r} is a file: name a folder with --store")

@@ -164,7 +164,9 @@ def test_an_adapter_is_a_difference_already(tmp_path: Path) -> None:
     model = checkpoint(tmp_path / "model", _layer(0, seed=1, prefix="model."))
     one, other = _adapter(tmp_path / "one", 1), _adapter(tmp_path / "other", 2)
     for reference in (f"delta:{model}..{one}", f"delta:{one}..{model}"):
-        with pytest.raises(CheckpointError, match=r"one is an adapter, and so a difference already: scan it by itself"):
+        with pytest.raises(
+            CheckpointError, match=r"one is an adapter and therefore a difference already: scan it by itself"
+        ):
             open_checkpoint(reference)
     opened = open_checkpoint(f"delta:{one}..{other}")
     (ref,) = list_matrices(opened).matrices

@@ -361,7 +361,7 @@ def test_an_index_or_a_strange_file_is_refused_by_name(tmp_path: Path) -> None:
     folder = Path(sharded(tmp_path / "big", {"a-1.safetensors": ONE}))
     (folder / "notes.txt").write_text("hello")
     assert "name its folder" in refused(folder / INDEX)
-    assert "not a .safetensors file" in refused(folder / "notes.txt")
+    assert "not a .safetensors, GGUF or PyTorch file" in refused(folder / "notes.txt")
 
 
 def test_a_file_without_tensors_is_refused(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def test_a_scan_in_which_everything_failed_has_nothing_to_draw(store: Store) -> 
 
 def test_a_matrix_without_a_bulk_is_said_to_have_none(store: Store) -> None:
     add_scan(store, "flat", [Matrix(singular_values=[1.0, 0.0, 0.0, 0.0], more={"sigma": 0.0, "mp_upper": 0.0})])
-    with pytest.raises(ScannerError, match="half of its singular values are zero"):
+    with pytest.raises(ScannerError, match="half of the singular values are zero"):
         FIGURES["spectrum"].draw(store)
     with pytest.raises(ScannerError, match="sigma is zero"):
         FIGURES["spectra_by_role"].draw(store)

@@ -46,7 +46,7 @@ def test_overlaps_are_drawn_over_the_entries_of_their_vectors_centred_or_not(sto
         rows = chart["datasets"][lower["data"]["name"]]
         assert [row["overlap"] for row in rows] == pytest.approx(overlap)
         assert [row["peak"] for row in rows] == pytest.approx([peak] * len(rows))
-        assert ("not centred" in chart["title"]["subtitle"][1]) != centred
+        assert ("not centered" in chart["title"]["subtitle"][1]) != centred
 
 
 def test_the_newest_run_is_the_one_with_the_newest_point(store: Store) -> None:

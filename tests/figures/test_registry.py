@@ -1,6 +1,5 @@
 """A figure is one decorated function: in the lists, descriptions and options of `rmtscan plot` without another change."""
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +18,11 @@ import altair as alt
 from scanner.figures import figure
 
 
-@figure(title="Toy figure", about="A bar of a given height.", parameters={"height": "height of the bar"})
+@figure(
+    title="Toy figure",
+    about="A bar of a given height.",
+    parameters={"height": "height of the bar", "wide": "whether it is wide"},
+)
 def toy(store=None, *, interactive: bool = False, model: str | None = None, height: float = 1.0, wide: bool = False):
     return alt.Chart(alt.InlineData(values=[{"height": height}])).mark_bar().encode(y="height:Q").properties(title="Toy")
 '''
@@ -27,13 +30,13 @@ def toy(store=None, *, interactive: bool = False, model: str | None = None, heig
 
 @pytest.fixture
 def extension(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    text = MODULE.replace('height of the bar"}', 'height of the bar", "wide": "whether it is wide"}')
-    (tmp_path / "toy_figures.py").write_text(text, "utf-8")
+    """An extension module of its own for each test, since a module is imported once."""
+    name = f"toy_figures_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(MODULE, "utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv(VARIABLE, "toy_figures")
+    monkeypatch.setenv(VARIABLE, name)
     yield
     FIGURES.pop("toy", None)
-    sys.modules.pop("toy_figures", None)
 
 
 def test_a_figure_of_an_extension_is_found(extension: None) -> None:

@@ -1,6 +1,6 @@
-"""PEFT's LoRA adapters: what an adapter adds to its model, as weights of rank r that are never multiplied out.
+"""LoRA adapters saved by PEFT. The change of each weight is kept as two factors of rank r.
 
-Delta W = scale B A, with B (out x r) and A (r x in); scale = alpha / r, or alpha / sqrt(r) for rank-stabilised adapters.
+Delta W = scale B A, with B (out x r) and A (r x in); scale = alpha / r, or alpha / sqrt(r) for rank-stabilized adapters.
 Source: Hu et al., arXiv 2106.09685; Kalajdzievski, arXiv 2312.03732 (rsLoRA); the file format is PEFT's.
 """
 
@@ -24,21 +24,21 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 CODEC = "lora"
 
-# What PEFT puts before the names that modules have in their model.
+# Prefix that PEFT adds to the names of modules.
 _WRAPPER = "base_model.model."
 _USUAL_ALPHA = 8
 _LARGEST_ALPHA = 1e30
-# Initialisations that take something out of the base model's weights and put it into the factors: B A is not what was learned.
+# Initializations that move a part of the base weights into the factors, so that B A is not what was learned.
 _MOVED_WEIGHTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
-# `.default` is the adapter's name, which PEFT leaves out when it saves, but not every tool does.
+# `.default` is the name of the adapter. PEFT removes it when it saves; some tools do not.
 _FACTOR = re.compile(
     r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<factor>[AB])(?:\.[\w-]+)??(?:\.weight)?", re.DOTALL
 )
 
 
 def decode_lora(weight: "Stored", companions: "Mapping[str, Stored]", settings: Mapping[str, Any]) -> "LowRank":
-    """Return scale B and A, in float64, as the factors of Delta W."""
+    """Return scale B (out x r) and A (r x in) in float64: the factors of Delta W."""
     from scanner.rmt.decomposition import LowRank
 
     return LowRank(left=weight.tensor().double() * settings["scale"], right=companions["A"].tensor().double())
@@ -79,12 +79,12 @@ def check_adapter(config: Mapping[str, Any], tensors: Sequence[TensorEntry]) -> 
     """Refuse adapters whose change of the weights is not scale B A.
 
     Raises:
-        CheckpointError: another method than LoRA, or a kind of LoRA whose factors mean something else.
+        CheckpointError: the method is not LoRA, or a variant of LoRA with a different change of the weights.
     """
     kind = config.get("peft_type")
     if kind != "LORA":
         raise CheckpointError(
-            f"{ADAPTER_CONFIG} describes an adapter of type '{printable(str(kind))}': only LORA is read; "
+            f"{ADAPTER_CONFIG} describes an adapter of type '{printable(str(kind))}', but only LORA is supported: "
             "merge it into its model (PEFT's merge_and_unload) and scan that"
         )
     merge = "merge it into its model (PEFT's merge_and_unload) and scan delta:BASE..MERGED"
@@ -92,15 +92,15 @@ def check_adapter(config: Mapping[str, Any], tensors: Sequence[TensorEntry]) -> 
         raise CheckpointError(f"this is a DoRA adapter: its change depends on the base model's weights; {merge}")
     if config.get("target_parameters"):
         raise CheckpointError(
-            f"this adapter changes parameters that are no modules (target_parameters), as stacks of experts, whose factors "
-            f"are packed in a way of their own: {merge}"
+            f"this adapter changes parameters instead of modules (target_parameters), such as stacks of experts, and their "
+            f"factors are packed differently: {merge}"
         )
     if config.get("use_qalora"):
         raise CheckpointError(f"this adapter pools its inputs in groups (QA-LoRA): {merge}")
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_MOVED_WEIGHTS):
         raise CheckpointError(
-            f"this adapter was initialised by {printable(start)} with a part of the base model's weights, so that its factors "
+            f"this adapter was initialized by {printable(start)} with a part of the base model's weights, so its factors "
             f"are not what was learned: {merge}"
         )
 
@@ -108,11 +108,11 @@ def check_adapter(config: Mapping[str, Any], tensors: Sequence[TensorEntry]) -> 
 def adapter_weights(
     tensors: Sequence[TensorEntry], config: Mapping[str, Any]
 ) -> tuple[tuple[LogicalWeight, ...], tuple[Skipped, ...]]:
-    """Pair the factors of an adapter; other tensors (modules saved whole) are weights as they stand.
+    """Pair the factors of an adapter; other tensors (modules saved whole) are ordinary weights.
 
     Returns:
-        The weights, and the stored tensors that are no weight of their own: the second factors, and factors without a
-        partner or with shapes that do not fit.
+        The weights, and the other stored tensors: the second factors, and factors without a partner or with shapes that
+        do not match.
     """
     factors: dict[str, dict[str, TensorEntry]] = {}
     weights: list[LogicalWeight] = []
@@ -160,7 +160,7 @@ def _misfit(a: TensorEntry | None, b: TensorEntry | None) -> str:
 
 
 def _scale(config: Mapping[str, Any], alpha: object, rank: int) -> float:
-    """alpha / r of a module. Its rank is that of its factors, so what the config says of ranks is not needed."""
+    """Return alpha / r of a module. The rank is that of the factors; the ranks in the config are not needed."""
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < _LARGEST_ALPHA:
         raise CheckpointError(f"{ADAPTER_CONFIG} gives lora_alpha as {printable(repr(alpha))}: it must be a number")
     return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)

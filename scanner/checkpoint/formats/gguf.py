@@ -1,4 +1,4 @@
-"""What GGUF files say of a model: its config under transformers' keys, the roles of its tensors, and which rows were moved."""
+"""GGUF: its metadata as a transformers config, the roles of its tensors, and the reordered rows of queries and keys."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,19 +19,19 @@ from scanner.checkpoint.structure.roles import module_of
 from scanner.errors import CheckpointError
 
 METADATA_KEY = "gguf"
-"""Where a config keeps the metadata of the file as it stands, without the tokenizer's."""
+"""Key of a config under which the metadata of the file is kept unchanged, without those of the tokenizer."""
 
 ROPE_PERMUTED = frozenset(
     "arcee arctic baichuan bailingmoe chameleon deci deepseek granite granitehybrid granitemoe internlm2 llada llama "
     "llama-embed minicpm mistral3 olmo smollm3 xverse".split()
 )
-"""The architectures whose query and key rows llama.cpp's converter puts into another order.
+"""The architectures whose query and key rows are reordered by the converter of llama.cpp.
 
-It does for those that rotate neighbouring rows of a head in llama.cpp and the two halves of a head in transformers.
+These rotate adjacent rows of a head in llama.cpp and the two halves of a head in transformers.
 Source: the classes of llama.cpp's conversion package whose modify_tensors calls permute (October 2026).
 """
 
-# Where dashes and underscores alone do not make transformers' name of a ggml architecture.
+# Model types of transformers that are not the ggml architecture with underscores for dashes.
 _MODEL_TYPES = {
     "command-r": "cohere",
     "gemma3": "gemma3_text",
@@ -65,7 +65,8 @@ _CONFIG_KEYS = {
     "max_position_embeddings": "context_length",
     "vocab_size": "vocab_size",
 }
-"""transformers' key -> ggml's, after the architecture's name. Counts that differ between layers are given by their largest."""
+"""Key in a transformers config -> key in GGUF after the name of the architecture. Of counts that differ between layers, the
+largest is used."""
 
 _SPLIT_NAME = re.compile(r"(?P<model>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 _EXPERT = re.compile(r"(blk\.\d{1,9}\.ffn_(?:gate|up|down))\.(\d{1,9})", re.ASCII)
@@ -153,13 +154,16 @@ class GgufLayout(Layout):
 
 @dataclass(frozen=True, kw_only=True)
 class GgufName:
-    """What a tensor's name says.
+    """What the name of a tensor says.
 
-    `role` and `layer` as in a `MatrixRef`; `source` is `gguf`, or `none` for a name that gguf does not have; `stack` is
-    `encoder` or `decoder` where the name itself says so.
-    `expert` is the index in files that keep experts apart; with `experts`, the leading dimension counts them.
-    `parts` are the roles of a fused tensor (whose own role is `other`): blocks of rows, one after the other, whatever
-    the order was in the model that was converted.
+    Attributes:
+        role: as in `MatrixRef`, as is `layer`.
+        source: `gguf`, or `none` for a name that the gguf package does not know.
+        stack: `encoder` or `decoder` if the name says so.
+        expert: index of the expert, in files that store experts separately.
+        experts: whether the leading dimension counts experts.
+        parts: roles of a fused tensor (whose own role is `other`): consecutive blocks of rows, whatever the order was in
+            the model that was converted.
     """
 
     role: str
@@ -172,10 +176,10 @@ class GgufName:
 
 
 def read_gguf(files: Files, names: Sequence[str]) -> tuple[tuple[TensorEntry, ...], dict[str, Any]]:
-    """Read the headers of a model's files, the first of them first; return its tensors and its config.
+    """Read the headers of all files of a model, in order; return its tensors and its config.
 
     Raises:
-        CheckpointError: a file is not sound, or they are not all the parts of one model.
+        CheckpointError: a file is damaged, or the files are not all parts of one model.
     """
     headers = [read_gguf_header(files, name) for name in names]
     metadata = headers[0].metadata
@@ -206,9 +210,9 @@ def split_names(name: str) -> tuple[str, ...]:
 
 
 def model_config(metadata: Mapping[str, Any], lengths: Mapping[str, int], tensors: Iterable[str]) -> dict[str, Any]:
-    """Return a config with the keys that transformers' configs have, and the metadata itself under `METADATA_KEY`.
+    """Return a config with the keys of transformers, and the metadata themselves under `METADATA_KEY`.
 
-    Values of another type than they should have are left out.
+    Values of an unexpected type are left out.
     """
     kept = {key: value for key, value in metadata.items() if not key.startswith("tokenizer.")}
     config: dict[str, Any] = {METADATA_KEY: kept}
@@ -239,7 +243,7 @@ def model_config(metadata: Mapping[str, Any], lengths: Mapping[str, int], tensor
 
 
 def _latent_attention(metadata: Mapping[str, Any], architecture: str) -> dict[str, int]:
-    """Return a config's keys for multi-head latent attention, which llama.cpp describes as the one key head it is run as."""
+    """Return the keys for multi-head latent attention, which llama.cpp describes as attention with one key head."""
     heads, queries, values, rotary = (
         _largest(metadata.get(f"{architecture}.{key}"))
         for key in (
@@ -256,7 +260,7 @@ def _latent_attention(metadata: Mapping[str, Any], architecture: str) -> dict[st
 
 
 def classify_gguf(name: str) -> GgufName:
-    """Return what the name of a GGUF tensor says, by gguf's own table of names."""
+    """Return what the name of a GGUF tensor says, by the table of names in the gguf package."""
     stem = name.removesuffix(".weight")
     expert = _EXPERT.fullmatch(stem)
     if expert:
@@ -289,11 +293,11 @@ def classify_gguf(name: str) -> GgufName:
 
 
 def rope_permuted(config: Mapping[str, Any], name: str) -> int | None:
-    """Return in how many heads the rows of a tensor were put into another order, or None if they were not.
+    """Return in how many heads the rows of a tensor were reordered, or None if they were not.
 
     Args:
-        config: of the checkpoint, as `model_config` makes it.
-        name: of the tensor, a query's or a key's.
+        config: config of the checkpoint, from `model_config`.
+        name: name of the tensor, a query or a key.
     """
     metadata = config.get(METADATA_KEY)
     found = re.fullmatch(r"blk\.(\d{1,9})\.attn_([qk])\.weight", name, re.ASCII)
@@ -312,8 +316,8 @@ def rope_permuted(config: Mapping[str, Any], name: str) -> int | None:
 
 @cache
 def _roles_by_name() -> dict[str, str]:
-    """Return the role of every name in gguf's table, with `{bid}` for the index of a block."""
-    from gguf.constants import TENSOR_NAMES  # here: only listing matrices needs it
+    """Return the role of every name in the table of the gguf package, with `{bid}` for the index of a block."""
+    from gguf.constants import TENSOR_NAMES  # imported here: only listing matrices needs it
 
     role_of = {tensor: role for role, tensors in GGUF_ROLES.items() for tensor in tensors.split()}
     return {name: role_of.get(tensor.name, "other") for tensor, name in TENSOR_NAMES.items()}
@@ -329,7 +333,7 @@ def _largest(value: object) -> int | None:
 
 
 def _repository(url: str) -> str:
-    """Return the `owner/name` that a model's page stands for."""
+    """Return `owner/name` from the URL of a model's page."""
     try:
         return urlsplit(url).path.strip("/")
     except ValueError:

@@ -1,4 +1,4 @@
-"""Decodes the block formats of GGUF, through the gguf package."""
+"""Decodes the block formats of GGUF with the gguf package."""
 
 import math
 from collections.abc import Mapping
@@ -18,9 +18,9 @@ READABLE_GGUF_TYPES = frozenset(
     "Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S IQ4_NL IQ4_XS "
     "TQ1_0 TQ2_0 MXFP4 NVFP4".split()
 )
-"""The types that gguf decodes; F64, F32, F16 and BF16 need no decoding. It knows others (Q8_K, Q1_0) by size only."""
+"""The types that gguf decodes; F64, F32, F16 and BF16 need no decoding. Of others (Q8_K, Q1_0) it knows only the size."""
 
-# gguf needs many times the memory of what comes out, so it is given one piece after the other.
+# gguf needs many times the memory of its result, so blocks are decoded in pieces.
 _PIECE_ENTRIES = 2**20
 
 
@@ -28,7 +28,7 @@ def decode_gguf(weight: "Stored", companions: "Mapping[str, Stored]", settings: 
     """Decode a tensor of blocks to float32, in the shape of its entry.
 
     Raises:
-        CheckpointError: its type cannot be decoded, or its bytes are not as many as its shape needs.
+        CheckpointError: the type cannot be decoded, or the number of bytes does not match the shape.
     """
     import numpy as np
     import torch
@@ -45,12 +45,11 @@ def decode_gguf(weight: "Stored", companions: "Mapping[str, Stored]", settings: 
         raise CheckpointError(
             f"{printable(entry.name)}: {entry.size} bytes do not make a {entry.dtype} tensor of shape {entry.shape}"
         )
-    # Rows are whole numbers of blocks, so that blocks can be decoded without regard to rows.
+    # A row is a whole number of blocks, so pieces need not end at rows.
     decoded = np.empty(entries, dtype=np.float32)
     piece = _PIECE_ENTRIES // block_entries
-    with np.errstate(
-        all="ignore"
-    ):  # a damaged scale shows as an infinity among the entries, which the analysis reports
+    # A damaged scale becomes an infinity among the entries, which the analysis reports.
+    with np.errstate(all="ignore"):
         for start in range(0, entries // block_entries, piece):
             blocks = weight.content[start * block_bytes : (start + piece) * block_bytes]
             numbers = dequantize(blocks[None], ggml_type)[0]

@@ -19,10 +19,10 @@ from scanner.errors import CheckpointError
 MAX_HEADER_BYTES = 256 * 2**20
 MAX_KEYS = 10_000
 MAX_ELEMENTS = 4_000_000
-"""Texts and arrays inside of arrays, which have to be passed one by one: the largest vocabularies with all their merges have
-a fifth of it."""
+"""Limit for texts and arrays inside arrays, which must be skipped one by one: five times the largest vocabulary with its
+merges."""
 
-# What is longer than this is a vocabulary, a chat template or an attack; none of them says what the model is made of.
+# Longer values are vocabularies, chat templates or attacks; none of them describes the model.
 MAX_KEPT_TEXT = 4096
 MAX_KEPT_NUMBERS = 1024
 
@@ -42,7 +42,7 @@ _SCALARS = {
 _STRING, _ARRAY = 8, 9
 _U32, _U64 = _SCALARS[4], _SCALARS[10]
 
-# The fewest bytes that a key with its value, and a tensor with its name, can take.
+# The smallest possible size of a key with its value, and of a tensor with its name.
 _SMALLEST_KEY = 8 + 1 + 4 + 1
 _SMALLEST_TENSOR = 8 + 1 + 4 + 4 + 8
 
@@ -83,7 +83,7 @@ def read_gguf_header(files: Files, name: str) -> GgufHeader:
 
 
 class _Reader:
-    """A place in the header (`at`, in bytes from the start of the file) that moves on as values are taken."""
+    """Reads values of the header in order; `at` is the position in bytes from the start of the file."""
 
     def __init__(self, files: Files, name: str) -> None:
         self._files, self._name = files, name
@@ -120,7 +120,7 @@ class _Reader:
     def skip_strings(self, count: int) -> None:
         while count:
             begin = at = self._buffered(8, promised=8 * count)
-            # A loop of its own: vocabularies have hundreds of thousands.
+            # A separate loop for speed: vocabularies have hundreds of thousands of strings.
             block, last, length = self._block, len(self._block) - 8, _U64.unpack_from
             while count and at <= last:
                 at += 8 + length(block, at)[0]
@@ -140,17 +140,17 @@ class _Reader:
 
     def _check(self, count: int) -> None:
         if count > self.left:
-            self.wrong(f"its header goes on after the end of the file, at byte {self.size}")
+            self.wrong(f"its header continues after the end of the file, at byte {self.size}")
         if self.at + count > MAX_HEADER_BYTES:
             self.wrong(f"its header is longer than {MAX_HEADER_BYTES} bytes")
 
     def expect(self, promised: int) -> None:
-        """Have as many bytes in the block as there must be at least, if that is not too many."""
+        """Read as many bytes into the block as the header must still have, within a limit."""
         if promised:
             self._buffered(min(promised, self.left, _SMALLEST_BLOCK), promised=promised)
 
     def _buffered(self, count: int, *, promised: int = 0) -> int:
-        """Have the next `count` bytes in the block; return where in it they begin.
+        """Make sure that the block holds the next `count` bytes; return where in it they begin.
 
         The block is as long as what is `promised` to follow, or grows with the header: few reads of a long one, little
         more than it of any.
@@ -171,9 +171,11 @@ def _counts(reader: _Reader) -> tuple[int, int]:
         reader.wrong("it does not begin with the letters GGUF and a version")
     version = reader.number(_U32)
     if version not in (2, 3):
-        # The version of a big-endian file has its zeros at the other end.
+        # In a big-endian file the zeros of the version are at the other end.
         found = "it is big-endian" if version and version & 0xFFFF == 0 else f"it has version {version}"
-        reader.wrong(f"{found}, and versions 2 and 3 in little-endian order are read", "convert the model again")
+        reader.wrong(
+            f"{found}, but only versions 2 and 3 in little-endian order are supported", "convert the model again"
+        )
     tensors, keys = reader.number(_U64), reader.number(_U64)
     if keys > min(MAX_KEYS, reader.left // _SMALLEST_KEY):
         reader.wrong(f"it promises {keys} metadata keys")
@@ -270,7 +272,7 @@ def _entry(
     except (ValueError, KeyError) as error:
         raise CheckpointError(
             f"{printable(reader.file)}: tensor '{shown}' has the ggml type {type_number}, which the installed gguf "
-            "package does not know: update it (pip install --upgrade gguf), or use another quantisation of the model"
+            "package does not know: update it (pip install --upgrade gguf), or use another quantization of the model"
         ) from error
     if 0 in shape or math.prod(shape) > _MAX_ENTRIES:
         reader.wrong(f"tensor '{shown}' has the dimensions {'x'.join(map(str, shape))}")

@@ -1,8 +1,8 @@
-"""The tensors of a PyTorch checkpoint (`.bin`, `.pt`, `.pth`): which bytes of the file they are, without loading any.
+"""The PyTorch format (`.bin`, `.pt`, `.pth`): finds the bytes of each tensor without loading or running anything.
 
 Since version 1.6 `torch.save` writes a zip archive whose members are stored as they are: `data.pkl`, a pickle that
-describes the objects, and `data/0`, `data/1`, ..., the storages of its tensors. Before, it wrote five pickles and then
-the storages, each after the number of its entries. Source: torch/serialization.py.
+describes the objects, and `data/0`, `data/1`, ..., the storages of its tensors. Older versions wrote five pickles
+and then the storages, each preceded by the number of its entries. Source: torch/serialization.py.
 """
 
 import math
@@ -34,7 +34,7 @@ ITEM_BYTES = {
     "BOOL": 1, "QI8": 1, "QU8": 1, "QI32": 4,
 }  # fmt: skip
 
-# The largest thing that is read at once is an archive's directory: some 70 bytes a tensor.
+# The largest single read is the directory of an archive: about 70 bytes per tensor.
 _MAX_READ_BYTES = 16 * 2**20
 _MAX_LINE_BYTES = 2**10
 _SMALLEST_BLOCK_BYTES, _LARGEST_BLOCK_BYTES = 4 * 2**10, 2**18
@@ -46,11 +46,11 @@ _LONGEST_EXTRA = 32  # sizes of 8 bytes, and the head of the padding
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _MAX_ENTRIES = 2**56
 
-# Under which key training scripts put the weights, beside optimizers and counters: the first that is there.
+# Keys under which training scripts store the weights, beside optimizers and counters; the first that exists counts.
 _WEIGHTS_KEYS = ("state_dict", "model_state_dict", "model", "module", "net", "weights", "params")
 _TRAINER_KEYS = re.compile(r"(?:optim|sched|lr_sched|scaler|grad_scaler|rng|random)", re.IGNORECASE)
 _MAX_NESTING = 16
-# A name is made of all the keys around a tensor, and a long key may be around many.
+# A name consists of all keys around a tensor, and a long key may contain many tensors.
 _MAX_NAMES_LENGTH = 2**26
 
 
@@ -87,7 +87,7 @@ class PyTorch(Format):
 
 @dataclass(frozen=True, kw_only=True)
 class _Member:
-    """A member of an archive and where the one after it begins."""
+    """A member of an archive and the start of the next one."""
 
     info: zipfile.ZipInfo
     end: int | None
@@ -104,14 +104,13 @@ class _Place:
 def read_torch_file(files: Files, name: str) -> list[TensorEntry]:
     """Return the tensors of a PyTorch checkpoint, in the order of their bytes.
 
-    Of a training checkpoint these are the weights: what stands under `state_dict`, `model` or the like, without that
-    key in their names; the state of optimizers is left out. Tensors that share their bytes (tied weights) are entries
-    with the same file, start and size. A tensor whose bytes are not its entries one after the other is an entry that
-    cannot be read, and its dtype says why.
+    Of a training checkpoint only the weights are returned: the tensors under `state_dict`, `model` or a similar key, with
+    that key removed from their names. Tensors that share their bytes (tied weights) are entries with the same file, start
+    and size. A tensor that is not contiguous cannot be read; the dtype of its entry says so.
 
     Raises:
-        CheckpointError: the file is no PyTorch checkpoint, needs code to be run before it can be read, is incomplete,
-            or contradicts itself.
+        CheckpointError: the file is not a PyTorch checkpoint, can only be read by running code, is incomplete, or
+            contradicts itself.
     """
     stream = _Stream(files, name)
     is_archive = stream.read(4) == b"PK\x03\x04"
@@ -137,11 +136,11 @@ def _archive(files: Files, name: str, stream: "_Stream") -> tuple[Pickle, dict[s
     pickles = [member for member in members if member.count("/") == 1 and member.endswith("/data.pkl")]
     root = pickles[0].removesuffix("data.pkl") if len(pickles) == 1 else None
     if root is None or f"{root}constants.pkl" in members:
-        _wrong(name, "it is an archive of another kind than torch.save writes (a TorchScript program?)")
+        _wrong(name, "it is an archive that torch.save did not write (a TorchScript program?)")
     inside = {member.removeprefix(root): info for member, info in members.items() if member.startswith(root)}
     first = _places(files, name, {member: inside[member] for member in ("data.pkl", "byteorder") if member in inside})
     if "byteorder" in first and files.read(name, first["byteorder"].start, 6) != b"little":
-        _wrong(name, "its numbers are big-endian, which is not read")
+        _wrong(name, "its numbers are big-endian, which is not supported")
     if first["data.pkl"].size > MAX_PICKLE_BYTES:
         _wrong(name, f"its data.pkl has {first['data.pkl'].size} bytes, too many to describe weights")
     pickle = read_pickle(BytesIO(files.read(name, first["data.pkl"].start, first["data.pkl"].size)))
@@ -168,7 +167,7 @@ def _members(name: str, stream: "_Stream") -> dict[str, _Member]:
 
 
 def _places(files: Files, name: str, members: Mapping[str, _Member]) -> dict[str, _Place]:
-    """Return where the contents of members are: behind the header in front of each, whose length only it knows."""
+    """Return where the contents of members are: after a header whose length is in the header itself."""
     file_size = files.size(name)
     for label, member in members.items():
         info = member.info
@@ -188,7 +187,7 @@ def _places(files: Files, name: str, members: Mapping[str, _Member]) -> dict[str
 
 
 def _start_by_alignment(member: _Member) -> int | None:
-    """Return where a content begins by the two rules of torch.save, or None if they do not meet.
+    """Return where a content begins by the two rules of torch.save, or None if they disagree.
 
     It begins at a multiple of 64 bytes, with just enough padding before it, and ends where a data descriptor stands
     before the next header. Headers that need not be read save a request for every tensor of a remote file.
@@ -215,7 +214,7 @@ def _legacy(files: Files, name: str, stream: "_Stream") -> tuple[Pickle, dict[st
         _wrong(name, other_kind)
     _version, system, pickle, keys = (read_pickle(stream) for _ in range(4))
     if not isinstance(system.content, dict) or system.content.get("little_endian") is not True:
-        _wrong(name, "its numbers are big-endian, which is not read")
+        _wrong(name, "its numbers are big-endian, which is not supported")
     known = isinstance(keys.content, list) and all(isinstance(key, str) for key in keys.content)
     if not known or set(keys.content) != set(pickle.storages):
         _wrong(name, "it holds other storages than its tensors need")
@@ -270,7 +269,7 @@ def _entry(file: str, name: str, tensor: PickledTensor, places: Mapping[str, _Pl
 
 
 def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """Whether the entries lie one after the other, the last index fastest (the strides of single rows are free)."""
+    """Tell whether the entries are stored in row-major order without gaps (strides of dimensions of size 1 are arbitrary)."""
     expected = 1
     for extent, stride in zip(reversed(shape), reversed(strides), strict=True):
         if extent == 0:
@@ -282,7 +281,7 @@ def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
 
 
 def _weights(file: str, content: Any) -> list[tuple[str, PickledTensor]]:
-    """Find the weights in what a pickle holds: name and tensor."""
+    """Return the names and tensors of the weights in the content of a pickle."""
     for _ in range(_MAX_NESTING):
         if not isinstance(content, dict) or any(isinstance(value, PickledTensor) for value in content.values()):
             break
@@ -332,7 +331,7 @@ def _wrong(name: str, what: str) -> NoReturn:
 
 
 class _Stream:
-    """A file as zipfile and pickletools want it: read in blocks, and never more of it at once than weights need.
+    """A file object for zipfile and pickletools, read in blocks of limited size.
 
     A request for more is answered by CheckpointError, before anything is allocated.
     """

@@ -1,4 +1,4 @@
-"""The header of a safetensors file: what it promises, checked against the file before anything is allocated.
+"""The safetensors format. Headers are checked against the file before anything is allocated.
 
 Format: 8 bytes of little-endian length, then as many bytes of JSON (tensor name -> dtype, shape, data_offsets), then
 the data. The rules are those of the reference implementation: offsets count from the end of the header, and the
@@ -18,7 +18,7 @@ from scanner.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000
 
-# More entries than any file can hold. It also keeps a product over a hostile shape from growing without end.
+# More entries than any file can hold. It also limits the size of products over untrusted shapes.
 _MAX_ENTRIES = 2**56
 
 _GIT_LFS = b"version https://git-lfs"
@@ -145,7 +145,7 @@ def _parse_json(data: bytes, shown: str) -> dict[str, Any]:
     objects = itertools.count(1)
 
     def one_more(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        # Every tensor is an object, and so are the metadata and the header itself.
+        # Each tensor is an object, as are the metadata and the header itself.
         if next(objects) > MAX_TENSORS + 2:
             raise CheckpointError(
                 f"the header of {shown} describes more than {MAX_TENSORS} tensors: no model has so many"
@@ -171,7 +171,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _natural(digits: str) -> int:
-    # No number of the format is negative, and none needs more digits than 2**64.
+    # No number of the format is negative or has more digits than 2**64.
     if digits.startswith("-") or len(digits) > 20:
         raise ValueError(f"{digits[:24]} is not a size or an offset")
     return int(digits)
@@ -182,7 +182,7 @@ def _no_constant(constant: str) -> NoReturn:
 
 
 def _is_text(text: str) -> bool:
-    # JSON can spell half of a surrogate pair, which no encoding can write.
+    # JSON can contain half of a surrogate pair, which cannot be encoded.
     try:
         text.encode()
     except UnicodeEncodeError:

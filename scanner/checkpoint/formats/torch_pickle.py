@@ -1,9 +1,9 @@
 """Reads the pickles of PyTorch checkpoints as data: nothing that they name is imported, called or executed.
 
-A pickle is a program for a stack machine that may import and call anything. `torch.load(weights_only=True)` lets it call
-a short list of functions; here the same list is enough to be understood, but even these are not called: a tensor becomes
-a description of which bytes it is made of, and the work and the size of what is built are bounded by the size of the pickle:
-what calls copy must have been put there by as many instructions.
+A pickle is a program for a stack machine that may import and call anything. `torch.load(weights_only=True)` allows it to
+call a short list of functions. Here the same functions are recognized but not called: a tensor becomes a description of the
+bytes that it consists of. Time and memory are limited by the size of the pickle: a call cannot copy more items than there
+were instructions.
 """
 
 import pickletools
@@ -12,7 +12,7 @@ from typing import IO, Any, Protocol, cast
 
 MAX_PICKLE_BYTES = 16 * 2**20
 MAX_INSTRUCTIONS = 4_000_000
-"""Some 35 instructions make a tensor; a million of the shortest ones make objects of a hundred megabytes."""
+"""About 35 instructions describe a tensor; a million of the shortest ones create objects of a hundred megabytes."""
 
 STORAGE_DTYPES = {
     "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
@@ -29,11 +29,11 @@ DTYPES = {
 }  # fmt: skip
 
 _OTHER_TENSORS = {
-    "_rebuild_qtensor": "quantised",
+    "_rebuild_qtensor": "quantized",
     "_rebuild_sparse_tensor": "sparse",
     "_rebuild_meta_tensor_no_storage": "meta",
 }
-_UNDERSTOOD = {
+_RECOGNIZED = {
     "torch": {
         *STORAGE_DTYPES, *DTYPES, "Size", "device", "Tensor", "complex32", "quint8", "qint8", "qint32", "per_tensor_affine",
         "per_tensor_symmetric", "per_channel_affine", "per_channel_symmetric", "per_channel_affine_float_qparams",
@@ -63,26 +63,26 @@ _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 _MAX_DIMENSIONS = 64
 _MAX_NUMBER = 2**63
-# Longer ones take long to take apart, again and again.
+# Longer tuples take long to match.
 _MAX_ARGUMENTS = 16
 
 
 class PickleError(Exception):
-    """What is wrong with a pickle, in words that follow the name of its file."""
+    """A pickle that cannot be read; the message follows the name of the file."""
 
 
 class PickleCodeError(PickleError):
-    """A pickle that can only be loaded by running something that weights do not need."""
+    """A pickle that can only be loaded by running code that weights do not need."""
 
 
 class Stream(Protocol):
-    """What the pickles are read from."""
+    """The file object that pickles are read from."""
 
     def read(self, size: int, /) -> bytes:
-        """Return `size` bytes, fewer only at the end."""
+        """Return `size` bytes, fewer only at the end of the file."""
 
     def readline(self) -> bytes:
-        """Return the bytes up to and with the next newline."""
+        """Return the bytes up to and including the next newline."""
 
     def tell(self) -> int:
         """Return the position."""
@@ -105,7 +105,7 @@ class Opaque:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Storage:
-    """A run of `entries` numbers; a view of it begins `offset` entries after its start. `key` finds it in the file."""
+    """A contiguous array of `entries` numbers, found in the file by `key`; a view begins `offset` entries after its start."""
 
     dtype: str
     key: str
@@ -115,9 +115,9 @@ class Storage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PickledTensor:
-    """A tensor by its place: `offset` and `strides` count entries of `dtype` in `storage`.
+    """A tensor described by its place: `offset` and `strides` count entries of `dtype` in `storage`.
 
-    `kind` is empty for plain tensors, or else what keeps its numbers from being read: quantised, sparse, meta.
+    `kind` is empty for plain tensors; `quantized`, `sparse` and `meta` tensors cannot be read.
     """
 
     storage: Storage | None
@@ -130,10 +130,10 @@ class PickledTensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Pickle:
-    """What a pickle describes: dictionaries, lists, tuples, numbers, text, None, `PickledTensor`, `Name` and `Opaque`.
+    """The content of a pickle: dictionaries, lists, tuples, numbers, text, None, `PickledTensor`, `Name` and `Opaque`.
 
     Keys of dictionaries are text, numbers of at most 64 bits, or None: no other key can name a weight.
-    `storages` are all that it names, whole, by their keys.
+    `storages` are all storages that the pickle names, without views, by key.
     """
 
     content: Any
@@ -141,10 +141,10 @@ class Pickle:
 
 
 def read_pickle(stream: Stream) -> Pickle:
-    """Read one pickle and leave the stream behind it.
+    """Read one pickle; the stream is then at its end.
 
     Raises:
-        PickleError: it is damaged, longer than `MAX_PICKLE_BYTES`, or needs more than weights need.
+        PickleError: it is damaged, longer than `MAX_PICKLE_BYTES`, or does more than describe weights.
     """
     machine = _Machine()
     start = stream.tell()
@@ -161,7 +161,7 @@ def read_pickle(stream: Stream) -> Pickle:
 
 
 class _Machine:
-    """The stack and the memo of a pickle. Raises ValueError where they do not hold what an instruction needs."""
+    """The stack machine. Raises ValueError if the stack or the memo do not hold what an instruction needs."""
 
     def __init__(self) -> None:
         self._stack: list[Any] = []
@@ -202,9 +202,9 @@ class _Machine:
             case "BINGET" | "LONG_BINGET":
                 self._recall(argument)
             case "GLOBAL":
-                self._push(_understood(*argument.split(" ", 1)))
+                self._push(_recognized(*argument.split(" ", 1)))
             case "STACK_GLOBAL":
-                self._push(_understood(*self._pop(2)))
+                self._push(_recognized(*self._pop(2)))
             case "BINPERSID":
                 storage = _storage(*self._pop(1))
                 self.storages.setdefault(storage.key, replace(storage, offset=0))
@@ -214,7 +214,7 @@ class _Machine:
                 self._count_copied(arguments)
                 self._push(_result(function, arguments))
             case "BUILD":
-                self._pop(1)  # the state of a dictionary or a parameter: no weights
+                self._pop(1)  # the state of a dictionary or a parameter, which holds no weights
             case _:
                 self._literal(instruction, argument)
 
@@ -222,12 +222,12 @@ class _Machine:
         return self._top()
 
     def _count_copied(self, arguments: Any) -> None:
-        """Count the pairs that a dictionary is made of: a list may have been remembered, and given to many calls."""
+        """Count the pairs that dictionaries are made from: a list in the memo may be the argument of many calls."""
         match arguments:
             case (list(pairs),):
                 self._copied += len(pairs)
         if self._copied > self._steps:
-            raise PickleError("holds a pickle that builds the same things over and over, which weights do not need")
+            raise PickleError("holds a pickle that copies the same objects again and again, which weights do not need")
 
     def _literal(self, instruction: str, argument: Any) -> None:
         if instruction in _LITERALS:
@@ -280,17 +280,17 @@ def _set_items(target: Any, items: list[Any]) -> None:
     if not isinstance(target, dict) or len(items) % 2:
         raise ValueError("only dictionaries have items")
     for key, value in zip(items[::2], items[1::2], strict=True):
-        # To hash a tuple that is nested a million times ends the process, and to print a number of a million digits is refused.
+        # Hashing a tuple nested a million times crashes the process, and Python refuses to print a number of a million digits.
         if key is None or isinstance(key, str | float) or (isinstance(key, int) and abs(key) < _MAX_NUMBER):
             target[key] = value
         elif isinstance(value, PickledTensor):
-            raise PickleError("gives a tensor a name that is neither text nor a number of 64 bits")
+            raise PickleError("has a tensor whose name is neither text nor a number of 64 bits")
 
 
-def _understood(module: Any, name: Any) -> Name:
+def _recognized(module: Any, name: Any) -> Name:
     if not isinstance(module, str) or not isinstance(name, str):
         raise ValueError("a name that is not text")
-    if name not in _UNDERSTOOD.get(module, ()):
+    if name not in _RECOGNIZED.get(module, ()):
         raise PickleCodeError(f"needs the Python object {module}.{name}, which weights do not")
     return Name(module, name)
 
@@ -310,7 +310,7 @@ def _storage(identifier: Any) -> Storage:
 
 
 def _result(function: Any, arguments: Any) -> Any:
-    """What a call would have returned, as far as weights need it."""
+    """Return what a call would have returned, as far as weights need it."""
     if not isinstance(function, Name) or not isinstance(arguments, tuple) or len(arguments) > _MAX_ARGUMENTS:
         raise ValueError("a call of something that has no name")
     match function.name, arguments:
@@ -338,7 +338,7 @@ def _tensor(arguments: tuple[Any, ...]) -> PickledTensor:
         case (Storage() as storage, int(offset), tuple(shape), tuple(strides), *rest) if (
             len(shape) == len(strides) and _sizes((offset,)) and _sizes(shape) and _sizes(strides)
         ):
-            # The third version, for dtypes younger than itself, names the dtype: its storage has none.
+            # The third version, for newer dtypes, names the dtype, because its storage has none.
             dtype = next((DTYPES.get(item.name, item.name) for item in rest if isinstance(item, Name)), storage.dtype)
             return PickledTensor(storage=storage, dtype=dtype, offset=offset, shape=shape, strides=strides)
     raise ValueError("a tensor that is not described as one")
@@ -346,7 +346,7 @@ def _tensor(arguments: tuple[Any, ...]) -> PickledTensor:
 
 def _other_tensor(function: str, arguments: tuple[Any, ...]) -> PickledTensor:
     match arguments:
-        case (Storage(dtype=dtype), int(), tuple(shape), *_):  # quantised
+        case (Storage(dtype=dtype), int(), tuple(shape), *_):  # quantized
             pass
         case (Opaque(), (_, PickledTensor(dtype=dtype), tuple(shape), *_), *_):  # sparse
             pass
@@ -360,5 +360,5 @@ def _other_tensor(function: str, arguments: tuple[Any, ...]) -> PickledTensor:
 
 
 def _sizes(numbers: tuple[Any, ...]) -> bool:
-    # Bounded, because a number of a million digits takes long to multiply.
+    # Limited, because numbers of a million digits take long to multiply.
     return len(numbers) <= _MAX_DIMENSIONS and all(type(n) is int and 0 <= n < _MAX_NUMBER for n in numbers)

@@ -1,4 +1,4 @@
-"""What config.json says about quantisation: written by strangers, so every value is checked where it is read."""
+"""The quantization settings in config.json. They are untrusted: every value is checked where it is read."""
 
 import reprlib
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from scanner.errors import CheckpointError
 
 @dataclass(frozen=True, kw_only=True)
 class IntegerScheme:
-    """How compressed-tensors quantised some of the weights to integers; `group_size` None: one scale a row or tensor."""
+    """How compressed-tensors quantized weights to integers; `group_size` None: one scale per row or tensor."""
 
     bits: int
     group_size: int | None
@@ -19,7 +19,7 @@ class IntegerScheme:
 
 
 def quantization_settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the quantisation settings of a config, empty if it has none; models that also see keep them further in."""
+    """Return the quantization settings of a config, or an empty mapping; multimodal models have them in a section."""
     text_config = config.get("text_config")
     places = [config, text_config] if isinstance(text_config, Mapping) else [config]
     found = (place.get(key) for place in places for key in ("quantization_config", "compression_config"))
@@ -27,10 +27,10 @@ def quantization_settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def declared_int(settings: Mapping[str, Any], *keys: str) -> int | None:
-    """Return the whole number under the first of the keys that is there, or None.
+    """Return the integer under the first of the keys that exists, or None.
 
     Raises:
-        CheckpointError: something else is there.
+        CheckpointError: the value is not an integer.
     """
     for key in keys:
         value = settings.get(key)
@@ -40,16 +40,16 @@ def declared_int(settings: Mapping[str, Any], *keys: str) -> int | None:
 
 
 def declared_text(settings: Mapping[str, Any], *keys: str) -> str | None:
-    """Return the text under the first of the keys that is there, in lower case, or None.
+    """Return the text under the first of the keys that exists, in lower case, or None.
 
     Raises:
-        CheckpointError: something else is there.
+        CheckpointError: the value is not text.
     """
     for key in keys:
         value = settings.get(key)
         if value is not None:
             if not isinstance(value, str):
-                raise CheckpointError(f"config.json: the quantisation's {key} is {_shown(value)}, not text")
+                raise CheckpointError(f"config.json: the quantization's {key} is {_shown(value)}, not text")
             return value.lower()
     return None
 
@@ -58,7 +58,7 @@ def declared_blocks(settings: Mapping[str, Any]) -> tuple[int, int] | None:
     """Return the rows and columns of a block that share a scale, or None.
 
     Raises:
-        CheckpointError: they are no two positive whole numbers.
+        CheckpointError: the value is not a pair of positive integers.
     """
     value = settings.get("weight_block_size")
     if value is None:
@@ -67,15 +67,15 @@ def declared_blocks(settings: Mapping[str, Any]) -> tuple[int, int] | None:
     if value is None:
         return None
     if not isinstance(value, list) or len(value) != 2 or not all(type(size) is int and size > 0 for size in value):
-        raise CheckpointError(f"config.json: the quantisation's blocks are {_shown(value)}, not two positive sizes")
+        raise CheckpointError(f"config.json: the quantization's blocks are {_shown(value)}, not two positive sizes")
     return value[0], value[1]
 
 
 def integer_schemes(settings: Mapping[str, Any]) -> frozenset[IntegerScheme]:
-    """Return the schemes in which compressed-tensors quantised weights to integers.
+    """Return the schemes in which compressed-tensors quantized weights to integers.
 
     Raises:
-        CheckpointError: a number of bits or a size of groups that is none.
+        CheckpointError: a number of bits or a group size is invalid.
     """
     schemes = set()
     for scheme in _groups(settings):
@@ -95,7 +95,7 @@ def integer_schemes(settings: Mapping[str, Any]) -> frozenset[IntegerScheme]:
 
 
 def _groups(settings: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the schemes of compressed-tensors that say how weights were quantised."""
+    """Return the schemes of compressed-tensors that describe weights."""
     groups = settings.get("config_groups")
     schemes = list(groups.values()) if isinstance(groups, Mapping) else []
     return [scheme for scheme in schemes if isinstance(scheme, Mapping) and isinstance(scheme.get("weights"), Mapping)]
@@ -103,10 +103,10 @@ def _groups(settings: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _int(value: object, key: str) -> int:
     if type(value) is not int:
-        raise CheckpointError(f"config.json: the quantisation's {key} is {_shown(value)}, not a whole number")
+        raise CheckpointError(f"config.json: the quantization's {key} is {_shown(value)}, not a whole number")
     return value
 
 
 def _shown(value: object) -> str:
-    # Not repr: what is nested deep enough to be parsed can be too deep to be shown.
+    # Not repr, which fails for deeply nested values.
     return printable(reprlib.repr(value))

@@ -1,14 +1,14 @@
-"""Weights stored as 4-bit floating-point numbers, two a byte, with one scale a group of columns: MXFP4 and NVFP4.
+"""Weights stored as 4-bit floating-point numbers, two per byte, with one scale per group of columns: MXFP4 and NVFP4.
 
     W[i, j] = E2M1[code[i, j]] * scale[i, j // group]  (* outer scale, or / divisor)
 
 Conventions: E2M1 and E8M0 are those of the OCP Microscaling Formats (MX) specification 1.0 (sections 5.3.3 and 5.4.1);
 the even column is in the low half of a byte. MXFP4 has groups of 32 with E8M0 scales: gpt-oss (`*_blocks`, with the
 groups as a dimension of their own, and `*_scales`) and compressed-tensors mxfp4-pack-quantized. NVFP4 has groups of 16
-with F8_E4M3 scales and one more scale a tensor: compressed-tensors divides by `weight_global_scale`, ModelOpt
+with F8_E4M3 scales and one more scale per tensor: compressed-tensors divides by `weight_global_scale`, ModelOpt
 multiplies by `weight_scale_2`.
 
-A gpt-oss stack is stored as (experts, out, in); only transformers turns it after decoding, for its own forward pass.
+A gpt-oss stack is stored as (experts, out, in); transformers transposes it after decoding, for its forward pass.
 """
 
 from collections.abc import Mapping
@@ -90,7 +90,7 @@ def decode_float4(weight: "Stored", companions: "Mapping[str, Stored]", settings
     pairs = torch.stack([numbers[byte & 0xF], numbers[byte >> 4]], dim=1)
     values = torch.empty(codes.numel(), 2)
     for start in range(0, codes.numel(), _CHUNK_BYTES):
-        # Indices of 32 bits: a byte would be taken for a mask.
+        # Converted to 32 bits, because an index of dtype uint8 would be a mask.
         part = codes[start : start + _CHUNK_BYTES].to(torch.int32)
         torch.index_select(pairs, 0, part, out=values[start : start + _CHUNK_BYTES])
     values.view(-1, group).mul_(scales.reshape(-1, 1))

@@ -1,4 +1,4 @@
-"""Which stored tensors belong together, by their names: the conventions of the packages that write quantised weights."""
+"""Which stored tensors belong together: the naming conventions of the packages that write quantized weights."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,9 +12,9 @@ from scanner.errors import CheckpointError
 
 FLOAT8 = frozenset({"F8_E4M3", "F8_E5M2"})
 
-WHAT_TO_DO = "dequantise it with the package that made it, save that, and scan the result"
+WHAT_TO_DO = "dequantize it with the package that made it, save that, and scan the result"
 
-# Names that nothing but a part of a quantised weight has.
+# Endings that only parts of quantized weights have.
 _ENDINGS = (
     "_scale_inv",
     ".weight_scale",
@@ -45,11 +45,11 @@ Names = dict[str, tuple[str, ...]]
 
 
 def find_parts(entry: TensorEntry, tensors: Mapping[str, TensorEntry]) -> Parts | None:
-    """Return the quantised weight whose main tensor is `entry`, or None if its name and dtype say that it is none.
+    """Return the quantized weight whose main tensor is `entry`, or None if there is none by its name and dtype.
 
     Args:
         entry: a tensor of the checkpoint.
-        tensors: all of them, by name.
+        tensors: all tensors of the checkpoint, by name.
     """
     found = next(_candidates(entry, tensors), None)
     if found is None:
@@ -60,7 +60,7 @@ def find_parts(entry: TensorEntry, tensors: Mapping[str, TensorEntry]) -> Parts 
 
 
 def is_lone_part(name: str, tensors: Mapping[str, TensorEntry]) -> bool:
-    """Tell whether a tensor that belongs to no quantised weight that was found is a part of one all the same."""
+    """Tell whether a tensor is a part of a quantized weight whose main tensor was not found."""
     module, _, last = name.rpartition(".")
     siblings = ("qweight", "qzeros", "g_idx")
     return name.endswith(_ENDINGS) or (
@@ -69,7 +69,7 @@ def is_lone_part(name: str, tensors: Mapping[str, TensorEntry]) -> bool:
 
 
 def _candidates(entry: TensorEntry, tensors: Mapping[str, TensorEntry]) -> Iterator[tuple[str, Describe, Names]]:
-    """Yield what `entry` may be the main tensor of: the weight's name, its description, companions' names by kind."""
+    """Yield the weights that `entry` may be the main tensor of: name, description, and names of companions by kind."""
     name, dtype = entry.name, entry.dtype
     module, _, last = name.rpartition(".")
     if name.endswith(("_blocks", ".blocks")) and dtype == "U8" and len(entry.shape) > 2:
@@ -128,4 +128,4 @@ def _refuse_bitsandbytes(parts: Parts, settings: Mapping[str, Any]) -> LogicalWe
 
 
 def _refuse_mlx(parts: Parts, settings: Mapping[str, Any]) -> LogicalWeight:
-    raise CheckpointError("quantised by MLX: run `mlx_lm.convert --dequantize` and scan the result")
+    raise CheckpointError("quantized by MLX: run `mlx_lm.convert --dequantize` and scan the result")

@@ -2,8 +2,8 @@
 
     W[i, j] = (code[i, j] - zero_point[i, group of j]) * scale[i, group of j]
 
-i counts out_features and j in_features; every decoder returns W that way round. Conventions, as the packages that write
-the checkpoints publish them:
+i counts out_features and j in_features; every decoder returns W in this orientation. The conventions are those of the
+packages that write the checkpoints:
 
 * GPTQ (arXiv 2210.17323; AutoGPTQ and GPTQModel): `qweight` (in * bits / 32, out) is packed along in_features, `qzeros`
   (groups, out * bits / 32) along out_features, lowest bits first, values of 3 bits running on from word to word;
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from scanner.checkpoint.quantization.stored import Stored
 
 AWQ_NIBBLES = (0, 4, 1, 5, 2, 6, 3, 7)
-"""Where in a word of AWQ each of eight neighbouring columns is."""
+"""Position of each of eight adjacent columns in a word of AWQ."""
 
 NEEDS_EXTRA = "compressed-tensors: needs the extra: pip install 'rmtscan[quant]'"
 
@@ -40,7 +40,7 @@ _CHUNK_ENTRIES = 2**22
 
 
 def describe_qweight(parts: Parts, settings: Mapping[str, Any]) -> LogicalWeight:
-    """Describe a weight of GPTQ or AWQ, which the direction of packing tells apart; see `Describe`."""
+    """Describe a weight of GPTQ or AWQ, distinguished by the direction of packing; see `Describe`."""
     words, scale, zeros = parts.entry, parts.need("scale", FLOATS), parts.need("zero_point", frozenset({"I32"}))
     shapes = f"weights {words.shape}, scales {scale.shape}, zero points {zeros.shape}"
     if words.dtype != "I32" or not len(words.shape) == len(scale.shape) == len(zeros.shape) == 2:
@@ -70,8 +70,8 @@ def describe_qweight(parts: Parts, settings: Mapping[str, Any]) -> LogicalWeight
 
 
 def _group_size(settings: Mapping[str, Any], bits: int, cols: int, groups: int) -> int:
-    """Return how many in_features share a scale, as the config says, or as the shapes do where it says nothing."""
-    # GPTQModel lists exceptions for single modules under `dynamic`: then the rest need not be true of this one.
+    """Return how many in_features share a scale, by the config, or by the shapes if the config does not say."""
+    # GPTQModel lists exceptions for single modules under `dynamic`: then the config may not hold for this one.
     declared = {} if settings.get("dynamic") else settings
     declared_bits = declared_int(declared, "bits", "w_bit")
     if declared_bits not in (None, bits):
@@ -91,7 +91,7 @@ def _group_size(settings: Mapping[str, Any], bits: int, cols: int, groups: int) 
 
 
 def _version(settings: Mapping[str, Any], method: str) -> dict[str, int]:
-    """Return the settings that depend on the version of a format."""
+    """Return the settings that depend on the version of the format."""
     if method == "awq":
         version = declared_text(settings, "version", "format") or "gemm"
         if version != "gemm":
@@ -132,12 +132,12 @@ def describe_packed_integers(parts: Parts, settings: Mapping[str, Any]) -> Logic
 
 
 def _packed_cols(parts: Parts, scheme: IntegerScheme) -> int | None:
-    """Return the in_features of a packed weight if all its parts can be of this scheme, else None."""
+    """Return the in_features of a packed weight if all its parts match this scheme, else None."""
     rows, words = parts.entry.shape
     scale, zeros = parts.need("scale", FLOATS).shape, parts.find("zero_point")
     index, shape = parts.find("group_index"), parts.find("shape")
     if scheme.group_size is None:
-        # What the last word holds beyond the row is known to `weight_shape` alone, which the decoder compares.
+        # Only `weight_shape` says how much of the last word belongs to the row; the decoder compares it.
         cols, groups = words * 32 // scheme.bits, 1
         fits = scale in ((rows, 1), (rows,)) or (prod(scale) == 1 and scheme.symmetric)
     else:
@@ -221,7 +221,7 @@ def decode_packed_integers(
         )
     codes = unpack_from_int32(packed, bits, shape)
     count = -(-shape[1] // settings["group_size"])
-    # One scale a group, a row, or for all of the tensor.
+    # One scale per group, per row, or for the tensor.
     scales = companions["scale"].tensor().to(torch.float32).reshape(-1, count).expand(shape[0], -1)
     zero_points = torch.zeros(1, 1, dtype=torch.int8).expand(scales.shape)
     if "zero_point" in companions:
@@ -231,7 +231,7 @@ def decode_packed_integers(
 
 
 def unpack_bits(words: "torch.Tensor", bits: int) -> "torch.Tensor":
-    """Return the values that stand one after the other, lowest bits first, in the words of every column.
+    """Return the values that are packed one after another, lowest bits first, in the words of each column.
 
     Args:
         words: shape (count, columns), int32; `count` words hold a whole number of values.
@@ -242,7 +242,7 @@ def unpack_bits(words: "torch.Tensor", bits: int) -> "torch.Tensor":
     """
     import torch
 
-    # The pattern repeats after so many words, or so many values.
+    # The pattern repeats after this many words, or this many values.
     period = bits // gcd(bits, 32)
     values = 32 // gcd(bits, 32)
     words = words.reshape(-1, period, words.shape[1])
@@ -251,7 +251,7 @@ def unpack_bits(words: "torch.Tensor", bits: int) -> "torch.Tensor":
         word, shift = divmod(position * bits, 32)
         value = words[:, word] >> shift
         if 32 - shift < bits:
-            # The rest is in the next word; a shift to the right of a negative word brings ones from the left.
+            # The rest is in the next word; shifting a negative word to the right fills with ones.
             value = value & ((1 << (32 - shift)) - 1) | words[:, word + 1] << (32 - shift)
         found[:, position] = value & ((1 << bits) - 1)
     return found.flatten(0, 1)

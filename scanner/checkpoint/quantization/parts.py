@@ -1,4 +1,4 @@
-"""The stored tensors that make one quantised weight, and how they are asked for; codecs check that they fit."""
+"""The stored tensors of one quantized weight, and access to them with checks."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from scanner.errors import CheckpointError
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 
 EXPONENTS = frozenset({"U8", "F8_E8M0"})
-"""The dtypes of scales that are powers of two."""
+"""The dtypes of scales that are exponents of two."""
 
 PART_NAMES = {
     "scale": "scales",
@@ -23,12 +23,12 @@ PART_NAMES = {
     "divisor": "outer scale",
     "other": "parameters",
 }
-"""What companions are called in messages, by kind."""
+"""Names of the kinds of companions in messages."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """The stored tensors of one quantised weight called `name`, found by their names: nothing about them is checked."""
+    """The stored tensors of the quantized weight `name`, found by name only: dtypes and shapes are not checked."""
 
     name: str
     entry: TensorEntry
@@ -36,7 +36,7 @@ class Parts:
     describe: "Describe"
 
     def find(self, kind: str) -> TensorEntry | None:
-        """Return the companion of a kind, if there is one.
+        """Return the companion of a kind, or None.
 
         Raises:
             CheckpointError: there are several.
@@ -51,7 +51,7 @@ class Parts:
         """Return the companion of a kind.
 
         Raises:
-            CheckpointError: there is none, there are several, or it has none of these dtypes.
+            CheckpointError: there is none, there are several, or the dtype is not one of `dtypes`.
         """
         found = self.find(kind)
         if found is None:
@@ -63,7 +63,7 @@ class Parts:
     def weight(
         self, codec: str, dtype: str, shape: tuple[int, ...], settings: Mapping[str, int | float | str], *kinds: str
     ) -> LogicalWeight:
-        """Return the weight that `codec` will decode from these parts, given those of the companions that there are."""
+        """Return the weight that `codec` decodes from these parts, with the companions of `kinds` that exist."""
         return LogicalWeight(
             name=self.name,
             shape=shape,
@@ -76,7 +76,7 @@ class Parts:
 
 
 Describe = Callable[[Parts, Mapping[str, Any]], LogicalWeight]
-"""(parts, quantisation settings of the config) -> what a codec will make of them, from headers alone.
+"""(parts, quantization settings of the config) -> the weight that a codec decodes from them, by headers alone.
 
-Raises CheckpointError when they do not fit each other; its message is the reason why the weight is skipped.
+Raises CheckpointError if the parts do not match; the message is the reason why the weight is skipped.
 """

@@ -1,13 +1,13 @@
-"""Weights stored as 8-bit numbers times scales, one scale a block, row, column or tensor: FP8 and I8.
+"""Weights stored as 8-bit numbers times scales, one scale per block, row, column or tensor: FP8 and I8.
 
     W[i, j] = (stored[i, j] - zero_point[I, J]) * scale[I, J] / denominator,  I = i // block_rows, J = j // block_cols
 
-where the last block of a row or column may be cut short. Every convention in use is a case of it:
+where the last block of a row or column may be shorter. Every convention in use is a case of this formula:
 
 * `weight_scale_inv`, blocks of 128 x 128 (DeepSeek-V3 technical report, arXiv 2412.19437, section 3.3, and the
   `weight_dequant` kernel published with the model): despite the name it multiplies.
-* `weight_scale` of compressed-tensors (int-quantized, float-quantized, mxfp8), of fbgemm and of ModelOpt: one scale a
-  tensor, a row or a group of columns.
+* `weight_scale` of compressed-tensors (int-quantized, float-quantized, mxfp8), of fbgemm and of ModelOpt: one scale per
+  tensor, row or group of columns.
 * LLM.int8 (arXiv 2208.07339; bitsandbytes stores the largest magnitude of a row as `SCB`): denominator 127.
 """
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _CHUNK_ENTRIES = 2**22
 
 _ROW_MAJOR = 0
-"""What bitsandbytes writes into `weight_format` for a matrix that no kernel has rearranged."""
+"""Value of `weight_format` in bitsandbytes for a matrix that was not rearranged for a kernel."""
 
 
 _USUAL_BLOCKS = (128, 128)
@@ -62,7 +62,7 @@ def describe_llm_int8(parts: Parts, settings: Mapping[str, Any]) -> LogicalWeigh
 
 
 def _blocks(shape: tuple[int, ...], scales: tuple[int, ...], declared: tuple[int, int] | None) -> tuple[int, int]:
-    """Return how many rows and columns share a scale; raise CheckpointError if no reading of the shapes fits."""
+    """Return how many rows and columns share a scale; raise CheckpointError if the shapes do not match."""
     stack, (rows, cols) = shape[:-2], shape[-2:]
     if prod(scales) == 1 or scales in (stack, (*stack, 1)):
         return rows, cols
@@ -73,7 +73,7 @@ def _blocks(shape: tuple[int, ...], scales: tuple[int, ...], declared: tuple[int
     if declared:
         readings.insert(0, declared)
     elif len(grid) == 2 and 0 not in grid:
-        # No config says it: the usual size goes before an even division.
+        # Not in the config: prefer the usual size to an even division.
         readings += [_USUAL_BLOCKS, (max(rows // grid[0], 1), max(cols // grid[1], 1))]
     for block in readings:
         if grid == (-(-rows // block[0]), -(-cols // block[1])):
@@ -130,7 +130,7 @@ def scale_values(stored: "Stored") -> "torch.Tensor":
 
 
 def _by_matrix(stored: "Stored", matrices: int, blocks: tuple[int, int]) -> "torch.Tensor":
-    """Return values of shape (matrices, *blocks); one that all share is repeated."""
+    """Return values of shape (matrices, *blocks); a single value is repeated."""
     values = scale_values(stored)
     if values.numel() == blocks[0] * blocks[1]:
         return values.reshape(1, *blocks).expand(matrices, *blocks)

@@ -1,4 +1,4 @@
-"""The bytes of one stored tensor, and the numbers that they are as they stand."""
+"""The bytes of one stored tensor as numbers, and the dtypes that tensors are stored in."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ TORCH_DTYPES = {
     "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2": "float8_e5m2",
 }
-"""The stored dtypes whose numbers are weights as they stand, and what torch calls them."""
+"""The stored dtypes that need no decoding, and their names in torch."""
 
 DTYPE_BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16,
@@ -41,7 +41,7 @@ _PART_DTYPES = {
     "I64": "int64",
     "F8_E8M0": "float8_e8m0fnu",
 }
-"""What else the parts of quantised weights are stored in: codes, packed words, scales that are powers of two."""
+"""Other dtypes of the parts of quantized weights: codes, packed words, scales that are powers of two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +52,10 @@ class Stored:
     content: "NDArray[np.uint8]"
 
     def tensor(self) -> "torch.Tensor":
-        """The numbers as they stand, in their own dtype and shape; shares memory with `content`.
+        """Return the numbers in the stored dtype and shape; the tensor shares memory with `content`.
 
         Raises:
-            CheckpointError: a dtype that no weight and no part of one has, or a size that does not fit the shape.
+            CheckpointError: the dtype is not supported, or the size does not match the shape.
         """
         import math
 
@@ -64,7 +64,7 @@ class Stored:
         name = TORCH_DTYPES.get(self.entry.dtype) or _PART_DTYPES.get(self.entry.dtype)
         if name is None:
             raise CheckpointError(
-                f"{printable(self.entry.name)}: {printable(self.entry.dtype)} cannot be read as it stands"
+                f"{printable(self.entry.name)}: {printable(self.entry.dtype)} cannot be read without decoding"
             )
         dtype: torch.dtype = getattr(torch, name)
         if self.entry.size != math.prod(self.entry.shape) * dtype.itemsize:
@@ -72,7 +72,7 @@ class Stored:
                 f"{printable(self.entry.name)}: {self.entry.size} bytes do not make a tensor of shape {self.entry.shape}"
             )
         if self.entry.size == 0:
-            return torch.empty(self.entry.shape, dtype=dtype)  # torch cannot view no bytes as another dtype
+            return torch.empty(self.entry.shape, dtype=dtype)  # torch cannot view an empty array as another dtype
         numbers = torch.from_numpy(self.content).view(dtype)
         if self.entry.column_major:
             return numbers.reshape(self.entry.shape[::-1]).T

@@ -1,4 +1,4 @@
-"""The weights of a checkpoint as the model sees them: every stored tensor is one, or a part of one, or skipped."""
+"""The weights of a checkpoint: every stored tensor is a weight, a part of a weight, or skipped."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -28,29 +28,29 @@ _READ_METHODS = frozenset(
         "mxfp4",
     }
 )
-"""The values of `quant_method` whose tensors are known; those of any other look alike and mean something else."""
+"""The values of `quant_method` whose tensors are supported. Tensors of other methods may look alike and differ in meaning."""
 
 _SCALED_METHODS = frozenset({"compressed-tensors", "compressed_tensors", "fbgemm_fp8", "fp8", "modelopt"})
-"""Those that never store FP8 without scales."""
+"""The methods that never store FP8 without scales."""
 
 _NO_CODECS: Mapping[str, str] = MappingProxyType({})
 
-# Deeper than any model; it keeps the work for a hostile name in proportion to its length.
+# Deeper than any model: limits the work for an untrusted name.
 _MAX_DEPTH = 32
 
 
 def logical_weights(
     tensors: Sequence[TensorEntry], config: Mapping[str, Any], codecs: Mapping[str, str] = _NO_CODECS
 ) -> tuple[tuple[LogicalWeight, ...], tuple[Skipped, ...]]:
-    """Return the weights that stored tensors make, and the stored tensors that are not the main tensor of one.
+    """Return the weights of a checkpoint, and the stored tensors that are not the main tensor of a weight.
 
     Every stored tensor is accounted for once: as the `entry` of a weight, or as skipped with the reason. Scales, zero
     points and other companions are skipped as parts of their weight. A weight whose parts are missing or contradict each
-    other is skipped whole. Every weight that is returned can be decoded to floating-point numbers; it may have any
-    number of dimensions. Headers and config decide, no contents are read.
+    other is skipped. Every returned weight can be decoded to floating-point numbers and may have any number of dimensions.
+    Only headers and config are used.
 
     Args:
-        tensors: of one checkpoint, with names that occur once.
+        tensors: the tensors of one checkpoint, with distinct names.
         config: its config.json; what it says about quantization may be wrong.
         codecs: stored dtype -> codec, for the dtypes that the file format encodes in its own way.
     """
@@ -58,7 +58,7 @@ def logical_weights(
     settings = quantization_settings(config)
     skipped = _foreign(tensors, settings)
     found: dict[str, LogicalWeight] = {}
-    # Everything that may be a companion first: that is no weight, whatever its own name looks like.
+    # Find all companions first: they are not weights, whatever their names.
     groups = [parts for entry in tensors if entry.name not in skipped and (parts := find_parts(entry, by_name))]
     companions = {entry.name for parts in groups for _, entry in parts.companions}
     taken = set(by_name)
@@ -99,16 +99,16 @@ def logical_weights(
 def narrow(weight: LogicalWeight, index: int) -> LogicalWeight:
     """Return one matrix of a stack: position `index` of the first dimension, with the bytes of that matrix only.
 
-    A stack is stored matrix after matrix, and so are its companions, save those of a single entry, which all the
-    matrices share. The name stays that of the stack.
+    A stack is stored matrix after matrix, and so are its companions, except those with a single entry, which all matrices
+    share. The result has the name of the stack.
 
     Args:
-        weight: of three or more dimensions, as `logical_weights` returns it.
+        weight: a weight of three or more dimensions from `logical_weights`.
         index: from 0 up to `weight.shape[0]`.
 
     Raises:
         CheckpointError: the bytes of a tensor do not divide evenly among the matrices.
-        ValueError: `weight` is no stack, or has no such matrix.
+        ValueError: `weight` is not a stack, or has no such matrix.
     """
     if len(weight.shape) < 3 or not 0 <= index < weight.shape[0]:
         raise ValueError(f"no matrix {index} in a weight of shape {weight.shape}")
@@ -149,7 +149,7 @@ def _unreadable(
 ) -> str | None:
     """Return why a tensor that is not part of a quantized weight cannot be read as a weight, or None if it can."""
     if is_lone_part(entry.name, by_name):
-        return "part of a quantised weight whose other parts are missing"
+        return "part of a quantized weight whose other parts are missing"
     if entry.dtype in FLOAT8 and _method(settings) in _SCALED_METHODS and len(entry.shape) > 1:
         return f"{entry.dtype}: the checkpoint lacks its scales"
     if entry.dtype in TORCH_DTYPES or entry.dtype in codecs:
@@ -162,13 +162,13 @@ def _unreadable(
 
 
 def _foreign(tensors: Sequence[TensorEntry], settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return the reason for every tensor of a module that a method unknown to us has quantised."""
+    """Return the tensors of modules that were quantized with an unsupported method, each with the reason."""
     method = _method(settings)
     if method is None or method in _READ_METHODS:
         return {}
-    reason = f"quantised by {printable(method)}, which is not decoded: {WHAT_TO_DO}"
+    reason = f"quantized by {printable(method)}, which is not decoded: {WHAT_TO_DO}"
     codes = [entry for entry in tensors if entry.dtype not in TORCH_DTYPES or entry.dtype in FLOAT8]
-    # Positions and masks are integers too, in modules that nothing quantises.
+    # Positions and masks are integers too, in modules that are not quantized.
     modules = {_module(entry.name) for entry in codes if entry.dtype not in ("I64", "BOOL")} - {""}
     return {entry.name: reason for entry in tensors if any(outer in modules for outer in _modules(entry.name))}
 
@@ -183,6 +183,6 @@ def _module(name: str) -> str:
 
 
 def _modules(name: str) -> list[str]:
-    """Return the module of a tensor and those around it."""
+    """Return the module of a tensor and the modules that contain it."""
     components = name.split(".", _MAX_DEPTH)
     return [_module(name), *(".".join(components[:depth]) for depth in range(1, len(components)))]

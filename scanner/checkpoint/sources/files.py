@@ -1,4 +1,4 @@
-"""Where the bytes of a checkpoint come from: named files that can be read in part, wherever they lie."""
+"""The interface of file sources: the files of one folder, local or remote, readable in part."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -17,15 +17,19 @@ __all__ = ["BLOCK_BYTES", "SCHEME", "ByteRange", "Files", "LocalFiles", "is_plai
 BLOCK_BYTES = 8 * 2**20
 
 SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://", re.ASCII)
-"""How a source that is not a local path begins."""
+"""Start of a source that is not a local path."""
 
 
 class Files(Protocol):
-    """The files directly inside one folder. Every method raises CheckpointError if a file cannot be had.
+    """The files directly inside one folder. Every method raises CheckpointError if a file cannot be read.
 
-    Names are plain names: nothing outside the folder is readable. `source` is what `open_files` makes the same files of
-    on another machine, `place` says in messages where they are, `named` is the one file that the user named (None: the
-    whole folder), `commit` the commit of the Hub that they belong to (None: not from the Hub).
+    Names are plain names: nothing outside the folder is readable.
+
+    Attributes:
+        source: what `open_files` opens, on this machine or another.
+        place: the folder, for messages.
+        named: the one file that the user named; None for the whole folder.
+        commit: the commit on the Hub that the files belong to; None if they are not from the Hub.
     """
 
     source: str
@@ -49,34 +53,34 @@ class Files(Protocol):
         """Return the size of a file in bytes."""
 
     def read(self, name: str, start: int, size: int) -> bytes:
-        """Return `size` bytes from byte `start` on; fewer only where the file ends.
+        """Return `size` bytes from byte `start` on; fewer only at the end of the file.
 
-        For headers: small reads that follow one another from the beginning of a file do not cost a request each.
+        Meant for headers: consecutive small reads from the start of a file do not cost one request each.
         """
 
     def read_ranges(self, ranges: Sequence[ByteRange]) -> "list[NDArray[np.uint8]]":
         """Return the bytes of every range, in their order, as writable uint8 arrays."""
 
     def expect(self, names: Sequence[str]) -> None:
-        """Say that the beginnings of these files are read next: where each costs a request, all are fetched at once."""
+        """Announce that the starts of these files are read next, so that remote sources can fetch them concurrently."""
 
     def identity(self, names: Iterable[str]) -> str:
-        """Return a hash (hexadecimal) of what the files hold; all names count."""
+        """Return a hash (hexadecimal) of the names and contents of the files."""
 
     def keep_whole(self, *, branch: str | None) -> None:
-        """Bring every file whole to this machine before any of it is read; `branch` is the one that was asked for."""
+        """Download whole files to this machine before reading them; `branch` is the branch or tag that the user named."""
 
 
 def open_files(source: str) -> Files:
     """Return the files of a checkpoint by its `Checkpoint.source`.
 
     Raises:
-        CheckpointError: there is no such source.
+        CheckpointError: the source does not exist.
     """
     scheme = SCHEME.match(source)
     if scheme is None:
         return LocalFiles(source)
-    # Imported here: most scans are of one kind, and describing local files must not wait for an HTTP client.
+    # Imported here, so that local files can be listed without importing an HTTP client.
     if scheme[1].lower() == "hf":
         from scanner.checkpoint.sources.hub_files import hub_files
 

@@ -12,13 +12,13 @@ from fsspec.registry import known_implementations
 from scanner.checkpoint.names import is_plain_name, printable
 from scanner.checkpoint.sources.ranges import Sink
 from scanner.checkpoint.sources.remote_files import RemoteFiles
-from scanner.checkpoint.sources.retry import is_temporary, patiently
+from scanner.checkpoint.sources.retry import is_temporary, with_retries
 from scanner.errors import CheckpointError, MissingError
 
-# One request: more would be a second copy of a large tensor in memory.
+# Bytes per request: larger blocks would be a second copy of a large tensor in memory.
 _BLOCK_BYTES = 64 * 2**20
 
-# What stores call a checksum of the contents, and what they call the time of the last change.
+# The keys under which stores report a checksum of the contents, and the time of the last change.
 _CHECKSUMS = ("etag", "md5hash", "md5", "content_md5", "content-md5", "crc32c", "checksum", "sha256", "digest")
 _TIMES = ("generation", "mtime", "lastmodified", "last_modified", "last-modified", "modified", "updated", "created")
 
@@ -26,13 +26,13 @@ _TIMES = ("generation", "mtime", "lastmodified", "last_modified", "last-modified
 class FsspecFiles(RemoteFiles):
     """`Files` of a URL like `s3://bucket/folder/` (with `/` at its end) or `s3://bucket/folder/model.safetensors`.
 
-    After errors that pass (a busy server, a connection that was dropped) it is asked again, like the Hub.
+    Requests are retried after temporary errors (a busy server, a dropped connection), as for the Hub.
 
-    Credentials come from where the store's own package looks for them: environment variables, files in the home folder.
+    Credentials come from where the package of the store looks for them: environment variables, files in the home folder.
 
     Raises:
         MissingError: from every method, when a file is not there.
-        CheckpointError: the package for this kind of store is not installed, or the store does not answer.
+        CheckpointError: the package for this kind of store is not installed, or the store does not respond.
     """
 
     def __init__(self, source: str) -> None:
@@ -43,7 +43,7 @@ class FsspecFiles(RemoteFiles):
         self._root = str(root).rstrip("/")
 
     def names(self) -> tuple[str, ...]:
-        """Return the names of the files in the folder, sorted; what is no plain name is not listed."""
+        """Return the names of the files in the folder, sorted; names that are not plain are left out."""
         return self._entries("file")
 
     def folders(self) -> tuple[str, ...]:
@@ -68,35 +68,35 @@ class FsspecFiles(RemoteFiles):
         size = self._info(name).get("size")
         if not isinstance(size, int) or size < 0:
             raise CheckpointError(
-                f"{printable(name)}: {self.place} does not tell its size, so no part of it can be read"
+                f"{printable(name)}: {self.place} does not report its size, so no part of it can be read"
             )
         return size
 
     def identity(self, names: Iterable[str]) -> str:
-        """Return a SHA-256 over name, size and checksum of the files, as the store tells them; no file is read.
+        """Return a SHA-256 over name, size and checksum of the files, as the store reports them; no file is read.
 
-        Where it tells no checksum of one of them, the time of its last change stands for it, and the place counts as well.
+        If the store reports no checksum for one of them, the time of its last change and the place are hashed instead.
         """
-        lines, sure = [], True
+        lines, complete = [], True
         for name in sorted(names):
             info = {key.lower(): value for key, value in self._info(name).items() if value}
             checksums = [f"{key}={info[key]}" for key in _CHECKSUMS if key in info]
-            sure = sure and bool(checksums)
+            complete = complete and bool(checksums)
             evidence = checksums or [f"{key}={info[key]}" for key in _TIMES if key in info]
             lines.append("\0".join([name, str(self.size(name)), *evidence]))
-        if not sure:
+        if not complete:
             lines.append(self._root)
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def keep_whole(self, *, branch: str | None) -> NoReturn:
-        """Refuse: there is no cache for whole files of such stores."""
+        """Raise an error: only files of the Hub can be cached whole."""
         raise CheckpointError(
-            f"--download keeps whole files of the Hugging Face Hub only: copy {self.place} to a local folder and scan that"
+            f"only models on the Hugging Face Hub can be downloaded (download): copy {self.place} to a local folder and open that"
         )
 
     def _entries(self, kind: str) -> tuple[str, ...]:
         with _reported(self.place):
-            entries = patiently(partial(self._store.ls, self._root, detail=True))
+            entries = with_retries(partial(self._store.ls, self._root, detail=True))
         # A store may list the folder itself, as an empty file.
         names = {
             str(entry["name"]).rstrip("/").rpartition("/")[2]
@@ -108,7 +108,7 @@ class FsspecFiles(RemoteFiles):
     def _info(self, name: str) -> Mapping[str, Any]:
         path = self._path(name)
         with _reported(name, self.place):
-            return dict(patiently(partial(self._store.info, path)))
+            return dict(with_retries(partial(self._store.info, path)))
 
     def _fill(self, name: str, start: int, sink: Sink) -> None:
         path = self._path(name)
@@ -116,10 +116,10 @@ class FsspecFiles(RemoteFiles):
             begin = start + sink.done
             count = min(sink.missing, _BLOCK_BYTES)
             with _reported(name, self.place):
-                content = patiently(partial(self._store.cat_file, path, start=begin, end=begin + count))
+                content = with_retries(partial(self._store.cat_file, path, start=begin, end=begin + count))
             if len(content) != count:
                 raise CheckpointError(
-                    f"{printable(name)}: {self.place} was asked for {count} bytes from byte {begin} on and gave {len(content)}"
+                    f"{printable(name)}: {self.place} returned {len(content)} bytes instead of {count} from byte {begin} on"
                 )
             sink.write(content)
 
@@ -145,9 +145,9 @@ def _reported(name: str, place: str = "") -> Iterator[None]:
         yield
     except CheckpointError:
         raise
-    except Exception as error:  # every store has errors of its own, which no common class holds together
+    except Exception as error:  # stores raise many kinds of exceptions without a common base class
         if isinstance(error, FileNotFoundError) and not is_temporary(error):
             raise MissingError(f"{shown} is not there") from error
-        told = error.__cause__ if isinstance(error, FileNotFoundError) else error
-        reason = printable(str(told).strip().partition("\n")[0])
-        raise CheckpointError(f"{shown} cannot be read: {type(told).__name__}: {reason}") from error
+        cause = error.__cause__ if isinstance(error, FileNotFoundError) else error
+        reason = printable(str(cause).strip().partition("\n")[0])
+        raise CheckpointError(f"{shown} cannot be read: {type(cause).__name__}: {reason}") from error

@@ -1,4 +1,4 @@
-"""What huggingface_hub's cache on this machine holds of a commit, and bringing whole files into it."""
+"""The local cache of huggingface_hub: which files of a commit it has, and downloads into it."""
 
 import glob
 import re
@@ -18,13 +18,13 @@ _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\.\w+)", re.DOTALL)
 
 
 def cached_file(repository: str, commit: str, path: str) -> Path | None:
-    """Return where the cache has a file of a commit, if it has it."""
+    """Return the path of a file of a commit in the cache, or None."""
     found = try_to_load_from_cache(repository, path, revision=commit, cache_dir=constants.HF_HUB_CACHE)
     return Path(found) if isinstance(found, str) else None
 
 
 def cached_listing(repository: str, commit: str) -> dict[str, int | None] | None:
-    """Return the paths of all files of a commit with their sizes, if the cache knows them (since a download of it)."""
+    """Return the paths of all files of a commit with their sizes, if a download has recorded them in the cache."""
     try:
         files = get_cached_repo_tree(repository, revision=commit, cache_dir=constants.HF_HUB_CACHE)
     except CachedRepoTreeNotFoundError:
@@ -33,10 +33,10 @@ def cached_listing(repository: str, commit: str) -> dict[str, int | None] | None
 
 
 def cached_snapshot(repository: str, commit: str) -> dict[str, int | None]:
-    """Return the paths of the files that the cache has of a commit, when nobody can say which it should have.
+    """Return the paths of the files of a commit that are in the cache, for a commit whose listing is not cached.
 
     Raises:
-        CheckpointError: there are none, or only some of a set of shards.
+        CheckpointError: there are none, or shards are missing.
     """
     name = "--".join(["models", *repository.split("/")])
     snapshot = Path(constants.HF_HUB_CACHE) / name / "snapshots" / commit
@@ -49,24 +49,24 @@ def cached_snapshot(repository: str, commit: str) -> dict[str, int | None]:
         if count != int(total):
             raise CheckpointError(
                 f"the local cache has {count} of the {int(total)} files {printable(stem)}-*{suffix} of {printable(repository)}, "
-                "and HF_HUB_OFFLINE forbids to ask for the others: unset it"
+                "and HF_HUB_OFFLINE forbids downloading the others: unset it"
             )
     return dict.fromkeys(found)
 
 
 def download(repository: str, commit: str, paths: Sequence[str], *, size: int, branch: str) -> None:
-    """Bring whole files of a commit into the cache.
+    """Download whole files of a commit into the cache.
 
     Args:
-        repository: where they are.
+        repository: the model on the Hub.
         commit: the commit they belong to.
-        paths: the files, as paths from the top of the repository.
-        size: how many bytes they need.
+        paths: the files, relative to the top of the repository.
+        size: total size in bytes.
         branch: the branch or tag that led to the commit, or the commit.
 
     Raises:
-        GatedError, MissingError, RateLimitedError: as the Hub answers.
-        CheckpointError: they do not fit on the disk, or did not come.
+        GatedError, MissingError, RateLimitedError: as the Hub responds.
+        CheckpointError: they do not fit onto the disk, or were not downloaded.
     """
     cache = Path(constants.HF_HUB_CACHE)
     free = shutil.disk_usage(next(folder for folder in (cache, *cache.parents) if folder.exists())).free
@@ -74,7 +74,7 @@ def download(repository: str, commit: str, paths: Sequence[str], *, size: int, b
         detail = f"{size / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free"
         raise CheckpointError(disk_full(printable(repository), detail))
     with hub_errors(repository, revision=branch):
-        # Should the branch have moved on since it was looked up, by the commit.
+        # By the commit if the branch has moved since it was looked up.
         for revision in dict.fromkeys([branch, commit]):
             folder = snapshot_download(
                 repository,

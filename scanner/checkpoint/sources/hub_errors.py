@@ -1,4 +1,4 @@
-"""What went wrong on the Hub, in one line that says what to do."""
+"""Errors of the Hub, explained in one line that says what to do."""
 
 import errno
 import os
@@ -32,10 +32,10 @@ def hub_errors(repository: str, *, revision: str | None = None, name: str | None
     """Turn the errors of huggingface_hub and its HTTP client into ours.
 
     Raises:
-        GatedError: the terms of the repository have not been accepted, or the token does not count there.
-        MissingError: the repository, the revision or the file is not there.
-        RateLimitedError: the Hub wants fewer requests, and to wait longer than we do.
-        CheckpointError: everything else.
+        GatedError: the terms of the repository have not been accepted, or the token has no access.
+        MissingError: the repository, the revision or the file does not exist.
+        RateLimitedError: the Hub limits requests, and the wait would be too long.
+        CheckpointError: any other error.
     """
     try:
         yield
@@ -45,7 +45,7 @@ def hub_errors(repository: str, *, revision: str | None = None, name: str | None
         ValueError,
         OverflowError,
         XetDownloadError,
-    ) as error:  # a name or an address that is none, a time without end
+    ) as error:  # an invalid name or address, a time out of range
         raise CheckpointError(f"{printable(repository)}: {_one_line(error)}") from error
 
 
@@ -56,10 +56,12 @@ def _explain(error: Exception, repository: str, *, revision: str | None, name: s
     if isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError | RevisionResolutionError):
         if constants.is_offline_mode():
             raise CheckpointError(
-                f"{thing} is not in the local cache {printable(constants.HF_HUB_CACHE)}, and HF_HUB_OFFLINE forbids to "
-                "ask the Hub: unset it, or download the model first"
+                f"{thing} is not in the local cache {printable(constants.HF_HUB_CACHE)}, and HF_HUB_OFFLINE forbids "
+                "requests to the Hub: unset it, or download the model first"
             ) from error
-        raise CheckpointError(f"{thing} cannot be had from {host}: {_one_line(error.__cause__ or error)}") from error
+        raise CheckpointError(
+            f"{thing} cannot be downloaded from {host}: {_one_line(error.__cause__ or error)}"
+        ) from error
     if isinstance(error, GatedRepoError):
         raise GatedError(
             f"{shown} is gated: accept its terms at {host}/{shown} and set HF_TOKEN to a token of that account"
@@ -86,10 +88,10 @@ def _explain(error: Exception, repository: str, *, revision: str | None, name: s
 
 
 def disk_full(repository: str, detail: str = "the disk is full") -> str:
-    """What to say when a download does not fit."""
+    """Return the message for a download that does not fit onto the disk."""
     return (
         f"{repository} does not fit into the Hub cache {printable(constants.HF_HUB_CACHE)}: {detail}; make room, set HF_HOME "
-        "to a larger disk, or leave --download out and only the tensors that are scanned are read"
+        "to a larger disk, or open the model without download, so that only the tensors that are scanned are read"
     )
 
 
@@ -100,10 +102,10 @@ def _explain_status(error: HfHubHTTPError, shown: str, thing: str, host: str) ->
         pause = retry_after(error)
         later = f"in {pause:.0f} s" if pause else "in some minutes"
         raise RateLimitedError(
-            f"{server} limits requests and did not answer for {thing}: try again {later}; a token in HF_TOKEN raises the limit"
+            f"{server} limits requests and refused {thing}: try again {later}; a token in HF_TOKEN raises the limit"
         ) from error
     if isinstance(error, DisabledRepoError):
-        raise MissingError(f"{shown} was disabled on {host}: it cannot be read any more") from error
+        raise MissingError(f"{shown} was disabled on {host}: it can no longer be read") from error
     if status in (401, 403):
         raise GatedError(
             f"{server} refuses access to {thing} (status {status}): check HF_TOKEN and what it may read"
@@ -114,10 +116,10 @@ def _explain_status(error: HfHubHTTPError, shown: str, thing: str, host: str) ->
 
 
 def _host_of(error: Exception) -> str | None:
-    # Only the host: the rest of a signed address is as good as a password.
+    # Only the host: the rest of a signed address is a credential.
     try:
         request = error.response.request if isinstance(error, HfHubHTTPError) else error.request  # type: ignore[attr-defined]
-    except (AttributeError, RuntimeError):  # an error from before there was a request
+    except (AttributeError, RuntimeError):  # the error occurred before there was a request
         return None
     return printable(urlsplit(str(request.url)).netloc.rpartition("@")[2]) or None
 

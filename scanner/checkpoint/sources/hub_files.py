@@ -1,4 +1,4 @@
-"""The files of one commit on the Hugging Face Hub: from its local cache where they are there, else by byte ranges."""
+"""The files of one commit on the Hugging Face Hub, read from the local cache if it has them, else by byte ranges."""
 
 import hashlib
 import re
@@ -21,7 +21,7 @@ from scanner.checkpoint.sources.hub_lookup import look_up
 from scanner.checkpoint.sources.local_files import LocalFiles
 from scanner.checkpoint.sources.ranges import ByteRange, Sink
 from scanner.checkpoint.sources.remote_files import RemoteFiles
-from scanner.checkpoint.sources.retry import Patience, patiently
+from scanner.checkpoint.sources.retry import RetryPolicy, with_retries
 from scanner.errors import CheckpointError, MissingError
 from scanner.version import __version__
 
@@ -35,19 +35,19 @@ _SOURCE = re.compile(
 )
 _MODEL_CARD = "README.md"
 
-# A server that sends whole files instead of ranges may do so for files up to this size.
+# A server that ignores ranges and sends whole files is tolerated up to this size.
 _WHOLE_FILE_BYTES = 2**20
-# After as many bytes the tries are counted anew.
+# The retry count is reset after this many bytes.
 _PROGRESS_BYTES = 2**20
-_MOST_REDIRECTS = 5
-# Signed addresses of the Hub's storage are valid for an hour; an expired one is renewed anyway.
+_MAX_REDIRECTS = 5
+# Signed addresses of the storage behind the Hub are valid for an hour; an expired one is renewed.
 _ADDRESS_SECONDS = 900.0
 _EXPIRED = frozenset({400, 401, 403, 404, 410})
 
 
 @lru_cache(maxsize=16)
 def hub_files(source: str) -> "HubFiles":
-    """Return the files of a source; the same object again, because it knows sizes and addresses, and a commit does not change."""
+    """Return the files of a source; the object is cached with its sizes and addresses, because a commit does not change."""
     return HubFiles(source)
 
 
@@ -55,9 +55,9 @@ class HubFiles(RemoteFiles):
     """`Files` of `hf://org/name@commit`, of a folder in it (with `/` at its end) or of a file in it (without).
 
     Raises:
-        GatedError, MissingError, RateLimitedError: from every method, as the Hub answers.
-        CheckpointError: a source that is none of those; an answer that is cut short again and again, or that is not what
-            was asked for; offline, a file that is not in the cache.
+        GatedError, MissingError, RateLimitedError: from every method, as the Hub responds.
+        CheckpointError: `source` has another form; a response is cut short too often or is not what was requested;
+            offline, a file is not in the cache.
     """
 
     def __init__(self, source: str) -> None:
@@ -78,10 +78,10 @@ class HubFiles(RemoteFiles):
         self._whole = False
         self._branches: list[str] = []
 
-    # ---- what there is
+    # ---- names and sizes
 
     def names(self) -> tuple[str, ...]:
-        """Return the names of the files in the folder, sorted; what is no plain name is not listed."""
+        """Return the names of the files in the folder, sorted; names that are not plain are left out."""
         return tuple(sorted(name for name in self._inside() if is_plain_name(name)))
 
     def folders(self) -> tuple[str, ...]:
@@ -101,11 +101,11 @@ class HubFiles(RemoteFiles):
         if self._cached(name) is not None:
             return True
         if name == _MODEL_CARD and constants.is_offline_mode():
-            return False  # nothing depends on a model card that is worth failing for
+            return False  # a missing model card is no reason to fail
         return self._path(name) in self._listing()
 
     def size(self, name: str) -> int:
-        """Return the size of a file in bytes: from the cache, from the listing if it was needed, or else by asking."""
+        """Return the size of a file in bytes: from the cache, from a listing that was read before, or else by a request."""
         local = self._cached(name)
         if local is not None:
             return local.size(name)
@@ -117,11 +117,11 @@ class HubFiles(RemoteFiles):
         return size
 
     def listed(self, sizes: Mapping[str, int | None]) -> None:
-        """Take the paths of all files of the commit, and their sizes where they are known, from whoever asked already."""
+        """Set the listing: the paths of all files of the commit, and their sizes where they are known."""
         self._tree = dict(sizes)
 
     def identity(self, names: Iterable[str]) -> str:
-        """Return a hash of repository, commit and path: a commit does not change, so no byte is read."""
+        """Return a hash of repository, commit and path: a commit does not change, so nothing is read."""
         path = "/".join(filter(None, [self._folder, self.named]))
         text = f"hub:{self.repository}@{self._commit}" + (f":{path}" if path else "")
         return hashlib.sha256(text.encode()).hexdigest()
@@ -156,25 +156,25 @@ class HubFiles(RemoteFiles):
         return [contents[index] for index in range(len(ranges))]
 
     def expect(self, names: Sequence[str]) -> None:
-        """Fetch the beginnings of files, or the whole files, several at a time."""
+        """Fetch the first bytes of files, or whole files, several at a time."""
         if self._whole and not constants.is_offline_mode():
-            self._bring(names)
+            self._download(names)
         super().expect([name for name in names if self._cached(name) is None])
 
     def keep_whole(self, *, branch: str | None) -> None:
-        """Bring every file into the Hub's cache before any of it is read, and read it there.
+        """Download every file into the cache of huggingface_hub before reading it, and read it there.
 
         Raises:
-            CheckpointError: from every method that reads, if a file does not fit on the disk.
+            CheckpointError: from every method that reads, if a file does not fit onto the disk.
         """
         self._whole = True
         self._branches.append(branch or constants.DEFAULT_REVISION)
 
     def _local(self, name: str) -> LocalFiles | None:
-        """The folder of the cache with a file of this commit, if it is there or has to be."""
+        """Return the cached folder that has a file of this commit; download it first if whole files are wanted."""
         local = self._cached(name)
         if local is None and self._whole and not constants.is_offline_mode():
-            self._bring([name])
+            self._download([name])
             local = self._cached(name)
         return local
 
@@ -182,18 +182,18 @@ class HubFiles(RemoteFiles):
         path = cached_file(self.repository, self._commit, self._path(name))
         return LocalFiles(str(path.parent)) if path is not None else None
 
-    def _bring(self, names: Sequence[str]) -> None:
+    def _download(self, names: Sequence[str]) -> None:
         with self._lock:
             missing = [name for name in names if self._cached(name) is None]
             if missing:
-                # By the name of the branch once, so that the cache knows it when there is no network.
+                # Once by the name of the branch, so that the cache can resolve it without a network.
                 branch = self._branches.pop() if self._branches else self._commit
                 size = sum(self.size(name) for name in missing)
                 paths = [self._path(name) for name in missing]
                 download(self.repository, self._commit, paths, size=size, branch=branch)
 
     def _fill(self, name: str, start: int, sink: Sink) -> None:
-        patience = Patience()
+        retries = RetryPolicy()
         with self._explained(name):
             while sink.missing:
                 done = sink.done
@@ -201,13 +201,13 @@ class HubFiles(RemoteFiles):
                     self._continue(name, start + sink.done, sink)
                 except (httpx2.TransportError, HfHubHTTPError) as error:
                     if sink.done - done >= _PROGRESS_BYTES:
-                        patience.renew()
-                    patience.after(error)
+                        retries.reset()
+                    retries.wait_after(error)
 
     def _continue(self, name: str, start: int, sink: Sink) -> None:
-        """One try to get the bytes that a sink lacks; what arrived before it failed stays."""
+        """Request the bytes that a sink still lacks; bytes that arrive before an error are kept."""
         address, remembered = self._address(name)
-        for _ in range(_MOST_REDIRECTS):
+        for _ in range(_MAX_REDIRECTS):
             headers = _headers(address) | {
                 "Range": f"bytes={start}-{start + sink.missing - 1}",
                 "Accept-Encoding": "identity",
@@ -227,10 +227,10 @@ class HubFiles(RemoteFiles):
                 self._addresses[name] = (address, time.monotonic())
                 _pour(response, to_skip, sink)
             return
-        raise httpx2.TooManyRedirects(f"more than {_MOST_REDIRECTS} redirects")
+        raise httpx2.TooManyRedirects(f"more than {_MAX_REDIRECTS} redirects")
 
     def _check(self, response: httpx2.Response, name: str, start: int, sink: Sink) -> int:
-        """Tell how many bytes of a good answer come before the wanted ones; refuse one that holds something else."""
+        """Return how many bytes of a response precede the requested ones; refuse a response with anything else."""
         thing = f"{printable(name)} of {self.place}"
         size = self.size(name)
         encoding = response.headers.get("Content-Encoding", "identity")
@@ -238,7 +238,7 @@ class HubFiles(RemoteFiles):
             if (start == 0 and sink.missing == size) or size <= _WHOLE_FILE_BYTES:
                 return start
             raise CheckpointError(
-                f"the server of {thing} sends the whole file where a part is asked for: use --download to take whole files"
+                f"the server of {thing} ignores byte ranges and sends the whole file: download whole files instead (download)"
             )
         content_range = response.headers.get("Content-Range", "")
         found = re.fullmatch(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", content_range.strip(), re.ASCII)
@@ -257,7 +257,7 @@ class HubFiles(RemoteFiles):
         return 0
 
     def _ask_size(self, name: str) -> int:
-        metadata = patiently(
+        metadata = with_retries(
             lambda: get_hf_file_metadata(
                 self._url(name),
                 timeout=constants.HF_HUB_ETAG_TIMEOUT,
@@ -275,7 +275,7 @@ class HubFiles(RemoteFiles):
         return metadata.size
 
     def _address(self, name: str) -> tuple[str, bool]:
-        """Where a file was last found, if that was not long ago; else where the Hub tells."""
+        """Return the address of a file and whether it is the remembered one, to which the Hub redirected recently."""
         address, found_at = self._addresses.get(name, ("", 0.0))
         if address and time.monotonic() - found_at < _ADDRESS_SECONDS:
             return address, True
@@ -292,18 +292,18 @@ class HubFiles(RemoteFiles):
 
 
 def _headers(address: str) -> dict[str, str]:
-    """The headers of a request; the token only for the Hub itself, never for the storage that it redirects to."""
+    """Return the headers of a request. The token is sent to the Hub only, never to the storage that it redirects to."""
     trusted = _origin(address) in (_origin(constants.ENDPOINT), ("https", "huggingface.co", None))
     headers = build_hf_headers(token=None if trusted else False, library_name="rmtscan", library_version=__version__)
     return dict(headers)
 
 
 def _redirected(address: str, location: str) -> str:
-    """Where a redirect leads.
+    """Return the target of a redirect.
 
     Raises:
-        ValueError: to no address.
-        CheckpointError: out of the web, or out of encryption.
+        ValueError: the target is not an address.
+        CheckpointError: the target is not HTTP, or drops encryption.
     """
     target = urljoin(address, location)
     before, after = urlsplit(address).scheme, urlsplit(target).scheme
@@ -322,7 +322,7 @@ def _shown_host(address: str) -> str:
 
 
 def _pour(response: httpx2.Response, to_skip: int, sink: Sink) -> None:
-    """Write the body of an answer into a sink, without its first bytes.
+    """Write the body of a response into a sink, without its first `to_skip` bytes.
 
     Raises:
         httpx2.RemoteProtocolError: the body ends too early.

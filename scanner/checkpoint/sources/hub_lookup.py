@@ -1,4 +1,4 @@
-"""Which commit of a model a reference means, and what is in it: one question to the Hub."""
+"""The commit of a model that a reference means, and its files: one request to the Hub."""
 
 import re
 from collections.abc import Mapping
@@ -11,18 +11,18 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from scanner.checkpoint.names import is_plain_name, printable
 from scanner.checkpoint.sources.hub_errors import hub_errors
-from scanner.checkpoint.sources.retry import patiently
+from scanner.checkpoint.sources.retry import with_retries
 from scanner.errors import CheckpointError
 
 COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
-# gpt2 and other names without an organisation, from before there were any.
+# gpt2 and other early names without an organization.
 _SINGLE_NAME = re.compile(r"hf://([^/@]+)(?:@([^/]+)(?:/(.*))?)?", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
 class HubReference:
-    """A model on the Hub as a user names it; no revision: the newest commit of its main branch."""
+    """A model on the Hub as a user names it; without a revision, the newest commit of its main branch."""
 
     repository: str
     revision: str | None
@@ -31,7 +31,7 @@ class HubReference:
 
 @dataclass(frozen=True, kw_only=True)
 class Commit:
-    """A commit of a model; `sizes` holds the paths of its files (None: the Hub was not asked, or does not tell a size)."""
+    """A commit of a model; `sizes` maps the paths of its files to their sizes (None: not requested, or not reported)."""
 
     repository: str
     commit: str
@@ -39,10 +39,10 @@ class Commit:
 
 
 def parse_hub_reference(reference: str) -> HubReference:
-    """Take apart `hf://org/name[@revision][/path]`, or the address of a page of the Hub.
+    """Parse `hf://org/name[@revision][/path]`, or the address of a page of the Hub.
 
     Raises:
-        CheckpointError: it is no such thing, or leads to a data set or a space.
+        CheckpointError: the reference is invalid, or names a dataset or a space.
     """
     shown = printable(reference)
     single = _SINGLE_NAME.fullmatch(reference)
@@ -57,20 +57,20 @@ def parse_hub_reference(reference: str) -> HubReference:
         validate_repo_id(repository)
     except (HfUriError, HFValidationError) as error:
         raise CheckpointError(
-            f"{shown} names no model on the Hub: write org/name, org/name@revision or hf://org/name@revision/path"
+            f"{shown} is not a model on the Hub: write org/name, org/name@revision or hf://org/name@revision/path"
         ) from error
     parts = [*(path.strip("/").split("/") if path else []), *(revision.split("/") if revision else [])]
     if not all(is_plain_name(part) for part in parts):
-        raise CheckpointError(f"{shown} names no branch, folder or file that can be in a repository")
+        raise CheckpointError(f"{shown} does not name a branch, folder or file that a repository can have")
     return HubReference(repository=repository, revision=revision, path=path.strip("/"))
 
 
 def find_commit(reference: HubReference) -> Commit:
-    """Find the commit that a reference means; a full commit hash is believed, and offline the cache is asked.
+    """Find the commit that a reference means. A full commit hash is taken as it is; offline, the cache is searched.
 
     Raises:
-        GatedError, MissingError, RateLimitedError: as the Hub answers.
-        CheckpointError: the Hub does not answer, or not as a Hub does.
+        GatedError, MissingError, RateLimitedError: as the Hub responds.
+        CheckpointError: the Hub does not respond, or the response is invalid.
     """
     repository, revision = reference.repository, reference.revision
     if revision is not None and COMMIT.fullmatch(revision):
@@ -85,21 +85,21 @@ def find_commit(reference: HubReference) -> Commit:
 
 
 def look_up(repository: str, revision: str | None) -> Commit:
-    """Ask the Hub for the commit of a branch or tag and for the files in it.
+    """Request the commit of a branch or tag and its files from the Hub.
 
     Raises:
-        GatedError, MissingError, RateLimitedError: as the Hub answers.
-        CheckpointError: the Hub does not answer, or not as a Hub does.
+        GatedError, MissingError, RateLimitedError: as the Hub responds.
+        CheckpointError: the Hub does not respond, or the response is invalid.
     """
     with hub_errors(repository, revision=revision):
-        info = patiently(lambda: _model_info(repository, revision))
+        info = with_retries(lambda: _model_info(repository, revision))
     commit = _checked_commit(info.sha, repository)
     sizes = {
         file.rfilename: file.size if isinstance(file.size, int) and file.size >= 0 else None
         for file in info.siblings or []
         if isinstance(file.rfilename, str)
     }
-    # A model that was renamed answers under its new name.
+    # A renamed model is reported under its new name.
     name = info.id if isinstance(info.id, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", info.id, re.ASCII) else repository
     return Commit(repository=name, commit=commit, sizes=sizes)
 
@@ -110,18 +110,18 @@ def _model_info(repository: str, revision: str | None) -> ModelInfo:
             repository, revision=revision, files_metadata=True, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        if isinstance(error, OSError | HFValidationError):  # a bad request is a ValueError too
+        if isinstance(error, OSError | HFValidationError):  # an error of a bad request is a ValueError too
             raise
-        raise _no_hub(repository) from error
+        raise _not_a_hub(repository) from error
 
 
 def _checked_commit(commit: object, repository: str) -> str:
     if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
-        raise _no_hub(repository)
+        raise _not_a_hub(repository)
     return commit
 
 
-def _no_hub(repository: str) -> CheckpointError:
+def _not_a_hub(repository: str) -> CheckpointError:
     return CheckpointError(
-        f"the answer of {printable(constants.ENDPOINT)} for {printable(repository)} is not a Hub's: check HF_ENDPOINT"
+        f"the response of {printable(constants.ENDPOINT)} for {printable(repository)} is not that of a Hub: check HF_ENDPOINT"
     )

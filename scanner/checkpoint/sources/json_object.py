@@ -1,4 +1,4 @@
-"""Small JSON files that accompany the weights: bounded in size, and an object at the top."""
+"""The JSON files beside the weights: limited in size, with an object at the top level."""
 
 import json
 from typing import Any
@@ -12,7 +12,7 @@ def read_json_object(files: Files, name: str, *, max_bytes: int) -> dict[str, An
     """Return the JSON object in the file `name`.
 
     Raises:
-        CheckpointError: the file is larger than `max_bytes`, is not UTF-8 JSON, or holds something else than an object.
+        CheckpointError: the file is larger than `max_bytes`, is not UTF-8 JSON, or does not contain an object.
     """
     shown = printable(name)
     size = files.size(name)

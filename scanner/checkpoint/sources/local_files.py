@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 _BLOCK_BYTES = 8 * 2**20
 
-# What huggingface_hub puts into the folder in which its cache keeps the files that several models share.
+# The file by which huggingface_hub marks the folder of its cache with files that several models share.
 _SHARED_BLOBS_MARK = ".huggingface-shared-blobs"
 
 
 class LocalFiles:
-    """The files directly inside a local folder, or the one file that `source` names and its neighbours.
+    """The files directly inside a local folder, or the file that `source` names and those beside it.
 
-    Nothing outside the folder is readable through it: names are plain names, and a symbolic link may only lead to
-    the folder itself or, for a snapshot in a Hugging Face cache, to the same model's part of the cache or to the part
-    that models share. The one exception is a file that the user named: where that leads is the user's business.
+    Nothing outside the folder is readable: names are plain names, and a symbolic link may only lead into the folder
+    itself or, for a snapshot in a Hugging Face cache, into the part of the cache that belongs to the same model or is
+    shared by all. The exception is a file that the user named: it may be a link to anywhere.
 
     Raises:
         CheckpointError: `source` does not exist; from every method, when a name is not plain, leads outside, or
@@ -36,7 +36,7 @@ class LocalFiles:
     def __init__(self, source: str) -> None:
         path = Path(source)
         with _reported(source):
-            # Otherwise a folder that is gone would be taken for a file, and its parent's files for its own.
+            # Otherwise a folder that was removed would be taken for a file, and the files beside it for its contents.
             if not path.is_dir() and not path.is_file():
                 raise CheckpointError(f"{printable(source)} does not exist on this machine, or cannot be read from it")
             self.named: str | None = None if path.is_dir() else path.name
@@ -73,14 +73,14 @@ class LocalFiles:
             return path.stat().st_size
 
     def read(self, name: str, start: int, size: int) -> bytes:
-        """Return `size` bytes from byte `start` on; fewer only where the file ends."""
+        """Return `size` bytes from byte `start` on; fewer only at the end of the file."""
         path = self._path(name)
         with _reported(name), path.open("rb") as file:
             file.seek(start)
             return file.read(size)
 
     def read_into(self, name: str, start: int, buffer: memoryview) -> int:
-        """Fill `buffer` (bytes) from byte `start` on; return how many bytes there were."""
+        """Fill `buffer` (bytes) with the file from byte `start` on; return how many bytes were read."""
         path = self._path(name)
         filled = 0
         with _reported(name), path.open("rb", buffering=0) as file:
@@ -125,7 +125,7 @@ class LocalFiles:
     def identity(self, names: Iterable[str]) -> str:
         """Return a SHA-256 (hexadecimal) over the SHA-256 of the files, in order of their names.
 
-        It depends on what the files hold, and neither on where they lie nor on when they were written.
+        It depends on the contents of the files only, not on where they are or when they were written.
         """
         digest = hashlib.sha256()
         for name in sorted(names):
@@ -133,10 +133,10 @@ class LocalFiles:
         return digest.hexdigest()
 
     def expect(self, names: Sequence[str]) -> None:
-        """Do nothing: a local file is read at once."""
+        """Do nothing: local files need no prefetching."""
 
     def keep_whole(self, *, branch: str | None) -> None:
-        """Do nothing: the files are here."""
+        """Do nothing: the files are local already."""
 
     def _path(self, name: str) -> Path:
         shown = printable(name)

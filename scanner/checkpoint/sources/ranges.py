@@ -1,4 +1,4 @@
-"""Byte ranges of files: neighbouring ones become one read, whose bytes go straight into a buffer for each."""
+"""Byte ranges of files. Neighboring ranges are read together, straight into one buffer per range."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_GAP_BYTES = 256 * 2**10
-"""A longer gap between two ranges costs more to read than another request."""
+"""Largest gap between two ranges that are read together: reading more costs more than another request."""
 
 MAX_GAP_SHARE = 1 / 32
-"""How much of a read may be gaps: what remains of 5 % is left to the blocks in which headers are read."""
+"""Largest share of gaps in a read. The rest of the allowed 5 % overhead is for the blocks in which headers are read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ByteRange:
-    """`size` bytes from byte `start` on of the file `name`."""
+    """`size` bytes of the file `name`, from byte `start` on."""
 
     name: str
     start: int
@@ -26,7 +26,7 @@ class ByteRange:
 
 @dataclass(frozen=True, kw_only=True)
 class Read:
-    """One stretch of a file that holds the ranges with the indices `wanted`, in order of their place."""
+    """One contiguous part of a file that covers the ranges with the indices `wanted`, in file order."""
 
     name: str
     start: int
@@ -35,7 +35,7 @@ class Read:
 
 
 def plan_reads(ranges: Sequence[ByteRange]) -> list[Read]:
-    """Put ranges that lie close together in a file into one read; ranges that overlap are read apart."""
+    """Combine ranges that are close together in a file into one read; overlapping ranges are read separately."""
     order = sorted(
         (index for index, wanted in enumerate(ranges) if wanted.size),
         key=lambda index: (ranges[index].name, ranges[index].start),
@@ -57,9 +57,9 @@ def plan_reads(ranges: Sequence[ByteRange]) -> list[Read]:
 
 
 class Sink:
-    """Buffers that are filled one after the other, whatever the sizes of the chunks that arrive.
+    """Buffers that are filled one after another by chunks of any size.
 
-    `size` counts the bytes they hold together and `done` those that have arrived.
+    `size` is the total number of bytes, `done` how many have arrived.
     """
 
     def __init__(self, buffers: Iterable[memoryview]) -> None:
@@ -71,14 +71,14 @@ class Sink:
 
     @property
     def missing(self) -> int:
-        """How many bytes have yet to arrive."""
+        """Number of bytes that have not arrived."""
         return self.size - self.done
 
     def write(self, chunk: bytes | memoryview) -> None:
-        """Take the next bytes.
+        """Append bytes.
 
         Raises:
-            ValueError: more bytes than are missing.
+            ValueError: there are more bytes than are missing.
         """
         if len(chunk) > self.missing:
             raise ValueError(f"{len(chunk)} bytes where {self.missing} are missing")
@@ -96,7 +96,7 @@ class Sink:
 
 
 def sink_of(read: Read, ranges: Sequence[ByteRange], contents: "Sequence[NDArray[np.uint8]]") -> Sink:
-    """Return a sink for the bytes of a read: those of range i go into `contents[i]`, those between ranges nowhere."""
+    """Return a sink for a read: the bytes of range i go into `contents[i]`, those in gaps are dropped."""
     buffers = []
     place = read.start
     for index in read.wanted:

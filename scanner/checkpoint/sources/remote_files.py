@@ -1,4 +1,4 @@
-"""What the files of every remote source have in common: headers in growing blocks, tensors in as few reads as possible."""
+"""The common part of remote sources: headers are read in growing blocks, tensors in as few requests as possible."""
 
 import threading
 from abc import ABC, abstractmethod
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 _CONNECTIONS = 8
 
-# The first block of a header: small, because there is one for every shard, even if a single tensor is wanted of them all.
+# The first block of a header is small, because every shard needs one, even for a single tensor.
 _FIRST_BLOCK_BYTES = 4 * 2**10
 _LARGEST_BLOCK_BYTES = 2**20
-# How much of the beginning of a file is kept: a vocabulary in a GGUF header takes some ten megabytes.
+# How much of the start of a file is cached: a header with a vocabulary takes some ten megabytes.
 _KEPT_BYTES = 64 * 2**20
 
 
 class RemoteFiles(ABC):
-    """The part of `Files` that is the same whichever way bytes are fetched. May be used by several threads at once."""
+    """The part of `Files` that does not depend on how bytes are fetched. Thread-safe."""
 
     def __init__(self, source: str, *, named: str | None) -> None:
         self.source = source
@@ -40,13 +40,13 @@ class RemoteFiles(ABC):
 
     @abstractmethod
     def _fill(self, name: str, start: int, sink: Sink) -> None:
-        """Fill `sink` with the bytes of a file from `start` on, all of which are there by the size of the file."""
+        """Fill `sink` with the bytes of a file from `start` on; the file is large enough by its size."""
 
     def read(self, name: str, start: int, size: int) -> bytes:
-        """Return `size` bytes from byte `start` on; fewer only where the file ends.
+        """Return `size` bytes from byte `start` on; fewer only at the end of the file.
 
-        What is read from the beginning on is kept. Small reads of it become blocks that grow with what was read before, so
-        that many of them cost few requests and a tenth or so that nobody asked for; who asks for more gets just that.
+        The start of a file is cached. Small reads of it fetch blocks that grow with what was read before, so that many of
+        them cost few requests and about a tenth of extra bytes; larger reads fetch exactly what they ask for.
         """
         head = self._heads.get(name, b"")
         if start + size <= len(head):
@@ -85,15 +85,15 @@ class RemoteFiles(ABC):
         return contents
 
     def expect(self, names: Sequence[str]) -> None:
-        """Fetch the beginnings of files, several at a time."""
+        """Fetch the first bytes of files, several files at a time."""
         with ThreadPoolExecutor(_CONNECTIONS) as pool:
-            for _ in pool.map(self._fetch_beginning, names):
+            for _ in pool.map(self._fetch_start, names):
                 pass
 
-    def _fetch_beginning(self, name: str) -> None:
+    def _fetch_start(self, name: str) -> None:
         beginning = self.read(name, 0, 8)
         if name.endswith(".safetensors"):
-            # The first eight bytes are the length of the header.
+            # Eight bytes with the length of the header precede it.
             self.read(name, 8, min(int.from_bytes(beginning, "little"), _LARGEST_BLOCK_BYTES))
 
     def _fetch(self, name: str, start: int, end: int) -> bytes:

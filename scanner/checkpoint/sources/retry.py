@@ -1,4 +1,4 @@
-"""How long to go on asking a server that is busy, limits requests or drops connections: the Hub or any other store."""
+"""The retry policy for servers that are busy, limit requests or drop connections: the Hub and other stores."""
 
 import errno
 import logging
@@ -15,22 +15,22 @@ from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-d
 
 _log = logging.getLogger(__name__)
 
-MOST_TRIES = 6
-MOST_CONNECTION_TRIES = 3
-"""Where nothing answers at all it is more often the network or the name that is wrong than the moment."""
+MAX_TRIES = 6
+MAX_CONNECTION_TRIES = 3
+"""Tries when no connection can be made: a wrong name or a broken network does not heal by waiting."""
 
 FIRST_PAUSE = 0.5
-LONGEST_PAUSE = 16.0
-LONGEST_WAIT = 330.0
-"""Seconds in all: the Hub counts requests in windows of five minutes."""
+MAX_PAUSE = 16.0
+MAX_WAIT = 330.0
+"""Total seconds of waiting: the Hub counts requests in windows of five minutes."""
 
-LONGEST_ASKED = 86_400.0
-"""A server that wants to be left alone for longer than a day says nothing that anybody could act on."""
+MAX_RETRY_AFTER = 86_400.0
+"""Upper limit, in seconds, for what a server may ask for: one day."""
 
 _TEMPORARY = frozenset({408, 429, 500, 502, 503, 504})
-# What stores say instead of a status, in the words of the operating system.
+# Errors of the operating system that some stores raise instead of reporting a status.
 _TEMPORARY_ERRNO = frozenset({errno.EAGAIN, errno.EBUSY, errno.ETIMEDOUT})
-# Classes of clients that stores may be read with; an error of one can only come if its module has been imported.
+# Exceptions of client libraries; they can only occur if the module has been imported.
 _TEMPORARY_CLASSES = {
     "aiohttp": ("ClientConnectionError", "ClientPayloadError"),
     "botocore.exceptions": ("HTTPClientError", "ConnectionError"),
@@ -40,61 +40,58 @@ _NOT_CONNECTED_CLASSES = {"aiohttp": ("ClientConnectorError",), "botocore.except
 T = TypeVar("T")
 
 
-class Patience:
-    """The tries and the waiting of one piece of work."""
+class RetryPolicy:
+    """Counts the failures of one operation and waits between its tries, with exponential backoff and jitter."""
 
     def __init__(self) -> None:
         self._failures = 0
         self._waited = 0.0
 
-    def renew(self) -> None:
-        """Count tries anew: the last one got somewhere."""
+    def reset(self) -> None:
+        """Forget earlier failures, because the last try made progress."""
         self._failures = 0
 
-    def after(self, error: Exception) -> None:
-        """Wait as long as the server asks, and at least twice as long as after the last failure.
+    def wait_after(self, error: Exception) -> None:
+        """Wait as long as the server asks, and at least twice as long as after the previous failure.
 
         Raises:
-            Exception: `error` itself, when it is not a temporary one or has come too often, or waiting would take too long.
+            Exception: `error` itself, if it is not temporary, if there were too many tries, or if the wait would be too long.
         """
         if not is_temporary(error):
             raise error
         self._failures += 1
-        pause = max(min(FIRST_PAUSE * 2 ** (self._failures - 1), LONGEST_PAUSE), retry_after(error) or 0.0)
-        # Not all workers at the same moment, and not a moment before the time that the server named.
+        pause = max(min(FIRST_PAUSE * 2 ** (self._failures - 1), MAX_PAUSE), retry_after(error) or 0.0)
+        # Jitter keeps workers from retrying at the same moment; it only adds to what the server asks for.
         pause += random.random() * min(pause / 4, 2.0)
-        most = MOST_CONNECTION_TRIES if _is_not_connected(error) else MOST_TRIES
-        if self._failures >= most or self._waited + pause > LONGEST_WAIT:
+        most = MAX_CONNECTION_TRIES if _is_not_connected(error) else MAX_TRIES
+        if self._failures >= most or self._waited + pause > MAX_WAIT:
             raise error
-        _log.warning("%s: trying again in %.1f s", type(error).__name__, pause)
+        _log.warning("%s: retrying in %.1f s", type(error).__name__, pause)
         self._waited += pause
         time.sleep(pause)
 
 
-def patiently(call: Callable[[], T]) -> T:
-    """Return what `call` returns, calling it again after temporary errors."""
-    patience = Patience()
+def with_retries(call: Callable[[], T]) -> T:
+    """Return what `call` returns; call it again after temporary errors."""
+    policy = RetryPolicy()
     while True:
         try:
             return call()
-        except Exception as error:  # every store has errors of its own, which no common class holds together
-            patience.after(error)
+        except Exception as error:  # stores raise many kinds of exceptions without a common base class
+            policy.wait_after(error)
 
 
 def retry_after(error: Exception) -> float | None:
-    """How many seconds the server that answered with an error wants to be left alone; None: it does not say.
-
-    At most a day, whatever the server says.
-    """
+    """Return the seconds after which the server allows the next request, at most one day; None if it does not say."""
     error = _reason(error)
     headers = getattr(getattr(error, "response", error), "headers", None)
     if not isinstance(headers, Mapping):
         return None
     try:
         asked = _asked({str(key).lower(): str(value) for key, value in headers.items()}, _status(error))
-    except (ValueError, OverflowError):  # numbers and years without end
+    except (ValueError, OverflowError):  # numbers and years out of range
         return None
-    return None if asked is None else min(max(asked, 0.0), LONGEST_ASKED)
+    return None if asked is None else min(max(asked, 0.0), MAX_RETRY_AFTER)
 
 
 def _asked(headers: Mapping[str, str], status: int | None) -> float | None:
@@ -110,7 +107,7 @@ def _asked(headers: Mapping[str, str], status: int | None) -> float | None:
 
 
 def is_temporary(error: Exception) -> bool:
-    """Tell whether the same call may go well in a moment."""
+    """Tell whether the same call may succeed later."""
     error = _reason(error)
     status = _status(error)
     if status is not None:
@@ -128,7 +125,7 @@ def _is_not_connected(error: Exception) -> bool:
 
 
 def _reason(error: Exception) -> Exception:
-    # fsspec tells whatever goes wrong with a web server as a file that is not there, and keeps what it was.
+    # fsspec reports every error of a web server as a missing file, with the original error as its cause.
     cause = error.__cause__
     return cause if isinstance(error, FileNotFoundError) and isinstance(cause, Exception) else error
 
@@ -139,7 +136,7 @@ def _is_one_of(error: Exception, classes: Mapping[str, tuple[str, ...]]) -> bool
 
 
 def _status(error: Exception) -> int | None:
-    """The status of a server's answer, under the names that clients give it."""
+    """Return the HTTP status of an error; client libraries store it under different names."""
     response = getattr(error, "response", None)
     places = ((response, "status_code"), (error, "status"), (error, "status_code"), (error, "code"))
     found = (getattr(place, name, None) for place, name in places)

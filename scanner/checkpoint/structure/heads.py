@@ -1,4 +1,4 @@
-"""Attention projections cut into one matrix per head: rows of queries, keys and values, columns of attention outputs."""
+"""Splits attention projections into one matrix per head: rows of queries, keys and values, columns of attention outputs."""
 
 from dataclasses import replace
 
@@ -12,14 +12,14 @@ NOT_SPLIT = "not split by heads: scan without --heads"
 
 
 def head_refs(ref: MatrixRef, sizes: Sizes) -> tuple[MatrixRef, ...]:
-    """Return one matrix per head; keys and values have fewer heads than queries where these share them.
+    """Return one matrix per head; keys and values have fewer heads than queries if queries share them.
 
-    None if the config does not say how many heads there are, or says something that does not fit the matrix; `misfit`
-    says which.
+    The result is empty if the config does not say how many heads there are, or does not match the matrix; `misfit` says
+    which.
 
     Args:
-        ref: a whole query, key, value or attention output.
-        sizes: what the config says about its block.
+        ref: a query, key, value or attention output.
+        sizes: what the config says about the block.
     """
     if not is_split(ref):
         return ()
@@ -45,15 +45,15 @@ def head_refs(ref: MatrixRef, sizes: Sizes) -> tuple[MatrixRef, ...]:
 
 
 def is_split(ref: MatrixRef) -> bool:
-    """Tell whether a matrix is made of heads.
+    """Tell whether a matrix consists of heads.
 
-    The low-rank factors that make the latents of multi-head latent attention are not: all heads share them.
+    The low-rank factors that produce the latents of multi-head latent attention do not: all heads share them.
     """
     return ref.role in HEAD_ROLES and ref.expert is None and ref.module not in ("mla_a", "indexer")
 
 
 def misfit(ref: MatrixRef, sizes: Sizes) -> str:
-    """Return why a matrix that is made of heads cannot be split, for a message."""
+    """Return why a matrix that consists of heads cannot be split."""
     heads = _count(ref.role, sizes)
     if heads is None:
         return f"{ref.role}: config.json does not say how many heads there are"

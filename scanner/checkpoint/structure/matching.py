@@ -1,4 +1,4 @@
-"""Which matrix of one checkpoint is which of another: by what it does and where it stands, never by position."""
+"""Pairs the matrices of two checkpoints by role, layer and name, never by position."""
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -10,7 +10,7 @@ from scanner.checkpoint.structure.roles import split_name
 
 @dataclass(frozen=True, kw_only=True)
 class Matching:
-    """Pairs (base, tuned) of the same place, shape and role, and everything that has no partner."""
+    """Pairs (base, tuned) of the same place, role and shape, and the matrices without a partner."""
 
     pairs: tuple[tuple[MatrixRef, MatrixRef], ...]
     different_shape: tuple[tuple[MatrixRef, MatrixRef], ...]
@@ -21,9 +21,9 @@ class Matching:
 def match_matrices(base: Iterable[MatrixRef], tuned: Iterable[MatrixRef]) -> Matching:
     """Pair matrices by (stack, layer, role, module, head, expert).
 
-    Where several matrices share all of these (two poolers; the `other` ones of a block; two towers), the whole name must
-    agree as well, or, of what is left then, the name after the block's index, where only one on each side has it. A model
-    that was saved under another prefix (`bert.encoder.layer.0...` against `encoder.layer.0...`) is still the same model.
+    If several matrices share all of these (two poolers; the `other` matrices of a block; two towers), they are paired by
+    their whole names, and the remaining ones by the name after the index of the block if it is unique on each side. A
+    model that was saved under another prefix (`bert.encoder.layer.0...` and `encoder.layer.0...`) is still the same model.
     Every matrix is in exactly one of the four lists.
     """
     base_by_place, tuned_by_place = _by_place(base), _by_place(tuned)
@@ -58,15 +58,15 @@ def _by_place(refs: Iterable[MatrixRef]) -> dict[Hashable, list[MatrixRef]]:
 def _pair_by(
     name_of: Callable[[MatrixRef], str], here: Sequence[MatrixRef], there: Sequence[MatrixRef]
 ) -> tuple[list[tuple[MatrixRef, MatrixRef]], list[MatrixRef], list[MatrixRef]]:
-    """The pairs of those that have a name to themselves on both sides, and on either side the rest, in order."""
-    base, tuned = _alone(name_of, here), _alone(name_of, there)
+    """Return the pairs of matrices whose names are unique on both sides, and the rest of each side, in order."""
+    base, tuned = _unique(name_of, here), _unique(name_of, there)
     pairs = [(base[name], ref) for name, ref in tuned.items() if name in base]
     paired = base.keys() & tuned.keys()
     left, right = ([ref for ref in side if name_of(ref) not in paired] for side in (here, there))
     return pairs, left, right
 
 
-def _alone(name_of: Callable[[MatrixRef], str], refs: Iterable[MatrixRef]) -> dict[str, MatrixRef]:
+def _unique(name_of: Callable[[MatrixRef], str], refs: Iterable[MatrixRef]) -> dict[str, MatrixRef]:
     by_name: dict[str, list[MatrixRef]] = defaultdict(list)
     for ref in refs:
         by_name[name_of(ref)].append(ref)

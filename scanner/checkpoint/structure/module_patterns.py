@@ -1,8 +1,8 @@
-r"""PEFT's patterns for the names of modules: regular expressions of strangers, matched in time that grows with their length only.
+r"""The patterns for module names in PEFT configs: untrusted regular expressions, matched in linear time.
 
-A pattern names a module if `re.match(rf"(.*\.)?({pattern})$", module)` finds something, and the first pattern that names
-it counts (PEFT, `get_pattern_key` in peft/utils/other.py). Python's `re` may take for ever with a stranger's expression;
-RE2, which pyarrow brings, cannot. It is asked only where both mean the same by what is written.
+A pattern applies to a module if `re.match(rf"(.*\.)?({pattern})$", module)` succeeds, and the first such pattern counts
+(PEFT, `get_pattern_key` in peft/utils/other.py). Python's `re` may take exponential time for a hostile expression; RE2,
+which pyarrow contains, cannot. Only expressions that mean the same in both engines are matched.
 """
 
 import re
@@ -14,7 +14,7 @@ from scanner.errors import CheckpointError
 
 _LONGEST = 1000
 _MOST = 1000
-# What both engines read alike in names of ASCII: all but lookaround, references, flags, classes of their own, `{,n}`, `\Z`.
+# What means the same in both engines for ASCII names: no lookaround, references, flags, engine-specific classes, `{,n}`, `\Z`.
 _COMMON = re.compile(
     r"""(?:[^\\\[\](){}*+?|^$\x00-\x1f\x7f-\U0010ffff]      # a literal, or a dot
         |\\[dDwWsSbB.^$*+?()\[\]{}|/_:-]                    # a class or an escaped literal
@@ -28,15 +28,15 @@ _COMMON = re.compile(
 
 
 def by_pattern(patterns: object, modules: Sequence[str], what: str) -> dict[str, Any]:
-    """Return, for each module that a pattern names, the value of the first that does.
+    """Return, for each module that a pattern applies to, the value of the first such pattern.
 
     Args:
-        patterns: pattern -> value, as an adapter's config holds them; None: there are none.
-        modules: names as the model itself spells them.
+        patterns: pattern -> value, from the config of an adapter; None if there are none.
+        modules: names of modules in the model.
         what: the key in the config, for messages.
 
     Raises:
-        CheckpointError: they are no such mapping, too many, or hold what is not sure to mean here what it means to PEFT.
+        CheckpointError: this is not a mapping, there are too many patterns, or one may mean something else in PEFT.
     """
     if not patterns:
         return {}
@@ -46,7 +46,7 @@ def by_pattern(patterns: object, modules: Sequence[str], what: str) -> dict[str,
     for pattern, value in patterns.items():
         for module in _matching(str(pattern), [module for module in modules if module not in found], what):
             found[module] = value
-    # PEFT falls back to the name itself as a key, whatever that would mean as an expression.
+    # PEFT falls back to the name itself as a key, even if it would mean something else as an expression.
     return {module: patterns[module] for module in modules if module in patterns} | found
 
 
@@ -57,16 +57,16 @@ def _matching(pattern: str, modules: Sequence[str], what: str) -> list[str]:
     whole = rf"(.*\.)?({pattern})$"
     try:
         if len(pattern) > _LONGEST or not _COMMON.fullmatch(pattern):
-            raise ValueError("it has more than literals, sets, repetitions, groups and alternatives")
+            raise ValueError("only literals, sets, repetitions, groups and alternatives are supported")
         re.compile(whole)
         if not all(module.isascii() and module.isprintable() for module in modules):
-            raise ValueError("there are modules with other names than ASCII")
+            raise ValueError("there are modules with names that are not ASCII")
         matches = pc.match_substring_regex(pa.array(modules, pa.string()), rf"^(?:{whole})")
     except (ValueError, RecursionError, OverflowError, re.error) as error:  # also what pyarrow raises
         reason = str(error).partition("\n")[0]
         raise CheckpointError(
-            f"the adapter's {what} has the expression '{printable(pattern)}', which is not matched here ({printable(reason)}): "
-            "write the names of the modules out, or merge the adapter into its model (PEFT's merge_and_unload) and scan "
+            f"the adapter's {what} has the expression '{printable(pattern)}', which is not supported ({printable(reason)}): "
+            "list the names of the modules, or merge the adapter into its model (PEFT's merge_and_unload) and scan "
             "delta:BASE..MERGED"
         ) from error
     return [module for module, matched in zip(modules, matches.to_pylist(), strict=True) if matched]

@@ -1,10 +1,10 @@
-"""How architectures pack several projections into the rows of one weight, and which rows are whose.
+"""How architectures pack several projections into the rows of one weight.
 
-Every packing is a pattern of rows that repeats: once in concatenated weights, once a head (or a group of heads that
-share a key and a value) in interleaved ones, once a pair in alternating ones. Which architecture packs in which way was
-read off the forward pass of its model code; that the sizes fit the tensor is checked here.
+Every packing is a repeating pattern of rows: it occurs once in concatenated weights, once per head (or per group of heads
+that share a key and a value) in interleaved weights, and once per pair of rows in alternating weights. The packing of each
+architecture follows the forward pass of its model code; whether the sizes match the tensor is checked here.
 
-Of a gated MLP the half that goes through the activation is `mlp_gate` and the one it is multiplied with `mlp_up`, as in
+In a gated MLP, `mlp_gate` is the half that goes through the activation and `mlp_up` the half it is multiplied with, as in
 Llama, whatever the model code calls them (ModernBERT: `input` and `gate`).
 """
 
@@ -18,12 +18,12 @@ from scanner.checkpoint.structure.role_tables import FUSED
 from scanner.checkpoint.structure.sizes import Sizes
 
 MAX_HEADS = 4096
-"""More than any layer has: a bound on how many matrices one tensor can become."""
+"""More heads than any layer has: limits how many matrices one tensor can become."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One of the matrices in a fused weight: its role, which rows are its own, and how many."""
+    """One of the matrices in a fused weight: its role, its rows, and their number."""
 
     role: str
     pattern: RowPattern
@@ -31,15 +31,15 @@ class Part:
 
 
 Packing = Callable[[Sizes, int, int], tuple[Part, ...]]
-"""(sizes, rows, cols) -> the parts of a matrix of that shape; none if the sizes do not fit it."""
+"""(sizes, rows, cols) -> the parts of a matrix of that shape; empty if the sizes do not match."""
 
 
 def split_rows(before: str, tail: str, sizes: Sizes, rows: int, cols: int) -> tuple[Part, ...] | None:
-    """Return the parts of a fused weight; none if its sizes are unknown or do not fit; None for a weight that is not fused.
+    """Return the parts of a fused weight; empty if its sizes are unknown or do not match; None if the weight is not fused.
 
     Args:
-        before: what stands before the block's index in its name.
-        tail: what stands after it, without `.weight`.
+        before: the name before the index of the block.
+        tail: the name after it, without `.weight`.
         sizes: what the config says about the block.
         rows: out_features.
         cols: in_features.
@@ -54,7 +54,7 @@ def split_rows(before: str, tail: str, sizes: Sizes, rows: int, cols: int) -> tu
 
 
 def repeated(rows: int, *widths: tuple[str, int]) -> tuple[Part, ...]:
-    """Return parts of the given widths that follow one another, over and over; none if they do not fill the rows."""
+    """Return parts of the given widths that repeat in this order; empty if they do not fill the rows."""
     period = sum(width for _, width in widths)
     if period == 0 or rows % period:
         return ()
@@ -70,7 +70,7 @@ def repeated(rows: int, *widths: tuple[str, int]) -> tuple[Part, ...]:
 
 
 def concatenated(sizes: Sizes, rows: int, cols: int) -> tuple[Part, ...]:
-    """All queries, all keys, all values, as many of each as the config says."""
+    """All queries, then all keys, then all values, by the sizes in the config."""
     if sizes.heads is None:
         return ()
     key_value_heads = sizes.key_value_heads or sizes.heads
@@ -83,13 +83,13 @@ def concatenated(sizes: Sizes, rows: int, cols: int) -> tuple[Part, ...]:
 
 
 def thirds(sizes: Sizes, rows: int, cols: int) -> tuple[Part, ...]:
-    """Queries, keys and values of as many rows as there are columns (or twice as many, where a stage doubles the width)."""
+    """Queries, keys and values with as many rows as columns (or twice as many, where a stage doubles the width)."""
     third = rows // 3
     return repeated(rows, ("query", third), ("key", third), ("value", third)) if rows in (3 * cols, 6 * cols) else ()
 
 
 def concatenated_or_thirds(sizes: Sizes, rows: int, cols: int) -> tuple[Part, ...]:
-    """Concatenated; where the config says nothing of fewer keys and values than queries, thirds need no number of heads."""
+    """Concatenated, or thirds if the config does not say that there are fewer keys and values than queries."""
     grouped = sizes.key_value_heads is not None and sizes.key_value_heads != sizes.heads
     return concatenated(sizes, rows, cols) or (() if grouped else thirds(sizes, rows, cols))
 
@@ -99,12 +99,12 @@ def _key_value_halves(sizes: Sizes, rows: int, cols: int) -> tuple[Part, ...]:
 
 
 def _cross_or_thirds(sizes: Sizes, rows: int, cols: int) -> tuple[Part, ...]:
-    # Cross-attention keeps its queries apart, in `q_attn`.
+    # Cross-attention has its queries in a separate weight, `q_attn`.
     return _key_value_halves(sizes, rows, cols) if rows == 2 * cols else thirds(sizes, rows, cols)
 
 
 def _by_head(sizes: Sizes, rows: int, cols: int) -> tuple[Part, ...]:
-    """Query, key and value of the first head, then of the second."""
+    """Query, key and value of the first head, then of the second head, and so on."""
     for head_dim in sizes.head_dims:
         if sizes.heads is not None and rows == 3 * sizes.heads * head_dim:
             return repeated(rows, ("query", head_dim), ("key", head_dim), ("value", head_dim))
@@ -112,7 +112,7 @@ def _by_head(sizes: Sizes, rows: int, cols: int) -> tuple[Part, ...]:
 
 
 def _by_group(sizes: Sizes, rows: int, cols: int) -> tuple[Part, ...]:
-    """The queries of the heads that share a key and a value, then these, then the next group."""
+    """The queries of the heads that share a key and a value, their key, their value, then the next group."""
     heads, groups = sizes.heads, sizes.key_value_heads or sizes.heads
     for head_dim in sizes.head_dims:
         if heads is not None and groups is not None and heads % groups == 0 and rows == (heads + 2 * groups) * head_dim:
@@ -143,7 +143,7 @@ def _bigcode(sizes: Sizes, rows: int, cols: int) -> tuple[Part, ...]:
 
 
 def _codegen(sizes: Sizes, rows: int, cols: int) -> tuple[Part, ...]:
-    """Four parts, once one for each core of a TPU, with queries, values and keys (in this order) of a quarter of the heads."""
+    """Four parts, one per TPU core in training, each with queries, values and keys (in this order) of a quarter of the heads."""
     width = rows // 12
     if rows != 3 * cols or rows % 12:
         return ()
@@ -151,7 +151,7 @@ def _codegen(sizes: Sizes, rows: int, cols: int) -> tuple[Part, ...]:
 
 
 def _latent(sizes: Sizes, rows: int, cols: int) -> tuple[Part, ...]:
-    """What multi-head latent attention expands its latent to: key (without its rotary part) and value of each head."""
+    """The expansion of the latent in multi-head latent attention: key (without its rotary part) and value of each head."""
     key, value, heads = sizes.nope_dim, sizes.value_dim, sizes.heads
     if key is None or value is None or heads is None or rows != heads * (key + value):
         return ()
@@ -159,7 +159,7 @@ def _latent(sizes: Sizes, rows: int, cols: int) -> tuple[Part, ...]:
 
 
 def _gated_query(sizes: Sizes, rows: int, cols: int) -> tuple[Part, ...]:
-    """Of each head the query, then as many rows that gate the attention's output."""
+    """For each head the query, then as many rows that gate the output of the attention."""
     for head_dim in sizes.head_dims:
         if sizes.heads is not None and rows == 2 * sizes.heads * head_dim:
             return repeated(rows, ("query", head_dim), ("other", head_dim))
@@ -167,7 +167,7 @@ def _gated_query(sizes: Sizes, rows: int, cols: int) -> tuple[Part, ...]:
 
 
 def gate_first(sizes: Sizes, rows: int, cols: int) -> tuple[Part, ...]:
-    """Two halves, the first of which goes through the activation."""
+    """Two halves; the first one goes through the activation."""
     return repeated(rows, ("mlp_gate", rows // 2), ("mlp_up", rows // 2)) if rows % 2 == 0 else ()
 
 
@@ -180,7 +180,7 @@ def _alternating(sizes: Sizes, rows: int, cols: int) -> tuple[Part, ...]:
 
 
 def _gate_first_if_double(sizes: Sizes, rows: int, cols: int) -> tuple[Part, ...]:
-    """For names that in other models mean one matrix: only if the config's size says that there are two."""
+    """For names that are a single matrix in other models: only if the size in the config says that there are two."""
     return gate_first(sizes, rows, cols) if sizes.intermediate and rows == 2 * sizes.intermediate else ()
 
 
@@ -190,7 +190,7 @@ def _up_first_if_double(sizes: Sizes, rows: int, cols: int) -> tuple[Part, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Rule:
-    """Weights that are packed alike: those of some model types (none: of any) whose names match."""
+    """Weights with the same packing: those whose names match, of some model types (empty: of all)."""
 
     name: re.Pattern[str]
     model_types: frozenset[str]
@@ -214,7 +214,7 @@ _OPTIONAL_RULES = (
     _rule(r"decoder\.layers\.\*\.mlp\.fc1", _up_first_if_double, "moonshine moonshine_streaming"),
     _rule(r"blk\.\*\.ffn_up", _gate_first_if_double, "phi3 chatglm glm4 modernbert"),
 )
-"""Names that are usually those of one matrix."""
+"""Rules for names that are a single matrix in most models."""
 
 _RULES = (
     _rule(r"(?:kv_b_proj|wkv_b|attn_kv_b)", _latent),
@@ -257,14 +257,14 @@ _RULES = (
         gate_first,
     ),
 )
-"""The first that fits decides: which types pack in a way of their own comes before what all others do."""
+"""The first matching rule counts: rules for particular model types precede the general ones."""
 
 
 @lru_cache(4096)
 def _packings(before: str, tail: str, model_type: str) -> tuple[tuple[Packing, ...], Packing | None, bool]:
-    """Return how weights of a name may be packed, how they are if not so, and whether the name is one of fused weights.
+    """Return the optional packings of a name, the usual packing, and whether the name is that of a fused weight.
 
-    Kept, because a model has as many weights of a name as it has experts and layers.
+    Cached, because a model has as many weights of a name as it has experts and layers.
     """
     optional = tuple(rule.packing for rule in _OPTIONAL_RULES if rule.fits(before, tail, model_type))
     usual = next((rule.packing for rule in _RULES if rule.fits(before, tail, model_type)), None)

@@ -1,7 +1,7 @@
-"""Which role a tensor's name stands for: the vocabulary of the gguf package, and rules of our own for what it misses.
+"""The tables from names to roles: the vocabulary of the gguf package, and rules for names that it lacks.
 
 A name is split at its transformer block: in `model.layers.3.self_attn.q_proj` the block is 3 and the tail is
-`self_attn.q_proj`. Tails say the role; what stands before the block differs with the model class only.
+`self_attn.q_proj`. The tail determines the role; the part before the block depends on the model class only.
 """
 
 import re
@@ -30,7 +30,7 @@ BLOCK_WORDS = frozenset(
 )
 """The components of a name that are followed by the index of a transformer block."""
 
-# Ordered: where gguf gives one name to several of its tensors, the one further to the front of its line wins.
+# Ordered: if gguf gives one name to several tensors, the one listed first wins.
 GGUF_ROLES = {
     "query": "ATTN_Q V_ENC_ATTN_Q A_ENC_ATTN_Q DEC_ATTN_Q ENC_ATTN_Q DEC_CROSS_ATTN_Q V_RESMPL_ATTN_Q A_QF_SELF_ATTN_Q "
     "A_QF_CROSS_ATTN_Q ATTN_Q_A ATTN_Q_B TIME_MIX_RECEPTANCE",
@@ -53,13 +53,13 @@ GGUF_ROLES = {
     "lm_head": "OUTPUT NEXTN_SHARED_HEAD_HEAD",
 }  # fmt: skip
 
-# gguf calls these tails attention outputs in two models, and state-space outputs in the others.
+# Tails that gguf lists as attention outputs for two models and as state-space outputs for others.
 _DISPUTED_TAILS = frozenset({"mixer.out_proj"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class GgufRoles:
-    """Roles by name without its parameter suffix: `whole` with the block's index as `{bid}`, and `tail` after it."""
+    """Roles by name without `.weight`: `whole` has the name with `{bid}` for the index of the block, `tail` the part after it."""
 
     whole: dict[str, str]
     tail: dict[str, str]
@@ -67,11 +67,11 @@ class GgufRoles:
 
 @cache
 def gguf_roles() -> GgufRoles:
-    """Return the names that gguf knows, over all of its architectures at once: a new model type needs no new table.
+    """Return the names that gguf knows, over all of its architectures, so that a new model type needs no new table.
 
-    A name that gguf knows as a tensor outside our vocabulary (a norm, a state-space projection) has the role `other`.
+    A tensor that gguf knows but that is outside the vocabulary of roles (a norm, a state-space projection) is `other`.
     """
-    from gguf.tensor_mapping import TensorNameMap  # here: only listing matrices needs it
+    from gguf.tensor_mapping import TensorNameMap  # imported here: only listing matrices needs it
 
     ranks = {
         tensor: (rank, role) for role, tensors in GGUF_ROLES.items() for rank, tensor in enumerate(tensors.split())
@@ -101,9 +101,9 @@ FUSED = re.compile(
     r"(?:^|[._])(?:[wW]?qkv|qkv_proj|query_key_value|c_attn|in_proj_(?:qkvz?|weight)|kv_proj|kv_b_proj|wkv_b|to_kv|gate_up_proj"
     r"|gated_layers|up_gated_layer|w12|w13(?:_weight|_dn)?|weights_in|W_pack|att_proj|ff_proj|qkv_linear)\Z"
     r"|(?:^|\.)mlp\.Wi\Z|(?:mlp|moe|block_sparse_moe|shared_mlp)\.input_linear\Z"
-    r"|encoder\.layers\.\{bid\}\.mlp\.dense_h_to_4h\Z",  # the last one is ChatGLM's, whose FFN is gated
+    r"|encoder\.layers\.\{bid\}\.mlp\.dense_h_to_4h\Z",  # the last one is ChatGLM, whose FFN is gated
 )
-"""Names of tensors that hold several matrices side by side, some of which gguf lists under one of them."""
+"""Names of tensors that contain several matrices; gguf lists some of them under the role of one matrix."""
 
 _ATTENTION = r"(?:\w*att(?:n|ention)?\d?)"
 
@@ -132,7 +132,7 @@ BLOCK_RULES = _rules(
     ("mlp_down", r"weights_out|ff\.layer_2|(?:ffn|feed_forward)\.output"),
     ("embedding", r"\w*relative_attention_bias|\w*position_bias_table|\w*embed(?:ding)?s?|rel_pos_emb|embed_positions"),
 )  # fmt: skip
-"""Roles by what ends a tail, the first that fits; `experts.7` was shortened to `experts` before."""
+"""Roles by the end of a tail; the first match counts. `experts.7` is shortened to `experts` before matching."""
 
 OUTER_RULES = _rules(
     ("other", r"\w*patch_embed(?:ding)?s?"),
@@ -147,10 +147,10 @@ OUTER_RULES = _rules(
     ("mlp_up", r"(?:head|\w*pool\w*)\.mlp\.fc1"),
     ("mlp_down", r"(?:head|\w*pool\w*)\.mlp\.fc2"),
 )  # fmt: skip
-"""The same for names outside of blocks, where attention and an MLP may pool what the blocks have made."""
+"""The same for names outside of blocks, where attention and an MLP may pool the output of the blocks."""
 
 WHOLE_NAMES = {"proj_out": "lm_head", "decoder": "lm_head"}
-"""Names that mean something only where nothing but `model.` stands before them (Whisper's and ModernBERT's heads)."""
+"""Names that count only with no prefix except `model.` (the heads of Whisper and ModernBERT)."""
 
 COMMON_WORDS = frozenset({"output", "head", "encoder", "dense", "norm", "layer_norm", "classifier"})
-"""One-word names in gguf's table that are also parts of other names: they count only as whole names."""
+"""One-word names in the table of gguf that are also parts of other names: they count only as whole names."""

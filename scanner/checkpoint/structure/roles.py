@@ -1,4 +1,4 @@
-"""From a tensor's name to the role it plays, the block it stands in, and which of several stacks that block belongs to."""
+"""From the name of a tensor to its role, its block, and the stack that the block belongs to."""
 
 import re
 from collections.abc import Iterable
@@ -17,9 +17,9 @@ from scanner.checkpoint.structure.role_tables import (
 
 # The longest prefix in use has five components ("base_model.model.model.language_model.model").
 _MAX_PREFIX = 8
-# Names of models are shorter. Some rules take time that grows with the square of what they are shown.
+# Longer than any name in a model. Some rules take time quadratic in the length.
 _MAX_LENGTH = 512
-# Many experts and layers, few names: what their blocks are called around the indices, in all models of one scan.
+# Size of the caches: experts and layers share few names once the indices are removed.
 _KEPT = 4096
 
 _WRAPPERS = ("base_model.model.", "module.", "_orig_mod.")
@@ -34,7 +34,7 @@ _SIDES = {
     "decoder": "decoder",
     "text_decoder": "decoder",
 }
-# What they stand for is said by them, even if the blocks inside are called an encoder again.
+# These decide even if the blocks inside them are called an encoder.
 _TOWERS = {
     **dict.fromkeys(
         (
@@ -53,7 +53,7 @@ _TOWERS = {
     "qformer": "qformer",
 }
 
-# The part of its block that a projection belongs to, where that is not the usual one.
+# The part of its block that a projection belongs to, if it is not the usual one.
 _MODULES = tuple(
     (re.compile(pattern), module)
     for module, pattern in (
@@ -80,10 +80,13 @@ class NameParts:
 
 @dataclass(frozen=True, kw_only=True)
 class RoleOf:
-    """What a name says: `source` is `gguf` or `supplement` for the table that knew it, else `none`.
+    """What a name says.
 
-    `module` is that of `MatrixRef`. `before` and `tail` are the name around the block's index, without `.weight` and
-    without an expert's index; outside of blocks, `tail` is None.
+    Attributes:
+        role: as in `MatrixRef`, as are `layer`, `expert` and `module`.
+        source: the table that has the name, `gguf` or `supplement`; `none` if no table has it.
+        before: the name before the index of the block.
+        tail: the name after it, without `.weight` and without the index of an expert; None outside of blocks.
     """
 
     role: str
@@ -96,13 +99,13 @@ class RoleOf:
 
 
 def classify(name: str, architecture: str | None = None) -> RoleOf:
-    """Return the role, block and expert of a tensor by its name; names that no table knows have the role `other`.
+    """Return the role, block and expert of a tensor by its name; names that no table has get the role `other`.
 
-    Fused tensors (query-key-value, gate-up) are `other` too: no single role is theirs.
+    Fused tensors (query-key-value, gate-up) are `other` too, because they have no single role.
 
     Args:
-        name: as the checkpoint spells it.
-        architecture: of the checkpoint, for the one name that says different things: a bare `head`.
+        name: as in the checkpoint.
+        architecture: of the checkpoint, for the one ambiguous name, `head`.
     """
     parts = split_name(_without_suffixes(name))
     before = parts.before[-_MAX_LENGTH:]
@@ -127,12 +130,12 @@ def classify(name: str, architecture: str | None = None) -> RoleOf:
 def module_of(tail: str) -> str | None:
     """Return which part of its block a projection belongs to (see `MatrixRef.module`), or None for the usual one.
 
-    Of multi-head latent attention, the factors that make the latents are `mla_a` (`q_a_proj`, a query;
-    `kv_a_proj_with_mqa`, a key, although values are made of the same latent and its last rows are the rotary key that
-    all heads share), and those that make queries, keys and values of them are `mla_b`.
+    In multi-head latent attention, the factors that produce the latents are `mla_a` (`q_a_proj`, a query;
+    `kv_a_proj_with_mqa`, a key, although values come from the same latent and its last rows are the rotary key that all
+    heads share). The factors that produce queries, keys and values from the latents are `mla_b`.
 
     Args:
-        tail: what stands after the block's index in its name, without `.weight`.
+        tail: the name after the index of the block, without `.weight`.
     """
     return next((module for pattern, module in _MODULES if pattern.search(tail)), None)
 
@@ -154,11 +157,11 @@ def split_name(name: str) -> NameParts:
 
 
 def stacks(names: Iterable[str]) -> dict[str, str]:
-    """Return the stack of each name, or nothing at all unless the model has blocks in several.
+    """Return the stack of each name; empty unless the model has blocks in several stacks.
 
-    A stack is `encoder` or `decoder`, or the tower that a model sees or hears with: `vision`, `audio`, `qformer`. Blocks
-    that no word tells about belong to the decoder when there is another stack beside them: that is how models that see
-    or hear name their language model. Outside of blocks only the words count.
+    A stack is `encoder`, `decoder`, or a tower of a multimodal model: `vision`, `audio`, `qformer`. Blocks whose names
+    contain no word for a stack belong to the decoder if there is another stack, as multimodal models name their language
+    model. Outside of blocks only the words count.
     """
     parts = {name: split_name(name) for name in names}
     side_of = {before: _side(before) for before in {split.before for split in parts.values()}}
@@ -210,7 +213,7 @@ def _outer_role(name: str, architecture: str) -> tuple[str, str]:
     if plain in WHOLE_NAMES:
         return WHOLE_NAMES[plain], "supplement"
     if plain == "head" and "rwkv" not in architecture.lower():
-        return "other", "none"  # RWKV's output head; a classifier everywhere else
+        return "other", "none"  # the output head of RWKV; a classifier in all other models
     known = gguf_roles()
     for candidate in _endings(name, name.count(".")):
         if candidate in known.whole and (candidate not in COMMON_WORDS or candidate == plain):

@@ -1,21 +1,20 @@
-"""What a config says of the part of a model that a tensor belongs to: how wide it is, how many heads it has.
+"""What a config says about the part of a model that a tensor belongs to: widths and numbers of heads.
 
-Configs are written by strangers and under many names. Whatever is read here is a claim: it counts only where it fits
-the shape of the tensor that it is about.
+Configs are untrusted and use many names for the same size. A size counts only if it matches the shape of the tensor.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# More than any model has of anything; beyond that, a number is a mistake or an attack.
+# Larger than any size in a model.
 _MAX_SIZE = 2**28
 
 _TEXT = ("text_config", "llm_config", "language_config", "language_model_config")
 _VISION = ("vision_config", "vit_config", "vision_encoder_config", "vision_tower_config")
 _AUDIO = ("audio_config", "audio_encoder_config", "speech_encoder_config", "sound_config", "encoder_config")
 
-# The sections that a component of a name may stand for, beside its own name and that with `_config`.
+# The sections that a component of a name may refer to, besides its own name with and without `_config`.
 _SECTIONS = {
     **dict.fromkeys(("text_model", "language_model", "text_encoder", "text_decoder", "llm"), _TEXT),
     **dict.fromkeys(
@@ -64,16 +63,16 @@ _DEFAULTS: dict[str, dict[str, int]] = {
     "siglip_text_model": {"num_attention_heads": 12, "hidden_size": 768},
     "siglip_vision_model": {"num_attention_heads": 12, "hidden_size": 768},
 }
-"""What transformers assumes where a section inside a config says nothing: older versions left out what is the default."""
+"""Defaults of transformers for sections of a config: older versions did not write default values."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """What a config says of one part of a model; None, zero or empty: nothing.
+    """What a config says about one part of a model; None, zero or empty where it says nothing.
 
-    `head_dims` are the rows that one head may have in a query or key, `value_dim` those in a value where they differ.
-    `key_value_heads` is None unless the config names it. `nope_dim`, `rope_dim` and `value_dim` together describe
-    multi-head latent attention. `section` is where all of this stands.
+    `head_dims` are the possible numbers of rows per head of a query or key, `value_dim` is that of a value if it differs.
+    `key_value_heads` is None unless the config has it. `nope_dim`, `rope_dim` and `value_dim` together describe multi-head
+    latent attention. `section` is the part of the config with these sizes.
     """
 
     model_type: str
@@ -89,7 +88,7 @@ class Sizes:
 
     @property
     def is_latent(self) -> bool:
-        """Whether the attention keeps low-rank latents instead of keys and values."""
+        """Whether the attention stores low-rank latents instead of keys and values."""
         return self.nope_dim is not None and self.rope_dim is not None and self.value_dim is not None
 
     def is_one_of(self, model_types: Iterable[str]) -> bool:
@@ -98,12 +97,12 @@ class Sizes:
 
 
 def sizes_of(config: Mapping[str, Any], before: str, layer: int | None = None) -> Sizes:
-    """Return what `config` says of the blocks whose names begin with `before`.
+    """Return what `config` says about the blocks whose names begin with `before`.
 
     Args:
-        config: config.json as it stands.
-        before: what stands before the index of the block in a tensor's name (`model.layers`).
-        layer: the index, for models whose layers differ: there a config lists one number a layer.
+        config: the content of config.json.
+        before: the part of a tensor's name before the index of the block (`model.layers`).
+        layer: the index, for configs that list one number per layer.
     """
     components = before.split(".", _MAX_DEPTH)[:_MAX_DEPTH]
     section, model_type = _section(config, components)
@@ -155,7 +154,7 @@ def _first_section(section: Mapping[str, Any], keys: Iterable[str]) -> Mapping[s
 
 
 def _key_value_heads(section: Mapping[str, Any], layer: int | None) -> int | None:
-    # Falcon of the second kind keeps the flag of the first, and it means nothing there.
+    # The new decoder architecture of Falcon has the flag of the old one, but ignores it.
     if section.get("multi_query") is True and section.get("new_decoder_architecture") is not True:
         return 1
     if section.get("multi_query_attention") is True:  # ChatGLM

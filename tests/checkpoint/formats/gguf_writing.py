@@ -22,7 +22,7 @@ def write_gguf(
     architecture: str = "llama",
     alignment: int | None = None,
 ) -> Path:
-    """Write arrays as they are, and (blocks, type) pairs: uint8 rows of whole blocks of a quantised type."""
+    """Write arrays as they are, and (blocks, type) pairs: uint8 rows of whole blocks of a quantized type."""
     path.parent.mkdir(exist_ok=True, parents=True)
     writer = GGUFWriter(path, architecture)
     if alignment is not None:

@@ -88,7 +88,7 @@ def test_what_an_adapter_adds_is_scale_b_a(tmp_path: Path, config: dict[str, Any
         ({"alpha_pattern": {"q_proj": None}}, {}, "must be a number"),
         ({"target_parameters": ["mlp.experts.gate_up_proj"]}, {}, "target_parameters"),
         ({"use_qalora": True}, {}, "QA-LoRA"),
-        ({"init_lora_weights": "pissa_niter_16"}, {}, "initialised by pissa_niter_16"),
+        ({"init_lora_weights": "pissa_niter_16"}, {}, "initialized by pissa_niter_16"),
         ({"init_lora_weights": "olora"}, {}, "not what was learned"),
     ],
 )

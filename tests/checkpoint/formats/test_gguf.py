@@ -748,7 +748,7 @@ def test_a_model_is_opened_listed_and_read(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def as_transformers_loads_it(smollm2: Path) -> dict[str, torch.Tensor]:
-    """The dequantised weights of `smollm2` under transformers' names: the checkpoint that transformers makes of it."""
+    """The dequantized weights of `smollm2` under transformers' names: the checkpoint that transformers makes of it."""
     pytest.importorskip("accelerate")
     from transformers import AutoModelForCausalLM, GgufConfig
 

@@ -69,7 +69,7 @@ def test_float8_without_scales_is_decoded_as_it_stands(tmp_path: Path, dtype: st
     assert np.array_equal(found.flatten().numpy(), np.float32(expected), equal_nan=True)
 
 
-def quantised_by_blocks(matrix: torch.Tensor, block: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def quantized_by_blocks(matrix: torch.Tensor, block: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Codes, scales, and what they stand for, block by block."""
     rows, cols = matrix.shape
     codes, truth = torch.empty(rows, cols, dtype=torch.float8_e4m3fn), torch.empty(rows, cols)
@@ -86,7 +86,7 @@ def quantised_by_blocks(matrix: torch.Tensor, block: int) -> tuple[torch.Tensor,
 @pytest.mark.parametrize("shape", [(256, 128), (200, 300), (127, 129), (1, 1), (40, 3)])
 def test_float8_with_block_scales(tmp_path: Path, shape: tuple[int, int]) -> None:
     matrix = random(*shape)
-    codes, scales, truth = quantised_by_blocks(matrix, 128)
+    codes, scales, truth = quantized_by_blocks(matrix, 128)
     tensors = {"m.weight": codes, "m.weight_scale_inv": scales, "m.bias": torch.ones(shape[0])}
     found = weights(tmp_path, tensors, {"quant_method": "fp8", "weight_block_size": [128, 128]})
     assert sorted(found) == ["m.bias", "m.weight"]
@@ -96,7 +96,7 @@ def test_float8_with_block_scales(tmp_path: Path, shape: tuple[int, int]) -> Non
 
 
 def test_blocks_of_another_size_are_those_of_the_config(tmp_path: Path) -> None:
-    codes, scales, truth = quantised_by_blocks(random(100, 70), 32)
+    codes, scales, truth = quantized_by_blocks(random(100, 70), 32)
     tensors = {"m.weight": codes, "m.weight_scale_inv": scales}
     found = weights(tmp_path, tensors, {"quant_method": "fp8", "weight_block_size": [32, 32]})
     assert torch.equal(decoded(tmp_path, found["m.weight"]), truth)
@@ -104,7 +104,7 @@ def test_blocks_of_another_size_are_those_of_the_config(tmp_path: Path) -> None:
 
 def test_blocks_are_found_without_a_config(tmp_path: Path) -> None:
     for shape, block in [((200, 300), 128), ((64, 96), 32)]:
-        codes, scales, truth = quantised_by_blocks(random(*shape), block)
+        codes, scales, truth = quantized_by_blocks(random(*shape), block)
         folder = tmp_path / str(block)
         found = weights(folder, {"m.weight": codes, "m.weight_scale_inv": scales})
         assert torch.equal(decoded(folder, found["m.weight"]), truth)
@@ -130,7 +130,7 @@ def test_float8_with_scales_that_are_powers_of_two(tmp_path: Path) -> None:
 
 
 def test_a_stack_of_float8_experts_is_narrowed_with_its_scales(tmp_path: Path) -> None:
-    experts = [quantised_by_blocks(random(200, 130, seed=seed), 128) for seed in range(3)]
+    experts = [quantized_by_blocks(random(200, 130, seed=seed), 128) for seed in range(3)]
     tensors = {
         "e.gate_up_proj": torch.stack([codes for codes, _, _ in experts]),
         "e.gate_up_proj_scale_inv": torch.stack([scales for _, scales, _ in experts]),
@@ -316,10 +316,10 @@ def test_awq(tmp_path: Path, settings: Any) -> None:
 LAYER = "model.layers.0"
 
 
-def quantised_model(folder: Path) -> tuple[str, dict[str, torch.Tensor]]:
+def quantized_model(folder: Path) -> tuple[str, dict[str, torch.Tensor]]:
     """A checkpoint of one layer with a weight of every kind, and what each of them is."""
     generator = np.random.default_rng(4)
-    fp8, fp8_scales, query = quantised_by_blocks(random(40, 72), 32)
+    fp8, fp8_scales, query = quantized_by_blocks(random(40, 72), 32)
     codes, zeros, scales = generator.integers(0, 16, (64, 32)), generator.integers(0, 16, (2, 32)), random(2, 32)
     int8 = torch.from_numpy(generator.integers(-127, 128, (16, 24), dtype=np.int8))
     int8_scales = random(16, 1).abs()
@@ -346,8 +346,8 @@ def quantised_model(folder: Path) -> tuple[str, dict[str, torch.Tensor]]:
     return checkpoint(folder, tensors, config), truth
 
 
-def test_a_quantised_checkpoint_is_listed_and_read_like_any_other(tmp_path: Path) -> None:
-    path, truth = quantised_model(tmp_path / "model")
+def test_a_quantized_checkpoint_is_listed_and_read_like_any_other(tmp_path: Path) -> None:
+    path, truth = quantized_model(tmp_path / "model")
     opened = open_checkpoint(path)
     inventory = list_matrices(opened)
     refs = {ref.role: ref for ref in inventory.matrices}

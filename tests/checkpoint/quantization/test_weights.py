@@ -176,7 +176,7 @@ def test_companions_are_skipped_as_parts_of_their_weight() -> None:
         (
             {"m.weight": ("U32", (8, 4)), "m.scales": ("F16", (8, 1)), "m.biases": ("F16", (8, 1))},
             None,
-            "quantised by MLX",
+            "quantized by MLX",
         ),
         ({"m.compressed": ("BF16", (8, 4)), "m.bitmask": ("U8", (8, 1))}, None, "sparse weights"),
     ],
@@ -231,7 +231,7 @@ def test_settings_are_found_where_models_that_see_keep_them() -> None:
 def test_a_part_without_its_weight_is_no_matrix(name: str) -> None:
     found, skipped = grouped({name: ("BF16", (8, 4)), "n.weight": ("F32", (4, 4))})
     assert list(found) == ["n.weight"]
-    assert "quantised weight" in skipped[name] or "lacks" in skipped[name]
+    assert "quantized weight" in skipped[name] or "lacks" in skipped[name]
 
 
 def test_scales_of_gptq_without_their_weight_are_no_matrix() -> None:
@@ -251,7 +251,7 @@ def test_the_modules_of_an_unknown_method_are_skipped_and_no_others() -> None:
     }
     found, skipped = grouped(shapes, {"quant_method": "hqq\x1b"})
     assert list(found) == ["model.layers.0.mlp.weight", "model.embeddings.weight"]
-    assert all("quantised by hqq\\x1b, which is not decoded" in skipped[name] for name in list(shapes)[:3])
+    assert all("quantized by hqq\\x1b, which is not decoded" in skipped[name] for name in list(shapes)[:3])
 
 
 @pytest.mark.timeout(60)  # hangs if the work for one tensor grows with their number

@@ -219,7 +219,7 @@ def test_a_store_that_gives_less_than_it_promised_is_an_error(
     opened = open_checkpoint(put("memory://models/bert", FILES))
     ref = list_matrices(opened).matrices[0]
     monkeypatch.setattr(MemoryFileSystem, "cat_file", lambda self, path, **kwargs: b"123")
-    with pytest.raises(CheckpointError, match=r"was asked for 65536 bytes .* and gave 3"):
+    with pytest.raises(CheckpointError, match=r"returned 3 bytes instead of 65536"):
         read_matrix(opened.source, ref)
 
 
@@ -251,7 +251,7 @@ def test_an_unknown_kind_of_store_is_an_error() -> None:
 
 
 def test_whole_files_are_not_downloaded_from_other_stores(memory: MemoryFileSystem) -> None:
-    with pytest.raises(CheckpointError, match="--download"):
+    with pytest.raises(CheckpointError, match=r"can be downloaded \(download\)"):
         open_checkpoint(put("memory://models/bert", FILES), download=True)
 
 
@@ -321,8 +321,8 @@ def test_a_store_is_left_alone_as_long_as_it_asks(
 @pytest.mark.parametrize(
     ("error", "tries"),
     [
-        (BusyError(503), retry.MOST_TRIES),
-        (ConnectionRefusedError("no"), retry.MOST_CONNECTION_TRIES),
+        (BusyError(503), retry.MAX_TRIES),
+        (ConnectionRefusedError("no"), retry.MAX_CONNECTION_TRIES),
         (BusyError(403), 1),
         (PermissionError("no"), 1),
         (ValueError("no"), 1),
@@ -354,6 +354,6 @@ def test_a_web_server_that_goes_on_failing_is_not_a_missing_file(hub: Hub) -> No
     hub.faults = [Fault("storage", times=99, status=503)]
     with pytest.raises(CheckpointError, match="cannot be read: ClientResponseError: 503"):
         open_checkpoint(f"{hub.endpoint}/org/name/resolve/main/model.safetensors")
-    assert len(hub.waits) == retry.MOST_TRIES - 1
+    assert len(hub.waits) == retry.MAX_TRIES - 1
     with pytest.raises(MissingError, match="is not there"):
         open_checkpoint(f"{hub.endpoint}/org/name/resolve/main/other.safetensors")
