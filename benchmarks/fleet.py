@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from scanner import open_store
 from scanner.store import SCHEMAS, Store
 from scanner.store.files import StoreFiles
+from scanner.store.staging import ROW_GROUP
 from scanner.store.tables import file_metadata
-from scanner.store.writer import ROW_GROUP
 
 Row = dict[str, object]
 Columns = dict[str, NDArray[Any]]

@@ -21,9 +21,9 @@ from scanner.errors import StoreError
 from scanner.store.database import one_line
 from scanner.store.files import StoreFiles
 from scanner.store.publish_card import card
+from scanner.store.staging import ROW_GROUP
 from scanner.store.store import Store
 from scanner.store.tables import SCHEMAS, TABLES, complete, described, tables_of
-from scanner.store.writer import ROW_GROUP
 from scanner.version import __version__
 
 MANIFEST = "rmtscan.json"

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import duckdb
@@ -11,12 +10,11 @@ import pyarrow as pa
 from scanner.errors import StoreError
 from scanner.extensions import load_extensions
 from scanner.store import heartbeat
-from scanner.store.batch import Batch
 from scanner.store.database import Params, connect, read, refuse_all_but_select
 from scanner.store.files import StoreFiles
 from scanner.store.heartbeat import Heartbeat
-from scanner.store.parts import SUFFIX, read_matrix_row
 from scanner.store.queries import Query, find_query, load_queries
+from scanner.store.staging import ROW_GROUP, ComparisonWriter, ScanWriter, Unfinished, is_safe_id, unfinished_scan
 from scanner.store.tables import (
     SCHEMAS,
     complete,
@@ -27,24 +25,10 @@ from scanner.store.tables import (
     listed_tables,
     method_in,
 )
-from scanner.store.writer import FIRST, ROW_GROUP, ScanWriter, is_scan_id
 
 _FOLDERS = ("scans", "controls", "staging")
 _STAGED = "staging-experiments"
 _ENSEMBLE = re.compile(r"[a-z][a-z0-9_]*")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unfinished:
-    """A scan that was begun and never committed: still running, or killed."""
-
-    scan_id: str
-    model: str | None
-    """None when nothing of it has been staged yet."""
-    parts: int
-    """Matrices that are finished; resuming the scan keeps them."""
-    failures: int
-    """Matrices that failed; resuming tries them again."""
 
 
 def open_store(url: str, *, create: bool = False) -> "Store":
@@ -84,7 +68,7 @@ class Store:
         Raises:
             StoreError: the store cannot be read.
         """
-        table = self._files.read(f"scans/{scan_id}.parquet") if is_scan_id(scan_id) else None
+        table = self._files.read(f"scans/{scan_id}.parquet") if is_safe_id(scan_id) else None
         return None if table is None else table.to_pylist()[0]
 
     def committed(self) -> list[str]:
@@ -102,7 +86,7 @@ class Store:
             StoreError: the store cannot be read.
         """
         begun = sorted({*self._files.folders("staging")} - {*self.committed()})
-        return [self._unfinished(scan_id) for scan_id in begun]
+        return [unfinished_scan(self._files, scan_id) for scan_id in begun]
 
     def writer(self, scan_id: str, *, method: Mapping[str, object], model: str) -> ScanWriter:
         """Begin or resume a scan.
@@ -154,7 +138,7 @@ class Store:
         Raises:
             StoreError: the store cannot be read.
         """
-        rows = self._files.read(f"{table}/{name}.parquet") if table in SCHEMAS and is_scan_id(name) else None
+        rows = self._files.read(f"{table}/{name}.parquet") if table in SCHEMAS and is_safe_id(name) else None
         return [] if rows is None else complete(table, rows).select(columns or SCHEMAS[table].names).to_pylist()
 
     def vector_rows(self, scan_id: str, columns: Sequence[str]) -> pa.Table:
@@ -164,18 +148,17 @@ class Store:
             ValueError: not the id of a committed scan.
             StoreError: the store cannot be read.
         """
-        if not is_scan_id(scan_id) or not self._files.is_file(f"vectors/{scan_id}.parquet"):
+        if not is_safe_id(scan_id) or not self._files.is_file(f"vectors/{scan_id}.parquet"):
             raise ValueError(f"scan {scan_id!r} has no vectors in store {self.url!r}")
         return self._files.read_columns(f"vectors/{scan_id}.parquet", columns)
 
-    def comparison(self, pair_id: str, *, method: Mapping[str, object]) -> Batch:
+    def comparison(self, pair_id: str, *, method: Mapping[str, object]) -> ComparisonWriter:
         """Begin or resume the comparison of a pair of checkpoints.
 
         Raises:
             ValueError: the id is not a safe file name.
         """
-        tables = ("pair_vectors", "pair_subspaces", "pairs")
-        return Batch(self._files, pair_id, tables=tables, row_of="comparisons", method=method)
+        return ComparisonWriter(self._files, pair_id, method=method)
 
     def has_rows(self, table: str, name: str) -> bool:
         """Whether an experiment's file of that table is there.
@@ -198,7 +181,7 @@ class Store:
             ValueError: the table is another one, the name is not a safe file name, or the columns do not fit the schema.
             StoreError: the store is full or not writable.
         """
-        if table not in experiment_tables() or not is_scan_id(name):
+        if table not in experiment_tables() or not is_safe_id(name):
             raise ValueError(f"no experiment can write {table!r}/{name!r}")
         content = described(table, conform(table, rows))
         self._files.write(f"{table}/{name}.parquet", content, file_metadata(method), rows=ROW_GROUP)
@@ -210,7 +193,7 @@ class Store:
             StoreError: the store cannot be read.
         """
         rows = (
-            self._files.read(f"{table}/{name}.parquet") if table in experiment_tables() and is_scan_id(name) else None
+            self._files.read(f"{table}/{name}.parquet") if table in experiment_tables() and is_safe_id(name) else None
         )
         return {} if rows is None else method_in(rows.schema.metadata)
 
@@ -323,14 +306,3 @@ class Store:
             self._connection = connect(self._files, names)
             self._version = versions
         return self._connection
-
-    def _unfinished(self, scan_id: str) -> Unfinished:
-        folder = f"staging/{scan_id}/{FIRST}"
-        matrices = self._files.names(f"{folder}/finished", SUFFIX)
-        failures = sorted({*self._files.names(f"{folder}/failures")} - {*matrices})
-        parts = (self._files.read_bytes(f"{folder}/finished/{name}{SUFFIX}") for name in matrices[:1])
-        found = [matrix.row for matrix in map(read_matrix_row, parts) if matrix is not None]
-        found += [self._files.read(f"{folder}/failures/{name}.parquet") for name in failures[:1]]
-        tables = [table for table in found if table is not None and table.num_rows]
-        model = tables[0]["model"][0].as_py() if tables else None
-        return Unfinished(scan_id=scan_id, model=model, parts=len(matrices), failures=len(failures))

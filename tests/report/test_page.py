@@ -11,7 +11,7 @@ import pytest
 from scanner.report import write_report
 from scanner.store import Store, open_store
 from tests.store.rows import Matrix, add_scan, control
-from tests.store.test_batch import METHOD
+from tests.store.test_staging_comparisons import METHOD
 
 from .browser import Browser
 from .pair_rows import add_pair

@@ -15,7 +15,7 @@ from scanner.report.explorer import MOST_POINTS, POINTS, budget
 from scanner.report.models import choose_models
 from scanner.store import Store, open_store
 from tests.store.rows import Matrix, Pair, add_comparison, add_scan, scan_values
-from tests.store.test_batch import METHOD
+from tests.store.test_staging_comparisons import METHOD
 
 from .pair_rows import add_pair
 

@@ -8,11 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scanner.store.parts import DamagedPartError, finished_part, read_matrix_row, read_vectors
+from scanner.store.parts import DamagedPartError, SmallTables, finished_part, read_largest_table, read_small_tables
 
 from .rows import Matrix, table
 
 KEY = "t/None/None"
+
+
+def read_matrix_row(part: bytes | None) -> SmallTables | None:
+    return read_small_tables(part, ("matrices",))
+
+
+def read_vectors(part: bytes) -> pa.Table:
+    return read_largest_table(part, "vectors")
 
 
 def packed() -> bytes:
@@ -36,7 +44,7 @@ def test_what_was_packed_comes_back(key: str, values: list[float]) -> None:
     found = read_matrix_row(part)
     assert found is not None
     assert found.key == key
-    assert found.row.equals(through_parquet(matrices))
+    assert found.tables["matrices"].equals(through_parquet(matrices))
     assert read_vectors(part).equals(through_parquet(vectors))
 
 

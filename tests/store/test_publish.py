@@ -18,7 +18,7 @@ from scanner.store import SCHEMAS, Store, open_store
 from scanner.store.publish import CARD, MANIFEST, publish, without_local_paths
 
 from .rows import Matrix, add_scan, control, failure, scan_values
-from .test_batch import METHOD, piece, row
+from .test_staging_comparisons import METHOD, piece, row
 
 HERE = "/home/someone/secret models"
 

@@ -10,8 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from scanner.errors import StoreError
-from scanner.store import ScanWriter, Store, open_store
-from scanner.store import writer as writer_module
+from scanner.store import ScanWriter, Store, open_store, staging
 from scanner.store.files import StoreFiles
 
 from .rows import Matrix, add_scan, failure, scan_values, table
@@ -90,8 +89,8 @@ def test_vectors_staged_in_any_order_are_sorted_by_rank(store: Store) -> None:
 
 
 def test_row_groups_are_cut_across_matrices(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer_module, "ROW_GROUP", 10)
-    monkeypatch.setattr(writer_module, "SMALLEST_ROW_GROUP", 4)
+    monkeypatch.setattr(staging, "ROW_GROUP", 10)
+    monkeypatch.setattr(staging, "SMALLEST_ROW_GROUP", 4)
     writer = begin(store)
     for layer in range(8):
         stage(writer, Matrix(tensor=f"t{layer}", layer=layer))
@@ -305,14 +304,14 @@ def test_the_slower_of_two_writers_may_lose_its_parts_while_it_merges(
     first, second = begin(store), begin(store)
     for matrix in SOME:
         stage(second, matrix)
-    merge = ScanWriter._write_vectors
+    merge = ScanWriter._write_largest
 
     def overtaken(self: ScanWriter, paths: object) -> int:
-        monkeypatch.setattr(ScanWriter, "_write_vectors", merge)
+        monkeypatch.setattr(ScanWriter, "_write_largest", merge)
         first.commit(scan_values(hours=1))
         return merge(self, paths)
 
-    monkeypatch.setattr(ScanWriter, "_write_vectors", overtaken)
+    monkeypatch.setattr(ScanWriter, "_write_largest", overtaken)
     second.commit(scan_values(hours=2))
     assert store.sql("select vectors from scans").to_pylist() == [{"vectors": 24}]
     assert store.sql("select count(*) as n from vectors").to_pylist() == [{"n": 24}]
@@ -376,16 +375,16 @@ def test_a_commit_leaves_alone_what_a_newer_run_by_force_has_staged(
     slow = begin(store)
     stage(slow, Matrix())
     newer: list[ScanWriter] = []
-    write_scan = ScanWriter._write_scan
+    write_scan = ScanWriter._write_row
 
     def then_force(self: ScanWriter, *rest: object) -> None:
         write_scan(self, *rest)
         newer.append(begin(store))
         stage(newer[0], Matrix(tensor="newer"))
 
-    monkeypatch.setattr(ScanWriter, "_write_scan", then_force)
+    monkeypatch.setattr(ScanWriter, "_write_row", then_force)
     slow.commit(scan_values())
-    monkeypatch.setattr(ScanWriter, "_write_scan", write_scan)
+    monkeypatch.setattr(ScanWriter, "_write_row", write_scan)
     newer[0].commit(scan_values(hours=1))
     assert store.sql("select tensor from matrices").to_pylist() == [{"tensor": "newer"}]
 

@@ -1,10 +1,14 @@
 """Comparisons and experiments in the store: pieces staged, committed together, seen only then; finished points kept."""
 
+from pathlib import Path
+
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from scanner.errors import StoreError
 from scanner.store import SCHEMAS, Store, open_store
+from scanner.store.staging import key_hash
 
 METHOD = {"sigma": "median"}
 PLACE = {"pair_id": "pair", "base_tensor": "t", "role": "query", "rows": 2, "cols": 2, "layer": 0}
@@ -47,10 +51,68 @@ def test_pieces_survive_the_driver_that_staged_them(store: Store) -> None:
     assert again.staged(["one"]) == set()
 
 
+def stage_as_before(store: Store, key: str, rows: dict[str, pa.Table]) -> None:
+    """Write a piece as versions without parts did: one Parquet file per table."""
+    for table, content in rows.items():
+        path = Path(store.url, "staging-comparisons", "pair", table, f"{key_hash(key)}.parquet")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(content, path)
+
+
+def test_pieces_that_an_earlier_version_staged_are_used(store: Store) -> None:
+    stage_as_before(store, "late", piece("z", 1))
+    half = piece("y", 2)
+    stage_as_before(store, "half", {"pair_vectors": half["pair_vectors"]})
+    batch = store.comparison("pair", method=METHOD)
+    assert batch.staged(["late", "early", "half"]) == {"late"}
+    batch.stage("early", piece("a", 0))
+    batch.stage("half", half)
+    batch.commit(["late", "early", "half"], lambda tables: row() | {"matrices": tables["pairs"].num_rows})
+    found = store.sql("SELECT base_tensor, k FROM all_pair_vectors").to_pylist()
+    assert [(one["base_tensor"], one["k"]) for one in found] == [(t, k) for t in "azy" for k in (0, 1)]
+    assert store.sql("SELECT base_tensor FROM all_pair_subspaces")["base_tensor"].to_pylist() == ["a", "z", "y"]
+    assert store.sql("SELECT matrices FROM comparisons").to_pylist() == [{"matrices": 3}]
+    assert not Path(store.url, "staging-comparisons", "pair").exists()
+
+
+def test_a_comparison_is_replaced_by_force(store: Store) -> None:
+    batch = store.comparison("pair", method=METHOD)
+    batch.stage("one", piece("a", 0))
+    batch.commit(["one"], lambda tables: row())
+    again = store.comparison("pair", method=METHOD)
+    again.discard()
+    assert again.staged(["one"]) == set()
+    again.stage("one", piece("b", 0))
+    assert store.sql("SELECT base_tensor FROM all_pairs")["base_tensor"].to_pylist() == ["a"]
+    again.commit(["one"], lambda tables: row())
+    assert store.sql("SELECT base_tensor FROM all_pairs")["base_tensor"].to_pylist() == ["b"]
+
+
+def test_two_writers_of_one_comparison_end_with_one_complete_result(store: Store) -> None:
+    first, second = (store.comparison("pair", method=METHOD) for _ in range(2))
+    first.stage("one", piece("a", 0))
+    second.stage("one", piece("a", 0))
+    first.commit(["one"], lambda tables: row())
+    second.commit(["one"], lambda tables: row() | {"matrices": 5})
+    assert store.sql("SELECT matrices FROM comparisons").to_pylist() == [{"matrices": 2}]
+
+
+def test_a_damaged_piece_is_not_finished(store: Store) -> None:
+    store.comparison("pair", method=METHOD).stage("one", piece("a", 0))
+    [path] = Path(store.url, "staging-comparisons", "pair", "first", "finished").iterdir()
+    path.write_bytes(path.read_bytes()[:-7])
+    assert store.comparison("pair", method=METHOD).staged(["one"]) == set()
+
+
+def test_rows_of_another_comparison_are_refused(store: Store) -> None:
+    with pytest.raises(ValueError, match="other comparisons"):
+        store.comparison("other", method=METHOD).stage("one", piece("a", 0))
+
+
 def test_a_comparison_whose_pieces_are_gone_is_not_committed(store: Store) -> None:
     batch = store.comparison("pair", method=METHOD)
     batch.stage("one", piece("a", 0))
-    with pytest.raises(StoreError, match="1 staged pieces"):
+    with pytest.raises(StoreError, match="1 staged parts"):
         batch.commit(["one", "two"], lambda tables: row())
     assert not batch.committed
 
