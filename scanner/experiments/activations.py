@@ -1,6 +1,6 @@
-"""Activations: the covariance of what enters each matrix, and how its eigenvectors overlap with the singular vectors of the matrix.
+"""Activations: the covariance of the inputs of each matrix, and overlaps of its eigenvectors with the singular vectors.
 
-A task is a group of blocks of the model and one shard of the text. If the text is one shard, the worker keeps the sums to itself: a
+A task is a group of blocks of the model and one shard of the text. If the text is one shard, the sums stay in the worker: a
 covariance is n x n in float64 (134 MB at n = 4096), there are four in a block, and only eigenvalues and overlaps are returned.
 With more shards the sums of each are returned and added in the order of the text; one more task of these blocks then compares
 the totals with the singular vectors. Shards depend on the text alone and are added in one order, so the result is the same bit

@@ -184,7 +184,7 @@ def test_a_difference_that_was_not_analysed_is_a_failure_and_the_pair_is_kept(tm
     assert report.matrices == 4
     assert report.unmatched == {}
     assert sorted(report.failed) == sorted(
-        f"{ref.tensor}: its difference was not analysed: OSError: gone" for ref in refs
+        f"{ref.tensor}: its difference was not analyzed: OSError: gone" for ref in refs
     )
     [row] = store.sql("SELECT failed FROM comparisons").to_pylist()
     assert row["failed"] == 4
@@ -218,7 +218,7 @@ def test_checkpoints_that_are_no_pair_are_refused(tmp_path: Path, pair: tuple[st
     with pytest.raises(CheckpointError, match="the same checkpoint"):
         compare(base, same, store=tmp_path / "store")
     other = checkpoint(tmp_path / "other", {"encoder.weight": weight(5, 5, 0)}, CONFIG)
-    with pytest.raises(CheckpointError, match="nothing in common: no matrix of one stands where"):
+    with pytest.raises(CheckpointError, match="nothing in common: they have no matrices at the same position"):
         compare(base, other, store=tmp_path / "store")
     wider = small(tmp_path / "wider", hidden=32)
     with pytest.raises(CheckpointError, match="differ in shape"):
@@ -262,7 +262,7 @@ def test_a_name_that_cannot_be_opened_is_told_what_the_store_has(tmp_path: Path)
     for name, method in (("mine-tuned", Method()), ("other", Method(sigma="std"))):
         scanned(store, name, open_checkpoint(base), method)
     with pytest.raises(
-        CheckpointError, match=r"tunet does not exist.*; scanned models with a name like it: mine-tuned"
+        CheckpointError, match=r"tunet does not exist.*; scanned models with a similar name: mine-tuned"
     ):
         compare(base, "tunet", store=store.url)
     with pytest.raises(CheckpointError, match="same checkpoint"):

@@ -57,7 +57,7 @@ def test_moments_give_the_covariance_of_numpy_whatever_the_shards() -> None:
         assert moments.count == 500
         np.testing.assert_allclose(moments.covariance(centred=True), np.cov(tokens.T, bias=True), rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(moments.covariance(centred=False), tokens.T @ tokens / 500, rtol=1e-12)
-    with pytest.raises(ValueError, match="needs tokens"):
+    with pytest.raises(ValueError, match="needs at least one token"):
         Moments.zero(3).covariance(centred=True)
 
 
@@ -255,7 +255,7 @@ def test_positions_and_pooled_states_are_no_tokens() -> None:
     bert = model_of("bert")
     sums = accumulate(bert, sequences_of(8, 8, 8), linear_layers(bert), Batches(0, 1024))
     assert sums.unusable == {
-        "pooler.dense": "its input of shape (3, 16) is not one state for each token of a batch of (3, 8)"
+        "pooler.dense": "its input of shape (3, 16) is not one state per token of a batch of (3, 8)"
     }
 
 
@@ -353,5 +353,5 @@ def test_the_band_is_that_of_simulated_vectors() -> None:
     assert np.quantile(largest, 0.5) == pytest.approx(middle, rel=0.005)
     assert np.mean(largest < low) < 0.004
     assert np.mean(largest > high) < 0.004
-    with pytest.raises(ValueError, match="at least one entry"):
+    with pytest.raises(ValueError, match="`width` must be at least 1"):
         random_band(0)

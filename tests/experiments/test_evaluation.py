@@ -187,7 +187,7 @@ def test_a_prompt_that_is_too_long_loses_the_end_of_its_text(tmp_path: Path) -> 
     assert second[2:5] == [number[word] for word in words(3).split()]
     spelt = _prompt(word_tokenizer(), [], "{text} w1 {second}", "w2", "{text}", 9)
     assert word_tokenizer().decode(spelt) == "w2 w1 [UNK]", "a text is no template"
-    with pytest.raises(ScannerError, match="`window` leaves 3 tokens for a prompt that has 4 without its text"):
+    with pytest.raises(ScannerError, match="`window` leaves 3 tokens for the prompt, which has 4 without a text"):
         measurement(place, replace(wanted, window=5))
 
 
@@ -205,7 +205,7 @@ def test_an_answer_is_tokenised_as_it_stands_behind_the_prompt(tmp_path: Path) -
 
 def test_a_second_text_is_for_accuracy(tmp_path: Path) -> None:
     place = model_place(open_target(str(save(tmp_path, "llama")), Selection()).checkpoint)
-    with pytest.raises(ScannerError, match="perplexity is of one running text: leave `second` out"):
+    with pytest.raises(ScannerError, match="perplexity reads one continuous text: omit `second`"):
         measurement(place, request(text=TextSource(reference=str(table_file(tmp_path)), second="label")))
 
 
@@ -268,15 +268,15 @@ def test_a_language_model_chooses_the_likelier_answer(tmp_path: Path) -> None:
             likelihoods.append(sum(float(log_p[-1 - i - 1, ids[0, -1 - i]]) for i in range(count)))
         expected.append(int(np.argmax(likelihoods)) == int(label))
     np.testing.assert_array_equal(measure.scores(model, None, Batches(0, 60)).sums, expected)
-    with pytest.raises(ScannerError, match="`answers` names 3 and there are 2 classes"):
+    with pytest.raises(ScannerError, match="`answers` has 3 words for 2 classes"):
         measurement(place, request(metric="accuracy", text=task, answers=("a", "b", "c")))
-    with pytest.raises(ScannerError, match="`answers` w5,w5: every class needs an answer of its own"):
+    with pytest.raises(ScannerError, match="`answers` w5,w5: every class needs a different answer"):
         measurement(place, request(metric="accuracy", text=task, answers=("w5", "w5")))
-    with pytest.raises(ScannerError, match=r"`prompt` has \{txt\}: only \{text\} and \{second\} are filled in"):
+    with pytest.raises(ScannerError, match=r"`prompt` contains \{txt\}: only \{text\} and \{second\} are replaced"):
         measurement(place, request(metric="accuracy", text=task, answers=("w5", "w6"), prompt="{text} {txt}"))
-    with pytest.raises(ScannerError, match="`window` 2 has no room for a prompt beside an answer of 2 tokens"):
+    with pytest.raises(ScannerError, match="`window` 2 is too small for a prompt and an answer of 2 tokens"):
         measurement(place, request(metric="accuracy", text=task, answers=("w5 w6", "w7"), window=2))
-    with pytest.raises(ScannerError, match="`prompt` must say where the text goes"):
+    with pytest.raises(ScannerError, match=r"`prompt` must contain \{text\}"):
         measurement(place, request(metric="accuracy", text=task, prompt="text"))
 
 
@@ -307,7 +307,7 @@ def test_a_probe_needs_a_class_with_two_texts(tmp_path: Path) -> None:
     place = model_place(open_target(str(save(tmp_path, "bert", "features")), Selection()).checkpoint)
     path = tmp_path / "two.csv"
     path.write_text("text,label\nw1,a\nw2,b\n")
-    with pytest.raises(ScannerError, match=r"two\.csv: no class has a second text"):
+    with pytest.raises(ScannerError, match=r"two\.csv: every class has a single text"):
         measurement(place, request(metric="accuracy", text=TextSource(reference=str(path))))
 
 
@@ -367,7 +367,7 @@ def test_tokens_that_do_not_fill_a_window_are_named(tmp_path: Path) -> None:
     place = model_place(open_target(str(save(tmp_path, "llama")), Selection()).checkpoint)
     text = TextSource(reference=str(text_file(tmp_path, 50)))
     with pytest.raises(
-        ScannerError, match=r"^`tokens` 20 does not fill a window of 32: more `tokens` or a smaller `win"
+        ScannerError, match=r"^`tokens` 20 does not fill a window of 32: increase `tokens` or reduce `win"
     ):
         measurement(place, request(text=text, tokens=20, window=32))
     with pytest.raises(ScannerError, match=r"^the text has 50 tokens, too short for a window of 64: give more text"):
@@ -379,9 +379,9 @@ def test_labels_and_metrics_that_do_not_fit_a_model(tmp_path: Path) -> None:
     assert labels_of(texts, ["word", "10", "9"]).tolist() == [1, 2, 0]
     encoder = model_place(open_target(str(save(tmp_path, "bert", "features")), Selection()).checkpoint)
     text = TextSource(reference=str(text_file(tmp_path)))
-    with pytest.raises(ScannerError, match="no causal language model: perplexity needs one"):
+    with pytest.raises(ScannerError, match="not a causal language model: perplexity needs one"):
         measurement(encoder, request(text=text))
     decoder = model_place(open_target(str(save(tmp_path / "d", "llama")), Selection()).checkpoint)
-    with pytest.raises(ScannerError, match=r"`window` 65: .* takes 64 tokens at most"):
+    with pytest.raises(ScannerError, match=r"`window` is 65, but .* takes at most 64 tokens"):
         measurement(decoder, request(text=text, window=65))
     assert len(words(3).split()) == 3

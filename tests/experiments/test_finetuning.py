@@ -105,7 +105,7 @@ def test_the_split_is_stratified_and_no_text_stands_on_both_sides(texts: Path) -
     assert len(fewer.train) == 12
     assert fewer.digest != data.digest
     rare = [(f"film {index}", "yes" if index else "no") for index in range(39)] + [("the plot", "no")]
-    with pytest.raises(ScannerError, match="2 examples to train on hold fewer than two classes: more `examples`"):
+    with pytest.raises(ScannerError, match="2 training examples have fewer than two classes: increase `examples`"):
         prepare(labelled(*rare), tokenizer(pad_token="[PAD]"), length=16, test_share=0.25, examples=2)
     assert [one.tolist() for one in fewer.test.ids] == [one.tolist() for one in data.test.ids]
 
@@ -187,10 +187,10 @@ def test_a_model_that_looks_for_its_end_of_text_takes_texts_that_spell_it(tmp_pa
     [
         (
             [{"text": "a film", "label": 1}, {"text": "a plot", "label": 1}],
-            "two or more classes are needed, all are '1'",
+            "two or more classes are needed, but all are '1'",
         ),
         ([{"text": f"a {n}", "label": n / 7} for n in range(9)], "single text.*are these labels classes"),
-        ([{"words": "a film", "kind": 1}], "which column is the label\\? it has words, kind"),
+        ([{"words": "a film", "kind": 1}], "no label column found among words, kind"),
         ([], "is empty"),
     ],
 )
@@ -274,13 +274,13 @@ def test_less_memory_means_smaller_parts_and_the_same_steps(
     assert (whole[0], parts[0]) == (8, 2)
     for name, tensor in whole[1].items():
         assert torch.allclose(tensor, parts[1][name], atol=2e-4), name
-    with pytest.raises(ScannerError, match="smaller `window`"):
+    with pytest.raises(ScannerError, match="reduce `window`"):
         trained(0)
 
 
 def test_a_training_that_diverges_says_so(base: Path, texts: Path) -> None:
     task = task_of(base, texts, points=(NONE,), recipe=Recipe(rate=1e30))
-    with pytest.raises(ScannerError, match="smaller `lr`"):
+    with pytest.raises(ScannerError, match="reduce `lr`"):
         run_one(task)
 
 
@@ -289,7 +289,7 @@ def test_errors_of_a_task_are_data(base: Path, texts: Path, monkeypatch: pytest.
     outcome: Tuned = Worker().run(task_of(base, texts, points=(NONE,), recipe=Recipe(rate=1e30))).value
     assert outcome.measured == ()
     assert outcome.error is not None
-    assert "smaller `lr`" in outcome.error
+    assert "reduce `lr`" in outcome.error
     monkeypatch.setattr("scanner.experiments.nlp.training.train", lambda *_: 1 / 0)
     unexpected: Tuned = Worker().run(task_of(base, texts, points=(NONE,))).value
     assert unexpected.error == "ZeroDivisionError: division by zero"
@@ -502,7 +502,7 @@ def test_impossible_parameters_are_told(
 
 @pytest.mark.parametrize("wrong", [{"epochs": 0}, {"batch": 0}, {"rate": 0.0}, {"rate": float("nan")}])
 def test_impossible_recipes_are_told(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ScannerError, match=r"at least one epoch|must be positive"):
+    with pytest.raises(ScannerError, match=r"`epochs` and `batch` must be at least 1|`lr` must be positive"):
         Recipe(**wrong)
 
 
@@ -519,7 +519,9 @@ def test_a_decoder_without_padding_uses_the_token_that_ends_a_text(tmp_path: Pat
 
 
 def test_a_tokenizer_that_cannot_fill_up_is_told(tmp_path: Path, texts: Path) -> None:
-    with pytest.raises(ScannerError, match=r"no padding token.*pad_token in the checkpoint's tokenizer_config\.json"):
+    with pytest.raises(
+        ScannerError, match=r"a padding nor an end-of-text token: set pad_token in the tokenizer_config\.json"
+    ):
         run(tmp_path / "store", llama(tmp_path / "llama"), texts)
 
 

@@ -116,11 +116,11 @@ def test_an_npz_as_keras_writes_it(tmp_path: Path) -> None:
     ("change", "said"),
     [
         ({"x_test": None}, "x_test"),
-        ({"x_train": np.array([{}] * 12, dtype=object)}, "no images can be read"),
-        ({"y_train": np.zeros(12, int)}, "two or more classes"),
+        ({"x_train": np.array([{}] * 12, dtype=object)}, "cannot read images"),
+        ({"y_train": np.zeros(12, int)}, "at least two classes"),
         ({"y_train": np.arange(12) + 1}, "labels must be"),
         ({"y_train": np.arange(11)}, "one integer label"),
-        ({"y_test": np.full(6, 7)}, "each in the training set"),
+        ({"y_test": np.full(6, 7)}, "all in the training set"),
         ({"x_test": np.zeros((6, 5))}, "5"),
         ({"x_train": np.full((12, 3, 2), np.nan)}, "NaN"),
         ({"x_train": np.ones((12, 3, 2))}, "equal"),
@@ -161,7 +161,7 @@ def test_a_damaged_archive_is_one_line(tmp_path: Path, damage: str) -> None:
                 archive.writestr(entry.filename, b"")
         content = bytearray(path.read_bytes())
     path.write_bytes(content)
-    with pytest.raises(ScannerError, match=r"^small\.npz: no images can be read: \S") as told:
+    with pytest.raises(ScannerError, match=r"^small\.npz: cannot read images: \S") as told:
         load_images(str(path))
     assert "\n" not in str(told.value)
     assert "\\n" not in str(told.value)

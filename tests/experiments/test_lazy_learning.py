@@ -274,7 +274,7 @@ def test_whatever_goes_wrong_is_an_outcome(blobs: str, monkeypatch: pytest.Monke
 def test_a_network_that_diverges_is_told_and_tried_again(tmp_path: Path, blobs: str, local_ray: None) -> None:
     report = run(tmp_path / "store", blobs, regimes=(RICH,), training=Training(epochs=3, rate=1e9))
     assert report.run_ids == ()
-    assert "smaller `lr`" in report.failed["alpha=1, seed 0"]
+    assert "reduce `lr`" in report.failed["alpha=1, seed 0"]
     assert open_store(str(tmp_path / "store")).sql("select count(*) as n from ablations").to_pylist() == [{"n": 0}]
 
 

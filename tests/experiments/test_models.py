@@ -104,7 +104,7 @@ def test_a_class_that_transformers_does_not_know_is_one_line_and_its_code_is_not
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     place = model_place(open_target(str(folder), Selection()).checkpoint)
-    with pytest.raises(ScannerError, match=r"does not know the class of .*never run \(no trust_remote_code\)"):
+    with pytest.raises(ScannerError, match=r"does not know the class of .*never run \(trust_remote_code is off\)"):
         load_model(place)
     assert not (tmp_path / "ran").exists()
 
@@ -113,7 +113,7 @@ def test_a_head_that_is_not_in_the_checkpoint_is_not_made_up(tmp_path: Path) -> 
     place = model_place(open_target(str(save(tmp_path, "bert", "features")), Selection()).checkpoint)
     with pytest.raises(ScannerError, match=r"has no .*: perplexity and KL divergence need a checkpoint"):
         load_model(place, head="causal")
-    with pytest.raises(ScannerError, match=r"has no classifier.*fine-tune it first"):
+    with pytest.raises(ScannerError, match=r"has no classifier.*fine-tune the model first"):
         load_model(place, head="classification")
 
 
@@ -123,7 +123,7 @@ def test_a_model_that_does_not_fit_onto_its_device_is_one_line(tmp_path: Path, m
 
     place = model_place(open_target(str(save(tmp_path, "llama")), Selection()).checkpoint)
     monkeypatch.setattr(PreTrainedModel, "to", full)
-    with pytest.raises(ScannerError, match="does not fit into the device's memory"):
+    with pytest.raises(ScannerError, match="does not fit into the memory of the device"):
         load_model(place)
 
 
@@ -150,7 +150,9 @@ def test_weights_without_a_tokenizer_say_so(tmp_path: Path) -> None:
 def test_a_tokenizer_of_special_tokens_alone_is_none(tmp_path: Path, kind: str) -> None:
     """What transformers makes of a folder without the files: the whole text would be unknown words."""
     AutoConfig.for_model(kind).save_pretrained(tmp_path)
-    with pytest.raises(ScannerError, match=r"has no tokenizer .* its vocabulary is missing; put the tokenizer's files"):
+    with pytest.raises(
+        ScannerError, match=r"has no tokenizer .* its vocabulary is missing; put the files of the tokenizer"
+    ):
         load_tokenizer(ModelPlace(model="m", path=str(tmp_path)))
 
 
@@ -158,7 +160,7 @@ def test_a_role_or_layer_that_a_model_has_not_is_named_with_what_it_has(tmp_path
     folder = str(save(tmp_path, "gpt2"))
     with pytest.raises(ScannerError, match="no matrix with role 'mlp_gate': it has query, key"):
         open_target(folder, Selection(only=("mlp_gate",)))
-    with pytest.raises(ScannerError, match="no layer 7: they go up to 1"):
+    with pytest.raises(ScannerError, match="no layer 7: the last one is 1"):
         open_target(folder, Selection(layers=(7,)))
     with pytest.raises(ScannerError, match="no embeddings"):
         open_target(folder, Selection(embeddings=True))
