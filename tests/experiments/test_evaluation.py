@@ -345,7 +345,7 @@ def test_labels_that_a_classifier_does_not_know_are_not_guessed(
     labels: tuple[str, ...], names: tuple[str, ...]
 ) -> None:
     texts = Texts(name="t", items=("a",) * len(labels), whole=False, labels=labels)
-    said = rf"t: labels \({', '.join(sorted(labels))}\) are neither names .* \({', '.join(names)}\) nor their indices"
+    said = rf"t: labels \({', '.join(sorted(labels))}\) are neither classes .* \({', '.join(names)}\) nor their indices"
     with pytest.raises(ScannerError, match=said):
         labels_of(texts, names)
 

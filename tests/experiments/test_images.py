@@ -76,11 +76,11 @@ def test_a_pickle_that_names_anything_else_runs_nothing(cifar: Path) -> None:
     ("content", "said"),
     [
         (b"", "cannot be read"),
-        (b"\x80\x02}.", "no batch"),
+        (b"\x80\x02}.", "is not a batch"),
         (b"no pickle at all", "cannot be read"),
-        (python2_batch(np.zeros((2, CIFAR_PIXELS), np.uint8), [0]), "no batch"),
+        (python2_batch(np.zeros((2, CIFAR_PIXELS), np.uint8), [0]), "is not a batch"),
         (python2_batch(np.zeros((2, CIFAR_PIXELS), np.uint8), [0, 10]), "labels"),
-        (python2_batch(np.zeros((2, 5), np.uint8), [0, 1]), "no batch"),
+        (python2_batch(np.zeros((2, 5), np.uint8), [0, 1]), "is not a batch"),
         (python2_batch(np.zeros((1, CIFAR_PIXELS), np.uint8), [0], shape=(10**9, CIFAR_PIXELS)), "shape"),
     ],
 )

@@ -162,7 +162,7 @@ def test_a_role_or_layer_that_a_model_has_not_is_named_with_what_it_has(tmp_path
         open_target(folder, Selection(only=("mlp_gate",)))
     with pytest.raises(ScannerError, match="no layer 7: the last one is 1"):
         open_target(folder, Selection(layers=(7,)))
-    with pytest.raises(ScannerError, match="no embeddings"):
+    with pytest.raises(ScannerError, match="select no embeddings"):
         open_target(folder, Selection(embeddings=True))
 
 

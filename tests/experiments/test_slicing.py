@@ -296,9 +296,9 @@ def test_points_are_stored_and_never_computed_twice(tmp_path: Path, run: Callabl
 
 
 def test_what_cannot_be_done_is_told(run: Callable[..., Any]) -> None:
-    with pytest.raises(ScannerError, match="deciles 1 to 10"):
+    with pytest.raises(ScannerError, match="`deciles` must be 1 to 10"):
         run(deciles=(0,))
-    with pytest.raises(ScannerError, match="orders are"):
+    with pytest.raises(ScannerError, match="`order` must be"):
         run(orders=())
 
 

@@ -185,7 +185,7 @@ def test_labels_are_the_same_however_they_are_stored(
 @pytest.mark.parametrize("cells", [[1.0, math.nan], [1.0, None], ["a", " "], ["a", ""]])
 def test_a_row_without_a_label_is_named(tmp_path: Path, suffix: str, cells: list[object]) -> None:
     path = labelled(tmp_path, suffix, cells)
-    with pytest.raises(ScannerError, match=r"row 2: column label is empty$"):
+    with pytest.raises(ScannerError, match=r"row 2: column 'label' is empty$"):
         read_texts(TextSource(reference=str(path)), labelled=True)
 
 

@@ -71,7 +71,7 @@ def open_target(reference: str, selection: Selection) -> Target:
     """
     if selection.heads or selection.vocabulary:
         raise ScannerError(
-            "experiments use whole matrices in blocks: omit `heads` and `embeddings`, and select no vocabulary matrices"
+            "experiments use whole matrices in blocks: omit `heads`, and select no embeddings or output head"
         )
     checkpoint = open_checkpoint(reference)
     inventory = list_matrices(checkpoint, selection)

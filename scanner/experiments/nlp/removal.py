@@ -81,7 +81,7 @@ def parse_sets(text: str, random_sets: int = 1) -> list[RemovalSet]:
         else:
             named.append(_named(word))
     if not named:
-        raise ScannerError("`sets` is empty: choose from deciles, regions, pruning, random or A:B")
+        raise ScannerError("`sets` has no set of singular values: choose from deciles, regions, pruning, random or A:B")
     found: list[RemovalSet] = []
     for name in dict.fromkeys(named):
         if name != "random":
