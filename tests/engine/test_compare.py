@@ -1,4 +1,4 @@
-"""Comparisons of real and of made-up pairs, against numpy on the same files."""
+"""Comparisons of real and synthetic pairs, checked with numpy on the same files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ POOL = PoolOptions(workers=1)
 
 
 def tuned_tensors() -> dict[str, torch.Tensor]:
-    """`tensors()`, of which the first block was turned and scaled, and the rest left as it was."""
+    """`tensors()` with the first block rotated and scaled, and the other blocks unchanged."""
     made = dict(tensors())
     for number, (name, tensor) in enumerate(made.items()):
         if ".layers.0." in name and tensor.ndim == 2:
@@ -101,7 +101,7 @@ def test_an_interrupted_comparison_goes_on(tmp_path: Path) -> None:
     base, tuned = small(tmp_path / "base"), checkpoint(tmp_path / "tuned", tuned_tensors(), CONFIG)
 
     class Stops(Recorder):
-        """Ctrl-C once four pairs are done."""
+        """Ctrl-C after four pairs."""
 
         pairs = 0
 
@@ -197,7 +197,7 @@ def test_deciles_above_the_numerical_rank_keep_their_angles() -> None:
     base, tuned = weight(40, 30, 1).double(), weight(40, 30, 2).double()
     whole = unpack(compare_pair(base, tuned).subspaces).to_pylist()
     u, s, vh = torch.linalg.svd(base, full_matrices=False)
-    s[-1] = 0.0  # in decile 1; the others are as they were
+    s[-1] = 0.0  # in decile 1; the others are unchanged
     lacking = unpack(compare_pair(u @ torch.diag(s) @ vh, tuned).subspaces).to_pylist()
     assert [(row["side"], row["decile"]) for row in lacking] == [
         (side, decile) for side in "uv" for decile in range(2, 11)
@@ -228,7 +228,7 @@ def test_checkpoints_that_are_no_pair_are_refused(tmp_path: Path, pair: tuple[st
 
 
 def scanned(store: Store, name: str, opened: Checkpoint, method: Method | None = None) -> None:
-    """The row that a scan leaves behind."""
+    """The row of a scan."""
     method = method or Method()
     writer = store.writer(scan_id(opened.identity, method), method=method.as_dict(), model=name)
     writer.stage_failure("m", failure(writer.scan_id, "m", name))

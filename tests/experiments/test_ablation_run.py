@@ -1,4 +1,4 @@
-"""Runs of ablations: their points, what is stored, what is not done twice, and how they end on bad input."""
+"""Runs of ablations: their points, stored rows, reuse of results, and errors for invalid input."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_points_are_what_a_rebuilt_model_gives_and_are_measured_once(tmp_path: P
     by_set = {(row["roles"], row["set"], row["removed"]): row for row in found}
     assert report.failed == {}
     assert len(found) == report.total == len(in_process)
-    # 16 values in deciles of 1 or 2: of ten random sets two differ in size.
+    # 16 values in deciles of 1 or 2: the ten random sets have two sizes.
     assert len([row for row in found if row["set"] == "random:1"]) == 4
     for role in ("mlp_down", "query"):
         for name in ("decile:1", "decile:10"):
@@ -135,7 +135,7 @@ def test_accuracy_of_a_probe_and_pruning(tmp_path: Path, in_process: list[Any]) 
     assert [row["percent"] for row in pruned] == [10, 20, 30, 50]
     assert all(row[name] is not None for row in pruned for name in ("most_random", "smallest", "random"))
     assert {row["examples"] for row in rows(store)} == {12}
-    # The labels alternate: each half has both classes, and the first word tells them.
+    # The labels alternate: each half has both classes, and the first word determines the class.
     assert all(row["baseline"] >= 0.75 for row in rows(store))
 
 
@@ -194,7 +194,7 @@ def test_an_intact_model_that_is_no_number_ends_the_run(
 
     def half(*arguments: Any, **options: Any) -> Any:
         model = original(*arguments, **options)
-        model.model.norm.weight.fill_(6e4)  # times a row of the head this is more than float16 has
+        model.model.norm.weight.fill_(6e4)  # times a row of the head this overflows float16
         model.lm_head.weight.fill_(9.0)
         return model
 
@@ -214,7 +214,7 @@ def test_smaller_batches_stand_beside_the_point_that_needed_them(
 
     def scarce(data: Sequences, indices: list[int], padding: int) -> Any:
         calls.append(len(indices))
-        if len(calls) > 1 and len(indices) > 2:  # there is enough for the intact model
+        if len(calls) > 1 and len(indices) > 2:  # there is enough memory for the intact model
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
         return original(data, indices, padding)
 

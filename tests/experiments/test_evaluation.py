@@ -1,4 +1,4 @@
-"""Perplexity against transformers' own loss, divergence and accuracy against their definitions, errors against resampling."""
+"""Perplexity compared with the loss of transformers, divergence and accuracy with their definitions, errors with resampling."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_perplexity_is_that_of_the_strided_recipe_with_the_models_own_loss(
         done = end
         if end == len(ids):
             break
-    # The recipe drops the first token of every window from what it scores; without overlap these windows' ends meet there.
+    # The recipe does not score the first token of any window; without overlap these tokens are never scored.
     if stride < length:
         assert count == len(ids) - 1
     assert measure.tokens == count
@@ -100,7 +100,7 @@ def test_standard_errors_are_those_of_resampled_windows() -> None:
         assert alone.stderr == pytest.approx(means[0].std(), rel=0.06)
         assert paired.stderr == pytest.approx((means[1] - means[0]).std(), rel=0.06)
         assert paired.delta == pytest.approx(paired.value - alone.value)
-        assert paired.stderr < alone.stderr  # the same windows: what they share cancels
+        assert paired.stderr < alone.stderr  # the same windows: their common part cancels
     assert math.isnan(summarize("kl", Scores(sums=np.ones(1), weights=np.ones(1))).stderr)
     assert summarize("perplexity", Scores(sums=np.array([800.0]), weights=np.ones(1))).value == math.inf
 
@@ -133,7 +133,7 @@ def test_a_classifier_is_right_where_its_logits_say_so(tmp_path: Path, kind: str
 
 @pytest.mark.parametrize("own", [0, None], ids=["the model's padding", "no padding"])
 def test_a_decoders_classifier_reads_the_last_token_that_is_no_padding(tmp_path: Path, own: int | None) -> None:
-    """Its tokenizer would fill up with another token than the model takes for padding, or the model with none."""
+    """The padding token of the tokenizer differs from that of the model, or the model has none."""
     folder = save(tmp_path, "llama", "classification", num_labels=2, pad_token_id=own)
     made = AutoTokenizer.from_pretrained(folder)
     made.pad_token, made.eos_token = None, "[SEP]"
@@ -165,9 +165,9 @@ def test_a_model_that_sees_what_it_predicts_is_told(tmp_path: Path, metric: str)
 
 
 def test_a_prompt_that_is_too_long_loses_the_end_of_its_text(tmp_path: Path) -> None:
-    """What a text begins with stays in front, the words around the text stay, and nothing ends the prompt before the answer."""
+    """The prompt begins with the prefix, keeps the words around the text, and has no final token before the answer."""
     folder = save(tmp_path, "llama")
-    word_tokenizer(special=True).save_pretrained(folder)  # [CLS] in front and [SEP] behind
+    word_tokenizer(special=True).save_pretrained(folder)  # [CLS] before and [SEP] after
     path = tmp_path / "long.csv"
     lines = ["text,second,label", f"{words(40)},w1,0", f"{words(3)},{words(30, 1)},1", "w2,w3,0", "w4,w5,1"]
     path.write_text("\n".join(lines))
@@ -182,17 +182,17 @@ def test_a_prompt_that_is_too_long_loses_the_end_of_its_text(tmp_path: Path) -> 
         assert number["w8"] in ids.tolist()
         assert 2 not in ids.tolist()
     first, second = measure.ids[0].tolist(), measure.ids[1].tolist()
-    assert len(first) >= 16, "no more is cut than is too much"
+    assert len(first) >= 16, "no more is truncated than necessary"
     assert first[2:6] == [number[word] for word in words(40).split()[:4]]
     assert second[2:5] == [number[word] for word in words(3).split()]
     spelt = _prompt(word_tokenizer(), [], "{text} w1 {second}", "w2", "{text}", 9)
-    assert word_tokenizer().decode(spelt) == "w2 w1 [UNK]", "a text is no template"
+    assert word_tokenizer().decode(spelt) == "w2 w1 [UNK]", "a text is not a template"
     with pytest.raises(ScannerError, match="`window` leaves 3 tokens for the prompt, which has 4 without a text"):
         measurement(place, replace(wanted, window=5))
 
 
 def test_an_answer_is_tokenised_as_it_stands_behind_the_prompt(tmp_path: Path) -> None:
-    """Of a tokenizer that begins every text with a space."""
+    """Answers for a tokenizer that begins every text with a space."""
     pieces = ["▁", "▁yes", "▁no", ":", *"Labelyesno", "<unk>"]
     vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
     made = Tokenizer(models.Unigram([(piece, -10.0) for piece in vocabulary], unk_id=vocabulary["<unk>"]))
@@ -224,7 +224,7 @@ def test_what_the_tokenizer_makes_of_a_text_identifies_a_measurement(tmp_path: P
 
 @pytest.mark.parametrize("head", ["classification", "features"])
 def test_pairs_reach_a_model_as_its_tokenizer_makes_them(tmp_path: Path, head: str) -> None:
-    """Types tell the texts apart, the longer text is cut, and the token that ends a pair is there."""
+    """Types mark the two texts, the longer text is truncated, and the token that ends a pair is kept."""
     folder = save(tmp_path, "bert", head)
     path = tmp_path / "pairs.csv"
     lines = [f"{'w1 ' * (3 + 9 * (i % 2))},{'w2 ' * 4},{i // 2 % 2}" for i in range(8)]

@@ -1,4 +1,4 @@
-"""Fine-tuning with removal in both orders: data, training, points, and what goes wrong, on tiny models and separable texts."""
+"""Fine-tuning with removal in both orders: data, training, points and errors, with tiny models and separable texts."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def task_of(
     model: Path, texts: Path, *, points: tuple[Point, ...], first: int | None = None, **more: Any
 ) -> FineTuneTask:
-    """The task that the driver would make, without a driver."""
+    """The task that the driver would create."""
     target = open_target(str(model), Selection())
     place = model_place(target.checkpoint)
     read = read_texts(TextSource(reference=str(texts)), labelled=True)
@@ -139,7 +139,7 @@ def test_types_reach_a_model_that_knows_them(base: Path) -> None:
 
 
 def unigram() -> Any:
-    """A tokenizer as T5's is: its special tokens are pieces of its vocabulary."""
+    """A tokenizer like that of T5: its special tokens are pieces of its vocabulary."""
     pieces = ["<pad>", "</s>", "<unk>", "▁", "▁a", "▁film", *"afilms</>"]
     vocabulary = [(piece, 0.0 if index < 3 else -float(index)) for index, piece in enumerate(dict.fromkeys(pieces))]
     return transformers.T5Tokenizer(vocab=vocabulary, extra_ids=1)
@@ -166,7 +166,7 @@ def test_a_text_that_spells_a_special_token_has_none(made: Any, name: str) -> No
             for texts in (plain, spelt)
         )
         for one, other in zip(wanted, found, strict=True):
-            assert (other == special).sum() == (one == special).sum()  # those that the tokenizer adds are there
+            assert (other == special).sum() == (one == special).sum()  # those that the tokenizer adds are kept
             assert one[0] == other[0]
             assert one[-1] == other[-1]
             assert len(other) > len(one)
@@ -230,7 +230,7 @@ def test_a_training_learns_and_is_the_same_again(base: Path, texts: Path) -> Non
     for seed in (0, 0, 1):
         model = new_classifier(body, task.data.classes, task.data.padding, seed, pooler=True)
         head = model.classifier.weight.clone()
-        torch.rand(5)  # whatever else draws numbers
+        torch.rand(5)  # other code that draws random numbers
         trained = train(model, task.data.train, task.data.padding, QUICK, seed)
         states.append((head, model.state_dict()))
         assert correct(model, task.data.test, Batches(task.data.padding, 1024)).mean() >= 0.9
@@ -334,7 +334,7 @@ def test_removal_after_is_that_of_the_tuned_model_and_before_of_the_base(
     run_one(task_of(base, texts, points=(first,), first=1))
     assert spectra["before training"][:29] == pytest.approx(intact[:29], rel=1e-4)
     assert spectra["before training"][29:] == pytest.approx(np.zeros(3), abs=1e-5)
-    assert spectra["after training"].min() > 1e-4  # training fills what was taken
+    assert spectra["after training"].min() > 1e-4  # training restores rank
     assert np.array_equal(spectra["after training"], spectra["measured 2"])
 
 
@@ -416,7 +416,7 @@ def test_smaller_batches_of_the_test_are_noted(
 def test_points_that_are_missing_are_computed_and_no_others(
     tmp_path: Path, base: Path, texts: Path, in_process: None
 ) -> None:
-    """What an interruption leaves: some files of the run."""
+    """Files of a run that was interrupted."""
     report = run(tmp_path / "store", base, texts, deciles=(1, 10))
     files = sorted((tmp_path / "store" / "finetunes").glob("*.parquet"))
     before = {path: path.read_bytes() for path in files}
@@ -438,7 +438,7 @@ def accuracies(store: Path) -> list[dict[str, Any]]:
 def test_kept_models_are_whole_checkpoints(tmp_path: Path, base: Path, texts: Path, in_process: None) -> None:
     plain = run(tmp_path / "store", base, texts, orders=("remove-first",))
     report = run(tmp_path / "store", base, texts, orders=("remove-first",), folder=str(tmp_path / "kept"))
-    assert (plain.run_id, report.kept) == (report.run_id, 0)  # points whose models are wanted and not there
+    assert (plain.run_id, report.kept) == (report.run_id, 0)  # points whose models are required but missing
     again = run(tmp_path / "store", base, texts, orders=("remove-first",), folder=str(tmp_path / "kept"))
     assert again.kept == again.points == 2
     names = [f"{report.run_id}-{label}" for label in ("none-seed0", "remove-first-decile1-seed0")]

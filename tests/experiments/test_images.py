@@ -1,4 +1,4 @@
-"""Images from files: CIFAR-10's batches as Python 2 wrote them, .npz, digits; and files that are something else."""
+"""Images from files: batches of CIFAR-10 as Python 2 wrote them, .npz, digits, and invalid files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def python2_batch(images: np.ndarray, labels: list[int], *, shape: tuple[int, ..
 
 @pytest.fixture
 def cifar(tmp_path: Path) -> Path:
-    """A folder in the form of CIFAR-10's, with 20 images a batch."""
+    """A folder like that of CIFAR-10, with 20 images per batch."""
     rng = np.random.default_rng(1)
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
@@ -149,10 +149,10 @@ def test_a_damaged_archive_is_one_line(tmp_path: Path, damage: str) -> None:
     if damage == "content":  # zlib.error
         start = entries[0].header_offset + 30 + len(entries[0].filename) + 20
         content[start : start + 60] = b"\xff" * 60
-    elif damage == "method":  # NotImplementedError: a compression that zipfile does not know
+    elif damage == "method":  # NotImplementedError: a compression that zipfile does not support
         for mark, place in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
             content[content.index(mark) + place] = 77
-    else:  # ValueError, over several lines: a header that numpy refuses to evaluate
+    else:  # ValueError of several lines: a header that numpy rejects
         header = io.BytesIO()
         np.lib.format.write_array_header_2_0(header, {"descr": "<f8", "fortran_order": False, "shape": (1,) * 9000})
         with zipfile.ZipFile(path, "w") as archive:

@@ -1,4 +1,4 @@
-"""Rich and lazy networks: what is trained, what is removed, what is stored, and what they lose."""
+"""Rich and lazy networks: training, removal, stored rows, and loss of accuracy."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_both_learn_and_a_fifth_of_the_small_values_hurts_the_lazy_one(
     assert min(baseline.values()) > 0.8
     assert loss[RICH] < 0.03
     assert loss[LAZY] > loss[RICH] + 0.05
-    assert control[RICH] > loss[RICH]  # a random fifth holds what was learned
+    assert control[RICH] > loss[RICH]  # a random fifth contains learned information
 
 
 def test_frozen_layers_stay_as_they_were(digits: Images) -> None:
@@ -181,7 +181,7 @@ def test_points_are_stored_and_never_computed_twice(tmp_path: Path, blobs: str, 
 
 
 def add_network(store: Store, accuracy: float, *, epochs: int = 60, seed: int = 0, digest: str = "d") -> Point:
-    """A network as the experiment stores it, which lost a tenth of its accuracy without the smallest fifth."""
+    """A network as the experiment stores it, which loses a tenth of its accuracy without the smallest fifth."""
     point = Point(
         data=None,
         digest=digest,
@@ -218,7 +218,7 @@ def test_networks_of_different_recipes_are_never_averaged(tmp_path: Path) -> Non
 
 
 def drawn(store: Store, **asked: str) -> tuple[set[float], str]:
-    """The values that the figure draws, and what it says of them."""
+    """The values in the figure, and its labels."""
     chart = FIGURES["lazy"].draw(store, **asked).to_dict()
     values = {round(row["value"], 3) for table in chart["datasets"].values() for row in table}
     return values, " ".join(chart["title"]["subtitle"])

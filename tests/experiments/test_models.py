@@ -1,4 +1,4 @@
-"""Models and tokenizers from references, and the scanned matrices found in them."""
+"""Models and tokenizers from references, and scanned matrices found in them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_longest_input_goes_through_the_model_and_no_longer_one(kind: str) -
         sizes["attention_window"] = 4
     if kind == "esm":
         sizes["mask_token_id"] = 4
-    padding = 1 if kind == "mpnet" else 3  # whose padding token is 1 whatever the configuration says
+    padding = 1 if kind == "mpnet" else 3  # its padding token is 1 for every configuration
     config = AutoConfig.for_model(kind, vocab_size=50, max_position_embeddings=24, pad_token_id=padding, **sizes)
     if kind == "esm":
         config.position_embedding_type = "absolute"
@@ -87,7 +87,7 @@ def test_a_view_writes_through_to_a_fused_and_turned_weight(tmp_path: Path) -> N
 def test_a_gguf_file_is_dequantised_as_the_scan_reads_it(smollm2: Path) -> None:
     target = open_target(str(smollm2), Selection(layers=(0,)))
     model = load_model(model_place(target.checkpoint))
-    model.config.architectures = None  # as the configuration says that is read from the file
+    model.config.architectures = None  # as in the configuration read from the file
     assert is_causal(model.config)
     assert longest_input(model.config, None) == 8192
     placed, unplaced = place_matrices(model, target.inventory.matrices)
@@ -148,7 +148,7 @@ def test_weights_without_a_tokenizer_say_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "t5"])
 def test_a_tokenizer_of_special_tokens_alone_is_none(tmp_path: Path, kind: str) -> None:
-    """What transformers makes of a folder without the files: the whole text would be unknown words."""
+    """transformers makes a tokenizer for a folder without its files, for which every word is unknown."""
     AutoConfig.for_model(kind).save_pretrained(tmp_path)
     with pytest.raises(
         ScannerError, match=r"has no tokenizer .* its vocabulary is missing; put the files of the tokenizer"

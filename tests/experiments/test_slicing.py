@@ -1,4 +1,4 @@
-"""Leaving out directions around norms: against models whose weights are changed instead, and from the command to the table."""
+"""Removing directions at norms: compared with models whose weights are changed instead, and as a run with stored rows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PAIRS = Sequences(ids=TEXT.ids, types=tuple((np.arange(len(one)) > 9).astype(np.
 
 
 def model_of(kind: str, **more: Any) -> Any:
-    """A model with random weights, scales and biases; half of a norm's scales are negative."""
+    """A model with random weights, scales and biases; half of the scales of a norm are negative."""
     config = AutoConfig.for_model(kind, **({"vocab_size": VOCABULARY, "pad_token_id": 0} | more))
     torch.manual_seed(1)
     causal = kind not in ("bert", "deberta", "deberta-v2", "longformer", "t5", "xlnet")
@@ -77,7 +77,7 @@ def test_norms_taken_apart_are_the_norms_themselves(kind: str, count: int) -> No
     )
     norms = norms_of(model)
     assert len(norms) == count
-    for size in (3.0, 0.002):  # of small states the division's epsilon counts
+    for size in (3.0, 0.002):  # for small states the epsilon of the division matters
         states = size * (torch.randn(4, 16) + 0.3)
         for norm in norms.values():
             bias = getattr(norm.module, "bias", None)
@@ -108,7 +108,7 @@ def test_norms_of_queries_keys_and_positions_are_none_of_the_states() -> None:
 
 
 class _Repeated(torch.nn.Module):
-    """A norm that is given every state twice."""
+    """A norm that receives every state twice."""
 
     def __init__(self, norm: torch.nn.Module) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ def test_deciles_cover_every_direction_once() -> None:
         decile_slice(16, 11)
 
 
-#: As many sequences as tokens in the longest: rows and tokens of a batch cannot be told apart by their number.
+#: As many sequences as tokens in the longest, so that rows and tokens of a batch cannot be distinguished by their number.
 SQUARE = Sequences(ids=tuple(np.arange(length, dtype=np.int32) * 7 % 80 + 4 for length in (4, 5, 6, 7, 8, 8, 8, 8)))
 
 
@@ -162,7 +162,7 @@ def test_bases_are_eigenvectors_of_what_numpy_sees_without_padding(kind: str, te
     seen: dict[str, list[np.ndarray]] = {name: [] for name in found}
     norms = norms_of(model)
     assert {*found} == {*norms}
-    for index, ids in enumerate(text.ids):  # one by one: no padding, but the one that Longformer puts behind
+    for index, ids in enumerate(text.ids):  # one by one: no padding except for that which Longformer appends
         hooks = [
             norms[name].module.register_forward_pre_hook(
                 lambda _, given, name=name, ids=ids: seen[name].append(given[0].reshape(-1, 16)[: len(ids)].numpy())

@@ -1,4 +1,4 @@
-"""Texts from files of every kind, their tokens, and what is wrong with those that do not serve."""
+"""Texts from files of every kind, their tokens, and errors for unsuitable files."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_file_that_does_not_serve_is_one_line(tmp_path: Path, name: str, conte
 
 @pytest.mark.parametrize("column", ["text", "other", "label"])
 def test_half_a_character_is_named_with_its_row(tmp_path: Path, column: str) -> None:
-    """JSON can spell a lone surrogate, and a tokenizer does not take it."""
+    """JSON can contain an unpaired surrogate, which tokenizers reject."""
     path = write(tmp_path / "rows.jsonl", [{"text": "a", "other": "b", "label": "c"}] * 2)
     source = TextSource(reference=str(path), second="other")
     assert len(read_texts(source, labelled=True).items) == 2
@@ -158,7 +158,7 @@ LABEL_FILES = [".jsonl", ".parquet"]
 
 
 def labelled(folder: Path, suffix: str, labels: list[object]) -> Path:
-    """A table with these labels, of whatever type."""
+    """A table with these labels, of any type."""
     return write(folder / f"rows{suffix}", [{"text": f"w{i}", "label": label} for i, label in enumerate(labels)])
 
 
@@ -239,7 +239,7 @@ def test_of_a_data_set_of_the_hub_no_more_is_read_than_is_enough(monkeypatch: py
 
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: endless())
     source = TextSource(reference="owner/name")
-    assert len(read_texts(source, tokens=100).items) == 7  # 500 characters each, 32 are a token at most
+    assert len(read_texts(source, tokens=100).items) == 7  # 500 characters each, at most 32 per token
     assert len(read_texts(source, tokens=100, length=10).items) == 10
     assert len(read) == 17
 
