@@ -1,4 +1,4 @@
-"""Ablation: the loss of a model when sets of singular values are removed from its weights, compared with random sets."""
+"""Ablation: how much a model degrades when sets of singular values are removed from its weights, compared with random sets."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ EXPERIMENT = register_experiment(
         plan=plan,
         query="ablation_curve",
         help="""
-Remove sets of singular values from the weights of a model and measure the loss, compared with random sets of equal size.
+Remove sets of singular values from the weights of a model and measure how much it degrades, compared with random sets.
 
 Each point is one file in the table ablations, written when it is measured and never computed twice. Accuracy is that of the
 classifier of the checkpoint, of the answers of a language model, or, for an encoder without either, of a linear probe on its

@@ -1,4 +1,4 @@
-"""Slicing: the loss of a model when its norms leave out a tenth of the directions of their signal.
+"""Slicing: how much a model degrades when its norms leave out a tenth of the directions of their signal.
 
 In the table `ablations`, `set` is `slice:K` (K is the decile of the eigenvalues that is left out, 1 the smallest) and `roles`
 says where: `before norm` or `after norm`; `removed` counts directions over all norms of the model.
@@ -146,7 +146,7 @@ EXPERIMENT = register_experiment(
         config=Config,
         plan=plan,
         query="slicing",
-        help="""Leave out a tenth of the directions of the activations at every norm, and measure what the model loses (v1, App. F).
+        help="""Leave out a tenth of the activation directions at every norm, and measure how much the model degrades (v1, App. F).
 
 The directions are eigenvectors of the covariance of the activations at each norm, as in SliceGPT. Each point is one file in the
 table ablations, written when it is measured and never computed twice. Prints query slicing.

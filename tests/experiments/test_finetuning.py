@@ -531,7 +531,7 @@ def test_a_class_that_transformers_does_not_know_is_told(tmp_path: Path, base: P
     config |= {"model_type": "oddity", "auto_map": {"AutoModel": "odd.Model", "AutoConfig": "odd.Config"}}
     (model / "config.json").write_text(json.dumps(config), "utf-8")
     (model / "odd.py").write_text("raise SystemExit('code of a checkpoint ran')", "utf-8")
-    with pytest.raises(ScannerError, match="no trust_remote_code"):
+    with pytest.raises(ScannerError, match="trust_remote_code is off"):
         run(tmp_path / "store", model, texts)
 
 

@@ -240,7 +240,7 @@ def test_the_figure_draws_the_newest_recipe_or_the_one_that_is_named(tmp_path: P
     values, said = drawn(store, run=before["recipe"], model="mlp 64-512-512-512-10")
     assert values == {0.97, 0.87}
     assert "newest" not in said
-    with pytest.raises(ScannerError, match=rf"no recipe 'x'.*{before['recipe']}"):
+    with pytest.raises(ScannerError, match=rf"unknown recipe 'x'.*{before['recipe']}"):
         drawn(store, run="x")
 
 
