@@ -183,8 +183,8 @@ def test_an_interruption_says_that_the_same_command_goes_on(
         (("--roles", "mlp"), 2, "'mlp' is not one of"),
         (("--roles", "mlp_gate"), 1, "no matrix with role 'mlp_gate': it has"),
         (("--column", "body"), 1, "no column 'body': it has text, label"),
-        (("--where", "label=0"), 1, "two or more classes are needed, all are '0'"),
-        (("--lr", "0"), 1, "learning rate must be positive"),
+        (("--where", "label=0"), 1, "two or more classes are needed, but all are '0'"),
+        (("--lr", "0"), 1, "--lr must be positive"),
         (("--test-share", "2"), 1, "--test-share must be between 0 and 1"),
         (("--keep", "s3://bucket/x"), 1, "not a URL"),
     ],
@@ -207,7 +207,7 @@ def test_a_text_or_model_that_does_not_serve_is_one_line(tmp_path: Path, base: P
         (base, empty, "is empty"),
         (base, latin, "is not UTF-8"),
         (base, tmp_path / "gone.csv", "does not exist"),
-        (llama(tmp_path / "llama"), texts, "no padding token"),
+        (llama(tmp_path / "llama"), texts, "neither a padding nor an end-of-text token"),
     ):
         ran = rmtscan("finetune", model, "--task", text, "--store", tmp_path / "store")
         assert ran.status == 1
