@@ -37,6 +37,7 @@ def connect(files: StoreFiles, names: Mapping[str, Sequence[str]]) -> duckdb.Duc
         if not files.local:
             connection.register_filesystem(files.fs)
         connection.execute(_statements("session"))
+        connection.execute(_statements("keys"))
         _make_relations(connection, files, names)
         # A path is compared as written and as found, hence the folder's name as a pattern, too.
         connection.execute(_statements("allow"), {"folders": [files.url, files.for_duckdb("")]})

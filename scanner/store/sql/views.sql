@@ -3,11 +3,7 @@ create macro not_superseded(results) as table
 select result.*
 from query_table(results) as result
 anti join files.superseded as old
-    on old.scan_id = result.scan_id
-    and old.tensor = result.tensor
-    and old.role = result.role
-    and old.head is not distinct from result.head
-    and old.expert is not distinct from result.expert;
+    on old.scan_id = result.scan_id and same_matrix(old, result);
 
 -- What queries read. Scans of which every result is the newest are read whole, without a join; scans of which every
 -- result is superseded are not read at all.
@@ -53,11 +49,7 @@ select result.*, chosen.model_pair
 from query_table(all_results) as result
 join chosen_comparisons(wanted_base, wanted_tuned, wanted_pair) as chosen using (pair_id)
 anti join (from files.superseded_pairs where wanted_pair is null) as old
-    on old.pair_id = result.pair_id
-    and old.base_tensor = result.base_tensor
-    and old.role = result.role
-    and old.head is not distinct from result.head
-    and old.expert is not distinct from result.expert;
+    on old.pair_id = result.pair_id and same_pair(old, result);
 
 create macro chosen_pairs(wanted_base, wanted_tuned, wanted_pair) as table
 from chosen_results('all_pairs', wanted_base, wanted_tuned, wanted_pair);
