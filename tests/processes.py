@@ -86,7 +86,7 @@ def ray_workers() -> list[int]:
     return [pid for pid, _ in descendants(os.getpid()) if command(pid).startswith("ray::Worker")]
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 120.0) -> None:
     """Return as soon as the condition holds.
 
     Raises:

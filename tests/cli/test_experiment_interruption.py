@@ -33,7 +33,7 @@ def test_the_same_command_goes_on_from_the_finished_points(rmtscan: Run, tmp_pat
         """Run the command until so many points are there, and send the signal."""
         process = [sys.executable, "-m", "scanner.cli.main", *arguments]
         with in_the_middle(process, errors, lambda: len(written(store)) >= after) as driver:
-            started = {one for one in descendants(driver.pid) if command(one[0]).startswith("ray::AblationWorker")}
+            started = {one for one in descendants(driver.pid) if command(one[0]).startswith("ray::Worker")}
             driver.send_signal(how)
             out, _ = driver.communicate(timeout=30)
         assert out == b""
