@@ -117,17 +117,17 @@ def test_values_are_converted_to_the_parameter_s_type(name: str, given_value: ob
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("limit", "ten", "'ten' is no whole number"),
-        ("limit", "1.5", "'1.5' is no whole number"),
-        ("limit", 1.5, "1.5 is no whole number"),
-        ("limit", True, "True is no whole number"),
+        ("limit", "ten", "'ten' is not a whole number"),
+        ("limit", "1.5", "'1.5' is not a whole number"),
+        ("limit", 1.5, "1.5 is not a whole number"),
+        ("limit", True, "True is not a whole number"),
         ("limit", str(2**40), "out of range"),
-        ("limit", "9" * 5000, "is no whole number"),
-        ("above", "much", "'much' is no number"),
+        ("limit", "9" * 5000, "is not a whole number"),
+        ("above", "much", "'much' is not a number"),
         ("above", "nan", "not finite"),
-        ("above", True, "True is no number"),
+        ("above", True, "True is not a number"),
         ("heads", "maybe", "'maybe' is neither true nor false"),
-        ("model", 5, "5 is no text"),
+        ("model", 5, "5 is not text"),
     ],
 )
 def test_a_value_that_does_not_fit_says_which_and_why(name: str, value: object, said: str) -> None:

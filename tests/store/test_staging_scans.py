@@ -409,7 +409,7 @@ def test_a_store_that_cannot_be_written_says_what_to_do(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", refuse)
-        with pytest.raises(StoreError, match="with --store") as refused:
+        with pytest.raises(StoreError, match="another `store`") as refused:
             stage(writer, Matrix())
     assert f"store '{store.url}' {said}" in str(refused.value)
     assert "\n" not in str(refused.value)
