@@ -1,4 +1,4 @@
-"""The minimal model: its closed forms against printed numbers, against sampled matrices, and against each other."""
+"""The minimal model: its closed forms, compared with published numbers, with sampled matrices, and with each other."""
 
 from __future__ import annotations
 

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from scanner.errors import QueryError
 from scanner.store import Query, Store, open_store
-from scanner.store.queries import load_queries, parse_query
+from scanner.store import queries as queries_module
+from scanner.store.queries import load_queries, parse_query, register_query
 
 HEADER = """\
 -- title: How many
@@ -204,3 +205,24 @@ def test_text_in_a_parameter_is_never_sql(tmp_path: Path) -> None:
         for param in query.params:
             if param.type == "VARCHAR":
                 assert store.query(query.name, **{param.name: "' or 1=1; drop table scans; --"}).num_rows == 0
+
+
+def test_a_registered_query_is_found_and_answered(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queries_module, "_REGISTERED", {})
+    text = "\n".join(
+        [
+            "-- title: A number",
+            "-- about: Twice the parameter.",
+            "-- param: n INTEGER = 2 | the number",
+            "-- column: m | twice",
+            "select 2 * $n as m",
+        ]
+    )
+    register_query("toy_number", text)
+    assert "toy_number" in [query.name for query in store.queries()]
+    assert [*load_queries()] == sorted(load_queries())
+    assert store.query("toy_number", n="4").to_pylist() == [{"m": 8}]
+    with pytest.raises(ValueError, match="already a query of the package"):
+        register_query("outliers", text)
+    with pytest.raises(ValueError, match="header"):
+        register_query("toy_other", "select 1")
