@@ -25,7 +25,7 @@ HERE = "/home/someone/secret models"
 
 @pytest.fixture
 def full(store: Store) -> Store:
-    """A finished scan with a failure, an unfinished scan, controls, a comparison, an experiment; with local paths where possible."""
+    """A scan with a failure, an unfinished scan, controls, a comparison, an experiment; with local paths where possible."""
     writer = store.writer("a", method={"sigma": "median"}, model="org/one")
     writer.stage("m", *Matrix().tables("a", "org/one", "r1"))
     lost = failure("a", "lost", "org/one").to_pylist()[0] | {"message": f"cannot read '{HERE}/model.safetensors': gone"}
