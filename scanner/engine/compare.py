@@ -1,4 +1,4 @@
-"""Comparing a base checkpoint with a tuned one: both and their difference are scanned, then every pair of matrices is compared."""
+"""Compare a base checkpoint with a tuned one: scan both and their difference, then compare every pair of matrices."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ from scanner.store.references import reference_of, scans_of
 from scanner.store.tables import rows
 from scanner.version import __version__
 
-#: Raised whenever the same pair would give different rows; part of every comparison's identity.
+#: Increased whenever the same pair would give different rows; part of the identity of every comparison.
 COMPARISON_VERSION = 2
 
 _PLACE = "stack layer role head expert rows cols module".split()
@@ -65,30 +65,30 @@ Key = tuple[object, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonReport:
-    """What became of a comparison."""
+    """Result of a comparison."""
 
     store: str
     pair_id: str
     base_model: str
     tuned_model: str
     matrices: int
-    """Pairs that were compared."""
+    """Number of compared pairs."""
     identical: tuple[str, ...]
-    """Tuned tensors that are equal to their base to the last bit."""
+    """Tuned tensors that equal their base bit for bit."""
     unmatched: dict[str, list[str]] = field(default_factory=dict)
-    """Why there is no pair, to the matrices."""
+    """Reason -> matrices that have no partner for it."""
     failed: tuple[str, ...] = ()
-    """Tuned matrices that could not be compared, or whose difference could not be analysed, each with the reason."""
+    """Tuned matrices that could not be compared or whose difference could not be analyzed, each with the reason."""
     new: bool = True
-    """False when the store had this comparison already."""
+    """False if the store already had this comparison."""
     heads: bool = False
-    """Whether single attention heads were compared, and not whole matrices."""
+    """Whether single attention heads were compared instead of whole matrices."""
     change_median: float | None = None
-    """Relative change, median over the pairs; None where there is none."""
+    """Median of the relative change over the pairs; None if there are no pairs."""
     change_largest: float | None = None
     """The largest relative change."""
     largest_in: str = ""
-    """Where the largest is: `layer 5, mlp_down`."""
+    """Place of the largest relative change, for example `layer 5, mlp_down`."""
 
     @property
     def exit_status(self) -> int:
@@ -97,7 +97,7 @@ class ComparisonReport:
 
 
 def find_reference(store: Store, named: str) -> str:
-    """What to open for a name: the place of a model that the store has under that name, else the name itself."""
+    """Return the reference to open for a name: that of the model with this name in the store, otherwise the name itself."""
     if _exists(named):
         return named
     scans = scans_of(store, named)
@@ -105,11 +105,11 @@ def find_reference(store: Store, named: str) -> str:
 
 
 def _exists(named: str) -> bool:
-    return os.path.exists(named)  # noqa: PTH110 (a URL is no path, and must not become one)
+    return os.path.exists(named)  # noqa: PTH110 (a URL is not a path)
 
 
 def _open(store: Store, named: str, reference: str, *, download: bool) -> Checkpoint:
-    """Open what was named; where that fails, and the name may be meant for a model of the store, say what the store has."""
+    """Open a checkpoint; if this fails and the name may refer to a model in the store, the error lists similar models."""
     try:
         return open_checkpoint(reference, download=download)
     except (GatedError, RateLimitedError):
@@ -125,13 +125,13 @@ def _open(store: Store, named: str, reference: str, *, download: bool) -> Checkp
                     f"'rmtscan scan REF --store {store.url}' with the same reference completes it"
                 ) from error
         near = ", ".join(map(printable, difflib.get_close_matches(named, scanned, n=5, cutoff=0.0)))
-        raise type(error)(f"{error}; scanned models with a name like it: {near}" if near else str(error)) from error
+        raise type(error)(f"{error}; scanned models with a similar name: {near}" if near else str(error)) from error
 
 
 def stored_method(store: Store, names: Sequence[str]) -> Method:
-    """How those of the names that are models of the store were scanned: all of them, if there is such a method.
+    """Return the method with which all named models of the store were scanned, or if there is none, the first of them.
 
-    The default one, if it is among these, else the newest.
+    Of several methods, the default is chosen if it is among them, otherwise the newest.
     """
     found: list[list[Method]] = []
     for name in names:
@@ -149,7 +149,7 @@ def _method_of(scan: Mapping[str, Any]) -> Method | None:
         lists = {name: tuple(value[name]) for name in ("only", "layers")}
         selection = Selection(embeddings=value["embeddings"], heads=value["heads"], **lists)
         return Method(sigma=value["sigma"], null=value["null"], selection=selection)
-    except (ValueError, TypeError, KeyError, ScannerError):  # of another version, which had other parameters
+    except (ValueError, TypeError, KeyError, ScannerError):  # a version with other parameters
         return None
 
 
@@ -165,27 +165,27 @@ def compare(
     download: bool = False,
     observer: Observer | None = None,
 ) -> ComparisonReport:
-    """Compare a base checkpoint with a tuned one, on a local Ray or a running cluster; what is there is not done again.
+    """Compare a base checkpoint with a tuned one, on a local Ray or a running cluster; existing results are reused.
 
-    Both checkpoints and their difference (`delta:BASE..TUNED`) are scanned unless the store has them. Then each pair of
-    matrices that stand in the same place (stack, layer, role, head, expert) gives a row of `pairs`, and rows of
-    `pair_vectors` (one a rank) and `pair_subspaces` (one a decile).
+    Both checkpoints and their difference (`delta:BASE..TUNED`) are scanned unless the store has them. Then each pair of matrices at
+    the same position (stack, layer, role, head, expert) gives a row of `pairs`, and rows of `pair_vectors` (one per rank) and
+    `pair_subspaces` (one per decile).
 
     Args:
-        base: a reference as for `scan`, or the name of a model that the store has.
+        base: a reference as for `scan`, or the name of a model in the store.
         tuned: likewise.
-        store: where the results go; made if it is not there.
-        method: what is computed; None: as models of the store that are named were scanned, else the defaults of `Method`.
+        store: where the results are written; created if it does not exist.
+        method: what is computed; None: the method of the scans of named models in the store, otherwise the defaults of `Method`.
         ensembles: random controls, one for each distinct shape.
-        pool: where and on how many workers.
-        force: compare again what the store already holds.
-        download: take whole files of the Hub into its cache.
-        observer: told of progress.
+        pool: where and on how many workers; None: this machine, one worker per core (or GPU).
+        force: compare again even if the store has the results.
+        download: download whole files of the Hub into its cache instead of reading byte ranges.
+        observer: receives the progress.
 
     Raises:
         CheckpointError: a checkpoint cannot be opened, both are the same, or they have no matrix in common.
-        ScannerError: nothing can go on: a store that cannot be written, no worker, no cluster.
-        KeyboardInterrupt: interrupted; finished pieces are in the store, and the same call goes on from there.
+        ScannerError: nothing can continue: a store that cannot be written, no worker, no cluster.
+        KeyboardInterrupt: interrupted; finished results are in the store, and the same call resumes.
     """
     observer, options = observer or Observer(), pool or PoolOptions()
     target = open_store(os.fspath(store), create=True)
@@ -221,7 +221,7 @@ class PairResult:
 
 @dataclass(frozen=True, kw_only=True)
 class PairTask(Task):
-    """Read a matrix of one checkpoint and its counterpart of another, decompose both, and compare their vectors."""
+    """Read a matrix of one checkpoint and its counterpart in another, decompose both, and compare their vectors."""
 
     base_source: str
     base: MatrixRef
@@ -264,7 +264,7 @@ def compare_pair(base: torch.Tensor, tuned: torch.Tensor) -> PairResult:
 
     Raises:
         ValueError: NaN or infinite entries.
-        DecompositionError: a matrix has no sound decomposition.
+        DecompositionError: the decomposition of a matrix failed.
     """
     change = pairs.weight_change(base, tuned)
     before = decompose(base)
@@ -307,13 +307,13 @@ def _rank(parts: Decomposition) -> int:
 
 
 class ComparisonWork(Work):
-    """One comparison: which matrices are pairs, and what to do with each result."""
+    """One comparison: the pairs of matrices, and what to do with each result."""
 
     kind = "compare"
     unit = "pairs"
 
     def __init__(self, store: Store, method: Method, base: Checkpoint, tuned: Checkpoint, *, force: bool) -> None:
-        """Raise CheckpointError if both are the same, or have no matrix in common."""
+        """Match the matrices; raises CheckpointError if both checkpoints are the same or have no matrix in common."""
         self.store, self.base, self.tuned, self.force = store, base, tuned, force
         self.delta = difference(base, tuned)
         self.inventories = {
@@ -349,7 +349,7 @@ class ComparisonWork(Work):
         return len(self.matching.pairs) - self._left
 
     def tasks(self) -> list[Task]:
-        """Pairs without a result, or first the comparisons that tell which matrices are copies of others."""
+        """Pairs without a result, or, if copies of matrices must be found first, the tasks that find them."""
         if self.force:
             self.batch.discard()
         ties = [
@@ -361,14 +361,14 @@ class ComparisonWork(Work):
         return [*ties] or [*pairs]
 
     def expected(self, tasks: Sequence[Task]) -> tuple[int, float]:
-        """The pairs, also those that follow."""
+        """Count the pairs, including those that follow."""
         return super().expected(self._pair_tasks())
 
     def _matched(self) -> Matching:
         return match_matrices(self.inventories["base"].matrices, self.inventories["tuned"].matrices)
 
     def _pair_tasks(self) -> list[PairTask]:
-        """Pairs without a result, largest first."""
+        """Return the pairs without a result, largest first."""
         staged = self.batch.staged([tuned.key for _, tuned in self.matching.pairs])
         found = largest_first(
             PairTask(base_source=self.base.source, base=base, tuned_source=self.tuned.source, tuned=tuned)
@@ -383,7 +383,7 @@ class ComparisonWork(Work):
         self.environment = environment
 
     def done(self, task: Task, value: Any) -> Stored:
-        """Stage the rows of a pair, completed by what the scans say of its matrices."""
+        """Stage the rows of a pair, completed with columns from the scans of its matrices."""
         if isinstance(task, TieTask):
             self.inventories[task.owner] = self.inventories[task.owner].without(value)
             if any(inventory.tie_checks for inventory in self.inventories.values()):
@@ -393,13 +393,13 @@ class ComparisonWork(Work):
         assert isinstance(task, PairTask)
         lacking = [name for name in ("base", "tuned") if _key_of(task, name) not in self._rows[name]]
         if lacking:
-            self.failures[task.name] = f"its scan of the {lacking[0]} checkpoint failed"
+            self.failures[task.name] = f"its scan in the {lacking[0]} checkpoint failed"
             return Stored(failed=(_named(task.tuned),))
         self.batch.stage(task.name, self._tables(task, value))
         return Stored()
 
     def failed(self, task: Task, failure: Failure) -> Stored:
-        """Keep why a pair has no rows."""
+        """Keep the reason why a pair has no rows."""
         if isinstance(task, TieTask):
             raise CheckpointError(failure.message)
         assert isinstance(task, PairTask)
@@ -421,7 +421,7 @@ class ComparisonWork(Work):
         return self._matrix_rows
 
     def _tables(self, task: PairTask, result: PairResult) -> dict[str, pa.Table]:
-        """Rows of one pair, with the columns that come from the scans of its matrices."""
+        """Return the rows of one pair, with the columns that come from the scans of its matrices."""
         change = result.change
         place: dict[str, object] = {"pair_id": self.batch.batch_id, "base_tensor": task.base.tensor}
         place |= {name: getattr(task.tuned, name) for name in _PLACE}
@@ -452,7 +452,7 @@ class ComparisonWork(Work):
         }
 
     def _p_of(self, side: str) -> dict[Key, pa.Table]:
-        """p-values of one scan by matrix, k ascending; read once."""
+        """Return the p-values of one scan by matrix, k ascending; read once."""
         if side not in self._p_values:
             table = self.store.vector_rows(self.scan_ids[side], _VECTOR_COLUMNS)
             self._p_values[side] = {key: rows.sort_by("k") for key, rows in _by_matrix(table)}
@@ -483,7 +483,7 @@ class ComparisonWork(Work):
         self.batch.commit(keys, lambda tables: row | {"identical": sum(tables["pairs"]["identical"].to_pylist())})
 
     def report(self, *, new: bool) -> ComparisonReport:
-        """What the store says of this comparison, once it is committed."""
+        """Read the report of this comparison from the store; called after the commit."""
         [row] = self.store.file_rows("comparisons", self.batch.batch_id)
         compared = self.store.file_rows("pairs", self.batch.batch_id)
         unmatched = json.loads(str(row["unmatched_tensors"]))
@@ -506,14 +506,14 @@ class ComparisonWork(Work):
         )
 
     def _failures(self) -> list[str]:
-        """What could not be compared, and what was, but has no rows about its difference; in the order of the model."""
+        """Describe matrices that could not be compared or whose difference has no rows, in the order of the model."""
         reasons = {str(row["tensor"]): row for row in self.store.file_rows("failures", self.scan_ids["delta"])}
         found = []
         for _, tuned in self.matching.pairs:
             why = self.failures.get(tuned.key)
             if why is None and _key_of_ref(tuned) not in self._rows["delta"]:
                 failure = reasons.get(tuned.tensor, {"error": "not scanned", "message": "no row"})
-                why = f"its difference was not analysed: {failure['error']}: {failure['message']}"
+                why = f"its difference was not analyzed: {failure['error']}: {failure['message']}"
             if why is not None:
                 found.append(f"{_named(tuned)}: {why}")
         return found
@@ -536,7 +536,7 @@ def _key(row: dict[str, object]) -> Key:
 
 
 def _key_of(task: PairTask, name: str) -> Key:
-    return _key_of_ref(task.base if name == "base" else task.tuned)  # a difference is called after the tuned matrix
+    return _key_of_ref(task.base if name == "base" else task.tuned)  # a difference has the name of the tuned matrix
 
 
 def _key_of_ref(ref: MatrixRef) -> Key:
@@ -544,7 +544,7 @@ def _key_of_ref(ref: MatrixRef) -> Key:
 
 
 def _where(pair: Mapping[str, object]) -> str:
-    """The place of a pair in words: `layer 5, mlp_down`; outside of blocks the tensor's name."""
+    """Describe the place of a pair, for example `layer 5, mlp_down`; outside of blocks the name of the tensor."""
     place = [f"layer {pair['layer']}", str(pair["role"])] if pair["layer"] is not None else [str(pair["tuned_tensor"])]
     stack = [str(pair["stack"])] if pair["stack"] is not None else []
     return ", ".join(
@@ -553,14 +553,14 @@ def _where(pair: Mapping[str, object]) -> str:
 
 
 def _named(ref: MatrixRef) -> str:
-    """A matrix by its tensor, and which of the matrices that the tensor holds: `qkv.weight (query, head 3)`."""
+    """Describe a matrix by its tensor and its part of the tensor, for example `qkv.weight (query, head 3)`."""
     words = [ref.role] if ref.row_pattern is not None or ref.head is not None else []
     words += [f"{name} {index}" for name, index in (("head", ref.head), ("expert", ref.expert)) if index is not None]
     return f"{ref.tensor} ({', '.join(words)})" if words else ref.tensor
 
 
 def _by_matrix(vectors: pa.Table) -> Iterator[tuple[Key, pa.Table]]:
-    """The rows of each matrix: in a scan's file they stand together, by k."""
+    """Yield the rows of each matrix; in the file of a scan they are consecutive and sorted by k."""
     starts = [*np.flatnonzero(vectors["k"].to_numpy() == 0).tolist(), vectors.num_rows]
     for start, stop in itertools.pairwise(starts):
         rows = vectors.slice(start, stop - start)
@@ -568,23 +568,23 @@ def _by_matrix(vectors: pa.Table) -> Iterator[tuple[Key, pa.Table]]:
 
 
 def _placed(table: str, place: dict[str, object], found: pa.Table) -> pa.Table:
-    """Rows of a piece with the columns that say where they belong."""
+    """Return rows with the columns that identify the pair."""
     names = SCHEMAS[table].names
     columns = {name: value for name, value in place.items() if name in names}
     return rows(table, columns | {name: found[name] for name in found.column_names}, found.num_rows)
 
 
 def _padded(column: pa.ChunkedArray, length: int) -> pa.ChunkedArray:
-    """Nulls for the triplets that a scan of a low-rank matrix does not have."""
+    """Append nulls for the triplets that a scan of a low-rank matrix does not have."""
     return pa.chunked_array([*column.chunks, pa.nulls(length - len(column), column.type)])
 
 
 def _nothing_in_common(base: Checkpoint, tuned: Checkpoint, different: Sequence[tuple[MatrixRef, MatrixRef]]) -> str:
-    reason = "no matrix of one stands where one of the other does"
+    reason = "they have no matrices at the same position"
     if different:
         old, new = different[0]
         reason = (
-            f"the {len(different)} that stand in the same place differ in shape "
+            f"the {len(different)} matrices at the same position differ in shape "
             f"({printable(new.tensor)}: {old.rows}x{old.cols} and {new.rows}x{new.cols})"
         )
-    return f"{printable(base.model)} and {printable(tuned.model)} have nothing in common: {reason}; name a model and its fine-tune"
+    return f"{printable(base.model)} and {printable(tuned.model)} have nothing in common: {reason}; give a model and its fine-tune"

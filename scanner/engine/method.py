@@ -1,4 +1,4 @@
-"""How a checkpoint is scanned, and the identity of a scan, which depends on the content and on the method."""
+"""The parameters of a scan, and the identity of a scan, which depends on the content of the checkpoint and on the parameters."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Method:
     """
 
     sigma: SigmaKind = option("median", identity="sigma")
-    """Estimate of sigma from which the edges of the bulk follow."""
+    """Estimate of sigma that determines the edges of the bulk."""
     null: str = option("table", parse=_null, metavar="table|mc:N", identity="null")
     """Null distribution of p-values: the stored table, or a Monte Carlo simulation with N draws."""
     selection: Selection = field(default_factory=Selection)

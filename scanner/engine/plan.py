@@ -1,4 +1,4 @@
-"""What a task costs, what is read together, and the order that keeps all workers busy to the end."""
+"""Cost of tasks, groups of matrices that are read together, and the order of tasks that keeps all workers busy to the end."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def decomposition_cost(rows: int, cols: int) -> float:
 
 
 def decomposition_limit(cost: float) -> float:
-    """Seconds after which a worker is considered hung that decomposes matrices of this cost."""
+    """Seconds after which a worker that decomposes matrices of this cost is considered hung."""
     return _LIMIT_SECONDS + cost / _LIMIT_COST_PER_SECOND
 
 

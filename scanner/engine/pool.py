@@ -45,7 +45,7 @@ ATTEMPTS = 3
 #: Bytes of the local object store, which only passes small tables; Ray's default would reserve a third of the memory.
 _LOCAL_OBJECT_STORE = 256 << 20
 _LOCAL = "local"
-#: Seconds without any worker before the user is told why.
+#: Seconds without any worker before the reason is reported.
 WAITING_SECONDS = 60.0
 #: Seconds that a cluster may take to accept a connection.
 _CONNECT_SECONDS = 15.0

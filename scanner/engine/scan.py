@@ -96,7 +96,7 @@ class MatrixTask(Task):
         try:
             with context.stage("read"):
                 matrices = read_matrices(self.source, refs)
-        except Exception as error:  # whatever one matrix does, the scan continues, and a row records the failure
+        except Exception as error:  # an error of one matrix must not stop the scan; a row records it
             if len(refs) == 1:
                 return [(refs[0], error, 0.0)]
             return [found for ref in refs for found in self._read(context, (ref,))]
@@ -133,7 +133,7 @@ class TieTask(Task):
     """Compare the bytes of embeddings and output heads, to find those that are one weight under two names."""
 
     owner: str
-    """Identity of the scan or pair that asks, and the checkpoint."""
+    """Identity of the scan or side of the comparison that needs the result."""
     checks: tuple[TieCheck, ...]
 
     @property
@@ -143,12 +143,12 @@ class TieTask(Task):
 
     @property
     def cost(self) -> float:
-        """Nothing beside decompositions."""
+        """Negligible compared with decompositions."""
         return 0.0
 
     @property
     def items(self) -> int:
-        """Not a matrix."""
+        """Not counted: it is not a matrix."""
         return 0
 
     def run(self, context: Context) -> dict[str, dict[str, str]]:
@@ -394,10 +394,10 @@ class ScanWork(Work):
         ]
 
     def started(self, environment: dict[str, Any]) -> None:
-        """Commit what an earlier run left complete except for the commit, while the workers start."""
+        """Commit models that an earlier run completed but did not commit, while the workers start."""
         self.environment = environment
         self._commit_complete()
-        # pyarrow looks for pandas at its first Python list: now, and not between the last matrix and the commit.
+        # pyarrow looks for pandas at its first Python list: do it now, not between the last matrix and the commit.
         pa.array([0])
 
     def done(self, task: Task, value: Any) -> Stored:
@@ -505,7 +505,7 @@ class ScanWork(Work):
 
 
 def work_items(task: MatrixTask | ControlTask) -> int:
-    """Matrices and controls that a task is about."""
+    """Matrices and controls of a task."""
     return len(task.refs) if isinstance(task, MatrixTask) else 1
 
 

@@ -42,7 +42,7 @@ class Context(Protocol):
 
 
 class Task(Protocol):
-    """A unit of work: small, picklable, with the same result whenever and wherever it runs."""
+    """A unit of work: small, picklable, with a result that does not depend on when and where it runs."""
 
     @property
     def name(self) -> str:

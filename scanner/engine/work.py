@@ -1,4 +1,4 @@
-"""What one kind of work consists of, and who is told of its progress; the loop that carries it out is `scanner.engine.run`."""
+"""The interfaces of one kind of work and of an observer of its progress; the loop that runs it is in `scanner.engine.run`."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ class Stored:
 
 
 class Work(ABC):
-    """One kind of work: which tasks it has, and what becomes of their results. Contains neither Ray nor a loop."""
+    """One kind of work: its tasks, and what to do with their results. Uses neither Ray nor a loop."""
 
     kind: str
-    """What `rmtscan status` calls it: scan, compare, ablate, ..."""
+    """Name in `rmtscan status`: scan, compare, ablate, ..."""
     unit: str = "tasks"
-    """What progress counts."""
+    """Name of the items that progress counts."""
     store: Store
     start: Callable[[], None] | None = None
     """Called in every worker when it starts: loads what the first task would otherwise wait for."""
@@ -63,7 +63,7 @@ class Work(ABC):
     @property
     @abstractmethod
     def names(self) -> list[str]:
-        """What the work is about: names of models."""
+        """Names of the models."""
 
     @property
     def kept(self) -> int:

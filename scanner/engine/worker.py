@@ -41,7 +41,7 @@ class Worker:
         value, failure = None, None
         try:
             value = task.run(context)
-        except Exception as error:  # whatever one task does, the others continue, and its failure is recorded
+        except Exception as error:  # an error of one task must not stop the others; it is recorded
             failure = Failure.of(error)
         return Result(value=value, failure=failure, stages=dict(context.stages), bytes_read=context.bytes_read)
 

@@ -1,6 +1,6 @@
-"""Experiments show what the deviations mean: one module each, with a configuration, a plan and a measurement.
+"""Experiments: one module each, with a configuration, a plan and a measurement.
 
-`nlp` holds what those on language models share; `transformers` is imported there alone.
+`nlp` contains the code shared by experiments on language models; only it imports `transformers`.
 """
 
 from scanner.experiments.experiment import Experiment, Report, experiments, register_experiment, run_experiment

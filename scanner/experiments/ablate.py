@@ -1,4 +1,4 @@
-"""Ablation: what a model loses when sets of singular values are removed from its weights, compared with random sets."""
+"""Ablation: how much a model degrades when sets of singular values are removed from its weights, compared with random sets."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ class AblationTask(PointTask):
 
     @property
     def family(self) -> str:
-        """Its matrices: a worker keeps their decompositions."""
+        """The matrices, because a worker keeps their decompositions."""
         return f"{self.roles} {self.layers}"
 
     @property
     def intact(self) -> bool:
-        """Never: a set is removed."""
+        """Always false: a set is removed."""
         return False
 
     @property
@@ -206,7 +206,7 @@ EXPERIMENT = register_experiment(
         plan=plan,
         query="ablation_curve",
         help="""
-Remove sets of singular values from the weights of a model and measure what it loses, beside random sets of equal size.
+Remove sets of singular values from the weights of a model and measure how much it degrades, compared with random sets.
 
 Each point is one file in the table ablations, written when it is measured and never computed twice. Accuracy is that of the
 classifier of the checkpoint, of the answers of a language model, or, for an encoder without either, of a linear probe on its

@@ -1,11 +1,10 @@
-"""Activations: the covariance of what enters each matrix, and how its eigenvectors overlap with the singular vectors of the matrix.
+"""Activations: the covariance of the inputs of each matrix, and overlaps of its eigenvectors with the singular vectors.
 
-A task is a group of blocks of the model and one shard of the text. If the text is one shard, the worker keeps the sums to itself: a
+A task is a group of blocks of the model and one shard of the text. If the text is one shard, the sums stay in the worker: a
 covariance is n x n in float64 (134 MB at n = 4096), there are four in a block, and only eigenvalues and overlaps are returned.
 With more shards the sums of each are returned and added in the order of the text; one more task of these blocks then compares
 the totals with the singular vectors. Shards depend on the text alone and are added in one order, so the result is the same bit
-for bit, whatever the number of workers and however often the run was interrupted. Totals are staged now and then, so that the
-next call resumes from them.
+for bit, for any number of workers and interruptions. Totals are staged from time to time, so that the next call resumes from them.
 
 Sources: Staats, Thamm, Rosenow, arXiv 2410.17770, v3 sec. 4 and v1 sec. 5.
 """
@@ -99,7 +98,7 @@ class ActivationTask(Task):
     run_id: str
     place: ModelPlace
     config: Any
-    """Configuration of the model as transformers has it: reading it takes long for some formats."""
+    """Configuration of the model as transformers reads it, which is slow for some formats."""
     dtype: Precision
     blocks: tuple[tuple[str, tuple[MatrixRef, ...]], ...]
     """Name of the file of each block, and its matrices."""
@@ -177,7 +176,7 @@ def compare(
     eigen: dict[tuple[str, bool], Eigensystem] = {}
     found: dict[str, BlockRows] = {}
     for name, of_block in task.blocks:
-        eigen.clear()  # those of the previous block are not needed any more
+        eigen.clear()  # those of the previous block are no longer needed
         tables: list[tuple[pa.Table, pa.Table]] = []
         without: dict[str, str] = {}
         for ref in of_block:
@@ -211,7 +210,7 @@ def _joined(name: str, tables: Sequence[pa.Table]) -> pa.Table:
 def _rows(
     model: Any, one: Placed, group: str, moments: Moments, eigen: dict[tuple[str, bool], Eigensystem]
 ) -> list[tuple[pa.Table, pa.Table]]:
-    """Rows of `overlaps` and `activation_spectra` of one matrix, centered and not."""
+    """Rows of `overlaps` and `activation_spectra` of one matrix, centered and not centered."""
     import numpy as np
 
     from scanner.experiments.nlp.recording import eigensystem, overlaps
@@ -508,7 +507,7 @@ def _group_name(task: ActivationTask) -> str:
 
 
 def _blocks(refs: Sequence[MatrixRef], run_id: str) -> dict[str, tuple[MatrixRef, ...]]:
-    """Matrices by the name of the file of their block, in the order of the data flow; those outside of blocks come first."""
+    """Matrices by the name of the file of their block, in the order of the data flow; matrices outside of blocks come first."""
     found: dict[str, list[MatrixRef]] = {}
     for ref in sorted(
         refs, key=lambda ref: (ref.stack != "encoder", ref.stack or "", -1 if ref.layer is None else ref.layer)

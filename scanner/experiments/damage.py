@@ -57,7 +57,7 @@ class PointTask(Task):
     head: Head
     dtype: Precision
     config: Any
-    """Configuration of the model as transformers has it: reading it takes long for some formats."""
+    """Configuration of the model as transformers reads it, which is slow for some formats."""
     measure: Measure
     padding: int
 

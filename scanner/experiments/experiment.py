@@ -1,4 +1,4 @@
-"""What an experiment is: a configuration, a plan made from it, and a run of the plan; and which experiments there are."""
+"""Experiments as a configuration, a plan made from it and a run of the plan, and the registry of all experiments."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _MODULES = ("activations", "ablate", "finetune", "slicing", "lazy_learning")
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """Where an experiment runs, and who is told."""
+    """Where an experiment runs and stores its results, and who observes it."""
 
     store: str
     """URL of the store; created if it does not exist."""
@@ -65,9 +65,9 @@ class Report:
     model: str = ""
     revision: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What else the experiment found, by name."""
+    """Other results of the experiment, by name."""
     notes: tuple[str, ...] = ()
-    """The same for people, a line each."""
+    """The same as lines of text for people."""
     parameters: Mapping[str, object] = field(default_factory=dict)
     """Parameters of the named query that shows the results."""
 
@@ -200,8 +200,8 @@ def run_experiment(
         observer: receives the progress.
 
     Raises:
-        ScannerError: there is no such experiment; a model, text or parameter is not suitable (the message says why); a store that
-            cannot be written, no worker, no cluster.
+        ScannerError: there is no such experiment; a model, text or parameter is not suitable (the message says why); the
+            store cannot be written; there is no worker or no cluster.
         KeyboardInterrupt: interrupted; finished results are in the store, and the same call resumes.
     """
     from scanner.engine.options import PoolOptions

@@ -1,6 +1,6 @@
-"""Fine-tuning and removal in both orders: one task is one training with one seed, and everything that is measured on its result.
+"""Fine-tuning and removal in both orders: one task is one training with one seed, and the measurements on its result.
 
-A run is everything that is comparable: one model, one data set, one recipe. A point of it is (order, roles, decile, seed):
+A run has one model, one data set and one recipe, so its points are comparable. A point is (order, roles, decile, seed):
 `none` is the tuned model itself, `tune-first` the same without a decile of its singular values, `remove-first` a model that was
 trained after the decile was removed from the base. The first two share a training. A point is one file of the table
 `finetunes`, written when it is measured and never computed twice.
@@ -120,7 +120,7 @@ class FineTuneTask(Task):
     run_id: str
     place: ModelPlace
     config: Any
-    """Configuration of the model as transformers has it: reading it takes long for some formats."""
+    """Configuration of the model as transformers reads it, which is slow for some formats."""
     pooler: bool
     """Whether the checkpoint has the pooler of its body."""
     refs: tuple[MatrixRef, ...]
@@ -164,7 +164,7 @@ class FineTuneTask(Task):
                 trained = fine_tune(body, self, of_base, measured)
             except NoClassifier as error:  # no other training can succeed
                 raise TaskError(one_line(error), fatal=True) from error
-            except Exception as error:  # whatever one training does, the others continue
+            except Exception as error:  # an error of one training must not stop the others
                 return Tuned(measured=tuple(measured), device=context.device, error=one_line(error))
             return Tuned(measured=tuple(measured), trained=trained, device=context.device)
 

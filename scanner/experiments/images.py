@@ -1,7 +1,7 @@
-"""Small images with labels, for networks that are trained here: CIFAR-10 from its files, any set in an .npz, or digits.
+"""Small labeled images for training networks: CIFAR-10 from its files, a data set in an .npz file, or the digits of scikit-learn.
 
-The files are untrusted: CIFAR-10's batches are pickles, and are read by an unpickler that builds lists, numbers and byte
-strings, and calls nothing.
+The files are not trusted. The batches of CIFAR-10 are pickles; the unpickler used here only builds lists, numbers and byte
+strings and calls no code from the file.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
 
 DIGITS = "digits"
-"""The name of scikit-learn's set of 1797 handwritten digits of 8 x 8, which needs no file."""
+"""Name of the 1797 handwritten digits (8 x 8) of scikit-learn, which need no file."""
 CLASSES = 10
 CIFAR_PIXELS = 3 * 32 * 32
 _TRAIN, _TEST = tuple(f"data_batch_{i}" for i in range(1, 6)), "test_batch"
 _BATCH_BYTES = 64 << 20
-"""A batch of CIFAR-10 has 31 MB."""
+"""Largest size of a batch file; a batch of CIFAR-10 has 31 MB."""
 _NPZ_BYTES = 2 << 30
 _NPZ_NAMES = ("x_train", "y_train", "x_test", "y_test")
 _TEST_SHARE = 3
-"""One in so many of the digits is kept for testing."""
+"""One digit in this many is used for testing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """Training and test images as rows of float32 (count x pixels), centred and scaled by the training set; labels from 0."""
+    """Training and test images (count, pixels) in float32, centered and scaled with the training set, and labels from 0."""
 
     name: str
     train: NDArray[np.float32]
@@ -46,24 +46,24 @@ class Images:
 
     @property
     def pixels(self) -> int:
-        """Numbers in a image."""
+        """Values per image."""
         return int(self.train.shape[1])
 
     @property
     def classes(self) -> int:
-        """How many different labels there are."""
+        """Number of distinct labels."""
         return int(self.train_labels.max()) + 1
 
 
 def load_images(path: str | None) -> Images:
-    """The images of a file or folder; None: scikit-learn's digits.
+    """Load the images of a file or folder.
 
     Args:
-        path: the folder `cifar-10-batches-py` (CIFAR-10, python version), or an .npz with arrays x_train, y_train, x_test and
-            y_test as Keras writes it (images of any one shape, labels 0, 1, ...).
+        path: the folder `cifar-10-batches-py` (CIFAR-10, Python version), or an .npz file with the arrays x_train, y_train,
+            x_test and y_test as Keras writes it (images of one shape, labels 0, 1, ...); None: the digits of scikit-learn.
 
     Raises:
-        ScannerError: no such file, or contents that are not images with labels; or scikit-learn is missing.
+        ScannerError: the file does not exist, its contents are not labeled images, or scikit-learn is not installed.
     """
     if path is None:
         return _digits()
@@ -73,8 +73,8 @@ def load_images(path: str | None) -> Images:
     if place.suffix == ".npz" and place.is_file():
         return _npz(place)
     raise ScannerError(
-        f"no images at {printable(path)!r}: name the folder cifar-10-batches-py (CIFAR-10, python version), or an .npz file "
-        f"with {', '.join(_NPZ_NAMES)}; without `data` the digits of scikit-learn are used"
+        f"no images at {printable(path)!r}: give the folder cifar-10-batches-py (CIFAR-10, Python version) or an .npz file "
+        f"with {', '.join(_NPZ_NAMES)}, or omit `data` to use the digits of scikit-learn"
     )
 
 
@@ -83,10 +83,10 @@ def _digits() -> Images:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ScannerError(
-            "the digits come with scikit-learn: pip install 'rmtscan[experiments]', or name CIFAR-10's files with `data`"
+            "the digits need scikit-learn: pip install 'rmtscan[experiments]', or give the folder of CIFAR-10 as `data`"
         ) from error
     images, labels = load_digits(return_X_y=True)
-    order = np.random.default_rng(0).permutation(len(labels))  # the set is sorted by writer
+    order = np.random.default_rng(0).permutation(len(labels))  # the digits are sorted by writer
     held = len(labels) // _TEST_SHARE
     test, train = order[:held], order[held:]
     return _prepared(DIGITS, images[train], labels[train], images[test], labels[test])
@@ -96,8 +96,8 @@ def _cifar10(folder: Path) -> Images:
     missing = [name for name in (*_TRAIN, _TEST) if not (folder / name).is_file()]
     if missing:
         raise ScannerError(
-            f"{printable(str(folder))!r} is not CIFAR-10's python version: it has no {', '.join(missing)}; "
-            f"unpack cifar-10-python.tar.gz and name the folder cifar-10-batches-py"
+            f"{printable(str(folder))!r} is not the Python version of CIFAR-10: {', '.join(missing)} missing; "
+            f"unpack cifar-10-python.tar.gz and give the folder cifar-10-batches-py"
         )
     batches = [_cifar_batch(folder / name) for name in _TRAIN]
     test, test_labels = _cifar_batch(folder / _TEST)
@@ -110,22 +110,22 @@ def _npz(path: Path) -> Images:
         with zipfile.ZipFile(path) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
         if size > _NPZ_BYTES:
-            raise ValueError(f"its arrays take {size:,} bytes unpacked, more than {_NPZ_BYTES:,}")
+            raise ValueError(f"its arrays have {size:,} bytes uncompressed, more than {_NPZ_BYTES:,}")
         with np.load(path, allow_pickle=False) as arrays:
             missing = [name for name in _NPZ_NAMES if name not in arrays]
             if missing:
-                raise ValueError(f"it has no {', '.join(missing)}")
+                raise ValueError(f"{', '.join(missing)} missing")
             found = [np.asarray(arrays[name]) for name in _NPZ_NAMES]
-    except Exception as error:  # what a damaged archive raises has no common base: zlib.error, BadZipFile, EOFError ...
+    except Exception as error:  # damaged archives raise zlib.error, BadZipFile, EOFError and others
         reason = printable(" ".join(str(error).split()) or type(error).__name__)
-        raise ScannerError(f"{printable(path.name)}: no images can be read: {reason}") from error
+        raise ScannerError(f"{printable(path.name)}: cannot read images: {reason}") from error
     return _prepared(path.stem, *found)
 
 
 def _prepared(
     name: str, train: NDArray[Any], train_labels: NDArray[Any], test: NDArray[Any], test_labels: NDArray[Any]
 ) -> Images:
-    """Images as flat rows: the training set's mean image taken off, divided by its one standard deviation."""
+    """Flatten the images, subtract the mean training image, and divide by the standard deviation of all training values."""
     known = []
     for what, images, labels in (("training", train, train_labels), ("test", test, test_labels)):
         labels = labels.reshape(-1)
@@ -133,21 +133,21 @@ def _prepared(
         if not numbers or np.iscomplexobj(images) or images.ndim < 2 or not len(labels) == len(images) > 0:
             raise ScannerError(
                 f"{printable(name)}: the {what} set is {images.dtype} {images.shape} with labels {labels.dtype} "
-                f"{labels.shape}: one integer label for each image of real numbers is needed"
+                f"{labels.shape}; needed are images of real numbers and one integer label per image"
             )
         flat = images.reshape(len(images), -1).astype(np.float32)
         if not np.isfinite(flat).all():
-            raise ScannerError(f"{printable(name)}: the {what} set holds NaN or infinite numbers")
+            raise ScannerError(f"{printable(name)}: the {what} set contains NaN or infinite values")
         known.append((flat, labels.astype(np.int64)))
     (train, train_labels), (test, test_labels) = known
     if train.shape[1] != test.shape[1]:
         raise ScannerError(
-            f"{printable(name)}: training images have {train.shape[1]} numbers, test images {test.shape[1]}"
+            f"{printable(name)}: training images have {train.shape[1]} values, test images {test.shape[1]}"
         )
     there = np.unique(train_labels)
     if len(there) < 2 or there[0] != 0 or there[-1] != len(there) - 1 or not np.isin(test_labels, there).all():
         raise ScannerError(
-            f"{printable(name)}: labels must be 0, 1, ... (two or more classes, each in the training set)"
+            f"{printable(name)}: labels must be 0, 1, ... (at least two classes, all in the training set)"
         )
     mean, deviation = train.mean(axis=0), float(train.std(dtype=np.float64))
     if not deviation > 0.0:
@@ -161,11 +161,11 @@ def _prepared(
     )
 
 
-# ---- CIFAR-10's batches: pickles of numpy under Python 2, read without numpy's part in it
+# ---- Batches of CIFAR-10: pickles of numpy arrays from Python 2, read without calling numpy's reconstruction functions
 
 
 class _Array:
-    """Stands for numpy's `_reconstruct`: keeps the state of an array of bytes, and makes none before its size is checked."""
+    """Stand-in for numpy's `_reconstruct`: keeps the state of a byte array until its size has been checked."""
 
     def __init__(self, *_: object) -> None:
         self.shape: tuple[int, ...] = ()
@@ -173,13 +173,13 @@ class _Array:
 
     def __setstate__(self, state: object) -> None:
         if not (isinstance(state, tuple) and len(state) == 5):
-            raise pickle.UnpicklingError("an array without a state")
+            raise pickle.UnpicklingError("an array has no state")
         _, shape, kind, fortran, content = state
         whole = isinstance(shape, tuple) and all(type(size) is int and size >= 0 for size in shape)
         if not (whole and isinstance(kind, _Kind) and kind.name == "u1" and isinstance(content, bytes)) or fortran:
-            raise pickle.UnpicklingError("an array of other things than bytes")
+            raise pickle.UnpicklingError("an array does not consist of bytes")
         if math.prod(shape) != len(content):
-            raise pickle.UnpicklingError(f"an array of shape {shape} with {len(content)} bytes")
+            raise pickle.UnpicklingError(f"an array of shape {shape} has {len(content)} bytes")
         self.shape, self.content = shape, content
 
     def array(self) -> NDArray[np.uint8]:
@@ -187,17 +187,17 @@ class _Array:
 
 
 class _Kind:
-    """Stands for numpy's `dtype`: its name and nothing more."""
+    """Stand-in for numpy's `dtype`: keeps its name only."""
 
     def __init__(self, name: object = None, *_: object) -> None:
         self.name = name.decode("ascii", "replace") if isinstance(name, bytes) else str(name)
 
     def __setstate__(self, state: object) -> None:
-        """Byte order and fields do not matter to bytes."""
+        """Ignore byte order and fields, which bytes do not have."""
 
 
 class _Name:
-    """Stands for the class `ndarray`, which is only ever passed to `_reconstruct`."""
+    """Stand-in for the class `ndarray`, which is only passed to `_reconstruct`."""
 
 
 _KNOWN: dict[tuple[str, str], Callable[..., object]] = {
@@ -206,24 +206,24 @@ _KNOWN: dict[tuple[str, str], Callable[..., object]] = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows the three names that a batch needs, and has stand-ins for them: nothing in the file can name anything else."""
+    """Resolves only the names that a batch needs, to stand-ins; any other name in the file is an error."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _KNOWN:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}")
         return _KNOWN[module, name]
 
 
 def _cifar_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images (count x 3072) and labels of one batch."""
+    """Read the images (count, 3072) and labels of one batch."""
     try:
         size = path.stat().st_size
         if size > _BATCH_BYTES:
-            raise ScannerError(f"{path.name} has {size:,} bytes: no batch of CIFAR-10 is as large")
+            raise ScannerError(f"{path.name} has {size:,} bytes, more than a batch of CIFAR-10")
         batch = _Unpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
     except ScannerError:
         raise
-    except Exception as error:  # what a damaged pickle raises has no common base
+    except Exception as error:  # damaged pickles raise exceptions of many types
         raise ScannerError(f"{path.name} cannot be read as a batch of CIFAR-10: {printable(str(error))}") from error
     named = {key: value for key, value in batch.items() if isinstance(key, bytes)} if isinstance(batch, dict) else {}
     images, labels = named.get(b"data"), named.get(b"labels")
@@ -234,8 +234,8 @@ def _cifar_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         and images.shape == (len(labels), CIFAR_PIXELS)
     ):
         raise ScannerError(
-            f"{path.name} is no batch of CIFAR-10: 'data' with rows of {CIFAR_PIXELS} bytes, and 'labels', are needed"
+            f"{path.name} is not a batch of CIFAR-10: it needs 'data' with rows of {CIFAR_PIXELS} bytes, and 'labels'"
         )
     if not all(type(label) is int and 0 <= label < CLASSES for label in labels):
-        raise ScannerError(f"{path.name} has labels that are not 0 to {CLASSES - 1}")
+        raise ScannerError(f"{path.name} has labels outside 0 to {CLASSES - 1}")
     return images.array(), np.array(labels, dtype=np.int64)

@@ -1,8 +1,8 @@
-"""A fully connected network in the rich and the lazy regime: training, and accuracy without some of its singular values.
+"""A fully connected network in the rich and the lazy regime: training, and accuracy after removing singular values.
 
-The output scale alpha decides the regime: with softmax(alpha * logits) and loss / alpha^2, scaled logits learn at the same pace
-whatever alpha is, but weights move by 1/alpha of what they move at alpha = 1. At large alpha the network hardly leaves its
-random initialisation, and what it knows is spread over the whole spectrum of its weights instead of standing out of it.
+The output scale alpha determines the regime. With softmax(alpha * logits) and loss / alpha^2, the scaled logits learn at the same
+rate for every alpha, but the weights change by 1/alpha of what they change at alpha = 1. At large alpha the weights stay close
+to their random initialization, and learned information is spread over the whole spectrum instead of a few outliers.
 
 Sources: Chizat, Oyallon, Bach, arXiv 1812.07956; Geiger, Spigler, Jacot, Wyart, arXiv 1906.08034 (alpha and loss / alpha^2);
 Staats, Thamm, Rosenow, arXiv 2410.17770v1, App. A (the network, alpha = 1 and 15, the removal).
@@ -23,18 +23,18 @@ from scanner.experiments.regimes import HIDDEN, ORDERINGS, Ordering, Regime, Tra
 
 
 class DivergedError(Exception):
-    """Training left the finite numbers."""
+    """The loss became NaN or infinite during training."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """Weights (out x in) and biases of the layers, first to last, with ReLU between them."""
+    """Weights (out, in) and biases (out,) of all layers in order, with ReLU between layers."""
 
     weights: tuple[torch.Tensor, ...]
     biases: tuple[torch.Tensor, ...]
 
     def logits(self, images: torch.Tensor, weights: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
-        """Images (count x pixels) to logits (count x classes), unscaled; `weights` stand in for the network's own."""
+        """Return unscaled logits (count, classes) for images (count, pixels); `weights` replace those of the network."""
         values = images
         chosen = self.weights if weights is None else weights
         for layer, (weight, bias) in enumerate(zip(chosen, self.biases, strict=True)):
@@ -45,7 +45,7 @@ class Network:
 
 
 def initial(sizes: Sequence[int], generator: torch.Generator) -> Network:
-    """Gaussian weights of variance 2 / fan_in before a ReLU and 1 / fan_in at the end (He et al., arXiv 1502.01852), no bias."""
+    """Return a new network: Gaussian weights of variance 2 / fan_in, in the last layer 1 / fan_in (arXiv 1502.01852), no bias."""
     weights = []
     for layer, (fan_in, fan_out) in enumerate(pairwise(sizes)):
         gain = 2.0 if layer < len(sizes) - 2 else 1.0
@@ -57,15 +57,15 @@ def train(images: Images, regime: Regime, training: Training, seed: int, device:
     """Train one network; the same seed gives the same initial weights and the same batches in every regime.
 
     Raises:
-        DivergedError: a loss that is NaN or infinite.
-        ValueError: a frozen layer that the network does not have, or nothing left to train.
+        DivergedError: the loss is NaN or infinite.
+        ValueError: a frozen layer does not exist, or all layers are frozen.
     """
     generator = torch.Generator().manual_seed(seed)
     network = initial((images.pixels, *HIDDEN, images.classes), generator)
     layers = len(network.weights)
     trained = [layer for layer in range(layers) if layer not in regime.frozen]
     if any(not 0 <= layer < layers for layer in regime.frozen) or not trained:
-        raise ValueError(f"layers 0 to {layers - 1} can be frozen, and not all of them, got {regime.frozen}")
+        raise ValueError(f"`frozen` must be some of the layers 0 to {layers - 1}, not all, got {regime.frozen}")
     network = Network(
         weights=tuple(weight.to(device) for weight in network.weights),
         biases=tuple(bias.to(device) for bias in network.biases),
@@ -82,7 +82,7 @@ def train(images: Images, regime: Regime, training: Training, seed: int, device:
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         if not bool(torch.isfinite(loss)):
-            raise DivergedError(f"the loss is {loss.item()} with rate {training.rate:g}: a smaller `lr`")
+            raise DivergedError(f"the loss is {loss.item()} at learning rate {training.rate:g}: reduce `lr`")
     return Network(
         weights=tuple(weight.detach() for weight in network.weights),
         biases=tuple(bias.detach() for bias in network.biases),
@@ -90,7 +90,7 @@ def train(images: Images, regime: Regime, training: Training, seed: int, device:
 
 
 def correct(network: Network, images: Images, weights: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
-    """For each test image 1 if the largest logit is its label, else 0 (float64, on the CPU)."""
+    """Return 1 for each test image whose label has the largest logit, else 0; (images,), float64, on the CPU."""
     device = network.biases[0].device
     with torch.no_grad():
         logits = network.logits(torch.from_numpy(images.test).to(device), weights)
@@ -100,43 +100,43 @@ def correct(network: Network, images: Images, weights: Sequence[torch.Tensor] | 
 def removed_ranks(
     singular_values: torch.Tensor, ordering: Ordering, share: float, generator: torch.Generator
 ) -> torch.Tensor:
-    """Which of descending singular values go: their ranks, for a share in [0, 1]; see `ORDERINGS`.
+    """Return the ranks to remove from descending singular values, for a share in [0, 1]; see `ORDERINGS`.
 
     Raises:
-        ValueError: a share outside [0, 1].
+        ValueError: `share` is outside [0, 1].
     """
     if not 0.0 <= share <= 1.0:
-        raise ValueError(f"a share is in [0, 1], got {share}")
+        raise ValueError(f"`share` must be between 0 and 1, got {share}")
     count = len(singular_values)
     number = round(share * count)
     if ordering == "random":
         return torch.randperm(count, generator=generator)[:number].sort().values
     if ordering == "mass":
         ascending = singular_values.to(torch.float64).flip(0).cumsum(0)
-        # the last sum and share * total are rounded differently: at share 1 everything goes
+        # the last sum and share * total are rounded differently, and share 1 must remove everything
         number = int(torch.count_nonzero(ascending <= share * ascending[-1] * (1.0 + 1e-12)))
     return torch.arange(count - number, count)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Removal:
-    """What a network is worth without a set of singular values."""
+    """Accuracy of a network without a set of its singular values."""
 
     ordering: Ordering
     share: float
     removed: int
-    """Singular values that went, of all hidden matrices together."""
+    """Number of removed singular values, over all hidden matrices."""
     fraction: float
-    """Of all singular values of the hidden matrices."""
+    """`removed` as a share of all singular values of the hidden matrices."""
     accuracy: float
     delta: float
-    """Accuracy minus that of the intact network."""
+    """Accuracy minus the accuracy of the intact network."""
     stderr: float
-    """Of delta, over the test images: both accuracies are of the same images, so it is that of their differences."""
+    """Standard error of `delta`, from the differences image by image: both accuracies are measured on the same test images."""
 
 
 def removals(network: Network, images: Images, shares: Sequence[float], seed: int) -> tuple[float, list[Removal]]:
-    """Accuracy of the intact network, and without every set: each ordering and share, in all hidden matrices at once."""
+    """Return the accuracy of the intact network, and a removal for each ordering and share, in all hidden matrices at once."""
     return _accuracy(correct(network, images)), list(_removals(network, images, shares, seed))
 
 

@@ -1,4 +1,4 @@
-"""Regimes of learning: what distinguishes the networks of `lazy_learning`, and how all of them are trained."""
+"""Parameters of the networks of `lazy_learning`: the regimes, the training, and the orderings of removal."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from typing import Literal
 HIDDEN = (512, 512, 512)
 Ordering = Literal["smallest", "mass", "random"]
 ORDERINGS: tuple[Ordering, ...] = ("smallest", "mass", "random")
-"""Which singular values of each hidden matrix go, for a share p: the smallest p of their number; the smallest that together have
-at most p of the sum of all; as many as `smallest`, drawn at random (the control)."""
+"""Singular values that are removed from each hidden matrix for a share p. `smallest`: the smallest, a share p of their number;
+`mass`: the smallest, up to a share p of the sum of all values; `random`: as many as `smallest`, drawn at random (the control)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Regime:
-    """What distinguishes the networks that are compared."""
+    """Parameters in which the compared networks differ."""
 
     alpha: float = 1.0
-    """Scale of the logits: 1 is rich, 15 lazy."""
+    """Scale of the logits: 1 is the rich regime, 15 the lazy one."""
     frozen: tuple[int, ...] = ()
-    """Layers that stay as they were initialised; 0 is the one that sees the images."""
+    """Layers that are not trained; 0 is the first."""
 
     @property
     def name(self) -> str:
-        """`alpha=15`, `alpha=1 frozen=0,1,2`."""
+        """The regime as text, for example `alpha=15` or `alpha=1 frozen=0,1,2`."""
         layers = ",".join(map(str, self.frozen))
         return f"alpha={self.alpha:g}" + (f" frozen={layers}" if layers else "")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """Plain stochastic gradient descent, no momentum, no decay: the same for every regime."""
+    """Stochastic gradient descent without momentum or weight decay, the same for every regime."""
 
     epochs: int = 60
     batch: int = 64

@@ -1,4 +1,4 @@
-"""Slicing: what a model loses when its norms leave out a tenth of the directions of their signal.
+"""Slicing: how much a model degrades when its norms leave out a tenth of the directions of their signal.
 
 In the table `ablations`, `set` is `slice:K` (K is the decile of the eigenvalues that is left out, 1 the smallest) and `roles`
 says where: `before norm` or `after norm`; `removed` counts directions over all norms of the model.
@@ -66,12 +66,12 @@ class SlicingTask(PointTask):
 
     @property
     def intact(self) -> bool:
-        """Never: a tenth is left out."""
+        """Always false: a tenth is left out."""
         return False
 
     @property
     def columns(self) -> dict[str, object]:
-        """Where, and which tenth."""
+        """The order and the tenth, for messages."""
         return {"roles": f"{self.order} norm", "set": f"slice:{self.decile}"}
 
     def prepare(self, context: Context, model: Any, batches: Batches) -> None:
@@ -121,7 +121,7 @@ def plan(config: Config, call: Call) -> DamageWork:
     read = sequences(measured.tokenizer, texts, length=length, tokens=config.calibration_tokens)
     width = getattr(measured.config.get_text_config(), "hidden_size", None)
     if width is not None:
-        require_full_rank(read.tokens, width)  # before every worker finds out
+        require_full_rank(read.tokens, width)  # here, and not later in every worker
     described = {"text": texts.digest, "ids": read.digest, "tokens": config.calibration_tokens, "length": length}
     work = DamageWork(
         call.open_store(),
@@ -146,7 +146,7 @@ EXPERIMENT = register_experiment(
         config=Config,
         plan=plan,
         query="slicing",
-        help="""Leave out a tenth of the directions of the activations at every norm, and measure what the model loses (v1, App. F).
+        help="""Leave out a tenth of the activation directions at every norm, and measure how much the model degrades (v1, App. F).
 
 The directions are eigenvectors of the covariance of the activations at each norm, as in SliceGPT. Each point is one file in the
 table ablations, written when it is measured and never computed twice. Prints query slicing.

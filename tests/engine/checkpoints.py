@@ -1,4 +1,4 @@
-"""Small checkpoints for the tests of engine and command line, and their rows in an order that can be compared."""
+"""Small checkpoints for tests of the engine and the command line, and their rows in a fixed order."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from scanner.store import Store, open_store
 from tests.checkpoint.writing import checkpoint
 
-#: Columns that tell of the run, not of the matrix.
+#: Columns that describe the run, not the matrix.
 OF_THE_RUN = (
     *("seconds", "device", "started_at", "finished_at", "environment"),
     *("read_seconds", "decompose_seconds", "test_seconds"),
@@ -21,14 +21,14 @@ ROLES = {"query": "self_attn.q_proj", "key": "self_attn.k_proj", "mlp_up": "mlp.
 
 
 def weight(rows: int, cols: int, seed: int) -> torch.Tensor:
-    """Noise with a few directions that stand out, float32."""
+    """Noise with a few outlying directions, float32."""
     rng = np.random.default_rng([rows, cols, seed])
     spikes = rng.standard_normal((rows, 3)) @ rng.standard_normal((3, cols)) / np.sqrt(min(rows, cols))
     return torch.from_numpy(((rng.standard_normal((rows, cols)) + spikes) / np.sqrt(cols)).astype(np.float32))
 
 
 def tensors(layers: int = 3, hidden: int = 24, seed: int = 0) -> dict[str, torch.Tensor]:
-    """A Llama without attention output and gate: four matrices a layer (two shapes and their transposes) and a norm."""
+    """A Llama without attention output and gate: four matrices per layer (two shapes and their transposes) and a norm."""
     made = {}
     for layer in range(layers):
         block = f"model.layers.{layer}"
@@ -46,13 +46,13 @@ def small(folder: Path, **shape: int) -> str:
 
 
 def slow(folder: Path, matrices: int = 40, size: int = 600) -> str:
-    """A checkpoint whose scan takes seconds: long enough to be killed in the middle."""
+    """A checkpoint whose scan takes several seconds, so that it can be killed in between."""
     named = {f"model.layers.{i}.self_attn.q_proj.weight": weight(size, size, i) for i in range(matrices)}
     return checkpoint(folder, named, {"architectures": ["LlamaForCausalLM"]})
 
 
 def rows(store: Store, table: str) -> list[dict[str, object]]:
-    """All rows of a table, sorted, without what differs between two runs of the same scan."""
+    """All rows of a table, sorted, without columns that differ between two runs of the same scan."""
     found = store.sql(f"SELECT * FROM {table}").drop_columns(
         [name for name in OF_THE_RUN if name in columns(store, table)]
     )
@@ -60,12 +60,12 @@ def rows(store: Store, table: str) -> list[dict[str, object]]:
 
 
 def columns(store: Store, table: str) -> list[str]:
-    """The names of a table's columns."""
+    """The names of the columns of a table."""
     return list(store.sql(f"SELECT * FROM {table} LIMIT 0").column_names)
 
 
 def results(store: Store) -> dict[str, list[dict[str, object]]]:
-    """Everything a store holds of its scans and controls: equal for equal scans."""
+    """All rows of scans and controls in a store; equal for equal scans."""
     return {table: rows(store, table) for table in ("scans", "matrices", "vectors", "failures", "controls")}
 
 
@@ -76,7 +76,7 @@ def spectrum(vectors: pa.Table, tensor: str) -> np.ndarray:
 
 
 def staged(folder: Path) -> int:
-    """Finished matrices of the unfinished scans of a store, which need not be there yet."""
+    """Number of finished matrices of the unfinished scans of a store, which may not exist yet."""
     if not (folder / "staging").is_dir():
         return 0
     return sum(unfinished.parts for unfinished in open_store(str(folder)).unfinished())

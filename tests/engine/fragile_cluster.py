@@ -1,8 +1,8 @@
-"""Run by a test, in a process of its own: scans on a cluster with a GPU that is not there, on a node that does not stay.
+"""Scans on a cluster with a simulated GPU and a node that is lost; a test runs this module in a separate process.
 
     python -m tests.engine.fragile_cluster CHECKPOINT FOLDER
 
-Writes FOLDER/told.json and the stores FOLDER/whole (one worker a GPU, the node is lost) and FOLDER/half (two share it).
+Writes FOLDER/told.json and the stores FOLDER/whole (one worker per GPU, the node is lost) and FOLDER/half (two workers share it).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.processes import alive, descendants, ray_workers, wait_until
 from .observer import Recorder
 
 MEMORY = 100 << 20
-# Like cluster.yaml: the head has no CPU for actors. Only the health checks are quicker than usual.
+# As in cluster.yaml, the head has no CPU for actors. The health checks are faster than usual.
 QUICK = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
 HEAD = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": MEMORY, "_system_config": QUICK}
 NODE = {"num_cpus": 2, "num_gpus": 1, "object_store_memory": MEMORY}
@@ -49,7 +49,7 @@ def main(checkpoint: str, folder: str) -> None:
     ray.init(address=cluster.address, log_to_driver=False)
 
     def lose_node(done: int) -> None:
-        """Like a machine that is switched off: its workers go with it. Left alone, they would outlive it by some tasks."""
+        """Kill the node and its workers, as if the machine were switched off; otherwise its workers would finish some tasks."""
         if done == 2:
             workers = {process for process in descendants(os.getpid()) if process[0] in ray_workers()}
             assert workers, "the node has a worker"
@@ -73,7 +73,7 @@ def main(checkpoint: str, folder: str) -> None:
         return sum(actor["State"] == "ALIVE" for actor in ray._private.state.actors().values())
 
     def wait_for_both(done: int) -> None:
-        """One worker alone would be through with the work before the other is up."""
+        """Wait for the second worker, because the first could finish all tasks before it starts."""
         if done == 1:
             wait_until(lambda: living_actors() == 2, "a second worker")
             together.append(living_actors())

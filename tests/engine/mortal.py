@@ -1,4 +1,4 @@
-"""Workers that die, and the work that kills them; imports nothing of the scanner, so that a new one is there soon."""
+"""Workers that die, and tasks that kill them; does not import the scanner, so that new workers start fast."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Work:
 
 
 class Mortal:
-    """Writes down what it was given before anything can happen to it."""
+    """Logs the name of each task before running it."""
 
     def ready(self) -> None:
         pass
@@ -40,7 +40,7 @@ class Mortal:
 
 
 class TellsWhere(Mortal):
-    """Its answer is its process."""
+    """Returns the id of its process."""
 
     def run(self, work: Work) -> str:
         super().run(work)
@@ -58,7 +58,7 @@ class DiesInTheConstructor(Mortal):
 
 
 class RefusesOnce(Mortal):
-    """Leaves a marker when it fails; a subclass says where."""
+    """Leaves a marker when it fails; subclasses decide where it fails."""
 
     marker = Path()
 

@@ -1,4 +1,4 @@
-"""An observer that remembers what it was told, and can do something on the way."""
+"""An observer that records its calls and can run a function between tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Comparisons of real and of made-up pairs, against numpy on the same files."""
+"""Comparisons of real and synthetic pairs, checked with numpy on the same files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ POOL = PoolOptions(workers=1)
 
 
 def tuned_tensors() -> dict[str, torch.Tensor]:
-    """`tensors()`, of which the first block was turned and scaled, and the rest left as it was."""
+    """`tensors()` with the first block rotated and scaled, and the other blocks unchanged."""
     made = dict(tensors())
     for number, (name, tensor) in enumerate(made.items()):
         if ".layers.0." in name and tensor.ndim == 2:
@@ -101,7 +101,7 @@ def test_an_interrupted_comparison_goes_on(tmp_path: Path) -> None:
     base, tuned = small(tmp_path / "base"), checkpoint(tmp_path / "tuned", tuned_tensors(), CONFIG)
 
     class Stops(Recorder):
-        """Ctrl-C once four pairs are done."""
+        """Ctrl-C after four pairs."""
 
         pairs = 0
 
@@ -184,7 +184,7 @@ def test_a_difference_that_was_not_analysed_is_a_failure_and_the_pair_is_kept(tm
     assert report.matrices == 4
     assert report.unmatched == {}
     assert sorted(report.failed) == sorted(
-        f"{ref.tensor}: its difference was not analysed: OSError: gone" for ref in refs
+        f"{ref.tensor}: its difference was not analyzed: OSError: gone" for ref in refs
     )
     [row] = store.sql("SELECT failed FROM comparisons").to_pylist()
     assert row["failed"] == 4
@@ -197,7 +197,7 @@ def test_deciles_above_the_numerical_rank_keep_their_angles() -> None:
     base, tuned = weight(40, 30, 1).double(), weight(40, 30, 2).double()
     whole = unpack(compare_pair(base, tuned).subspaces).to_pylist()
     u, s, vh = torch.linalg.svd(base, full_matrices=False)
-    s[-1] = 0.0  # in decile 1; the others are as they were
+    s[-1] = 0.0  # in decile 1; the others are unchanged
     lacking = unpack(compare_pair(u @ torch.diag(s) @ vh, tuned).subspaces).to_pylist()
     assert [(row["side"], row["decile"]) for row in lacking] == [
         (side, decile) for side in "uv" for decile in range(2, 11)
@@ -218,7 +218,7 @@ def test_checkpoints_that_are_no_pair_are_refused(tmp_path: Path, pair: tuple[st
     with pytest.raises(CheckpointError, match="the same checkpoint"):
         compare(base, same, store=tmp_path / "store")
     other = checkpoint(tmp_path / "other", {"encoder.weight": weight(5, 5, 0)}, CONFIG)
-    with pytest.raises(CheckpointError, match="nothing in common: no matrix of one stands where"):
+    with pytest.raises(CheckpointError, match="nothing in common: they have no matrices at the same position"):
         compare(base, other, store=tmp_path / "store")
     wider = small(tmp_path / "wider", hidden=32)
     with pytest.raises(CheckpointError, match="differ in shape"):
@@ -228,7 +228,7 @@ def test_checkpoints_that_are_no_pair_are_refused(tmp_path: Path, pair: tuple[st
 
 
 def scanned(store: Store, name: str, opened: Checkpoint, method: Method | None = None) -> None:
-    """The row that a scan leaves behind."""
+    """The row of a scan."""
     method = method or Method()
     writer = store.writer(scan_id(opened.identity, method), method=method.as_dict(), model=name)
     writer.stage_failure("m", failure(writer.scan_id, "m", name))
@@ -262,7 +262,7 @@ def test_a_name_that_cannot_be_opened_is_told_what_the_store_has(tmp_path: Path)
     for name, method in (("mine-tuned", Method()), ("other", Method(sigma="std"))):
         scanned(store, name, open_checkpoint(base), method)
     with pytest.raises(
-        CheckpointError, match=r"tunet does not exist.*; scanned models with a name like it: mine-tuned"
+        CheckpointError, match=r"tunet does not exist.*; scanned models with a similar name: mine-tuned"
     ):
         compare(base, "tunet", store=store.url)
     with pytest.raises(CheckpointError, match="same checkpoint"):

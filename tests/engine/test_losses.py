@@ -1,4 +1,4 @@
-"""Scans that lose a worker or a node in the middle, and scans on GPUs that are not there."""
+"""Scans that lose a worker or a node while they run, and scans on simulated GPUs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 @pytest.fixture(scope="module")
 def fragile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """What `fragile_cluster` left and told."""
+    """The files and the report of `fragile_cluster`."""
     folder = tmp_path_factory.mktemp("fragile")
     model = slow(folder / "model", matrices=8, size=100)
     script = [sys.executable, "-m", "tests.engine.fragile_cluster", model, str(folder)]

@@ -1,4 +1,4 @@
-"""The pool with workers of its own, made to die; nothing here knows of matrices."""
+"""The pool with workers that are made to die, without any matrices."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 
 @dataclass(kw_only=True)
 class Told:
-    """What the pool told its driver."""
+    """The calls of the pool to its driver."""
 
     done: list[tuple[str, str]] = field(default_factory=list)
     lost: list[tuple[str, str]] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Told:
 def test_poisonous_work_is_lost_after_three_workers_and_the_rest_is_done_once(tmp_path: Path, count: int) -> None:
     log = tmp_path / "log"
     work = [Work(name=f"innocent {i}", log=log, seconds=0.02) for i in range(24)]
-    # Far apart: in one worker, the first to act would end it before the other has begun, which counts as a try of both.
+    # Far apart: if one worker had both, the first would end it before the other starts, which counts as an attempt of both.
     work[5] = Work(name="exits", log=log, fate="exits", seconds=0.01)
     work[15] = Work(name="killed", log=log, fate="is killed", seconds=0.01)
     told = Told()
@@ -54,7 +54,7 @@ def test_poisonous_work_is_lost_after_three_workers_and_the_rest_is_done_once(tm
     assert all("lost 3 workers" in reason and reason.isprintable() for _, reason in told.lost)
     tried = Counter(log.read_text().splitlines())
     assert tried["exits"] == tried["killed"] == ATTEMPTS == 3
-    assert max(tried[name] for name in innocent) <= 2, "a neighbour may be lost once; then it runs alone"
+    assert max(tried[name] for name in innocent) <= 2, "a task in the same worker may be lost once; then it runs alone"
     assert sum(tried[name] for name in innocent) <= len(innocent) + 2 * count
     assert {wanted for _, wanted in told.workers} == {count}
 
@@ -103,7 +103,7 @@ def test_a_worker_that_hangs_is_replaced_and_its_task_tried_again_then_recorded(
 
 
 def test_a_slow_task_within_its_limit_is_not_disturbed(tmp_path: Path) -> None:
-    """The limit counts from the last result of a worker: two tasks in one worker wait for each other."""
+    """The limit counts from the last result of a worker, because two tasks in one worker wait for each other."""
     work = [Work(name=f"{i}", log=tmp_path / "log", seconds=0.8) for i in range(4)]
     told = Told()
     pool: Pool[Work] = Pool(
@@ -165,7 +165,7 @@ def test_an_error_of_the_driver_leaves_no_worker_behind(tmp_path: Path) -> None:
         pool.run([Work(name=f"{i}", log=log, seconds=0.2) for i in range(50)])
     seen = log.read_text()
     time.sleep(1.0)
-    assert log.read_text() == seen, "a worker goes on after the run has ended"
+    assert log.read_text() == seen, "a worker still runs after the run has ended"
     assert len(seen.split()) <= 4
 
 

@@ -1,4 +1,4 @@
-"""The life cycle that all kinds of work share: what other processes see of it, what is counted, and how failures end it."""
+"""The life cycle of all kinds of work: its state as seen by other processes, its counters, and how failures end it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ONE = PoolOptions(workers=1)
 
 @dataclass(frozen=True, kw_only=True)
 class Number(Task):
-    """Doubles a number; negative ones fail in one way or another."""
+    """Doubles a number; negative numbers fail in various ways."""
 
     number: int
     seconds: float = 0.0
@@ -153,7 +153,7 @@ def test_a_time_limit_of_the_user_replaces_a_worker_and_names_the_task(tmp_path:
 
 
 def test_running_work_is_seen_by_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`rmtscan status` in a process of its own, while a scan is in the middle."""
+    """`rmtscan status` in another process while a scan runs."""
     monkeypatch.setattr("scanner.engine.run._BEAT_SECONDS", 0.02)
     model, store = slow(tmp_path / "model", matrices=6, size=64), tmp_path / "store"
     seen: list[Any] = []

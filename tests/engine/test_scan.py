@@ -35,7 +35,7 @@ MODULE = importlib.import_module("scanner.engine.run")  # its function has the s
 
 @dataclass(frozen=True, kw_only=True)
 class Scanned:
-    """A scan that several tests look at."""
+    """A scan that several tests use."""
 
     report: ScanReport
     told: Recorder
@@ -50,7 +50,7 @@ def scanned(references: str | Path | list[str], folder: Path, **options: object)
 
 @contextmanager
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Within, whoever asks for Ray fails the test."""
+    """Inside the context, starting Ray fails the test."""
     with monkeypatch.context() as patch:
         patch.setattr(MODULE, "run_tasks", lambda *_, **__: pytest.fail("Ray was asked for"))
         yield
@@ -150,7 +150,7 @@ def test_what_is_committed_is_not_scanned_again(real: Scanned, minilm: Path, mon
 
 @pytest.fixture(scope="module")
 def several(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Scanned:
-    """Two models, a copy of the first, one that is damaged and one that is not there, in one command on one worker."""
+    """Two models, a copy of the first, a damaged one and a missing one, in one command on one worker."""
     folder = tmp_path_factory.mktemp("several")
     small(folder / "one", layers=3, hidden=20)
     small(folder / "two", layers=2, hidden=40, seed=1)
@@ -275,7 +275,7 @@ def test_not_a_number_never_reaches_a_table(odd: Scanned) -> None:
                 assert np.isfinite(values).all(), (table, name)
 
 
-# ---- the same rows, whatever happens
+# ---- the same rows in all circumstances
 
 
 def test_the_number_of_workers_changes_nothing_and_force_does_it_again(

@@ -1,4 +1,4 @@
-"""A real Llama, scanned straight from its GGUF file."""
+"""A real Llama, scanned directly from its GGUF file."""
 
 from collections import Counter
 from pathlib import Path

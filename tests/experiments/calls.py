@@ -1,4 +1,4 @@
-"""Calls of experiments with few words: their arguments become a configuration, what a report says becomes attributes."""
+"""Short calls of experiments: arguments become a configuration, and facts of the report become attributes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from scanner.experiments.nlp.texts import TextSource
 
 
 class Found:
-    """A report whose facts are attributes, too."""
+    """A report whose facts are also attributes."""
 
     def __init__(self, report: Report) -> None:
         self.report = report
@@ -98,7 +98,7 @@ def lazy_learning(*, regimes: Sequence[Any] | None = None, training: Any = None,
 
 
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Tasks run one after the other in this process; the list fills with the tasks that were run."""
+    """Run tasks one after the other in this process; the list collects the tasks that were run."""
     ran: list[Any] = []
 
     def run_tasks(

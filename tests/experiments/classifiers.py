@@ -1,4 +1,4 @@
-"""Tiny untrained models with tokenizers of their own, and texts whose label one word decides."""
+"""Tiny untrained models with tokenizers, and texts whose label depends on one word."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def bert(folder: Path, **config: Any) -> Path:
 
 
 def llama(folder: Path, **special: str) -> Path:
-    """A Llama of two blocks with its language model's head; its tokenizer has these special tokens and no others."""
+    """A Llama of two blocks with the head of a language model; its tokenizer has only these special tokens."""
     torch.manual_seed(7)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     made = transformers.LlamaConfig(vocab_size=32, num_key_value_heads=1, max_position_embeddings=32, **sizes)
@@ -48,7 +48,7 @@ def llama(folder: Path, **special: str) -> Path:
 
 
 def reviews(count: int = 80, seed: int = 0) -> list[dict[str, object]]:
-    """Texts of a few neutral words and one that decides the label."""
+    """Texts of a few neutral words and one word that determines the label."""
     generator = np.random.default_rng(seed)
     rows: list[dict[str, object]] = []
     for index in range(count):

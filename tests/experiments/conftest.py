@@ -1,4 +1,4 @@
-"""Runs without Ray: the same tasks, one after the other, in this process."""
+"""Runs without Ray: the same tasks one after the other in this process."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ from .calls import without_ray
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Replaces the pool of workers by one worker here; the list fills with the tasks that were run."""
+    """Replace the pool by one worker in this process; the list collects the tasks that were run."""
     return without_ray(monkeypatch)

@@ -1,4 +1,4 @@
-"""Runs of ablations: their points, what is stored, what is not done twice, and how they end on bad input."""
+"""Runs of ablations: their points, stored rows, reuse of results, and errors for invalid input."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_points_are_what_a_rebuilt_model_gives_and_are_measured_once(tmp_path: P
     by_set = {(row["roles"], row["set"], row["removed"]): row for row in found}
     assert report.failed == {}
     assert len(found) == report.total == len(in_process)
-    # 16 values in deciles of 1 or 2: of ten random sets two differ in size.
+    # 16 values in deciles of 1 or 2: the ten random sets have two sizes.
     assert len([row for row in found if row["set"] == "random:1"]) == 4
     for role in ("mlp_down", "query"):
         for name in ("decile:1", "decile:10"):
@@ -101,7 +101,7 @@ def test_ranks_that_no_matrix_has_are_an_error_and_those_of_others_no_points(
             ScannerError, match=f"`sets` {sets}: these matrices have at most 16 singular values, ranks 0 to 15"
         ):
             run(folder, text, store, roles=("query", "key"), sets=sets)
-    with pytest.raises(ScannerError, match="no set at all"):
+    with pytest.raises(ScannerError, match="needs `random_sets` of at least 1"):
         run(folder, text, store, sets="random", random_sets=0)
     assert in_process == []
     run(folder, text, store, roles=("query", "key"), sets="10:16")
@@ -135,7 +135,7 @@ def test_accuracy_of_a_probe_and_pruning(tmp_path: Path, in_process: list[Any]) 
     assert [row["percent"] for row in pruned] == [10, 20, 30, 50]
     assert all(row[name] is not None for row in pruned for name in ("most_random", "smallest", "random"))
     assert {row["examples"] for row in rows(store)} == {12}
-    # The labels alternate: each half has both classes, and the first word tells them.
+    # The labels alternate: each half has both classes, and the first word determines the class.
     assert all(row["baseline"] >= 0.75 for row in rows(store))
 
 
@@ -180,7 +180,7 @@ def test_a_point_that_is_no_number_is_told_and_the_others_go_on(
     wanted: dict[str, Any] = {"roles": ("key", "query"), "sets": "0:2", "random_sets": 0, "metric": metric}
     report = run(folder, text, store, **wanted)
     assert report.failed == {
-        "key 0-1 range:0:2": f"its {metric} is not a number: the model overflows, or its weights hold no numbers"
+        "key 0-1 range:0:2": f"the {metric} of the model is not a number: the model overflows, or its weights contain NaN"
     }
     assert {row["roles"] for row in rows(store)} == {None, "query"}
 
@@ -194,13 +194,15 @@ def test_an_intact_model_that_is_no_number_ends_the_run(
 
     def half(*arguments: Any, **options: Any) -> Any:
         model = original(*arguments, **options)
-        model.model.norm.weight.fill_(6e4)  # times a row of the head this is more than float16 has
+        model.model.norm.weight.fill_(6e4)  # times a row of the head this overflows float16
         model.lm_head.weight.fill_(9.0)
         return model
 
     monkeypatch.setattr(models, "load_model", half)
     reference = table_file(tmp_path) if metric == "accuracy" else text
-    with pytest.raises(ScannerError, match=rf"its {metric} is .*: float16 overflow\? try `dtype` float32$"):
+    with pytest.raises(
+        ScannerError, match=rf"the {metric} of the model is .*: float16 may overflow, try `dtype` float32$"
+    ):
         run(folder, reference, tmp_path / "store", metric=metric, roles=("key",), sets="0:2", dtype="float16")
 
 
@@ -212,7 +214,7 @@ def test_smaller_batches_stand_beside_the_point_that_needed_them(
 
     def scarce(data: Sequences, indices: list[int], padding: int) -> Any:
         calls.append(len(indices))
-        if len(calls) > 1 and len(indices) > 2:  # there is enough for the intact model
+        if len(calls) > 1 and len(indices) > 2:  # there is enough memory for the intact model
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
         return original(data, indices, padding)
 
@@ -241,9 +243,9 @@ def test_a_pair_of_encoder_and_decoder_has_no_accuracy_and_that_is_said_at_once(
     tmp_path: Path, in_process: list[Any]
 ) -> None:
     folder = save(tmp_path / "m", "t5", "features")
-    with pytest.raises(ScannerError, match=r"is a pair of encoder and decoder: accuracy is measured on"):
+    with pytest.raises(ScannerError, match=r"is an encoder-decoder model: accuracy can be measured on"):
         run(folder, table_file(tmp_path), tmp_path / "store", metric="accuracy")
-    with pytest.raises(ScannerError, match=r"is no causal language model: perplexity needs one$"):
+    with pytest.raises(ScannerError, match=r"is not a causal language model: perplexity needs one$"):
         run(folder, text_file(tmp_path), tmp_path / "store")
     assert in_process == []
 
@@ -254,7 +256,7 @@ def test_bad_input_ends_before_a_worker_starts(tmp_path: Path, in_process: list[
         run(folder, text_file(tmp_path, 10), tmp_path / "store")
     with pytest.raises(ScannerError, match="no matrix with role 'router'"):
         run(folder, text_file(tmp_path), tmp_path / "store", roles=("router",))
-    with pytest.raises(ScannerError, match="no set of singular values 'tenths'"):
+    with pytest.raises(ScannerError, match="unknown set of singular values 'tenths'"):
         run(folder, text_file(tmp_path), tmp_path / "store", sets="tenths")
     with pytest.raises(ScannerError, match="cannot be negative"):
         run(folder, text_file(tmp_path), tmp_path / "store", random_sets=-1)

@@ -1,4 +1,4 @@
-"""`rmtscan activations` as a whole: rows, shards, what is skipped, interruptions, and runs on Ray."""
+"""`rmtscan activations`: rows, shards, skipped matrices, interruptions, and runs on Ray."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_finished_blocks_are_not_measured_again(
 def test_what_is_skipped_is_told_by_every_call_and_the_row_of_the_run(
     tmp_path: Path, in_process: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One token tells nothing of the experts that are not asked; the call after an interruption tells of all blocks."""
+    """With one token some experts have no input; the call after an interruption reports the skipped matrices of all blocks."""
     folder, text = save(tmp_path / "model", "nllb-moe", "features"), tmp_path / "table.csv"
     text.write_text("text\nw3\n")
     whole = run(folder, text, tmp_path / "whole")
@@ -109,7 +109,7 @@ def test_what_is_skipped_is_told_by_every_call_and_the_row_of_the_run(
     again = run(folder, text, tmp_path / "whole")
     assert (again.new, again.skipped) == (False, whole.skipped)
 
-    # Blocks come one by one, and the call ends after the one that skips something.
+    # Blocks are measured one by one, and the call ends after the first one with a skipped matrix.
     original = ActivationWork.done
 
     def interrupted(self: Any, task: Any, outcome: Any) -> Any:
@@ -133,7 +133,7 @@ def test_what_is_skipped_is_told_by_every_call_and_the_row_of_the_run(
 
 
 class Told(ScanObserver):
-    """The cost that was announced, and that of what was done."""
+    """The announced cost, and the cost of the finished tasks."""
 
     announced = done = 0.0
 
@@ -162,7 +162,7 @@ def test_sums_of_shards_are_added(tmp_path: Path, in_process: list[Any], monkeyp
             "overlap": pytest.approx(one["overlap"], abs=1e-9),
             "eigenvalue": pytest.approx(one["eigenvalue"]),
         }
-    # Whichever shard is ready first, they are added in the order of the text.
+    # Shards are added in the order of the text, not in the order in which they are ready.
     serially = engine_run.run_tasks
     monkeypatch.setattr(
         engine_run, "run_tasks", lambda worker, tasks, options, **on: serially(worker, tasks[::-1], options, **on)
@@ -236,7 +236,7 @@ def test_a_shard_that_fails_leaves_its_blocks_to_the_next_call(
 def test_shards_that_were_summed_up_are_not_measured_again(
     tmp_path: Path, in_process: list[Any], monkeypatch: pytest.MonkeyPatch, summed: int
 ) -> None:
-    """A call that ends after so many shards, and one that goes on: together what one call would have been, bit for bit."""
+    """A call that ends after some shards and one that resumes give the same results as one call, bit for bit."""
     folder, text = save(tmp_path / "model", "llama"), text_file(tmp_path)
     monkeypatch.setattr(activations, "SHARD_TOKENS", 32)
     monkeypatch.setattr(activations, "KEPT_EVERY", 0.0)
@@ -272,7 +272,7 @@ def test_what_is_no_sums_is_measured_anew(
     monkeypatch.setattr(activations, "SHARD_TOKENS", 32)
     monkeypatch.setattr(activations, "KEPT_EVERY", 0.0)
     with monkeypatch.context() as patched:
-        patched.delattr(activations, "compare")  # fails behind the last shard
+        patched.delattr(activations, "compare")  # fails after the last shard
         [message] = run(folder, text, tmp_path / "store").failed.values()
     assert message == "NameError: name 'compare' is not defined"
     [kept] = (tmp_path / "store").glob("staging-experiments/*/*")
@@ -285,7 +285,7 @@ def test_what_is_no_sums_is_measured_anew(
 
 
 def test_a_pooler_has_no_rows_with_and_without_padding(tmp_path: Path, in_process: list[Any]) -> None:
-    """It reads one state for each sequence; the first batch here needs no padding, the last one does."""
+    """The pooler reads one state per sequence; the first batch here needs no padding, the last one does."""
     folder, text = save(tmp_path / "model", "bert", "features"), tmp_path / "table.csv"
     text.write_text("text\n" + "w1 w2\n" * 300 + "w1 w2 w3 w4\nw5 w6 w7\n")
     report = run(folder, text, tmp_path / "store")
@@ -322,7 +322,7 @@ def test_a_tokenizer_without_padding_serves(tmp_path: Path, in_process: list[Any
 
 
 def test_no_more_tokens_are_read_than_are_asked_for(tmp_path: Path, in_process: list[Any]) -> None:
-    """Ten where a window has sixteen."""
+    """Ten tokens for a window of sixteen."""
     report = run(save(tmp_path / "model", "llama"), text_file(tmp_path), tmp_path / "store", tokens=10)
     assert report.tokens == 10
     assert {row["tokens"] for row in rows(tmp_path / "store")} == {10}

@@ -1,4 +1,4 @@
-"""Covariances against numpy's on naively hooked activations, and overlaps against their definition."""
+"""Covariances compared with numpy on activations from simple hooks, and overlaps compared with their definition."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from .tiny import CONFIGS, VOCABULARY, save, table_file, words
 
 
 def naive(model: Any, module: str, text: Sequences) -> FloatArray:
-    """What enters a module, (tokens, features), one sequence at a time and without padding."""
+    """The inputs of a module, (tokens, features), one sequence at a time and without padding."""
     seen: list[FloatArray] = []
     hook = model.get_submodule(module).register_forward_pre_hook(
         lambda _, given: seen.append(given[0][0].double().numpy())
@@ -57,7 +57,7 @@ def test_moments_give_the_covariance_of_numpy_whatever_the_shards() -> None:
         assert moments.count == 500
         np.testing.assert_allclose(moments.covariance(centred=True), np.cov(tokens.T, bias=True), rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(moments.covariance(centred=False), tokens.T @ tokens / 500, rtol=1e-12)
-    with pytest.raises(ValueError, match="needs tokens"):
+    with pytest.raises(ValueError, match="needs at least one token"):
         Moments.zero(3).covariance(centred=True)
 
 
@@ -177,7 +177,7 @@ def test_hooked_sums_leave_padding_out_and_agree_with_one_sequence_at_a_time(
 
 
 def model_of(kind: str, **more: Any) -> Any:
-    """A model without a head, with random weights that are larger than a fresh model's."""
+    """A model without a head, with random weights larger than those of a new model."""
     config = AutoConfig.for_model(kind, **({"vocab_size": VOCABULARY, "pad_token_id": 0} | CONFIGS[kind] | more))
     torch.manual_seed(4)
     model = AutoModel.from_config(config)
@@ -196,7 +196,7 @@ def linear_layers(model: Any) -> dict[str, torch.nn.Module]:
 
 
 def of_tokens(model: Any, modules: dict[str, torch.nn.Module], text: Sequences) -> dict[str, FloatArray]:
-    """What each module reads first, sequence by sequence: in whatever order the model has its dimensions, tokens come first."""
+    """The first input of each module, sequence by sequence, with tokens first for every layout of the model."""
     found: dict[str, FloatArray] = {}
     for ids in text.ids:
         seen: dict[str, FloatArray] = {}
@@ -244,7 +244,7 @@ def test_what_is_no_token_is_not_counted(kind: str, shape: str) -> None:
 
 
 def test_positions_and_pooled_states_are_no_tokens() -> None:
-    """One sequence, as long as there are relative positions, so that their embeddings have its shape."""
+    """One sequence with as many tokens as relative positions, so that their embeddings have the same shape."""
     model = model_of("deberta-v2", share_att_key=False)
     modules = linear_layers(model)
     sums = accumulate(model, sequences_of(16), modules, Batches(0, 16))
@@ -255,7 +255,7 @@ def test_positions_and_pooled_states_are_no_tokens() -> None:
     bert = model_of("bert")
     sums = accumulate(bert, sequences_of(8, 8, 8), linear_layers(bert), Batches(0, 1024))
     assert sums.unusable == {
-        "pooler.dense": "its input of shape (3, 16) is not one state for each token of a batch of (3, 8)"
+        "pooler.dense": "its input of shape (3, 16) is not one state per token of a batch of (3, 8)"
     }
 
 
@@ -284,7 +284,7 @@ def test_experts_see_some_tokens_and_count_where_there_is_no_padding() -> None:
 
 
 def test_a_pass_in_halves_that_runs_out_of_memory_counts_once() -> None:
-    """As many rows as tokens and padding: the pass is made in halves of its own, and the second of them fails."""
+    """As many rows as tokens, with padding: the pass is split into halves, and the second half fails."""
     model, text = model_of("xlnet"), sequences_of(2, 3, 3)
     modules = linear_layers(model)
     calls: list[int] = []
@@ -315,7 +315,7 @@ def test_the_forward_pass_ends_with_the_last_recorded_module(tmp_path: Path) -> 
     with recorder:
         ones = torch.ones(1, 4, dtype=torch.int64)
         recorder.forward(model, {"input_ids": ones, "attention_mask": ones})
-        assert "lm_head" in ran, "the first pass finds out how often modules are used"
+        assert "lm_head" in ran, "the first pass counts the uses of the modules"
         ran.clear()
         recorder.forward(model, {"input_ids": ones, "attention_mask": ones})
     assert "model.layers.0.self_attn.q_proj" in ran
@@ -353,5 +353,5 @@ def test_the_band_is_that_of_simulated_vectors() -> None:
     assert np.quantile(largest, 0.5) == pytest.approx(middle, rel=0.005)
     assert np.mean(largest < low) < 0.004
     assert np.mean(largest > high) < 0.004
-    with pytest.raises(ValueError, match="at least one entry"):
+    with pytest.raises(ValueError, match="`width` must be at least 1"):
         random_band(0)

@@ -1,4 +1,4 @@
-"""Perplexity against transformers' own loss, divergence and accuracy against their definitions, errors against resampling."""
+"""Perplexity compared with the loss of transformers, divergence and accuracy with their definitions, errors with resampling."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_perplexity_is_that_of_the_strided_recipe_with_the_models_own_loss(
         done = end
         if end == len(ids):
             break
-    # The recipe drops the first token of every window from what it scores; without overlap these windows' ends meet there.
+    # The recipe does not score the first token of any window; without overlap these tokens are never scored.
     if stride < length:
         assert count == len(ids) - 1
     assert measure.tokens == count
@@ -100,7 +100,7 @@ def test_standard_errors_are_those_of_resampled_windows() -> None:
         assert alone.stderr == pytest.approx(means[0].std(), rel=0.06)
         assert paired.stderr == pytest.approx((means[1] - means[0]).std(), rel=0.06)
         assert paired.delta == pytest.approx(paired.value - alone.value)
-        assert paired.stderr < alone.stderr  # the same windows: what they share cancels
+        assert paired.stderr < alone.stderr  # the same windows: their common part cancels
     assert math.isnan(summarize("kl", Scores(sums=np.ones(1), weights=np.ones(1))).stderr)
     assert summarize("perplexity", Scores(sums=np.array([800.0]), weights=np.ones(1))).value == math.inf
 
@@ -133,7 +133,7 @@ def test_a_classifier_is_right_where_its_logits_say_so(tmp_path: Path, kind: str
 
 @pytest.mark.parametrize("own", [0, None], ids=["the model's padding", "no padding"])
 def test_a_decoders_classifier_reads_the_last_token_that_is_no_padding(tmp_path: Path, own: int | None) -> None:
-    """Its tokenizer would fill up with another token than the model takes for padding, or the model with none."""
+    """The padding token of the tokenizer differs from that of the model, or the model has none."""
     folder = save(tmp_path, "llama", "classification", num_labels=2, pad_token_id=own)
     made = AutoTokenizer.from_pretrained(folder)
     made.pad_token, made.eos_token = None, "[SEP]"
@@ -165,9 +165,9 @@ def test_a_model_that_sees_what_it_predicts_is_told(tmp_path: Path, metric: str)
 
 
 def test_a_prompt_that_is_too_long_loses_the_end_of_its_text(tmp_path: Path) -> None:
-    """What a text begins with stays in front, the words around the text stay, and nothing ends the prompt before the answer."""
+    """The prompt begins with the prefix, keeps the words around the text, and has no final token before the answer."""
     folder = save(tmp_path, "llama")
-    word_tokenizer(special=True).save_pretrained(folder)  # [CLS] in front and [SEP] behind
+    word_tokenizer(special=True).save_pretrained(folder)  # [CLS] before and [SEP] after
     path = tmp_path / "long.csv"
     lines = ["text,second,label", f"{words(40)},w1,0", f"{words(3)},{words(30, 1)},1", "w2,w3,0", "w4,w5,1"]
     path.write_text("\n".join(lines))
@@ -182,17 +182,17 @@ def test_a_prompt_that_is_too_long_loses_the_end_of_its_text(tmp_path: Path) -> 
         assert number["w8"] in ids.tolist()
         assert 2 not in ids.tolist()
     first, second = measure.ids[0].tolist(), measure.ids[1].tolist()
-    assert len(first) >= 16, "no more is cut than is too much"
+    assert len(first) >= 16, "no more is truncated than necessary"
     assert first[2:6] == [number[word] for word in words(40).split()[:4]]
     assert second[2:5] == [number[word] for word in words(3).split()]
     spelt = _prompt(word_tokenizer(), [], "{text} w1 {second}", "w2", "{text}", 9)
-    assert word_tokenizer().decode(spelt) == "w2 w1 [UNK]", "a text is no template"
-    with pytest.raises(ScannerError, match="`window` leaves 3 tokens for a prompt that has 4 without its text"):
+    assert word_tokenizer().decode(spelt) == "w2 w1 [UNK]", "a text is not a template"
+    with pytest.raises(ScannerError, match="`window` leaves 3 tokens for the prompt, which has 4 without a text"):
         measurement(place, replace(wanted, window=5))
 
 
 def test_an_answer_is_tokenised_as_it_stands_behind_the_prompt(tmp_path: Path) -> None:
-    """Of a tokenizer that begins every text with a space."""
+    """Answers for a tokenizer that begins every text with a space."""
     pieces = ["▁", "▁yes", "▁no", ":", *"Labelyesno", "<unk>"]
     vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
     made = Tokenizer(models.Unigram([(piece, -10.0) for piece in vocabulary], unk_id=vocabulary["<unk>"]))
@@ -205,7 +205,7 @@ def test_an_answer_is_tokenised_as_it_stands_behind_the_prompt(tmp_path: Path) -
 
 def test_a_second_text_is_for_accuracy(tmp_path: Path) -> None:
     place = model_place(open_target(str(save(tmp_path, "llama")), Selection()).checkpoint)
-    with pytest.raises(ScannerError, match="perplexity is of one running text: leave `second` out"):
+    with pytest.raises(ScannerError, match="perplexity reads one continuous text: omit `second`"):
         measurement(place, request(text=TextSource(reference=str(table_file(tmp_path)), second="label")))
 
 
@@ -224,7 +224,7 @@ def test_what_the_tokenizer_makes_of_a_text_identifies_a_measurement(tmp_path: P
 
 @pytest.mark.parametrize("head", ["classification", "features"])
 def test_pairs_reach_a_model_as_its_tokenizer_makes_them(tmp_path: Path, head: str) -> None:
-    """Types tell the texts apart, the longer text is cut, and the token that ends a pair is there."""
+    """Types mark the two texts, the longer text is truncated, and the token that ends a pair is kept."""
     folder = save(tmp_path, "bert", head)
     path = tmp_path / "pairs.csv"
     lines = [f"{'w1 ' * (3 + 9 * (i % 2))},{'w2 ' * 4},{i // 2 % 2}" for i in range(8)]
@@ -268,15 +268,15 @@ def test_a_language_model_chooses_the_likelier_answer(tmp_path: Path) -> None:
             likelihoods.append(sum(float(log_p[-1 - i - 1, ids[0, -1 - i]]) for i in range(count)))
         expected.append(int(np.argmax(likelihoods)) == int(label))
     np.testing.assert_array_equal(measure.scores(model, None, Batches(0, 60)).sums, expected)
-    with pytest.raises(ScannerError, match="`answers` names 3 and there are 2 classes"):
+    with pytest.raises(ScannerError, match="`answers` has 3 words for 2 classes"):
         measurement(place, request(metric="accuracy", text=task, answers=("a", "b", "c")))
-    with pytest.raises(ScannerError, match="`answers` w5,w5: every class needs an answer of its own"):
+    with pytest.raises(ScannerError, match="`answers` w5,w5: every class needs a different answer"):
         measurement(place, request(metric="accuracy", text=task, answers=("w5", "w5")))
-    with pytest.raises(ScannerError, match=r"`prompt` has \{txt\}: only \{text\} and \{second\} are filled in"):
+    with pytest.raises(ScannerError, match=r"`prompt` contains \{txt\}: only \{text\} and \{second\} are replaced"):
         measurement(place, request(metric="accuracy", text=task, answers=("w5", "w6"), prompt="{text} {txt}"))
-    with pytest.raises(ScannerError, match="`window` 2 has no room for a prompt beside an answer of 2 tokens"):
+    with pytest.raises(ScannerError, match="`window` 2 is too small for a prompt and an answer of 2 tokens"):
         measurement(place, request(metric="accuracy", text=task, answers=("w5 w6", "w7"), window=2))
-    with pytest.raises(ScannerError, match="`prompt` must say where the text goes"):
+    with pytest.raises(ScannerError, match=r"`prompt` must contain \{text\}"):
         measurement(place, request(metric="accuracy", text=task, prompt="text"))
 
 
@@ -307,7 +307,7 @@ def test_a_probe_needs_a_class_with_two_texts(tmp_path: Path) -> None:
     place = model_place(open_target(str(save(tmp_path, "bert", "features")), Selection()).checkpoint)
     path = tmp_path / "two.csv"
     path.write_text("text,label\nw1,a\nw2,b\n")
-    with pytest.raises(ScannerError, match=r"two\.csv: no class has a second text"):
+    with pytest.raises(ScannerError, match=r"two\.csv: every class has a single text"):
         measurement(place, request(metric="accuracy", text=TextSource(reference=str(path))))
 
 
@@ -345,7 +345,7 @@ def test_labels_that_a_classifier_does_not_know_are_not_guessed(
     labels: tuple[str, ...], names: tuple[str, ...]
 ) -> None:
     texts = Texts(name="t", items=("a",) * len(labels), whole=False, labels=labels)
-    said = rf"t: labels \({', '.join(sorted(labels))}\) are neither names .* \({', '.join(names)}\) nor their indices"
+    said = rf"t: labels \({', '.join(sorted(labels))}\) are neither classes .* \({', '.join(names)}\) nor their indices"
     with pytest.raises(ScannerError, match=said):
         labels_of(texts, names)
 
@@ -367,7 +367,7 @@ def test_tokens_that_do_not_fill_a_window_are_named(tmp_path: Path) -> None:
     place = model_place(open_target(str(save(tmp_path, "llama")), Selection()).checkpoint)
     text = TextSource(reference=str(text_file(tmp_path, 50)))
     with pytest.raises(
-        ScannerError, match=r"^`tokens` 20 does not fill a window of 32: more `tokens` or a smaller `win"
+        ScannerError, match=r"^`tokens` 20 does not fill a window of 32: increase `tokens` or reduce `win"
     ):
         measurement(place, request(text=text, tokens=20, window=32))
     with pytest.raises(ScannerError, match=r"^the text has 50 tokens, too short for a window of 64: give more text"):
@@ -379,9 +379,9 @@ def test_labels_and_metrics_that_do_not_fit_a_model(tmp_path: Path) -> None:
     assert labels_of(texts, ["word", "10", "9"]).tolist() == [1, 2, 0]
     encoder = model_place(open_target(str(save(tmp_path, "bert", "features")), Selection()).checkpoint)
     text = TextSource(reference=str(text_file(tmp_path)))
-    with pytest.raises(ScannerError, match="no causal language model: perplexity needs one"):
+    with pytest.raises(ScannerError, match="not a causal language model: perplexity needs one"):
         measurement(encoder, request(text=text))
     decoder = model_place(open_target(str(save(tmp_path / "d", "llama")), Selection()).checkpoint)
-    with pytest.raises(ScannerError, match=r"`window` 65: .* takes 64 tokens at most"):
+    with pytest.raises(ScannerError, match=r"`window` is 65, but .* takes at most 64 tokens"):
         measurement(decoder, request(text=text, window=65))
     assert len(words(3).split()) == 3

@@ -1,4 +1,4 @@
-"""Fine-tuning with removal in both orders: data, training, points, and what goes wrong, on tiny models and separable texts."""
+"""Fine-tuning with removal in both orders: data, training, points and errors, with tiny models and separable texts."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def task_of(
     model: Path, texts: Path, *, points: tuple[Point, ...], first: int | None = None, **more: Any
 ) -> FineTuneTask:
-    """The task that the driver would make, without a driver."""
+    """The task that the driver would create."""
     target = open_target(str(model), Selection())
     place = model_place(target.checkpoint)
     read = read_texts(TextSource(reference=str(texts)), labelled=True)
@@ -105,7 +105,7 @@ def test_the_split_is_stratified_and_no_text_stands_on_both_sides(texts: Path) -
     assert len(fewer.train) == 12
     assert fewer.digest != data.digest
     rare = [(f"film {index}", "yes" if index else "no") for index in range(39)] + [("the plot", "no")]
-    with pytest.raises(ScannerError, match="2 examples to train on hold fewer than two classes: more `examples`"):
+    with pytest.raises(ScannerError, match="2 training examples have fewer than two classes: increase `examples`"):
         prepare(labelled(*rare), tokenizer(pad_token="[PAD]"), length=16, test_share=0.25, examples=2)
     assert [one.tolist() for one in fewer.test.ids] == [one.tolist() for one in data.test.ids]
 
@@ -139,7 +139,7 @@ def test_types_reach_a_model_that_knows_them(base: Path) -> None:
 
 
 def unigram() -> Any:
-    """A tokenizer as T5's is: its special tokens are pieces of its vocabulary."""
+    """A tokenizer like that of T5: its special tokens are pieces of its vocabulary."""
     pieces = ["<pad>", "</s>", "<unk>", "▁", "▁a", "▁film", *"afilms</>"]
     vocabulary = [(piece, 0.0 if index < 3 else -float(index)) for index, piece in enumerate(dict.fromkeys(pieces))]
     return transformers.T5Tokenizer(vocab=vocabulary, extra_ids=1)
@@ -166,7 +166,7 @@ def test_a_text_that_spells_a_special_token_has_none(made: Any, name: str) -> No
             for texts in (plain, spelt)
         )
         for one, other in zip(wanted, found, strict=True):
-            assert (other == special).sum() == (one == special).sum()  # those that the tokenizer adds are there
+            assert (other == special).sum() == (one == special).sum()  # those that the tokenizer adds are kept
             assert one[0] == other[0]
             assert one[-1] == other[-1]
             assert len(other) > len(one)
@@ -187,10 +187,10 @@ def test_a_model_that_looks_for_its_end_of_text_takes_texts_that_spell_it(tmp_pa
     [
         (
             [{"text": "a film", "label": 1}, {"text": "a plot", "label": 1}],
-            "two or more classes are needed, all are '1'",
+            "two or more classes are needed, but all are '1'",
         ),
         ([{"text": f"a {n}", "label": n / 7} for n in range(9)], "single text.*are these labels classes"),
-        ([{"words": "a film", "kind": 1}], "which column is the label\\? it has words, kind"),
+        ([{"words": "a film", "kind": 1}], "no label column found among words, kind"),
         ([], "is empty"),
     ],
 )
@@ -230,7 +230,7 @@ def test_a_training_learns_and_is_the_same_again(base: Path, texts: Path) -> Non
     for seed in (0, 0, 1):
         model = new_classifier(body, task.data.classes, task.data.padding, seed, pooler=True)
         head = model.classifier.weight.clone()
-        torch.rand(5)  # whatever else draws numbers
+        torch.rand(5)  # other code that draws random numbers
         trained = train(model, task.data.train, task.data.padding, QUICK, seed)
         states.append((head, model.state_dict()))
         assert correct(model, task.data.test, Batches(task.data.padding, 1024)).mean() >= 0.9
@@ -274,13 +274,13 @@ def test_less_memory_means_smaller_parts_and_the_same_steps(
     assert (whole[0], parts[0]) == (8, 2)
     for name, tensor in whole[1].items():
         assert torch.allclose(tensor, parts[1][name], atol=2e-4), name
-    with pytest.raises(ScannerError, match="smaller `window`"):
+    with pytest.raises(ScannerError, match="reduce `window`"):
         trained(0)
 
 
 def test_a_training_that_diverges_says_so(base: Path, texts: Path) -> None:
     task = task_of(base, texts, points=(NONE,), recipe=Recipe(rate=1e30))
-    with pytest.raises(ScannerError, match="smaller `lr`"):
+    with pytest.raises(ScannerError, match="reduce `lr`"):
         run_one(task)
 
 
@@ -289,7 +289,7 @@ def test_errors_of_a_task_are_data(base: Path, texts: Path, monkeypatch: pytest.
     outcome: Tuned = Worker().run(task_of(base, texts, points=(NONE,), recipe=Recipe(rate=1e30))).value
     assert outcome.measured == ()
     assert outcome.error is not None
-    assert "smaller `lr`" in outcome.error
+    assert "reduce `lr`" in outcome.error
     monkeypatch.setattr("scanner.experiments.nlp.training.train", lambda *_: 1 / 0)
     unexpected: Tuned = Worker().run(task_of(base, texts, points=(NONE,))).value
     assert unexpected.error == "ZeroDivisionError: division by zero"
@@ -334,7 +334,7 @@ def test_removal_after_is_that_of_the_tuned_model_and_before_of_the_base(
     run_one(task_of(base, texts, points=(first,), first=1))
     assert spectra["before training"][:29] == pytest.approx(intact[:29], rel=1e-4)
     assert spectra["before training"][29:] == pytest.approx(np.zeros(3), abs=1e-5)
-    assert spectra["after training"].min() > 1e-4  # training fills what was taken
+    assert spectra["after training"].min() > 1e-4  # training restores rank
     assert np.array_equal(spectra["after training"], spectra["measured 2"])
 
 
@@ -416,7 +416,7 @@ def test_smaller_batches_of_the_test_are_noted(
 def test_points_that_are_missing_are_computed_and_no_others(
     tmp_path: Path, base: Path, texts: Path, in_process: None
 ) -> None:
-    """What an interruption leaves: some files of the run."""
+    """Files of a run that was interrupted."""
     report = run(tmp_path / "store", base, texts, deciles=(1, 10))
     files = sorted((tmp_path / "store" / "finetunes").glob("*.parquet"))
     before = {path: path.read_bytes() for path in files}
@@ -438,7 +438,7 @@ def accuracies(store: Path) -> list[dict[str, Any]]:
 def test_kept_models_are_whole_checkpoints(tmp_path: Path, base: Path, texts: Path, in_process: None) -> None:
     plain = run(tmp_path / "store", base, texts, orders=("remove-first",))
     report = run(tmp_path / "store", base, texts, orders=("remove-first",), folder=str(tmp_path / "kept"))
-    assert (plain.run_id, report.kept) == (report.run_id, 0)  # points whose models are wanted and not there
+    assert (plain.run_id, report.kept) == (report.run_id, 0)  # points whose models are required but missing
     again = run(tmp_path / "store", base, texts, orders=("remove-first",), folder=str(tmp_path / "kept"))
     assert again.kept == again.points == 2
     names = [f"{report.run_id}-{label}" for label in ("none-seed0", "remove-first-decile1-seed0")]
@@ -502,7 +502,7 @@ def test_impossible_parameters_are_told(
 
 @pytest.mark.parametrize("wrong", [{"epochs": 0}, {"batch": 0}, {"rate": 0.0}, {"rate": float("nan")}])
 def test_impossible_recipes_are_told(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ScannerError, match=r"at least one epoch|must be positive"):
+    with pytest.raises(ScannerError, match=r"`epochs` and `batch` must be at least 1|`lr` must be positive"):
         Recipe(**wrong)
 
 
@@ -519,7 +519,9 @@ def test_a_decoder_without_padding_uses_the_token_that_ends_a_text(tmp_path: Pat
 
 
 def test_a_tokenizer_that_cannot_fill_up_is_told(tmp_path: Path, texts: Path) -> None:
-    with pytest.raises(ScannerError, match=r"no padding token.*pad_token in the checkpoint's tokenizer_config\.json"):
+    with pytest.raises(
+        ScannerError, match=r"a padding nor an end-of-text token: set pad_token in the tokenizer_config\.json"
+    ):
         run(tmp_path / "store", llama(tmp_path / "llama"), texts)
 
 
@@ -529,7 +531,7 @@ def test_a_class_that_transformers_does_not_know_is_told(tmp_path: Path, base: P
     config |= {"model_type": "oddity", "auto_map": {"AutoModel": "odd.Model", "AutoConfig": "odd.Config"}}
     (model / "config.json").write_text(json.dumps(config), "utf-8")
     (model / "odd.py").write_text("raise SystemExit('code of a checkpoint ran')", "utf-8")
-    with pytest.raises(ScannerError, match="no trust_remote_code"):
+    with pytest.raises(ScannerError, match="trust_remote_code is off"):
         run(tmp_path / "store", model, texts)
 
 

@@ -1,4 +1,4 @@
-"""Images from files: CIFAR-10's batches as Python 2 wrote them, .npz, digits; and files that are something else."""
+"""Images from files: batches of CIFAR-10 as Python 2 wrote them, .npz, digits, and invalid files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def python2_batch(images: np.ndarray, labels: list[int], *, shape: tuple[int, ..
 
 @pytest.fixture
 def cifar(tmp_path: Path) -> Path:
-    """A folder in the form of CIFAR-10's, with 20 images a batch."""
+    """A folder like that of CIFAR-10, with 20 images per batch."""
     rng = np.random.default_rng(1)
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
@@ -76,11 +76,11 @@ def test_a_pickle_that_names_anything_else_runs_nothing(cifar: Path) -> None:
     ("content", "said"),
     [
         (b"", "cannot be read"),
-        (b"\x80\x02}.", "no batch"),
+        (b"\x80\x02}.", "is not a batch"),
         (b"no pickle at all", "cannot be read"),
-        (python2_batch(np.zeros((2, CIFAR_PIXELS), np.uint8), [0]), "no batch"),
+        (python2_batch(np.zeros((2, CIFAR_PIXELS), np.uint8), [0]), "is not a batch"),
         (python2_batch(np.zeros((2, CIFAR_PIXELS), np.uint8), [0, 10]), "labels"),
-        (python2_batch(np.zeros((2, 5), np.uint8), [0, 1]), "no batch"),
+        (python2_batch(np.zeros((2, 5), np.uint8), [0, 1]), "is not a batch"),
         (python2_batch(np.zeros((1, CIFAR_PIXELS), np.uint8), [0], shape=(10**9, CIFAR_PIXELS)), "shape"),
     ],
 )
@@ -116,11 +116,11 @@ def test_an_npz_as_keras_writes_it(tmp_path: Path) -> None:
     ("change", "said"),
     [
         ({"x_test": None}, "x_test"),
-        ({"x_train": np.array([{}] * 12, dtype=object)}, "no images can be read"),
-        ({"y_train": np.zeros(12, int)}, "two or more classes"),
+        ({"x_train": np.array([{}] * 12, dtype=object)}, "cannot read images"),
+        ({"y_train": np.zeros(12, int)}, "at least two classes"),
         ({"y_train": np.arange(12) + 1}, "labels must be"),
         ({"y_train": np.arange(11)}, "one integer label"),
-        ({"y_test": np.full(6, 7)}, "each in the training set"),
+        ({"y_test": np.full(6, 7)}, "all in the training set"),
         ({"x_test": np.zeros((6, 5))}, "5"),
         ({"x_train": np.full((12, 3, 2), np.nan)}, "NaN"),
         ({"x_train": np.ones((12, 3, 2))}, "equal"),
@@ -149,10 +149,10 @@ def test_a_damaged_archive_is_one_line(tmp_path: Path, damage: str) -> None:
     if damage == "content":  # zlib.error
         start = entries[0].header_offset + 30 + len(entries[0].filename) + 20
         content[start : start + 60] = b"\xff" * 60
-    elif damage == "method":  # NotImplementedError: a compression that zipfile does not know
+    elif damage == "method":  # NotImplementedError: a compression that zipfile does not support
         for mark, place in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
             content[content.index(mark) + place] = 77
-    else:  # ValueError, over several lines: a header that numpy refuses to evaluate
+    else:  # ValueError of several lines: a header that numpy rejects
         header = io.BytesIO()
         np.lib.format.write_array_header_2_0(header, {"descr": "<f8", "fortran_order": False, "shape": (1,) * 9000})
         with zipfile.ZipFile(path, "w") as archive:
@@ -161,7 +161,7 @@ def test_a_damaged_archive_is_one_line(tmp_path: Path, damage: str) -> None:
                 archive.writestr(entry.filename, b"")
         content = bytearray(path.read_bytes())
     path.write_bytes(content)
-    with pytest.raises(ScannerError, match=r"^small\.npz: no images can be read: \S") as told:
+    with pytest.raises(ScannerError, match=r"^small\.npz: cannot read images: \S") as told:
         load_images(str(path))
     assert "\n" not in str(told.value)
     assert "\\n" not in str(told.value)

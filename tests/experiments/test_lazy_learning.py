@@ -1,4 +1,4 @@
-"""Rich and lazy networks: what is trained, what is removed, what is stored, and what they lose."""
+"""Rich and lazy networks: training, removal, stored rows, and loss of accuracy."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_both_learn_and_a_fifth_of_the_small_values_hurts_the_lazy_one(
     assert min(baseline.values()) > 0.8
     assert loss[RICH] < 0.03
     assert loss[LAZY] > loss[RICH] + 0.05
-    assert control[RICH] > loss[RICH]  # a random fifth holds what was learned
+    assert control[RICH] > loss[RICH]  # a random fifth contains learned information
 
 
 def test_frozen_layers_stay_as_they_were(digits: Images) -> None:
@@ -181,7 +181,7 @@ def test_points_are_stored_and_never_computed_twice(tmp_path: Path, blobs: str, 
 
 
 def add_network(store: Store, accuracy: float, *, epochs: int = 60, seed: int = 0, digest: str = "d") -> Point:
-    """A network as the experiment stores it, which lost a tenth of its accuracy without the smallest fifth."""
+    """A network as the experiment stores it, which loses a tenth of its accuracy without the smallest fifth."""
     point = Point(
         data=None,
         digest=digest,
@@ -218,7 +218,7 @@ def test_networks_of_different_recipes_are_never_averaged(tmp_path: Path) -> Non
 
 
 def drawn(store: Store, **asked: str) -> tuple[set[float], str]:
-    """The values that the figure draws, and what it says of them."""
+    """The values in the figure, and its labels."""
     chart = FIGURES["lazy"].draw(store, **asked).to_dict()
     values = {round(row["value"], 3) for table in chart["datasets"].values() for row in table}
     return values, " ".join(chart["title"]["subtitle"])
@@ -240,7 +240,7 @@ def test_the_figure_draws_the_newest_recipe_or_the_one_that_is_named(tmp_path: P
     values, said = drawn(store, run=before["recipe"], model="mlp 64-512-512-512-10")
     assert values == {0.97, 0.87}
     assert "newest" not in said
-    with pytest.raises(ScannerError, match=rf"no recipe 'x'.*{before['recipe']}"):
+    with pytest.raises(ScannerError, match=rf"unknown recipe 'x'.*{before['recipe']}"):
         drawn(store, run="x")
 
 
@@ -274,7 +274,7 @@ def test_whatever_goes_wrong_is_an_outcome(blobs: str, monkeypatch: pytest.Monke
 def test_a_network_that_diverges_is_told_and_tried_again(tmp_path: Path, blobs: str, local_ray: None) -> None:
     report = run(tmp_path / "store", blobs, regimes=(RICH,), training=Training(epochs=3, rate=1e9))
     assert report.run_ids == ()
-    assert "smaller `lr`" in report.failed["alpha=1, seed 0"]
+    assert "reduce `lr`" in report.failed["alpha=1, seed 0"]
     assert open_store(str(tmp_path / "store")).sql("select count(*) as n from ablations").to_pylist() == [{"n": 0}]
 
 

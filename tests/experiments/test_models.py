@@ -1,4 +1,4 @@
-"""Models and tokenizers from references, and the scanned matrices found in them."""
+"""Models and tokenizers from references, and scanned matrices found in them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_longest_input_goes_through_the_model_and_no_longer_one(kind: str) -
         sizes["attention_window"] = 4
     if kind == "esm":
         sizes["mask_token_id"] = 4
-    padding = 1 if kind == "mpnet" else 3  # whose padding token is 1 whatever the configuration says
+    padding = 1 if kind == "mpnet" else 3  # its padding token is 1 for every configuration
     config = AutoConfig.for_model(kind, vocab_size=50, max_position_embeddings=24, pad_token_id=padding, **sizes)
     if kind == "esm":
         config.position_embedding_type = "absolute"
@@ -87,7 +87,7 @@ def test_a_view_writes_through_to_a_fused_and_turned_weight(tmp_path: Path) -> N
 def test_a_gguf_file_is_dequantised_as_the_scan_reads_it(smollm2: Path) -> None:
     target = open_target(str(smollm2), Selection(layers=(0,)))
     model = load_model(model_place(target.checkpoint))
-    model.config.architectures = None  # as the configuration says that is read from the file
+    model.config.architectures = None  # as in the configuration read from the file
     assert is_causal(model.config)
     assert longest_input(model.config, None) == 8192
     placed, unplaced = place_matrices(model, target.inventory.matrices)
@@ -104,7 +104,7 @@ def test_a_class_that_transformers_does_not_know_is_one_line_and_its_code_is_not
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     place = model_place(open_target(str(folder), Selection()).checkpoint)
-    with pytest.raises(ScannerError, match=r"does not know the class of .*never run \(no trust_remote_code\)"):
+    with pytest.raises(ScannerError, match=r"does not know the class of .*never run \(trust_remote_code is off\)"):
         load_model(place)
     assert not (tmp_path / "ran").exists()
 
@@ -113,7 +113,7 @@ def test_a_head_that_is_not_in_the_checkpoint_is_not_made_up(tmp_path: Path) -> 
     place = model_place(open_target(str(save(tmp_path, "bert", "features")), Selection()).checkpoint)
     with pytest.raises(ScannerError, match=r"has no .*: perplexity and KL divergence need a checkpoint"):
         load_model(place, head="causal")
-    with pytest.raises(ScannerError, match=r"has no classifier.*fine-tune it first"):
+    with pytest.raises(ScannerError, match=r"has no classifier.*fine-tune the model first"):
         load_model(place, head="classification")
 
 
@@ -123,7 +123,7 @@ def test_a_model_that_does_not_fit_onto_its_device_is_one_line(tmp_path: Path, m
 
     place = model_place(open_target(str(save(tmp_path, "llama")), Selection()).checkpoint)
     monkeypatch.setattr(PreTrainedModel, "to", full)
-    with pytest.raises(ScannerError, match="does not fit into the device's memory"):
+    with pytest.raises(ScannerError, match="does not fit into the memory of the device"):
         load_model(place)
 
 
@@ -148,9 +148,11 @@ def test_weights_without_a_tokenizer_say_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "t5"])
 def test_a_tokenizer_of_special_tokens_alone_is_none(tmp_path: Path, kind: str) -> None:
-    """What transformers makes of a folder without the files: the whole text would be unknown words."""
+    """transformers makes a tokenizer for a folder without its files, for which every word is unknown."""
     AutoConfig.for_model(kind).save_pretrained(tmp_path)
-    with pytest.raises(ScannerError, match=r"has no tokenizer .* its vocabulary is missing; put the tokenizer's files"):
+    with pytest.raises(
+        ScannerError, match=r"has no tokenizer .* its vocabulary is missing; put the files of the tokenizer"
+    ):
         load_tokenizer(ModelPlace(model="m", path=str(tmp_path)))
 
 
@@ -158,9 +160,9 @@ def test_a_role_or_layer_that_a_model_has_not_is_named_with_what_it_has(tmp_path
     folder = str(save(tmp_path, "gpt2"))
     with pytest.raises(ScannerError, match="no matrix with role 'mlp_gate': it has query, key"):
         open_target(folder, Selection(only=("mlp_gate",)))
-    with pytest.raises(ScannerError, match="no layer 7: they go up to 1"):
+    with pytest.raises(ScannerError, match="no layer 7: the last one is 1"):
         open_target(folder, Selection(layers=(7,)))
-    with pytest.raises(ScannerError, match="no embeddings"):
+    with pytest.raises(ScannerError, match="select no embeddings"):
         open_target(folder, Selection(embeddings=True))
 
 

@@ -1,4 +1,4 @@
-"""Small cuts of the runs in docs/findings.md: real models and real text, against numpy and transformers' own loss."""
+"""Small versions of the runs in docs/findings.md: real models and texts, compared with numpy and the loss of transformers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .calls import ablate, finetune, measure_activations, request, without_ray
 
 @pytest.fixture(scope="module")
 def sentences(reviews: Path) -> list[tuple[str, str]]:
-    """Sentences and labels of Rotten Tomatoes, classes alternating: the file has one after the other."""
+    """Sentences and labels of Rotten Tomatoes with alternating classes; in the file, one class follows the other."""
     with reviews.open(encoding="utf-8", newline="") as file:
         found = [(row["text"], row["label"]) for row in csv.DictReader(file) if row["source"] == "rotten_tomatoes"]
     classes = [[one for one in found if one[1] == label] for label in sorted({label for _, label in found})]
@@ -89,7 +89,7 @@ def test_overlaps_of_minilm_are_those_of_numpy(
 def test_removal_from_smollm2_is_what_transformers_says_of_a_rebuilt_model(
     smollm2: Path, running_text: Path, tmp_path: Path, in_process: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The actor's own replica is looked at afterwards: it takes long to load, and must be intact again.
+    # The model of the worker is used afterward: it is slow to load, and must be intact again.
     loaded: list[Any] = []
     monkeypatch.setattr(
         models, "load_model", lambda *given, **more: loaded.append(load_model(*given, **more)) or loaded[-1]

@@ -1,4 +1,4 @@
-"""Sets of singular values, and weights without them against an explicit U S~ V^T."""
+"""Sets of singular values, and weights without them compared with an explicit U S~ V^T."""
 
 from __future__ import annotations
 
@@ -152,6 +152,6 @@ def test_what_does_not_fit_beside_its_own_point_is_not_kept_and_later_points_mak
 
     whole = FactorCache(2 * one)
     assert [points(whole, up, 3), points(whole, down, 3), points(whole, up, 1)] == [2, 2, 2]
-    assert points(FactorCache(one), up, 3) == 1 + 3, "one of two is kept, whatever their order"
+    assert points(FactorCache(one), up, 3) == 1 + 3, "one of two is kept in every order"
     assert points(FactorCache(1), up, 3) == 3 * 2
     assert points(FactorCache(4 * one), placed, 3) == 4

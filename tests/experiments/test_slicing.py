@@ -1,4 +1,4 @@
-"""Leaving out directions around norms: against models whose weights are changed instead, and from the command to the table."""
+"""Removing directions at norms: compared with models whose weights are changed instead, and as a run with stored rows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PAIRS = Sequences(ids=TEXT.ids, types=tuple((np.arange(len(one)) > 9).astype(np.
 
 
 def model_of(kind: str, **more: Any) -> Any:
-    """A model with random weights, scales and biases; half of a norm's scales are negative."""
+    """A model with random weights, scales and biases; half of the scales of a norm are negative."""
     config = AutoConfig.for_model(kind, **({"vocab_size": VOCABULARY, "pad_token_id": 0} | more))
     torch.manual_seed(1)
     causal = kind not in ("bert", "deberta", "deberta-v2", "longformer", "t5", "xlnet")
@@ -77,7 +77,7 @@ def test_norms_taken_apart_are_the_norms_themselves(kind: str, count: int) -> No
     )
     norms = norms_of(model)
     assert len(norms) == count
-    for size in (3.0, 0.002):  # of small states the division's epsilon counts
+    for size in (3.0, 0.002):  # for small states the epsilon of the division matters
         states = size * (torch.randn(4, 16) + 0.3)
         for norm in norms.values():
             bias = getattr(norm.module, "bias", None)
@@ -108,7 +108,7 @@ def test_norms_of_queries_keys_and_positions_are_none_of_the_states() -> None:
 
 
 class _Repeated(torch.nn.Module):
-    """A norm that is given every state twice."""
+    """A norm that receives every state twice."""
 
     def __init__(self, norm: torch.nn.Module) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ def test_a_norm_without_a_state_for_each_token_stays_intact() -> None:
     for layer in model.model.layers:
         layer.input_layernorm = _Repeated(layer.input_layernorm)
         layer.post_attention_layernorm = _Repeated(layer.post_attention_layernorm)
-    with pytest.raises(ScannerError, match=r"no norm of .* one state for each token.*model\.norm\.norm \(3, 88, 16\)"):
+    with pytest.raises(ScannerError, match=r"no norm of .* one state per token.*model\.norm\.norm \(3, 88, 16\)"):
         bases(model, TEXT, Batches(0, 1000), "before")
 
 
@@ -135,11 +135,11 @@ def test_deciles_cover_every_direction_once() -> None:
     for width in (16, 576, 10, 3):
         covered = [index for decile in range(1, 11) for index in range(width)[decile_slice(width, decile)]]
         assert covered == list(range(width))
-    with pytest.raises(ValueError, match="deciles"):
+    with pytest.raises(ValueError, match="`decile` must be 1 to 10"):
         decile_slice(16, 11)
 
 
-#: As many sequences as tokens in the longest: rows and tokens of a batch cannot be told apart by their number.
+#: As many sequences as tokens in the longest, so that rows and tokens of a batch cannot be distinguished by their number.
 SQUARE = Sequences(ids=tuple(np.arange(length, dtype=np.int32) * 7 % 80 + 4 for length in (4, 5, 6, 7, 8, 8, 8, 8)))
 
 
@@ -162,7 +162,7 @@ def test_bases_are_eigenvectors_of_what_numpy_sees_without_padding(kind: str, te
     seen: dict[str, list[np.ndarray]] = {name: [] for name in found}
     norms = norms_of(model)
     assert {*found} == {*norms}
-    for index, ids in enumerate(text.ids):  # one by one: no padding, but the one that Longformer puts behind
+    for index, ids in enumerate(text.ids):  # one by one: no padding except for that which Longformer appends
         hooks = [
             norms[name].module.register_forward_pre_hook(
                 lambda _, given, name=name, ids=ids: seen[name].append(given[0].reshape(-1, 16)[: len(ids)].numpy())
@@ -250,11 +250,11 @@ def test_the_model_is_whole_again_afterwards_and_with_nothing_left_out(llama: An
 
 
 def test_too_few_tokens_and_no_norms_are_told(llama: Any) -> None:
-    with pytest.raises(ScannerError, match="10 tokens for a covariance of 16"):
+    with pytest.raises(ScannerError, match="needs at least 16 tokens, got 10"):
         bases(llama, Sequences(ids=(TEXT.ids[0][:10],)), Batches(0, 100), "before")
     bare = torch.nn.Linear(2, 2)
     bare.config = llama.config
-    with pytest.raises(ScannerError, match="nothing to slice"):
+    with pytest.raises(ScannerError, match="slicing needs one"):
         norms_of(bare)
 
 
@@ -296,18 +296,16 @@ def test_points_are_stored_and_never_computed_twice(tmp_path: Path, run: Callabl
 
 
 def test_what_cannot_be_done_is_told(run: Callable[..., Any]) -> None:
-    with pytest.raises(ScannerError, match="deciles 1 to 10"):
+    with pytest.raises(ScannerError, match="`deciles` must be 1 to 10"):
         run(deciles=(0,))
-    with pytest.raises(ScannerError, match="orders are"):
+    with pytest.raises(ScannerError, match="`order` must be"):
         run(orders=())
 
 
 def test_a_calibration_that_is_too_short_is_told_before_anything_runs(tmp_path: Path, in_process: list[Any]) -> None:
     checkpoint, text = save(tmp_path / "llama", "llama"), text_file(tmp_path)
     wanted = request(text=TextSource(reference=str(text)), tokens=150, window=8)
-    with pytest.raises(
-        ScannerError, match=r"^8 tokens for a covariance of 16 dimensions: at least as many are needed$"
-    ):
+    with pytest.raises(ScannerError, match=r"^a covariance of 16 dimensions needs at least 16 tokens, got 8$"):
         slicing(str(checkpoint), wanted, calibration_tokens=8, store=str(tmp_path / "store"))
     assert in_process == []
     assert not (tmp_path / "store").exists()

@@ -1,4 +1,4 @@
-"""Texts from files of every kind, their tokens, and what is wrong with those that do not serve."""
+"""Texts from files of every kind, their tokens, and errors for unsuitable files."""
 
 from __future__ import annotations
 
@@ -97,12 +97,12 @@ def test_any_other_file_is_one_running_text(tmp_path: Path) -> None:
         ("a.txt", b"caf\xe9", r"not UTF-8 \(byte 3\)"),
         ("a.csv", b"caf\xe9", "not UTF-8"),
         ("a.csv", b"text,label\n", "a.csv is empty"),
-        ("a.csv", b"text,label\nx\n", "line 2: not as many fields"),
+        ("a.csv", b"text,label\nx\n", "line 2: the number of fields differs"),
         ("a.csv", b"text,a,text\nx,1,y\n", "has two columns 'text'"),
-        ("a.csv", b"one,two\nx,y\n", "which column is the text[?] it has one, two"),
+        ("a.csv", b"one,two\nx,y\n", "no text column found among one, two"),
         ("a.jsonl", b'{"text": "x"}\n{', "line 2 is not JSON"),
-        ("a.jsonl", b"[1]", "line 1 is no object"),
-        ("a.jsonl", b'{"text": 1}', "column 'text' holds no text"),
+        ("a.jsonl", b"[1]", "line 1 is not a JSON object"),
+        ("a.jsonl", b'{"text": 1}', "column 'text' is not text"),
         ("a.jsonl", b'{"text": "x"}\n{"sentence": "y"}', "row 2 has no column 'text': it has sentence"),
         ("a.parquet", b"PAR1", "cannot be read as Parquet"),
     ],
@@ -117,14 +117,14 @@ def test_a_file_that_does_not_serve_is_one_line(tmp_path: Path, name: str, conte
 
 @pytest.mark.parametrize("column", ["text", "other", "label"])
 def test_half_a_character_is_named_with_its_row(tmp_path: Path, column: str) -> None:
-    """JSON can spell a lone surrogate, and a tokenizer does not take it."""
+    """JSON can contain an unpaired surrogate, which tokenizers reject."""
     path = write(tmp_path / "rows.jsonl", [{"text": "a", "other": "b", "label": "c"}] * 2)
     source = TextSource(reference=str(path), second="other")
     assert len(read_texts(source, labelled=True).items) == 2
     with path.open("a") as file:
         file.write("\n" + json.dumps({"text": "a", "other": "b", "label": "c"} | {column: "d\ud83d"}))
     with pytest.raises(
-        ScannerError, match=rf"row 3: column '{column}' holds half a character \(\\ud83d, a surr"
+        ScannerError, match=rf"row 3: column '{column}' has an unpaired surrogate \(\\ud83d\)"
     ) as raised:
         read_texts(source, labelled=True)
     assert "\n" not in str(raised.value)
@@ -134,7 +134,7 @@ def test_strings_of_parquet_that_are_not_utf_8_are_one_line(tmp_path: Path) -> N
     raw = pa.array([b"fine", b"caf\xe9"], pa.binary())
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"text": pa.StringArray.from_buffers(2, *raw.buffers()[1:])}), path)
-    with pytest.raises(ScannerError, match=r"rows\.parquet has a column of strings that are not UTF-8: .*$") as raised:
+    with pytest.raises(ScannerError, match=r"rows\.parquet has a string column that is not UTF-8: .*$") as raised:
         read_texts(TextSource(reference=str(path)))
     assert "\n" not in str(raised.value)
 
@@ -158,7 +158,7 @@ LABEL_FILES = [".jsonl", ".parquet"]
 
 
 def labelled(folder: Path, suffix: str, labels: list[object]) -> Path:
-    """A table with these labels, of whatever type."""
+    """A table with these labels, of any type."""
     return write(folder / f"rows{suffix}", [{"text": f"w{i}", "label": label} for i, label in enumerate(labels)])
 
 
@@ -185,7 +185,7 @@ def test_labels_are_the_same_however_they_are_stored(
 @pytest.mark.parametrize("cells", [[1.0, math.nan], [1.0, None], ["a", " "], ["a", ""]])
 def test_a_row_without_a_label_is_named(tmp_path: Path, suffix: str, cells: list[object]) -> None:
     path = labelled(tmp_path, suffix, cells)
-    with pytest.raises(ScannerError, match=r"row 2: no label$"):
+    with pytest.raises(ScannerError, match=r"row 2: column 'label' is empty$"):
         read_texts(TextSource(reference=str(path)), labelled=True)
 
 
@@ -201,7 +201,7 @@ def test_columns_labels_and_places_that_are_not_there_are_named(tmp_path: Path) 
         read_texts(TextSource(reference=path, column="words"))
     with pytest.raises(ScannerError, match="no row with kind=z"):
         read_texts(TextSource(reference=path, where=("kind", "z")))
-    with pytest.raises(ScannerError, match="two or more classes are needed, all are 'a'"):
+    with pytest.raises(ScannerError, match="two or more classes are needed, but all are 'a'"):
         _ = read_texts(TextSource(reference=path, label="kind", where=("kind", "a")), labelled=True).classes
     with pytest.raises(ScannerError, match="does not exist: give a file"):
         read_texts(TextSource(reference=str(tmp_path / "gone.txt")))
@@ -220,7 +220,7 @@ def test_a_data_set_of_the_hub_that_cannot_be_reached_is_one_line(monkeypatch: p
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    with pytest.raises(ScannerError, match=r"no file here, and as a data set of the Hub it cannot be read: no route$"):
+    with pytest.raises(ScannerError, match=r"is not a file, and cannot be read as a data set of the Hub: no route$"):
         read_texts(TextSource(reference="owner/name:config:test"))
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: iter([{"text": f"{a} {k}"}]))
     found = read_texts(TextSource(reference="owner/name:config:test"))
@@ -239,7 +239,7 @@ def test_of_a_data_set_of_the_hub_no_more_is_read_than_is_enough(monkeypatch: py
 
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: endless())
     source = TextSource(reference="owner/name")
-    assert len(read_texts(source, tokens=100).items) == 7  # 500 characters each, 32 are a token at most
+    assert len(read_texts(source, tokens=100).items) == 7  # 500 characters each, at most 32 per token
     assert len(read_texts(source, tokens=100, length=10).items) == 10
     assert len(read) == 17
 
@@ -264,11 +264,12 @@ def test_a_window_holds_more_than_special_tokens() -> None:
     pairs = Texts(name="t", items=("w0 w1 w2",), whole=False, seconds=("w3 w4",))
     for texts, special in ((novel, 2), (rows, 2), (pairs, 3)):
         for length in (1, 2, special):
-            said = f"`window` {length} has no room for text: the tokenizer adds {special} special tokens, a window of {special + 1}"
+            said = f"`window` {length} has no room for text: the tokenizer adds {special} special tokens, so give at least "
+            said += str(special + 1)
             with pytest.raises(ScannerError, match=said):
                 sequences(made, texts, length=length)
         assert {len(one) for one in sequences(made, texts, length=special + 1).ids} == {special + 1}
-    with pytest.raises(ScannerError, match=r"3 tokens in all are wanted of text t, and the tokenizer adds 3"):
+    with pytest.raises(ScannerError, match=r"`tokens` 3 is too small for text t: the tokenizer adds 3"):
         sequences(made, pairs, length=8, tokens=3)
 
 

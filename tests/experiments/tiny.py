@@ -1,4 +1,4 @@
-"""Tiny models with random weights and a tokenizer of whole words, saved as a user's checkpoint is."""
+"""Tiny models with random weights and a tokenizer of whole words, saved like checkpoints of users."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ CLASSES = {"causal": AutoModelForCausalLM, "features": AutoModel, "classificatio
 
 
 def tokenizer(*, padding: bool = True, special: bool = False) -> PreTrainedTokenizerFast:
-    """A word a token; with `special`, texts come between [CLS] and [SEP]."""
+    """One token per word; with `special`, texts are between [CLS] and [SEP]."""
     vocabulary = {word: index for index, word in enumerate([*SPECIAL, *WORDS])}
     made = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -133,7 +133,7 @@ def tokenizer(*, padding: bool = True, special: bool = False) -> PreTrainedToken
 
 
 def save(folder: Path, kind: str, head: str = "causal", *, padding: bool = True, seed: int = 0, **more: Any) -> Path:
-    """A checkpoint with its tokenizer; weights are larger than a fresh model's, so that predictions are far from uniform."""
+    """A checkpoint with its tokenizer; weights are larger than those of a new model, so that predictions are far from uniform."""
     special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     config = AutoConfig.for_model(kind, **({"vocab_size": VOCABULARY} | special | CONFIGS[kind] | more))
     torch.manual_seed(seed)
@@ -150,20 +150,20 @@ def save(folder: Path, kind: str, head: str = "causal", *, padding: bool = True,
 
 
 def words(count: int, seed: int = 0) -> str:
-    """A text of so many words."""
+    """A text of `count` words."""
     drawn = random.Random(seed)
     return " ".join(drawn.choices(WORDS, k=count))
 
 
 def text_file(folder: Path, count: int = 200, seed: int = 0) -> Path:
-    """A running text."""
+    """A continuous text."""
     path = folder / "text.txt"
     path.write_text(words(count, seed), "utf-8")
     return path
 
 
 def table_file(folder: Path, count: int = 24, name: str = "table.csv") -> Path:
-    """Sentences of different lengths with a label that their first word tells."""
+    """Sentences of different lengths whose label is given by their first word."""
     lines = ["text,label"]
     for row in range(count):
         label = row % 2

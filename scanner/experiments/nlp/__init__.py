@@ -1,1 +1,1 @@
-"""What experiments on language models share: models, texts, tokens, measures, and interventions on weights and activations."""
+"""Code shared by experiments on language models: models, texts, tokens, measures, changes of weights and activations."""

@@ -1,4 +1,4 @@
-"""Accuracy on labelled texts: by a checkpoint's own classifier, by the answers of a language model, or by a probe on features."""
+"""Accuracy on labeled texts: of the classifier of a checkpoint, of the answers of a language model, or of a linear probe."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from scanner.experiments.nlp.labels import Examples
 from scanner.experiments.nlp.texts import Texts, is_integer
 from scanner.experiments.nlp.tokens import Batch, Batches, Ids, Sequences
 
-#: Strength of the probe's penalty on standardised features.
+#: Ridge penalty of the probe, on standardized features.
 RIDGE = 10.0
-#: Classes that are named in a message.
+#: Largest number of classes listed in a message.
 _LISTED = 20
 
 
 def labels_of(texts: Texts, names: Sequence[str] | None = None) -> NDArray[np.int64]:
-    """The class of each text as an index into the sorted classes, or into the `names` of a classifier's.
+    """Return the class of each text as an index into the sorted classes, or into `names`, the classes of a classifier.
 
-    Labels are such names, in whatever case if that is no matter of doubt, or else their indices.
+    With `names`, labels are either names (case is ignored where this is unambiguous) or indices.
 
     Raises:
-        ScannerError: fewer than two classes, or labels that are neither names of the classifier's classes nor their indices.
+        ScannerError: there are fewer than two classes, or labels are neither names nor indices of the classes of the classifier.
     """
     classes = texts.classes
     if names is None:
@@ -38,14 +38,14 @@ def labels_of(texts: Texts, names: Sequence[str] | None = None) -> NDArray[np.in
         order = _named(classes, names) or _numbered(classes, len(names))
     if order is None:
         raise ScannerError(
-            f"{printable(texts.name)}: labels ({_listed(classes)}) are neither names of the classes of the model's classifier "
-            f"({_listed(names or ())}) nor their indices from 0: name a column of such labels with `label`"
+            f"{printable(texts.name)}: labels ({_listed(classes)}) are neither classes of the classifier of the model "
+            f"({_listed(names or ())}) nor their indices from 0: give the column of such labels as `label`"
         )
     return np.array([order[label] for label in texts.labels], dtype=np.int64)
 
 
 def _named(classes: Sequence[str], names: Sequence[str]) -> dict[str, int] | None:
-    """The index of each class in `names`; None if not every class is one of them, or which one is in doubt."""
+    """Return the index of each class in `names`; None if a class is missing or ambiguous."""
     for form in (str, str.casefold):
         index = {form(name): number for number, name in enumerate(names)}
         formed = [form(name) for name in classes]
@@ -55,7 +55,7 @@ def _named(classes: Sequence[str], names: Sequence[str]) -> dict[str, int] | Non
 
 
 def _numbered(classes: Sequence[str], count: int) -> dict[str, int] | None:
-    """The classes as the indices that they are; None if not every class is one, from 0 up to `count`."""
+    """Return the classes as integers; None if one is not an integer from 0 to `count` - 1."""
     if not all(is_integer(name) and 0 <= int(name) < count for name in classes):
         return None
     return {name: int(name) for name in classes}
@@ -67,32 +67,32 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _right(found: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """1 where the largest of a row is that of its label, else 0; NaN where one is: no class is the largest there."""
+    """Return 1 where the label has the largest value of its row, else 0; NaN for rows that contain NaN."""
     return np.where(np.isnan(found).any(axis=1), np.nan, found.argmax(axis=1) == labels)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Classifier:
-    """Share of examples that the checkpoint's own classifier gets right."""
+    """Accuracy of the classifier of the checkpoint."""
 
     examples: Examples
     metric: str = "accuracy"
 
     @property
     def tokens(self) -> int:
-        """Tokens of all examples."""
+        """Number of tokens of all examples."""
         return self.examples.tokens
 
     @property
     def units(self) -> int:
-        """Examples."""
+        """Number of examples."""
         return len(self.examples)
 
     def prepare(self, model: Any, batches: Batches) -> None:
-        """Nothing has to be remembered."""
+        """Do nothing: the intact model is not needed."""
 
     def scores(self, model: Any, prepared: Any, batches: Batches) -> Scores:
-        """1 for every example that is right, else 0."""
+        """Score each example 1 if its prediction is correct, else 0."""
         right = np.zeros(self.units)
 
         def compute(batch: Batch, indices: list[int]) -> None:
@@ -106,9 +106,10 @@ class Classifier:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Share of examples for which a language model finds the right answer likelier than the others.
+    """Accuracy of a language model that chooses the most likely answer.
 
-    `ids` are the prompts, `answers` the tokens of each class's answer; the likelihood is that of all of an answer's tokens.
+    `ids` are the prompts and `answers` the tokens of the answer for each class. The likelihood of an answer is that of all its
+    tokens.
     """
 
     ids: tuple[Ids, ...]
@@ -118,19 +119,19 @@ class Choice:
 
     @property
     def tokens(self) -> int:
-        """Tokens of all prompts."""
+        """Number of tokens of all prompts."""
         return sum(map(len, self.ids))
 
     @property
     def units(self) -> int:
-        """Examples."""
+        """Number of examples."""
         return len(self.ids)
 
     def prepare(self, model: Any, batches: Batches) -> None:
-        """Nothing has to be remembered."""
+        """Do nothing: the intact model is not needed."""
 
     def scores(self, model: Any, prepared: Any, batches: Batches) -> Scores:
-        """1 for every example that is right, else 0; of equally likely answers the first counts."""
+        """Score each example 1 if its prediction is correct, else 0; the first of equally likely answers is chosen."""
         likelihood = np.zeros((self.units, len(self.answers)))
         whole = Sequences(ids=tuple(np.concatenate([prompt, answer]) for prompt in self.ids for answer in self.answers))
 
@@ -150,11 +151,11 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """Share of examples that a linear classifier on the model's features gets right.
+    """Accuracy of a linear classifier on features of the model.
 
-    Features are the last hidden states averaged over tokens. The classifier (ridge regression on the classes' indicators,
-    standardised features) is fitted once, on the intact model and every other example of each class, the first of them included;
-    the rest is what counts.
+    Features are the last hidden states averaged over tokens. The classifier (ridge regression of class indicators on standardized
+    features) is fitted once, on features of the intact model for every other example of each class, starting with the first.
+    Accuracy is measured on the remaining examples.
     """
 
     examples: Examples
@@ -162,16 +163,16 @@ class Probe:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the examples that count."""
+        """Number of tokens of the test examples."""
         return self._half(1).tokens
 
     @property
     def units(self) -> int:
-        """Examples that count."""
+        """Number of test examples."""
         return len(self._half(1))
 
     def prepare(self, model: Any, batches: Batches) -> torch.Tensor:
-        """The classifier: mean and scale of the features and weights, (3 + classes) x features with the intercepts in a column."""
+        """Fit the classifier on the intact model; returns its weights (features + 1, classes), intercepts in the last row."""
         chosen = self._half(0)
         features = self._features(model, chosen, batches)
         require_finite(self.metric, float(features.sum()), model)
@@ -185,13 +186,13 @@ class Probe:
         return torch.cat([weights / scale[:, None], intercept[None]])
 
     def scores(self, model: Any, prepared: torch.Tensor, batches: Batches) -> Scores:
-        """1 for every example that counts and is right, else 0."""
+        """Score each test example 1 if its prediction is correct, else 0."""
         chosen = self._half(1)
         found = self._features(model, chosen, batches) @ prepared[:-1] + prepared[-1]
         return Scores(sums=_right(found.numpy(), chosen.labels), weights=np.ones(len(chosen)))
 
     def _half(self, which: int) -> Examples:
-        """Examples that the classifier is fitted on (0) or that count (1), by turns within each class."""
+        """Return the examples for fitting (0) or testing (1), which alternate within each class."""
         labels = self.examples.labels
         turn = np.zeros(len(labels), dtype=np.int64)
         for label in np.unique(labels):
@@ -200,14 +201,14 @@ class Probe:
         return self.examples.taken(np.flatnonzero(turn == which).tolist())
 
     def _features(self, model: Any, chosen: Examples, batches: Batches) -> torch.Tensor:
-        """(examples, features) in float64 on the CPU."""
+        """Return the features, (examples, features), in float64 on the CPU."""
         found: list[torch.Tensor] = [torch.empty(0)] * len(chosen)
 
         def compute(batch: Batch, indices: list[int]) -> None:
             inputs = batch.inputs(model)
             layers = getattr(model(**inputs, output_hidden_states=True), "hidden_states", None)
             if layers is None:
-                raise ScannerError(f"{type(model).__name__} shows no hidden states: a probe has no features")
+                raise ScannerError(f"{type(model).__name__} returns no hidden states, which a probe needs as features")
             states = layers[-1].double()
             mask = inputs["attention_mask"].double()[:, :, None]
             mean = (states * mask).sum(dim=1) / mask.sum(dim=1)

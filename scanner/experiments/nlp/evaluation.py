@@ -1,7 +1,7 @@
-"""What a model is worth on a text: perplexity, and how far its predictions are from those of the intact model.
+"""Measures of a model on a text: perplexity, and the divergence of its predictions from those of the intact model.
 
-A measure is a small picklable object. `prepare(model)` is called once on the intact model, on every worker; `scores(model,
-prepared)` returns sums over independent units (windows, examples), and `summarize` turns these into a value with its error.
+A measure is a small picklable object. `prepare(model)` is called once per worker, with the intact model. `scores(model, prepared)`
+returns sums over independent units (windows or examples), which `summarize` turns into a value and its standard error.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from scanner.errors import ScannerError
 from scanner.experiments.nlp.tokens import Batch, Batches, Ids, Sequences
 
 FloatArray = NDArray[np.float64]
-#: Tokens that are enough to see whether a model looks ahead.
+#: Number of tokens with which `require_causal` tests a model.
 _LOOKED_AT = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Per unit (a window, an example): the `sums` of what is measured over `weights` tokens or examples. Arrays of one length."""
+    """The measured `sums` over `weights` tokens or examples; both (units,), where a unit is a window or an example."""
 
     sums: FloatArray
     weights: FloatArray
@@ -34,8 +34,8 @@ class Scores:
 class Summary:
     """One measured point.
 
-    `stderr` is the standard error of `delta`, from the differences unit by unit (the same windows or examples were measured on
-    the intact model); without a baseline that of `value`. NaN for a single unit.
+    `stderr` is the standard error of `delta`, from the differences unit by unit: the intact model was measured on the same windows
+    or examples. Without a baseline it is the standard error of `value`. It is NaN for a single unit.
     """
 
     value: float
@@ -44,7 +44,7 @@ class Summary:
 
 
 class Measure(Protocol):
-    """Something to be measured on a model, with the tokens it is measured on."""
+    """A quantity that is measured on a model, with the tokens it is measured on."""
 
     @property
     def metric(self) -> str:
@@ -52,25 +52,25 @@ class Measure(Protocol):
 
     @property
     def tokens(self) -> int:
-        """Tokens that are scored (examples' tokens for accuracy)."""
+        """Number of scored tokens (for accuracy: tokens of the examples)."""
 
     @property
     def units(self) -> int:
-        """Windows or examples."""
+        """Number of windows or examples."""
 
     def prepare(self, model: Any, batches: Batches) -> Any:
-        """What has to be remembered of the intact model; None if nothing."""
+        """Return what `scores` needs from the intact model; None if it needs nothing."""
 
     def scores(self, model: Any, prepared: Any, batches: Batches) -> Scores:
-        """The measurement."""
+        """Measure a model."""
 
 
 def summarize(metric: str, scores: Scores, baseline: Scores | None = None) -> Summary:
-    """Value, difference from the baseline and standard error of one measurement.
+    """Return the value, the difference from the baseline, and the standard error of a measurement.
 
-    With m = sum of `sums` / sum of `weights`, the value is exp(m) for perplexity and m else. The error is that of a ratio of
-    sums: unit w contributes g'(m) (s_w - m n_w) / N, minus the same of the baseline, N = sum of n_w; the variance is
-    W / (W - 1) times the sum of their squares (linearisation; Cochran, Sampling Techniques, sec. 6.3).
+    With m = sum of `sums` / sum of `weights`, the value is exp(m) for perplexity and m otherwise. The standard error is that of a
+    ratio of sums: unit w contributes g'(m) (s_w - m n_w) / N, minus the same for the baseline, with N = sum of n_w, and the
+    variance is W / (W - 1) times the sum of the squared contributions (linearization; Cochran, Sampling Techniques, sec. 6.3).
     """
     value, influence = _estimate(metric, scores)
     reference = 0.0
@@ -78,7 +78,7 @@ def summarize(metric: str, scores: Scores, baseline: Scores | None = None) -> Su
         reference, of_baseline = _estimate(metric, baseline)
         influence = influence - of_baseline
     count = len(influence)
-    # hypot: the squares of a ruined model's perplexities may be beyond float64 where their root is not.
+    # hypot: the squared perplexities of a damaged model may overflow float64 although their root does not.
     stderr = math.sqrt(count / (count - 1)) * math.hypot(*influence) if count > 1 else math.nan
     return Summary(value=value, delta=value - reference if baseline is not None else 0.0, stderr=stderr)
 
@@ -89,30 +89,30 @@ def _estimate(metric: str, scores: Scores) -> tuple[float, FloatArray]:
     influence = (scores.sums - mean * scores.weights) / total
     if metric != "perplexity":
         return mean, influence
-    if not mean < 700.0:  # beyond it float64 has no number for the value, nor for its error
+    if not mean < 700.0:  # otherwise exp, and with it the error, overflows float64
         return math.inf if mean == mean else math.nan, np.full_like(influence, math.nan)
     return math.exp(mean), influence * math.exp(mean)
 
 
 def require_finite(metric: str, value: float, model: Any) -> None:
-    """Nothing can be compared with what is no number.
+    """Check that a value measured on a model is finite, so that others can be compared with it.
 
     Raises:
-        ScannerError: `value`, measured on `model`, is NaN or infinite.
+        ScannerError: `value` is NaN or infinite.
     """
     if math.isfinite(value):
         return
-    what = "not a number" if math.isnan(value) else "larger than any number"
+    what = "not a number" if math.isnan(value) else "infinite"
     narrow = getattr(model, "dtype", None) == torch.float16
-    why = "float16 overflow? try `dtype` float32" if narrow else "the model overflows, or its weights hold no numbers"
-    raise ScannerError(f"its {metric} is {what}: {why}")
+    why = "float16 may overflow, try `dtype` float32" if narrow else "the model overflows, or its weights contain NaN"
+    raise ScannerError(f"the {metric} of the model is {what}: {why}")
 
 
 def require_causal(metric: str, model: Any, windows: Windows) -> None:
-    """Whether a model's predictions depend on nothing that stands behind them: the name of its class does not tell in every case.
+    """Check that no prediction depends on later tokens. The name of the class of a model does not always show this.
 
     Raises:
-        ScannerError: another last token changes what is predicted before it.
+        ScannerError: changing the last token changes earlier predictions.
     """
     ids = windows.ids[0][:_LOOKED_AT].astype(np.int64)
     other = ids.copy()
@@ -122,22 +122,22 @@ def require_causal(metric: str, model: Any, windows: Windows) -> None:
             model(**Batch(ids=one, mask=torch.ones_like(one)).inputs(model)).logits[0, :-1].float()
             for one in (torch.from_numpy(both)[None] for both in (ids, other))
         )
-    largest = float(first.abs().max())  # one that is no number is told of where it is measured
+    largest = float(first.abs().max())  # NaN is reported by the measurement
     rounding = max(1e-4, 4 * torch.finfo(model.dtype).eps)
     if math.isfinite(largest) and not torch.allclose(first, second, rtol=0.0, atol=rounding * largest):
         raise ScannerError(
-            f"{type(model).__name__} sees the tokens that it predicts (another last token changes what it says before): {metric} "
-            "needs a causal language model"
+            f"{type(model).__name__} sees the tokens that it predicts (changing the last token changes earlier predictions): "
+            f"{metric} needs a causal language model"
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Windows(Sequences):
-    """A running text in strided windows.
+    """A continuous text in strided windows.
 
-    Of a window's tokens the last `scored[w]` are predicted, with all before them in the window as context. No token is predicted
-    twice; the first of the text is not, nor, without overlap (`stride` = `length`), the first of any window: nothing stands before
-    it.
+    The last `scored[w]` tokens of window w are predicted, with all earlier tokens of the window as context. No token is predicted
+    twice. The first token of the text is not predicted, because it has no context; without overlap (`stride` = `length`), neither
+    is the first token of any window.
     """
 
     scored: tuple[int, ...]
@@ -146,15 +146,15 @@ class Windows(Sequences):
 
     @classmethod
     def cut(cls, ids: Ids, *, length: int, stride: int | None = None) -> Windows:
-        """Cut a text into windows of `length` tokens, each beginning `stride` tokens after the one before (None: `length`).
+        """Cut a text into windows of `length` tokens that start `stride` tokens apart (None: `length`).
 
         Raises:
-            ScannerError: fewer tokens than one window has, or a stride that is none.
+            ScannerError: the text has fewer than `length` tokens, or `length` or `stride` is out of range.
         """
         stride = length if stride is None else stride
         if not 1 <= stride <= length or length < 2:
             raise ScannerError(
-                f"a window of {length} tokens with stride {stride}: 1 <= stride <= window is needed, window >= 2"
+                f"`window` must be at least 2 and `stride` between 1 and `window`, got window {length} and stride {stride}"
             )
         if len(ids) < length:
             raise ScannerError(
@@ -162,7 +162,7 @@ class Windows(Sequences):
             )
         pieces: list[Ids] = []
         scored: list[int] = []
-        done = 1  # the first token has nothing before it
+        done = 1  # the first token has no context
         for start in range(0, len(ids), stride):
             end = min(start + length, len(ids))
             fresh = end - max(done, start + 1)
@@ -177,23 +177,23 @@ class Windows(Sequences):
 
 @dataclass(frozen=True, kw_only=True)
 class Perplexity:
-    """exp of the mean negative log likelihood of a token, over strided windows."""
+    """exp of the mean negative log likelihood per token, over strided windows."""
 
     windows: Windows
     metric: str = "perplexity"
 
     @property
     def tokens(self) -> int:
-        """Predicted tokens."""
+        """Number of predicted tokens."""
         return sum(self.windows.scored)
 
     @property
     def units(self) -> int:
-        """Windows."""
+        """Number of windows."""
         return len(self.windows)
 
     def prepare(self, model: Any, batches: Batches) -> None:
-        """Nothing has to be remembered.
+        """Check that the model is causal; nothing else is needed from the intact model.
 
         Raises:
             ScannerError: the model sees the tokens that it predicts.
@@ -201,7 +201,7 @@ class Perplexity:
         require_causal(self.metric, model, self.windows)
 
     def scores(self, model: Any, prepared: Any, batches: Batches) -> Scores:
-        """Negative log likelihood per window, in nats."""
+        """Return the negative log likelihood per window, in nats."""
         sums = np.zeros(self.units)
 
         def compute(batch: Batch, indices: list[int]) -> None:
@@ -220,10 +220,10 @@ class Perplexity:
 
 @dataclass(frozen=True, kw_only=True)
 class Divergence:
-    """Mean Kullback-Leibler divergence KL(intact || changed) of the next token's distribution, in nats a token.
+    """Mean Kullback-Leibler divergence KL(intact || changed) of the next-token distribution, in nats per token.
 
-    Of the intact model the states that enter its head are remembered, not the distributions: these are hundreds of times as large,
-    and the head makes them again.
+    `prepare` keeps the states that enter the output head of the intact model, not the distributions, which are hundreds of times
+    as large; the head computes them again from the states.
     """
 
     windows: Windows
@@ -231,20 +231,20 @@ class Divergence:
 
     @property
     def tokens(self) -> int:
-        """Positions whose predictions are compared."""
+        """Number of positions whose predictions are compared."""
         return sum(self.windows.scored)
 
     @property
     def units(self) -> int:
-        """Windows."""
+        """Number of windows."""
         return len(self.windows)
 
     def prepare(self, model: Any, batches: Batches) -> list[torch.Tensor]:
-        """The states that enter the head, (scored, hidden) per window.
+        """Return the states that enter the output head, (scored, hidden) per window.
 
         Raises:
-            ScannerError: a model whose output is not its head applied to these states (logits scaled or capped afterwards), or one
-                that sees the tokens that it predicts.
+            ScannerError: the model has no output head, changes its logits after the head (scales or caps them), or sees the tokens
+                that it predicts.
         """
         require_causal(self.metric, model, self.windows)
         states: list[torch.Tensor] = [torch.empty(0)] * self.units
@@ -263,7 +263,7 @@ class Divergence:
                 require_finite(self.metric, float(logits[row, part].double().sum()), model)
                 if not torch.allclose(head(states[index][-1:]), logits[row, part][-1:], rtol=1e-3, atol=1e-3):
                     raise ScannerError(
-                        f"{type(model).__name__} changes its logits after the output head: KL divergence is not measured for it"
+                        f"{type(model).__name__} changes its logits after the output head: KL divergence cannot be measured"
                     )
 
         try:
@@ -274,7 +274,7 @@ class Divergence:
         return states
 
     def scores(self, model: Any, prepared: list[torch.Tensor], batches: Batches) -> Scores:
-        """Summed divergence per window, in nats."""
+        """Return the summed divergence per window, in nats."""
         sums = np.zeros(self.units)
         head = model.get_output_embeddings()
 
@@ -291,6 +291,6 @@ class Divergence:
         return Scores(sums=sums, weights=np.array(self.windows.scored, dtype=np.float64))
 
     def _part(self, index: int) -> slice:
-        """The positions of a window whose predictions count."""
+        """Return the positions of a window whose predictions are compared."""
         length, scored = len(self.windows.ids[index]), self.windows.scored[index]
         return slice(length - scored - 1, length - 1)

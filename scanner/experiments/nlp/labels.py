@@ -1,4 +1,4 @@
-"""Labelled texts as a classifier sees them: token sequences with the number of their class, split into training and test."""
+"""Labeled texts as input of a classifier: token sequences with class indices, split into training and test examples."""
 
 from __future__ import annotations
 
@@ -18,58 +18,59 @@ from scanner.experiments.nlp.tokens import Sequences, marked
 
 Integers = NDArray[np.int64]
 
-#: The split is the same for every seed of a fine-tuning: what differs is the head, dropout and the order of examples.
+#: The split does not depend on the seed of a fine-tuning; the head, dropout and the order of the examples do.
 _SPLIT_SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Examples(Sequences):
-    """Token sequences with the index of the class of each."""
+    """Token sequences and the class index of each."""
 
     labels: Integers
 
     def taken(self, indices: Sequence[int]) -> Examples:
-        """Some of them, in this order."""
+        """Return the selected examples in this order."""
         part = self.part(indices)
         return Examples(ids=part.ids, types=part.types, labels=self.labels[list(indices)])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """A classification task, ready for a model."""
+    """A tokenized classification task."""
 
     name: str
     classes: tuple[str, ...]
     train: Examples
     test: Examples
     padding: int
-    """The token that fills up sequences."""
+    """Padding token."""
     digest: str
-    """SHA-256 of all of this but the name: texts, labels, tokenizer, length and split decide it."""
+    """SHA-256 of everything except the name; depends on texts, labels, tokenizer, length and split."""
     dropped: int
-    """Texts that stand in the test part, too, and were therefore left out of training."""
+    """Number of texts left out of training because they are also in the test part."""
 
     @property
     def majority(self) -> float:
-        """The accuracy of always naming the class that is commonest in the test part."""
+        """Accuracy of always predicting the most frequent class of the test part."""
         return float(np.bincount(self.test.labels, minlength=len(self.classes)).max() / len(self.test))
 
 
 def prepare(texts: Texts, tokenizer: Any, *, length: int, test_share: float, examples: int | None = None) -> Dataset:
-    """Split labelled texts and make token sequences of them.
+    """Split labeled texts into training and test examples and tokenize them.
 
-    Of every class the same share goes to the test part, drawn with a fixed seed; of the rest `examples` are drawn for training. A
-    text (or pair) that is in the test part is not trained on, however often it stands in the file.
+    The test part holds the same share of every class, drawn with a fixed seed; `examples` of the others are drawn for training. A
+    text (or pair) in the test part is not used for training, even if the file contains it several times.
 
     Args:
-        texts: with a label each.
-        tokenizer: of the model that is trained.
-        length: longest sequence; longer texts are cut at their end, of pairs the longer one.
-        test_share: of all texts, between 0 and 1.
-        examples: for training at most; None: all that are left.
+        texts: labeled texts.
+        tokenizer: tokenizer of the model that is trained.
+        length: longest sequence, in tokens. Longer texts are truncated at the end; of a pair, the longer text.
+        test_share: share of all texts in the test part, between 0 and 1.
+        examples: largest number of training examples; None: all remaining texts.
 
     Raises:
-        ScannerError: fewer than two classes, a class with a single text, nothing left to train on, or no padding token.
+        ScannerError: there are fewer than two classes, a class has a single text, the training part has fewer than two classes,
+            or the tokenizer has no padding token.
     """
     classes = texts.classes
     padding = padding_token(tokenizer, texts.name)
@@ -81,8 +82,8 @@ def prepare(texts: Texts, tokenizer: Any, *, length: int, test_share: float, exa
     chosen = fresh if examples is None else fresh[:examples]
     if len({int(labels[index]) for index in chosen}) < 2:
         raise ScannerError(
-            f"{printable(texts.name)}: {len(chosen)} examples to train on hold fewer than two classes: more `examples` or a "
-            "smaller `test_share`"
+            f"{printable(texts.name)}: the {len(chosen)} training examples have fewer than two classes: increase `examples` or "
+            "reduce `test_share`"
         )
     trained, tested = (encoded(texts, labels, part, tokenizer, length, padding) for part in (chosen, test))
     content = hashlib.sha256(repr((classes, padding)).encode())
@@ -102,9 +103,9 @@ def prepare(texts: Texts, tokenizer: Any, *, length: int, test_share: float, exa
 
 
 def padding_token(tokenizer: Any, model: str) -> int:
-    """The token that fills up sequences of a batch: the tokenizer's own, else the one that ends a text.
+    """Return the padding token of the tokenizer, or else its end-of-text token.
 
-    A decoder's classifier reads the last token that is no padding, so that not any token will do.
+    The classifier of a decoder reads the last token that is not padding, so the choice of the token matters.
 
     Raises:
         ScannerError: the tokenizer has neither.
@@ -114,8 +115,8 @@ def padding_token(tokenizer: Any, model: str) -> int:
         if isinstance(value, int):
             return value
     raise ScannerError(
-        f"the tokenizer for {printable(model)} has no padding token and none that ends a text: name one as pad_token in the "
-        "checkpoint's tokenizer_config.json"
+        f"the tokenizer for {printable(model)} has neither a padding nor an end-of-text token: set pad_token in the "
+        "tokenizer_config.json of the checkpoint"
     )
 
 
@@ -124,7 +125,7 @@ def _key(texts: Texts, index: int) -> tuple[str, str]:
 
 
 def _split(texts: Texts, labels: Integers, classes: tuple[str, ...], test_share: float) -> tuple[list[int], list[int]]:
-    """Indices for training and for testing, each in random order."""
+    """Return the indices for training and for testing, each in random order."""
     generator = np.random.default_rng(_SPLIT_SEED)
     train: list[int] = []
     test: list[int] = []
@@ -132,8 +133,8 @@ def _split(texts: Texts, labels: Integers, classes: tuple[str, ...], test_share:
         mine = generator.permutation(np.flatnonzero(labels == index))
         if len(mine) < 2:
             raise ScannerError(
-                f"{printable(texts.name)}: label {printable(name)!r} stands at a single text: a class needs one to train on and "
-                "one to test (are these labels classes?)"
+                f"{printable(texts.name)}: label {printable(name)!r} has a single text, but a class needs one for training and "
+                "one for testing (are these labels classes?)"
             )
         count = min(len(mine) - 1, max(1, round(test_share * len(mine))))
         test += mine[:count].tolist()
@@ -144,9 +145,10 @@ def _split(texts: Texts, labels: Integers, classes: tuple[str, ...], test_share:
 def encoded(
     texts: Texts, labels: Integers, chosen: Sequence[int], tokenizer: Any, length: int, padding: int
 ) -> Examples:
-    """The chosen texts or pairs as sequences of at most `length` tokens: longer ones lose their end, of pairs the longer text its.
+    """Tokenize the chosen texts or pairs to at most `length` tokens; longer texts are truncated at the end, of a pair the longer.
 
-    Special tokens stay where they belong, and what a text spells is none; a text without a token becomes one of padding.
+    The special tokens of the tokenizer are kept. Special tokens spelled out in a text are treated as ordinary text. A text without
+    any token becomes one padding token.
     """
     limit = CHARACTERS_PER_TOKEN * length
     spelt, pairs = _special(tokenizer), bool(texts.seconds)
@@ -161,10 +163,10 @@ def encoded(
 
 
 def _special(tokenizer: Any) -> re.Pattern[str]:
-    """What finds the first character of every special token in a text: with a blank behind it the token is ordinary pieces.
+    """Return a pattern for the first character of every special token: a space after it makes the token ordinary text.
 
-    `split_special_tokens` of the tokenizers does not do: to T5's kind `</s>` is a piece of the vocabulary as well, which they find
-    all the same. A single character cannot be split.
+    `split_special_tokens` of the tokenizers is not sufficient: in vocabularies like that of T5, `</s>` is an ordinary piece as
+    well and is still found. Special tokens of a single character cannot be split.
     """
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
     names = {*tokenizer.all_special_tokens, *(str(token) for token in added if token.special)}

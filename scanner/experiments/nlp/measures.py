@@ -1,4 +1,4 @@
-"""From what a user asks for (a metric and a text) to a measure with its tokens, and the parameters that identify it."""
+"""Create a measure and its tokens from options (a metric and a text), with the parameters that identify it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from scanner.experiments.nlp.tokens import Ids, Sequences, affixes, encode, padd
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """A measure ready to be sent to actors, the head that a model needs for it, and what identifies it."""
+    """A measure that can be sent to workers, the head that a model needs for it, and the parameters that identify it."""
 
     measure: Measure
     head: Head
@@ -38,19 +38,17 @@ class Measurement:
     dataset: str
     parameters: dict[str, object]
     config: Any
-    """The model's configuration."""
+    """Configuration of the model."""
     tokenizer: Any
-    """The model's tokenizer."""
+    """Tokenizer of the model."""
 
     @property
     def described(self) -> str:
-        """What is measured on what, for the user: how a text was cut, how many tokens or examples count."""
+        """One line for the user: the metric, the data, the windows, and the number of tokens or examples."""
         measure, cut = self.measure, self.parameters
         on = f"{measure.metric} on {printable(self.dataset)}"
         if measure.metric == "accuracy":
-            found = (
-                f"{on}: {measure.units:,} examples that count, {cut['window']} tokens of each at most ({cut['kind']})"
-            )
+            found = f"{on}: {measure.units:,} test examples, at most {cut['window']} tokens each ({cut['kind']})"
             answers = cut.get("answers")
             if not isinstance(answers, dict):
                 return found
@@ -59,16 +57,16 @@ class Measurement:
 
 
 def measurement(place: ModelPlace, wanted: MeasureOptions) -> Measurement:
-    """Read and tokenise the text of a request.
+    """Read and tokenize the text that the options name.
 
     Raises:
-        ScannerError: a model that the metric does not fit, or a text that does not serve.
+        ScannerError: the metric cannot be measured on the model, or the text is not suitable.
     """
     if wanted.metric not in METRICS:
-        raise ScannerError(f"unknown metric {wanted.metric!r}: it is one of {', '.join(METRICS)}")
+        raise ScannerError(f"unknown `metric` {wanted.metric!r}: choose from {', '.join(METRICS)}")
     labelled = wanted.metric == "accuracy"
     if wanted.second is not None and not labelled:
-        raise ScannerError(f"{wanted.metric} is of one running text: leave `second` out (accuracy reads pairs)")
+        raise ScannerError(f"{wanted.metric} reads one continuous text: omit `second` (only accuracy reads pairs)")
     texts = read_texts(wanted.source(), labelled=labelled, tokens=None if labelled else wanted.tokens)
     config, tokenizer = load_config(place), load_tokenizer(place)
     longest = longest_input(config, tokenizer)
@@ -94,15 +92,15 @@ def _language(
     if not is_causal(config):
         otherwise = "" if _is_pair(config) else "; `metric` accuracy does not"
         raise ScannerError(
-            f"{printable(place.model)} is no causal language model: {wanted.metric} needs one{otherwise}"
+            f"{printable(place.model)} is not a causal language model: {wanted.metric} needs one{otherwise}"
         )
     length = wanted.window if wanted.window is not None else min(DEFAULT_WINDOW, longest)
     if length > longest:
-        raise ScannerError(f"`window` {length}: {printable(place.model)} takes {longest} tokens at most")
+        raise ScannerError(f"`window` is {length}, but {printable(place.model)} takes at most {longest} tokens")
     ids = running_ids(tokenizer, texts, tokens=wanted.tokens)
-    if len(ids) == wanted.tokens and len(ids) < length:  # cut there, whether or not the text goes on
+    if len(ids) == wanted.tokens and len(ids) < length:  # truncated to `tokens`, so the text may be long enough
         raise ScannerError(
-            f"`tokens` {wanted.tokens} does not fill a window of {length}: more `tokens` or a smaller `window`"
+            f"`tokens` {wanted.tokens} does not fill a window of {length}: increase `tokens` or reduce `window`"
         )
     windows = Windows.cut(ids, length=length, stride=wanted.stride)
     measure: Measure = Perplexity(windows=windows) if wanted.metric == "perplexity" else Divergence(windows=windows)
@@ -114,7 +112,7 @@ def _accuracy(
     place: ModelPlace, config: Any, tokenizer: Any, texts: Texts, wanted: MeasureOptions, longest: int
 ) -> tuple[Measure, Head, dict[str, object]]:
     length = min(wanted.window or DEFAULT_WINDOW, longest)
-    classes = texts.classes  # before it is cut short: a file sorted by label has one class in its first rows
+    classes = texts.classes  # of all rows: the first rows of a file sorted by label have one class
     texts = _spread(texts, wanted.examples)
     parameters: dict[str, object] = {"examples": wanted.examples, "window": length}
     if has_classifier(config):
@@ -125,30 +123,32 @@ def _accuracy(
     labels = labels_of(texts)
     if _is_pair(config):
         raise ScannerError(
-            f"{printable(place.model)} is a pair of encoder and decoder: accuracy is measured on encoders, decoders and models "
-            "with a classifier of their own"
+            f"{printable(place.model)} is an encoder-decoder model: accuracy can be measured on encoders, decoders and models "
+            "with a classifier"
         )
     if not is_causal(config):
         probe = Probe(examples=_examples(tokenizer, config, texts, labels, length))
         if not probe.units:
-            raise ScannerError(f"{printable(texts.name)}: no class has a second text, and half of each is what counts")
+            raise ScannerError(
+                f"{printable(texts.name)}: every class has a single text, but half of each is needed for testing"
+            )
         return probe, "own", parameters | {"kind": "probe", "ids": probe.examples.digest}
     answers = wanted.answers or classes
     if len(answers) != len(classes):
         raise ScannerError(
-            f"`answers` names {len(answers)} and there are {len(classes)} classes: {', '.join(map(printable, classes))}"
+            f"`answers` has {len(answers)} words for {len(classes)} classes: {', '.join(map(printable, classes))}"
         )
     if len({*answers}) != len(answers):
-        raise ScannerError(f"`answers` {','.join(map(printable, answers))}: every class needs an answer of its own")
+        raise ScannerError(f"`answers` {','.join(map(printable, answers))}: every class needs a different answer")
     unknown = sorted({*re.findall(r"\{(\w+)\}", wanted.prompt)} - {"text", "second"})
     if unknown:
-        raise ScannerError(f"`prompt` has {{{unknown[0]}}}: only {{text}} and {{second}} are filled in")
+        raise ScannerError(f"`prompt` contains {{{unknown[0]}}}: only {{text}} and {{second}} are replaced")
     if "{text}" not in wanted.prompt or (texts.seconds and "{second}" not in wanted.prompt):
-        raise ScannerError("`prompt` must say where the text goes: {text}, and {second} for pairs")
+        raise ScannerError("`prompt` must contain {text}, and {second} for pairs")
     tokens = tuple(_answer(tokenizer, wanted.prompt, answer) for answer in answers)
     longest_answer = max(map(len, tokens))
     if length <= longest_answer:
-        raise ScannerError(f"`window` {length} has no room for a prompt beside an answer of {longest_answer} tokens")
+        raise ScannerError(f"`window` {length} is too small for a prompt and an answer of {longest_answer} tokens")
     seconds = texts.seconds or ("",) * len(texts.items)
     pairs = zip(texts.items, seconds, strict=True)
     prefix, _ = affixes(tokenizer)
@@ -171,42 +171,44 @@ def _is_pair(config: Any) -> bool:
 
 
 def _answer(tokenizer: Any, prompt: str, answer: str) -> Ids:
-    """The tokens of an answer as they stand behind the end of the prompt: some tokenizers begin every text with a space."""
+    """Return the tokens of an answer after the end of the prompt: some tokenizers begin every text with a space."""
     end = prompt.rpartition("}")[2] or "a"
     before, ids = encode(tokenizer, end, special=False), encode(tokenizer, f"{end} {answer}", special=False)
-    if ids[: len(before)] != before:  # its first letters are one token with what stands before
+    if ids[: len(before)] != before:  # its first letters share a token with the end of the prompt
         before, ids = [], encode(tokenizer, f" {answer}", special=False)
     return np.array(ids[len(before) :], dtype=np.int32)
 
 
 def _prompt(tokenizer: Any, prefix: Sequence[int], prompt: str, text: str, second: str, room: int) -> Ids:
-    """The tokens of a prompt with its text or pair: what a text begins with (`prefix`, a BOS) before it, nothing behind it.
+    """Return the tokens of a prompt filled with its text or pair, after `prefix` (a BOS token, for example).
 
-    One that is too long loses the end of its text, of pairs the longer one; the words around it stay.
+    If it is too long, the text is truncated at the end, of a pair the longer text; the words of the prompt are kept.
 
     Raises:
-        ScannerError: these alone are too long.
+        ScannerError: the prompt is too long even without a text.
     """
     parts = {"text": text[: CHARACTERS_PER_TOKEN * room], "second": second[: CHARACTERS_PER_TOKEN * room]}
     while True:
-        # In one go: a text that spells {text} is no place for another.
+        # In one pass, so that {text} inside a text is not replaced.
         filled = re.sub(r"\{(text|second)\}", lambda place: parts[place[1]], prompt)
         ids = [*prefix, *encode(tokenizer, filled, special=False)]
         if len(ids) <= room:
             return np.array(ids, dtype=np.int32)
         longer = max(parts, key=lambda name: len(parts[name]))
         if not parts[longer]:
-            raise ScannerError(f"`window` leaves {room} tokens for a prompt that has {len(ids)} without its text")
+            raise ScannerError(f"`window` leaves {room} tokens for the prompt, which has {len(ids)} without a text")
         count = len(parts[longer])
         parts[longer] = parts[longer][: min(count - 1, count * room // len(ids))]
 
 
 def _spread(texts: Texts, most: int | None) -> Texts:
-    """At most so many examples, drawn evenly from the classes: of each the first ones, in the order of the file."""
+    """Keep at most `most` examples, the same number of each class: the first ones in the order of the file."""
     if most is None or most >= len(texts.items):
         return texts
     if most < 2 * len(texts.classes):
-        raise ScannerError(f"`examples` {most} is too few for {len(texts.classes)} classes")
+        raise ScannerError(
+            f"`examples` {most} is too small for {len(texts.classes)} classes: give at least {2 * len(texts.classes)}"
+        )
     taken: dict[str, int] = {}
     share = most // len(texts.classes)
     kept = []

@@ -1,4 +1,4 @@
-"""Models and tokenizers from the same references that are scanned; code from checkpoints is never run."""
+"""Load models and tokenizers from the references that scans use, without running code from checkpoints."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from scanner.errors import ScannerError
 from scanner.experiments.nlp.options import Precision
 
 Head = Literal["own", "causal", "features", "classification"]
-"""What stands on top of the blocks: what the checkpoint was saved with, a language model's head, nothing, a classifier."""
+"""Head on top of the blocks: that of the checkpoint, the head of a language model, none, or a classifier."""
 HEADS: tuple[Head, ...] = get_args(Head)
 
 _EXTRA = "pip install 'rmtscan[experiments]'"
 _HUB = "hf://"
-#: Of a checkpoint that was saved without its pooler, say: what no forward pass to the last block needs.
+#: Weights that may be missing, because no forward pass to the last block needs them.
 _HARMLESS = ("pooler", "position_ids", "inv_freq")
 
-#: Tokens beside the special ones that a tokenizer has: T5's has one without its files.
+#: Fewest ordinary tokens of a usable vocabulary: without its files, the tokenizer of T5 has one.
 _FEWEST_WORDS = 2
 
 Result = TypeVar("Result")
@@ -40,16 +40,16 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelPlace:
-    """Where transformers finds a checkpoint: small and picklable, the same on every machine that sees the files."""
+    """Where transformers finds a checkpoint; small, picklable, and valid on every machine that can read the files."""
 
     model: str
-    """The model's name, for messages."""
+    """Name of the model, for messages."""
     path: str
     """A folder, or owner/name on the Hub."""
     revision: str | None = None
-    """The commit on the Hub."""
+    """Commit on the Hub."""
     gguf_file: str | None = None
-    """The file in it, where that is a GGUF file."""
+    """Name of the file in it, if it is a GGUF file."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -65,56 +65,56 @@ class ModelPlace:
 
 
 def model_place(checkpoint: Checkpoint) -> ModelPlace:
-    """Where transformers finds an open checkpoint.
+    """Return where transformers finds an open checkpoint.
 
     Raises:
-        ScannerError: it is one that cannot be run: an adapter, a difference of two, or behind a URL.
+        ScannerError: the checkpoint cannot be run: it is an adapter, a difference of two, in a folder of a repository, or at a URL.
     """
     shown, source, form = printable(checkpoint.model), checkpoint.source, get_format(checkpoint.format)
     if checkpoint.base is not None or form.holds_changes:
         kind = "a difference of two checkpoints" if checkpoint.base is not None else "an adapter"
-        raise ScannerError(f"{shown} is {kind}, which cannot be run by itself: name a whole model")
+        raise ScannerError(f"{shown} is {kind}, which cannot be run by itself: give a complete model")
     files = sorted({entry.file for entry in checkpoint.tensors})
     if source.startswith(_HUB):
         repository, _, rest = source.removeprefix(_HUB).partition("@")
         commit, _, inside = rest.partition("/")
         loading = form.transformers_options([inside] if inside else files)
         if inside and (inside.endswith("/") or not loading):
-            raise ScannerError(f"{shown} lies inside a repository: download it and name its folder to run it")
+            raise ScannerError(f"{shown} is in a folder of a repository: to run it, download it and give its folder")
         return ModelPlace(model=checkpoint.model, path=repository, revision=commit or None, **loading)
     if SCHEME.match(source):
-        raise ScannerError(f"{shown} lies behind a URL: download it and name its folder to run it")
+        raise ScannerError(f"{shown} is at a URL: to run it, download it and give its folder")
     path = Path(source)
     folder = path if path.is_dir() else path.parent
     return ModelPlace(model=checkpoint.model, path=str(folder), **form.transformers_options(files))
 
 
 def load_config(place: ModelPlace) -> Any:
-    """The model's configuration, as transformers understands it.
+    """Return the configuration of a model as transformers reads it.
 
     Raises:
-        ScannerError: transformers does not know the model's class, or is not installed.
+        ScannerError: transformers does not know the class of the model, or is not installed.
     """
     transformers = _transformers()
     return _explained(place, lambda: transformers.AutoConfig.from_pretrained(place.path, **place.options))
 
 
 def load_tokenizer(place: ModelPlace) -> Any:
-    """The model's tokenizer.
+    """Return the tokenizer of a model.
 
     Raises:
-        ScannerError: there is none beside the weights, or it needs code of its own.
+        ScannerError: there is none beside the weights, or it needs code from the checkpoint.
     """
     transformers = _transformers()
     tokenizer = _explained(
         place, lambda: transformers.AutoTokenizer.from_pretrained(place.path, **place.options), what="tokenizer"
     )
-    # Where its files are missing, transformers makes one of most kinds that knows special tokens alone: no word is known to it.
+    # If the files are missing, transformers often makes a tokenizer that knows only special tokens.
     special = {*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())}
     if len({*tokenizer.get_vocab()} - special) < _FEWEST_WORDS:
         raise ScannerError(
-            f"{printable(place.model)} has no tokenizer that transformers can read: its vocabulary is missing; put the tokenizer's "
-            "files (tokenizer.json, say) beside the weights"
+            f"{printable(place.model)} has no tokenizer that transformers can read: its vocabulary is missing; put the files of "
+            "the tokenizer (such as tokenizer.json) beside the weights"
         )
     return tokenizer
 
@@ -128,21 +128,21 @@ def load_model(
     labels: int | None = None,
     config: Any = None,
 ) -> Any:
-    """The model, resident on a device, ready for forward passes without gradients.
+    """Load a model onto a device, ready for forward passes without gradients.
 
-    Weights that a GGUF file holds quantised are dequantised as they are loaded.
+    Quantized weights of a GGUF file are dequantized when they are loaded.
 
     Args:
-        place: where it is.
-        head: what stands on top of its blocks. A head that the checkpoint does not hold is an error, unless `labels` is given:
-            a new one would be random.
+        place: where the model is.
+        head: head on top of the blocks. A head that the checkpoint lacks would be random, which is an error unless `labels` is
+            given.
         device: `cpu` or `cuda`.
         dtype: precision of weights and activations.
         labels: number of classes of a new classifier (for training; with `classification` only).
-        config: what `load_config` gave; None: it is read.
+        config: result of `load_config`; None: it is read.
 
     Raises:
-        ScannerError: transformers does not know its class, a weight is missing or a library is, or memory does not suffice.
+        ScannerError: transformers does not know the class, a weight or a library is missing, or there is not enough memory.
     """
     transformers = _transformers()
     options = place.options | {"dtype": getattr(torch, dtype), "output_loading_info": True}
@@ -151,7 +151,7 @@ def load_model(
     config = load_config(place) if config is None else copy.deepcopy(config)
     if labels is not None:
         config.num_labels = labels
-    options["config"] = config  # else it is read again, which takes long of a GGUF file
+    options["config"] = config  # otherwise it is read again, which is slow for a GGUF file
     model_class = _class_of(transformers, config, head)
     model, info = _explained(place, lambda: model_class.from_pretrained(place.path, **options))
     new_head = labels is not None
@@ -162,13 +162,13 @@ def load_model(
             f"missing): {_advice(head)}"
         )
     if dtype == "float64" and hasattr(model, "set_experts_implementation"):
-        model.set_experts_implementation("eager")  # the kernel that takes all experts at once knows no float64
+        model.set_experts_implementation("eager")  # the kernel for all experts at once does not support float64
     model.requires_grad_(False)
     return _explained(place, lambda: model.to(device)).eval()
 
 
 def resident_model(context: Context, place: ModelPlace, head: Head, dtype: Precision, config: Any = None) -> Any:
-    """Return the model that a worker keeps, loaded when it is first asked for; `config` as in `load_model`.
+    """Return the model that a worker keeps, which is loaded at its first use; `config` as in `load_model`.
 
     Raises:
         ScannerError: as `load_model`.
@@ -180,17 +180,17 @@ def resident_model(context: Context, place: ModelPlace, head: Head, dtype: Preci
     )
 
 
-#: Parameters of glibc's mallopt, and the largest threshold it takes for blocks that go back to the system when they are freed.
+#: Parameters of glibc's mallopt, and the largest mmap threshold that it accepts.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD = -1, -3, 32 << 20
 
 
 def keep_freed_memory() -> None:
-    """Let the allocator keep what is freed, and take large tensors in huge pages: each pass needs the same memory again.
+    """Let the allocator keep freed memory, and allocate large tensors in huge pages: each pass needs the same memory again.
 
-    On a CPU a tenth of an evaluation went into the page faults of its logits (`benchmarks/bench_evaluation.py`). Where there is no
-    glibc, nothing is changed.
+    Without this, a tenth of the time of an evaluation on a CPU is spent on page faults of the logits
+    (`benchmarks/bench_evaluation.py`). Has no effect without glibc.
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch asks once, at its first large tensor
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it once, at its first large tensor
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
@@ -198,7 +198,7 @@ def keep_freed_memory() -> None:
 
 
 def is_causal(config: Any) -> bool:
-    """Whether a model predicts the next token: not an encoder, not a pair of encoder and decoder."""
+    """Return whether a model predicts the next token; false for encoders and encoder-decoder models."""
     mapping = _transformers().models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     names = getattr(config, "architectures", None) or []
     if names:
@@ -210,12 +210,12 @@ def is_causal(config: Any) -> bool:
 
 
 def has_classifier(config: Any) -> bool:
-    """Whether a checkpoint was saved with a classifier of sequences."""
+    """Return whether a checkpoint was saved with a sequence classifier."""
     return any("ForSequenceClassification" in str(name) for name in getattr(config, "architectures", None) or [])
 
 
 def longest_input(config: Any, tokenizer: Any) -> int:
-    """Tokens that a model takes at a time, as its configuration and its tokenizer say; a million if neither does."""
+    """Return the largest number of input tokens according to the configuration and the tokenizer; a million if neither says."""
     text = config.get_text_config()
     known = [getattr(text, name, None) for name in ("max_position_embeddings", "n_positions", "max_sequence_length")]
     positions = [value for value in known if isinstance(value, int) and value > 0]
@@ -227,7 +227,7 @@ def longest_input(config: Any, tokenizer: Any) -> int:
     return max(2, min([*positions, 1_000_000]))
 
 
-#: Models that number positions from the one after the padding token's number on: so many fewer are left for tokens.
+#: Models whose positions are numbered from the index of the padding token plus one, which leaves fewer for tokens.
 _AFTER_PADDING = frozenset(
     """roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl xmod camembert mpnet data2vec-text ibert luke longformer esm lilt
     layoutlmv3 markuplm""".split()
@@ -249,21 +249,21 @@ def _class_of(transformers: Any, config: Any, head: Head) -> Any:
 
 def _advice(head: Head) -> str:
     if head == "causal":
-        return "perplexity and KL divergence need a checkpoint with its language model's head"
+        return "perplexity and KL divergence need a checkpoint with the head of a language model"
     if head == "classification":
-        return "fine-tune it first, or leave the head out"
-    return "the checkpoint is not whole, download it again"
+        return "fine-tune the model first, or load it without a classifier"
+    return "the checkpoint is incomplete, download it again"
 
 
 def _explained(place: ModelPlace, load: Callable[[], Result], what: str = "model") -> Result:
-    """What `load` returns; what transformers raises becomes one line."""
+    """Return the result of `load`; errors of transformers become a ScannerError of one line."""
     shown = printable(place.model)
     try:
         with _quiet():
             return load()
     except torch.OutOfMemoryError as error:
         raise ScannerError(
-            f"{shown} does not fit into the device's memory: fewer models a device, or bfloat16"
+            f"{shown} does not fit into the memory of the device: run fewer workers per device, or set `dtype` to bfloat16"
         ) from error
     except ImportError as error:
         raise ScannerError(f"{shown} needs a library that is not installed: {_first_line(error)}") from error
@@ -271,8 +271,8 @@ def _explained(place: ModelPlace, load: Callable[[], Result], what: str = "model
         text = _first_line(error)
         if "trust_remote_code" in str(error) or "does not recognize this architecture" in str(error):
             raise ScannerError(
-                f"transformers does not know the class of {shown}, and code that comes with a checkpoint is never run "
-                "(no trust_remote_code)"
+                f"transformers does not know the class of {shown}, and code from a checkpoint is never run (trust_remote_code is "
+                "off)"
             ) from error
         if what == "tokenizer":
             raise ScannerError(f"{shown} has no tokenizer that transformers can read: {text}") from error
@@ -285,14 +285,14 @@ def _first_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars and no advice on stderr while something is loaded."""
+    """Suppress progress bars and advice of transformers while something is loaded."""
     chatter: Any = _transformers().utils.logging
 
     before, bars = chatter.get_verbosity(), chatter.is_progress_bar_enabled()
     chatter.set_verbosity(logging.ERROR)
     chatter.disable_progress_bar()
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # the bar of dequantisation does not ask
+        with contextlib.redirect_stderr(io.StringIO()):  # the progress bar of dequantization cannot be disabled
             yield
     finally:
         chatter.set_verbosity(before)
@@ -304,5 +304,5 @@ def _transformers() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise ScannerError(f"experiments run models with transformers, which is not installed: {_EXTRA}") from error
+        raise ScannerError(f"experiments on models need transformers, which is not installed: {_EXTRA}") from error
     return transformers

@@ -1,4 +1,4 @@
-"""Fields that the configurations of several experiments share: which text a model reads, and what is measured on it."""
+"""Options shared by the configurations of several experiments: the model, its text, and the measure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DEFAULT_PROMPT = "{text}\nLabel:"
 
 
 def _unescaped(text: str) -> str:
-    """Text from a command line, where a line break is written as a backslash and an n."""
+    """Replace backslash-n by a line break in text from a command line."""
     return text.replace("\\n", "\n")
 
 

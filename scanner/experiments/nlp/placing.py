@@ -1,4 +1,4 @@
-"""Which weight of a loaded model is which scanned matrix: by name where the names agree, else by what it does in which block."""
+"""Find scanned matrices among the weights of a loaded model: by name if the names agree, otherwise by role and block."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from scanner.errors import ScannerError
 
 @dataclass(frozen=True, kw_only=True)
 class Placed:
-    """A scanned matrix and where it lies in a loaded model.
+    """A scanned matrix and its location in a loaded model.
 
-    `parameter` is the full name of the parameter; of it the matrix `index` where it is a stack of experts, turned if
-    `transposed`, and of that the rows of `row_pattern` (None: all).
+    `parameter` is the full name of the parameter. `index` selects a matrix from a stack of experts, `transposed` says that the
+    stored matrix is transposed, and `row_pattern` selects rows of the result (None: all rows).
     """
 
     ref: MatrixRef
@@ -35,7 +35,7 @@ class Placed:
         return self.parameter.rpartition(".")[0]
 
     def view(self, model: torch.nn.Module) -> torch.Tensor:
-        """The matrix as a view of the model's own memory: (rows, cols), or (groups, width, cols) of a fused weight."""
+        """Return the matrix as a view of the memory of the model: (rows, cols), or (groups, width, cols) for a fused weight."""
         weight: torch.Tensor = model.get_parameter(self.parameter).data
         if self.index is not None:
             weight = weight[self.index]
@@ -51,13 +51,13 @@ class Placed:
         return periods[:, pattern.offset : pattern.offset + pattern.width]
 
     def matrix(self, model: torch.nn.Module) -> torch.Tensor:
-        """The matrix itself, (rows, cols)."""
+        """Return the matrix, (rows, cols)."""
         return self.view(model).reshape(self.ref.rows, self.ref.cols)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """An open checkpoint and those of its matrices that an experiment is about."""
+    """An open checkpoint and the matrices that an experiment uses."""
 
     checkpoint: Checkpoint
     inventory: Inventory
@@ -67,11 +67,11 @@ def open_target(reference: str, selection: Selection) -> Target:
     """Open a checkpoint and list its matrices, as a scan does.
 
     Raises:
-        ScannerError: it cannot be read, embeddings or heads are selected, or it has none of the selected roles or layers.
+        ScannerError: the checkpoint cannot be read, embeddings or heads are selected, or a selected role or layer does not exist.
     """
     if selection.heads or selection.vocabulary:
         raise ScannerError(
-            "experiments are about whole matrices inside the blocks: no `heads`, no embeddings, no output head"
+            "experiments use whole matrices in blocks: omit `heads`, and select no embeddings or output head"
         )
     checkpoint = open_checkpoint(reference)
     inventory = list_matrices(checkpoint, selection)
@@ -86,15 +86,15 @@ def open_target(reference: str, selection: Selection) -> Target:
         if not any(ref.layer == layer for ref in everything):
             layers = [ref.layer for ref in everything if ref.layer is not None]
             raise ScannerError(
-                f"{printable(checkpoint.model)} has no layer {layer}: they go up to {max(layers, default=-1)}"
+                f"{printable(checkpoint.model)} has no layer {layer}: the last one is {max(layers, default=-1)}"
             )
     if not inventory.matrices:
-        raise ScannerError(f"{printable(checkpoint.model)} has no matrix of these roles in these layers")
+        raise ScannerError(f"{printable(checkpoint.model)} has no matrix with these roles in these layers")
     return Target(checkpoint=checkpoint, inventory=inventory)
 
 
 def own_matrices(model: Any) -> tuple[MatrixRef, ...]:
-    """The matrices of a loaded model under its own names, with the roles that a scan of it would give them."""
+    """Return the matrices of a loaded model under its own names, with the roles that a scan would assign."""
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.is_floating_point()}
     entries = tuple(
         TensorEntry(name=name, dtype="F32", shape=tuple(parameter.shape), file="", start=0, size=4 * parameter.numel())
@@ -104,7 +104,7 @@ def own_matrices(model: Any) -> tuple[MatrixRef, ...]:
     described = Checkpoint(
         model="",
         revision="",
-        source=".",  # nothing is read: only copies of vocabularies would be compared
+        source=".",  # nothing is read from it: only ties of vocabulary matrices would be
         format="safetensors",
         architecture=type(model).__name__,
         base_model=None,
@@ -120,12 +120,12 @@ def own_matrices(model: Any) -> tuple[MatrixRef, ...]:
 def place_matrices(model: Any, refs: Sequence[MatrixRef]) -> tuple[list[Placed], dict[str, str]]:
     """Find scanned matrices in a loaded model.
 
-    Three ways, the first that finds exactly one: the same name; the same name but for a prefix (`bert.`, `model.`) that one of
-    the two classes adds; the same stack, layer, role, module and expert (GGUF files, and checkpoints that transformers
-    renames as it loads them). Shapes must agree each time.
+    The first rule that gives exactly one weight applies: the same name; the same name except for a prefix (`bert.`, `model.`) that
+    one of the two classes adds; the same stack, layer, role, module and expert (for GGUF files, and checkpoints that transformers
+    renames when loading). Shapes must agree.
 
     Returns:
-        The matrices that were found, in the order of `refs`; of the others name and reason.
+        The matrices that were found, in the order of `refs`, and the names of the others with the reason.
     """
     own = own_matrices(model)
     placed: list[Placed] = []
@@ -143,11 +143,11 @@ def place_matrices(model: Any, refs: Sequence[MatrixRef]) -> tuple[list[Placed],
             candidates = by_place.get(_place(ref), [])
         if len(candidates) != 1:
             why = "no weight" if not candidates else f"{len(candidates)} weights"
-            unplaced[ref.tensor] = f"the loaded {type(model).__name__} has {why} in its place"
+            unplaced[ref.tensor] = f"the loaded {type(model).__name__} has {why} at its position"
             continue
         found = candidates[0]
         if (found.rows, found.cols) != (ref.rows, ref.cols):
-            unplaced[ref.tensor] = f"it is {found.rows} x {found.cols} in the loaded model"
+            unplaced[ref.tensor] = f"its shape in the loaded model is {found.rows} x {found.cols}"
             continue
         stacked = model.get_parameter(found.tensor).ndim == 3
         placed.append(

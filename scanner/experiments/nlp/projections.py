@@ -1,14 +1,14 @@
-"""Leaving out directions of the activations around every norm of a model: a tenth of the covariance's eigenvectors at a time.
+"""Remove directions of the activations at every norm of a model: one decile of the eigenvectors of their covariance at a time.
 
 SliceGPT (Ashkboos et al., arXiv 2401.15024, sec. 3) splits a norm into the division by the length and the scale (which the next
-matrix absorbs), rotates into the eigenvectors Q of the signal's covariance and drops the last ones. Here a set D of them is dropped
-(P = 1 - Q_D Q_D^T), in either order:
+matrix absorbs), rotates into the eigenvectors Q of the covariance of the signal, and drops the last ones. Here a set D of
+eigenvectors is removed with the projection P = 1 - Q_D Q_D^T, in either order:
 
     before   y = g * unit(P x)      covariance of x, the input of the norm
     after    y = g * P unit(x)      covariance of unit(x)
 
-with unit(x) = x / rms(x); for LayerNorm, x less its mean stands for x. P acts on what the norm passes on; the residual stream
-itself stays whole. The covariance is not centred (SliceGPT's X^T X). Decile 1 holds the smallest eigenvalues.
+with unit(x) = x / rms(x); for LayerNorm, x is replaced by x minus its mean. P acts on what the norm passes on; the residual stream
+itself is unchanged. The covariance is not centered (X^T X, as in SliceGPT). Decile 1 holds the smallest eigenvalues.
 
 Source: Staats, Thamm, Rosenow, arXiv 2410.17770v1, App. F.
 """
@@ -35,21 +35,21 @@ DECILES = tuple(range(1, 11))
 
 @dataclass(frozen=True, kw_only=True)
 class Norm:
-    """A norm of a model, taken apart: the division by the length, and the scale."""
+    """A norm of a model, split into the division by the length and the scale."""
 
     module: torch.nn.Module
     centred: bool
-    """LayerNorm, which takes the mean off first; else an RMS norm."""
+    """True for LayerNorm, which subtracts the mean first; false for an RMS norm."""
     eps: float
     scale: torch.Tensor
     """g, (width,)."""
 
     def signal(self, states: torch.Tensor) -> torch.Tensor:
-        """What is divided by its length: x, or x less its mean; (..., width)."""
+        """Return what the norm divides by its length: x, or x minus its mean; (..., width)."""
         return states - states.mean(dim=-1, keepdim=True) if self.centred else states
 
     def unit(self, states: torch.Tensor) -> torch.Tensor:
-        """The states divided by their length, in float32 as the models do; (..., width)."""
+        """Return the states divided by their length, in float32 as in the models; (..., width)."""
         shape = states.shape[-1:]
         wide = states.float()
         if self.centred:
@@ -57,8 +57,8 @@ class Norm:
         return wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
 
 
-#: Names of norms over the width of queries and keys, which may be that of the states, but are not the states; and of DeBERTa's
-#: norm of the embeddings of relative positions.
+#: Names of norms of queries, keys and values, whose width may equal that of the states; and the name of the norm of DeBERTa over
+#: the embeddings of relative positions.
 _OTHERS = frozenset(
     "q_norm k_norm v_norm kv_norm qk_norm q_ln k_ln query_norm key_norm q_layernorm k_layernorm query_layernorm key_layernorm "
     "q_a_layernorm kv_a_layernorm".split()
@@ -67,12 +67,12 @@ _OF_POSITIONS = "encoder.LayerNorm"
 
 
 def norms_of(model: Any) -> dict[str, Norm]:
-    """The norms over the whole width of a model's states, by name, in the order of the model (not those of queries and keys).
+    """Return the norms over the hidden states of a model by name, in the order of the model (without norms of queries and keys).
 
-    Whatever behaves as a norm is one: classes of norms are many, and what their scale is differs (weight, 1 + weight, none).
+    A norm is recognized by its output, because there are many classes of norms and their scales differ (weight, 1 + weight, none).
 
     Raises:
-        ScannerError: there are none that can be taken apart.
+        ScannerError: the model has no such norm.
     """
     width: int = getattr(model.config.get_text_config(), "hidden_size", 0)
     deberta = getattr(model.config, "model_type", "").startswith("deberta")
@@ -86,7 +86,7 @@ def norms_of(model: Any) -> dict[str, Norm]:
             found[name] = norm
     if not found:
         raise ScannerError(
-            f"{type(model).__name__} has no LayerNorm or RMSNorm over its hidden states: nothing to slice around"
+            f"{type(model).__name__} has no LayerNorm or RMSNorm over its hidden states: slicing needs one"
         )
     return found
 
@@ -94,20 +94,20 @@ def norms_of(model: Any) -> dict[str, Norm]:
 def _may_be_norm(module: torch.nn.Module, width: int) -> bool:
     if not width or next(module.children(), None) is not None:
         return False
-    if next(module.parameters(), None) is None:  # OLMo's has neither scale nor bias
+    if next(module.parameters(), None) is None:  # the norm of OLMo has neither scale nor bias
         return "norm" in type(module).__name__.lower()
     scale = getattr(module, "weight", None)
     return isinstance(scale, torch.Tensor) and tuple(scale.shape) == (width,)
 
 
 def _taken_apart(module: torch.nn.Module, width: int, device: torch.device) -> Norm | None:
-    """A norm's parts, found out by what it makes of chosen states; None if it makes something else than a norm does."""
-    alone = copy.deepcopy(module).float().cpu()  # exact, whatever the precision of the model
+    """Determine the parts of a norm from its output for chosen states; None if the module is not a norm."""
+    alone = copy.deepcopy(module).float().cpu()  # exact for every precision of the model
     signs = 1.0 - 2.0 * (torch.arange(width) % 2)
     drawn = torch.randn(4, width, generator=torch.Generator().manual_seed(0))
     samples = torch.cat([drawn + 1.0, 0.01 * drawn])
     with torch.inference_mode():
-        try:  # past its hooks
+        try:  # without its hooks
             one, other, tiny, made = (
                 alone.forward(states[None])[0] for states in (signs[None], -signs[None], 1e-3 * signs[None], samples)
             )
@@ -118,7 +118,7 @@ def _taken_apart(module: torch.nn.Module, width: int, device: torch.device) -> N
         scaled, bias = (one - other) / 2.0, (one + other) / 2.0
         known = (getattr(module, key, None) for key in ("variance_epsilon", "eps"))
         eps = next((float(value) for value in known if isinstance(value, float)), None)
-        if eps is None:  # y = x / sqrt(x^2 + eps), up to the scale: of a small x it tells eps
+        if eps is None:  # y = x / sqrt(x^2 + eps), up to the scale: a small x shows eps
             ratio = float(scaled.norm() / (tiny - bias).norm())
             eps = max(0.0, 1e-6 * (ratio**2 - 1.0))
         for centred in (True, False):
@@ -130,31 +130,31 @@ def _taken_apart(module: torch.nn.Module, width: int, device: torch.device) -> N
 
 
 def require_full_rank(tokens: int, width: int) -> None:
-    """Whether so many tokens can fill a covariance.
+    """Check that there are enough tokens for a covariance of full rank.
 
     Raises:
-        ScannerError: fewer tokens than dimensions.
+        ScannerError: there are fewer tokens than dimensions.
     """
     if tokens < width:
-        raise ScannerError(f"{tokens} tokens for a covariance of {width} dimensions: at least as many are needed")
+        raise ScannerError(f"a covariance of {width} dimensions needs at least {width} tokens, got {tokens}")
 
 
 def bases(model: Any, text: Sequences, batches: Batches, order: Order) -> dict[str, torch.Tensor]:
-    """Eigenvectors of the covariance at every norm that a forward pass goes through, before or after it.
+    """Return the eigenvectors of the covariance before or after every norm that a forward pass uses.
 
-    A norm whose input is not one state for each token, or comes with another one, has none: `sliced` leaves it intact.
+    Norms whose input is not one state per token, or that take a second argument, are left out; `sliced` does not change them.
 
     Args:
-        model: intact, on its device.
-        text: what is averaged over; padding is left out.
-        batches: how they are batched.
-        order: `before`: of the norm's input (less its mean, for LayerNorm); `after`: of what it divided.
+        model: the intact model, on its device.
+        text: sequences to average over, without padding.
+        batches: how sequences are batched.
+        order: `before`: covariance of the input of the norm (minus its mean, for LayerNorm); `after`: of the divided states.
 
     Returns:
-        By the norm's name: (width, width), float32, eigenvectors as columns, smallest eigenvalue first.
+        By name of the norm: (width, width), float32, eigenvectors as columns, smallest eigenvalue first.
 
     Raises:
-        ScannerError: fewer tokens than dimensions: the smallest directions would be arbitrary; or no norm is left.
+        ScannerError: there are fewer tokens than dimensions, so the smallest directions would be arbitrary; or no norm is left.
     """
     norms = norms_of(model)
     width = next(iter(norms.values())).scale.shape[0]
@@ -168,7 +168,7 @@ def bases(model: Any, text: Sequences, batches: Batches, order: Order) -> dict[s
     def recorder(name: str) -> Any:
         def record(module: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
             chosen = None
-            if len(arguments) == 1:  # some take a gate beside the states
+            if len(arguments) == 1:  # some norms take a gate beside the states
                 chosen = states_of_tokens(arguments[0], mask[0], model_type)
             if chosen is None:
                 others[name] = tuple(arguments[0].shape) if arguments else ()
@@ -189,7 +189,7 @@ def bases(model: Any, text: Sequences, batches: Batches, order: Order) -> dict[s
     def compute(batch: Batch, indices: list[int]) -> None:
         seen.clear()
         passes(run, batch.inputs(model, decoder=True))
-        # After the pass: one that runs out of memory is made again in halves, and must not count twice.
+        # After the pass: a pass that runs out of memory is repeated in halves and must not count twice.
         for name, chosen in seen:
             norm = norms[name]
             moments[name].add(norm.signal(chosen) if order == "before" else norm.unit(chosen))
@@ -210,29 +210,29 @@ def bases(model: Any, text: Sequences, batches: Batches, order: Order) -> dict[s
     if not found:
         told = ", ".join(f"{name} {shape}" for name, shape in others.items()) or "no forward pass reaches one"
         raise ScannerError(
-            f"no norm of {type(model).__name__} has one state for each token as its input ({told}): nothing to slice around"
+            f"no norm of {type(model).__name__} has one state per token as input ({told}): slicing needs one"
         )
     return found
 
 
 def decile_slice(width: int, decile: int) -> slice:
-    """The columns of a basis that belong to a decile: 1 the smallest eigenvalues, 10 the largest; all deciles cover all.
+    """Return the columns of a basis in a decile: 1 has the smallest eigenvalues, 10 the largest; the deciles cover all columns.
 
     Raises:
-        ValueError: no decile.
+        ValueError: `decile` is not 1 to 10.
     """
     if decile not in DECILES:
-        raise ValueError(f"deciles are 1 to 10, got {decile}")
+        raise ValueError(f"`decile` must be 1 to 10, got {decile}")
     return slice(width * (decile - 1) // 10, width * decile // 10)
 
 
 @contextlib.contextmanager
 def sliced(model: Any, directions: Mapping[str, torch.Tensor], order: Order) -> Iterator[int]:
-    """While it lasts, the model's norms leave these directions out; yields how many there are in all.
+    """Remove these directions at the norms of the model inside the context; yields their number over all norms.
 
     Args:
-        model: on its device.
-        directions: by the norm's name, (width, count) orthonormal columns.
+        model: the model, on its device.
+        directions: by name of the norm, (width, count) with orthonormal columns.
         order: project `before` the norm or `after` its division.
     """
     norms = norms_of(model)

@@ -1,8 +1,8 @@
-"""Covariance of the activations that enter a weight matrix, and how its eigenvectors overlap with the matrix's singular vectors.
+"""Covariance of the activations that enter a weight matrix, and overlaps of its eigenvectors with the right singular vectors.
 
-C = 1/N sum_i (h_i - hbar)(h_i - hbar)^T (centred, arXiv 2410.17770v3, sec. 4) and F = 1/N sum_i h_i h_i^T (not centred, v1,
-sec. 5), the average over tokens. O_k = max_j |v_k . f_j| over the eigenvectors f_j; M_k = max_i |v_k . e_i| on the standard
-basis (v3, App. C). Everything in float64.
+C = 1/N sum_i (h_i - hbar)(h_i - hbar)^T (centered, arXiv 2410.17770v3, sec. 4) and F = 1/N sum_i h_i h_i^T (not centered, v1,
+sec. 5) are averages over tokens. O_k = max_j |v_k . f_j| over the eigenvectors f_j; M_k = max_i |v_k . e_i| over the standard
+basis (v3, App. C). All computations are in float64.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from scanner.experiments.nlp.tokens import Batch, Batches, Sequences, is_memory
 
 FloatArray = NDArray[np.float64]
 
-#: Of the largest of n Gaussian entries, as RMT.md and the papers give the band of random overlaps.
+#: Quantiles of the largest of n Gaussian entries that bound the band of random overlaps, as in RMT.md and the papers.
 BAND = (0.00135, 0.5, 0.99865)
 
-#: By `model_type`: models that have states as (tokens, batch, width), in all of their linear layers or in some,
+#: Values of `model_type` whose states are (tokens, batch, width) in some or all linear layers.
 _TOKENS_FIRST = ("led", "longformer", "xlnet")
-#: and models that put padding of their own behind the tokens: up to a whole number of windows, blocks or chunks.
+#: Values of `model_type` that append padding of their own, up to a whole number of windows, blocks or chunks.
 _OWN_PADDING = ("big_bird", "bigbird_pegasus", "led", "longformer", "reformer")
 
 
 @dataclass(kw_only=True)
 class Moments:
-    """Sums over the tokens that one matrix has seen: number, sum of h and sum of h h^T, in float64 on the activations' device.
+    """Sums over the input tokens of one matrix: count, sum of h (n,) and sum of h h^T (n, n), in float64 on their device.
 
-    Only the lower triangle of `second` is kept up.
+    Only the lower triangle of `second` is valid.
     """
 
     count: int
@@ -50,41 +50,41 @@ class Moments:
 
     @classmethod
     def zero(cls, width: int, device: Any = "cpu") -> Moments:
-        """No token yet, of `width` features."""
+        """Return sums over no tokens, for `width` features."""
         options: dict[str, Any] = {"dtype": torch.float64, "device": device}
         return cls(count=0, first=torch.zeros(width, **options), second=torch.zeros(width, width, **options))
 
     def add(self, tokens: torch.Tensor) -> None:
-        """Add tokens, (count, width) of any floating type. On the CPU with BLAS's syrk, which does half of a full product."""
+        """Add tokens, (count, width) of any floating type. On a CPU, syrk computes only half of the symmetric product."""
         rows = tokens.detach().to(torch.float64).contiguous()
         self.count += rows.shape[0]
         self.first += rows.sum(dim=0)
         if rows.device.type != "cpu":
             self.second.addmm_(rows.T, rows)
             return
-        # Row-major memory read column by column is the transpose: its upper triangle is our lower one.
+        # Row-major memory read in column-major order is the transpose: its upper triangle is our lower one.
         target = self.second.numpy().T
         done = dsyrk(1.0, rows.numpy().T, beta=1.0, c=target, trans=0, lower=0, overwrite_c=1)
-        assert np.shares_memory(done, target), "syrk works in place on memory in Fortran's order"
+        assert np.shares_memory(done, target), "syrk works in place on column-major memory"
 
     def to(self, device: Any) -> Moments:
-        """The same sums on another device."""
+        """Return the sums on another device."""
         return Moments(count=self.count, first=self.first.to(device), second=self.second.to(device))
 
     def merge(self, other: Moments) -> None:
-        """Add the sums of other tokens: of the next shard of a text."""
+        """Add the sums over other tokens, those of the next shard of a text."""
         self.count += other.count
         self.first = self.first + other.first
         self.second = self.second + other.second
 
     def covariance(self, *, centred: bool) -> torch.Tensor:
-        """C (centred) or F, (width, width), symmetric.
+        """Return C (centered) or F, (width, width), symmetric.
 
         Raises:
             ValueError: no token has been added.
         """
         if self.count == 0:
-            raise ValueError("a covariance needs tokens")
+            raise ValueError("a covariance needs at least one token")
         lower = self.second.tril() / self.count
         if centred:
             mean = self.first / self.count
@@ -94,14 +94,14 @@ class Moments:
 
 @dataclass(frozen=True, kw_only=True)
 class Eigensystem:
-    """Eigenvalues (n,), largest first, and eigenvectors as the columns of (n, n)."""
+    """Eigenvalues (n,), largest first, and eigenvectors as columns (n, n)."""
 
     values: torch.Tensor
     vectors: torch.Tensor
 
 
 def eigensystem(covariance: torch.Tensor) -> Eigensystem:
-    """Eigenvalues and eigenvectors of a covariance; rounding below zero becomes zero."""
+    """Return eigenvalues and eigenvectors of a covariance; eigenvalues that rounding made negative become zero."""
     if covariance.device.type == "cpu":
         values, vectors = scipy.linalg.eigh(covariance.numpy(), driver="evd", check_finite=True)
         found = torch.from_numpy(values), torch.from_numpy(vectors)
@@ -113,7 +113,7 @@ def eigensystem(covariance: torch.Tensor) -> Eigensystem:
 
 @dataclass(frozen=True, kw_only=True)
 class Overlaps:
-    """Per singular vector (r,): O_k, the index j of the eigenvector it is largest with (0 = largest eigenvalue), its eigenvalue."""
+    """O_k of each singular vector, the index j of the best eigenvector (0 = largest eigenvalue), and its eigenvalue; all (r,)."""
 
     overlap: FloatArray
     match: NDArray[np.int64]
@@ -121,9 +121,9 @@ class Overlaps:
 
 
 def overlaps(right: torch.Tensor, eigen: Eigensystem) -> Overlaps:
-    """O_k of right singular vectors, given as the rows of (r, n).
+    """Return O_k of right singular vectors, given as rows (r, n).
 
-    v1's formula has no absolute value; the sign of a singular vector is arbitrary, so it is taken.
+    The formula in v1 has no absolute value. It is taken here because the sign of a singular vector is arbitrary.
     """
     products = right.to(torch.float64).to(eigen.vectors.device) @ eigen.vectors
     best = products.abs_().max(dim=1)
@@ -134,26 +134,26 @@ def overlaps(right: torch.Tensor, eigen: Eigensystem) -> Overlaps:
 
 
 def random_band(width: int) -> tuple[float, float, float]:
-    """0.135, 50 and 99.865 % of O_k for a random vector of `width` entries: the largest of n Gaussian |entries| of variance 1/n.
+    """Return the 0.135, 50 and 99.865 % quantiles of O_k for a random vector with n = `width` entries.
 
-    P(max < x) = (2 Phi(x sqrt n) - 1)^n, so x_q = Phi^-1((1 + q^(1/n)) / 2) / sqrt n. That the vector has length 1 shifts
-    this by less than 1e-3 from n = 256 on.
+    O_k is the largest absolute value of n Gaussian entries of variance 1/n: P(max < x) = (2 Phi(x sqrt n) - 1)^n, so
+    x_q = Phi^-1((1 + q^(1/n)) / 2) / sqrt n. The normalization of the vector shifts this by less than 1e-3 for n >= 256.
 
     Raises:
-        ValueError: no entry.
+        ValueError: `width` is less than 1.
     """
     if width < 1:
-        raise ValueError(f"a vector has at least one entry, got {width}")
+        raise ValueError(f"`width` must be at least 1, got {width}")
     low, middle, high = (float(norm.isf(-np.expm1(np.log(q) / width) / 2)) / np.sqrt(width) for q in BAND)
     return float(low), float(middle), float(high)
 
 
 class AmbiguousError(Exception):
-    """A batch has as many rows as tokens: its states may be (rows, tokens) or (tokens, rows)."""
+    """A batch has as many rows as tokens, so its states may be (rows, tokens) or (tokens, rows)."""
 
 
 def passes(run: Callable[[dict[str, torch.Tensor]], None], inputs: dict[str, torch.Tensor]) -> None:
-    """`run(inputs)`; where rows could be taken for tokens, `run` with half of the rows and then with the others."""
+    """Call `run(inputs)`; if rows could be confused with tokens, call it with each half of the rows instead."""
     with contextlib.suppress(AmbiguousError):
         run(inputs)
         return
@@ -163,17 +163,17 @@ def passes(run: Callable[[dict[str, torch.Tensor]], None], inputs: dict[str, tor
 
 
 def states_of_tokens(states: torch.Tensor, mask: torch.Tensor, model_type: str) -> torch.Tensor | None:
-    """A copy of the states of tokens that are no padding, (tokens, width): what comes later in a pass may work in place.
+    """Return a copy of the states of all tokens without padding, (tokens, width); later layers may change them in place.
 
-    None for what is not one state for each token of the batch: pooled, repeated, of positions.
+    Returns None if the states are not one state per token of the batch (pooled or repeated states, or states of positions).
 
     Args:
-        states: (batch, tokens, width), (batch x tokens, width), or as models of this type have them.
-        mask: (batch, tokens), true for a token.
-        model_type: of the model's configuration.
+        states: (batch, tokens, width), (batch x tokens, width), or the layout of this type of model.
+        mask: (batch, tokens), true for tokens that are not padding.
+        model_type: `model_type` of the configuration of the model.
 
     Raises:
-        AmbiguousError: as many rows as tokens, and which is which makes a difference.
+        AmbiguousError: there are as many rows as tokens, and the layout matters.
     """
     width = states.shape[-1]
     rows, length = mask.shape
@@ -194,39 +194,39 @@ def states_of_tokens(states: torch.Tensor, mask: torch.Tensor, model_type: str) 
 
 
 def _without_ones(*sizes: int) -> tuple[int, ...]:
-    """A shape without the dimensions that hold nothing: the one group of heads of (batch, 1, tokens, width), say."""
+    """Return a shape without dimensions of size 1, such as a single group of heads in (batch, 1, tokens, width)."""
     return tuple(size for size in sizes if size != 1)
 
 
 @dataclass(kw_only=True)
 class Recorder:
-    """Moments of the inputs of several modules during forward passes; modules that read the same tensor share one sum.
+    """Accumulates moments of the inputs of several modules; modules that read the same tensor share one sum.
 
-    A hook on each module keeps its input till the end of a pass; only a whole pass is summed up, for one that runs out of memory is
-    made again in halves. `mask` (batch, tokens) says which tokens of the present batch count. What a module reads has to be one
-    state for each of these tokens, in the order and with the padding that its kind of model is known for; else the module is
-    unusable, for its sums would be of something else.
+    A hook on each module keeps its input until the end of a forward pass. Inputs are added only after a complete pass, because a
+    pass that runs out of memory is repeated in halves. `mask` (batch, tokens) marks the tokens of the current batch that are not
+    padding. The input of a module must be one state per token, in the layout of its type of model; otherwise the module is
+    unusable.
     """
 
     modules: dict[str, torch.nn.Module]
     mask: torch.Tensor | None = None
     moments: dict[str, Moments] = field(default_factory=dict)
-    """By the module that stands for its group."""
+    """By the module that represents its group."""
     shared: dict[str, str] = field(default_factory=dict)
-    """Every module to the one that stands for it."""
+    """Module -> the module that represents it."""
     unusable: dict[str, str] = field(default_factory=dict)
-    """Modules whose input is not one state for each token, in some batch or in all, and why."""
+    """Modules whose input is not one state per token in at least one batch -> reason."""
     _type: str = ""
-    """The model's."""
+    """`model_type` of the model."""
     _hooks: list[Any] = field(default_factory=list)
     _inputs: dict[tuple[int, tuple[int, ...]], tuple[str, torch.Tensor]] = field(default_factory=dict)
-    """The present pass: by address and shape of an input, the first module that read it, and the input itself."""
+    """Current pass: address and shape of an input -> the first module that read it, and the input."""
     _tokens: list[tuple[str, torch.Tensor]] = field(default_factory=list)
-    """The present pass: what is to be added to whose sums."""
+    """Current pass: modules, and the tokens to be added to their sums."""
     _uses: Counter[str] = field(default_factory=Counter)
-    """How often each module was used in the present pass."""
+    """Current pass: number of uses of each module."""
     _usual: Counter[str] | None = None
-    """And in a whole pass: the first one is made to its end, for models (ALBERT) use one module for several blocks."""
+    """Uses in a complete pass. The first pass is complete, because some models (ALBERT) use a module in several blocks."""
 
     def __enter__(self) -> Recorder:
         for name, module in self.modules.items():
@@ -239,10 +239,10 @@ class Recorder:
         self._hooks.clear()
 
     def forward(self, model: Any, inputs: dict[str, torch.Tensor]) -> None:
-        """Run the model as far as the last use of a recorded module, and add what it saw.
+        """Run the model up to the last use of a recorded module, and add the recorded inputs.
 
         Raises:
-            ScannerError: the memory lasts for the pass but not for its sums.
+            ScannerError: there is enough memory for the pass but not for its sums.
         """
         self._type = getattr(model.config, "model_type", "")
 
@@ -279,19 +279,19 @@ class Recorder:
 
     def _record(self, name: str, states: torch.Tensor) -> None:
         if self._type.startswith("deberta") and (self._uses[name] or name.rpartition(".")[2].startswith("pos_")):
-            return  # embeddings of relative positions, which also go through the matrices of queries and keys
-        # The input is kept till the end of the pass, so that its address cannot come back as another's.
+            return  # embeddings of relative positions, which also pass through the query and key matrices
+        # The input is kept until the end of the pass, so that its address is not used again.
         key = (states.data_ptr(), tuple(states.shape))
         first, _ = self._inputs.setdefault(key, (name, states))
         stands_for = self.shared.setdefault(name, first)
         if stands_for != name and stands_for == first:
             return
-        if stands_for != name:  # it shared an input before and does not now: it was chance
+        if stands_for != name:  # it shared an input before and does not now
             raise RuntimeError(f"the inputs of {name} and {stands_for} are the same in some batches only")
 
-        assert self.mask is not None, "a forward pass sets the mask"
+        assert self.mask is not None, "forward() sets the mask"
         if states.ndim == 2 and "experts" in name.split("."):
-            # Experts see some of the tokens, in an order of their own: without padding all of them are real.
+            # Experts see some of the tokens in an order of their own, which is usable only without padding.
             tokens = states.clone() if bool(self.mask.all()) else None
         else:
             tokens = states_of_tokens(states, self.mask, self._type)
@@ -299,7 +299,7 @@ class Recorder:
             self._tokens.append((name, tokens))
         else:
             batch, given = tuple(self.mask.shape), tuple(states.shape)
-            self.unusable[name] = f"its input of shape {given} is not one state for each token of a batch of {batch}"
+            self.unusable[name] = f"its input of shape {given} is not one state per token of a batch of {batch}"
 
     def _sum_up(self) -> None:
         for number, (name, tokens) in enumerate(self._tokens):
@@ -308,20 +308,20 @@ class Recorder:
                     self.moments[name] = Moments.zero(tokens.shape[1], tokens.device)
                 self.moments[name].add(tokens)
             except (MemoryError, RuntimeError) as error:
-                if number and is_memory(error):  # a part of this pass is in the sums: it must not be made again
+                if number and is_memory(error):  # part of this pass is in the sums, so it must not be repeated
                     raise ScannerError(
-                        "the sums of a forward pass do not fit into the device's memory: fewer `layers`"
+                        "the sums of a forward pass do not fit into the memory of the device: select fewer `layers`"
                     ) from error
                 raise
 
 
 class _Enough(Exception):
-    """Every recorded module has had its input: the rest of the forward pass is not needed."""
+    """Every recorded module has been used, so the rest of the forward pass is not needed."""
 
 
 @dataclass(kw_only=True)
 class Sums:
-    """Sums over the inputs of some modules in a shard of the text; modules that read the same tensor share one sum."""
+    """Sums over the inputs of some modules in shards of a text; modules that read the same tensor share one sum."""
 
     moments: dict[str, Moments]
     """By the module that represents its group."""
@@ -379,7 +379,7 @@ class Sums:
 
 
 def accumulate(model: Any, text: Sequences, modules: dict[str, torch.nn.Module], batches: Batches) -> Sums:
-    """Run sequences through the model up to the last of the modules, and sum over the inputs of these, without padding."""
+    """Run sequences through a model up to the last of the modules, and sum over the inputs of the modules, without padding."""
     recorder = Recorder(modules=modules)
 
     def compute(batch: Batch, indices: list[int]) -> None:

@@ -1,4 +1,4 @@
-"""Singular values taken out of the weights of a resident model: which ones, and the low-rank update that does and undoes it.
+"""Remove sets of singular values from the weights of a loaded model, and restore the weights.
 
 W~ = U S~ V^T = W - sum over the removed k of s_k u_k v_k^T. Source: Staats, Thamm, Rosenow, arXiv 2410.17770, v1 sec. 5, v3 sec. 5.
 """
@@ -28,7 +28,7 @@ from scanner.rmt.sigma import sigma_median
 Indices = NDArray[np.intp]
 
 REGIONS = ("left", "bulk", "right")
-#: Shares of the spectrum that guided pruning takes out, in percent.
+#: Shares of the spectrum that pruning removes, in percent.
 PRUNED = (10, 20, 30, 50)
 
 _SET = re.compile(
@@ -38,12 +38,12 @@ _SET = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class RemovalSet:
-    """A set of singular values, the same rule for every matrix.
+    """A rule that selects singular values of any matrix.
 
-    `name` is one of `decile:D` (D = 1 the smallest tenth), `region:left|bulk|right` (of the Marchenko-Pastur law with the median
-    sigma), `range:A:B` (A <= k < B, k = 0 the largest), `smallest:P` and `most-random:P` (P percent of the values: the smallest,
-    or those whose vectors have the largest local p-values), or `random:SEED`: as many values as `beside` takes from the same
-    matrix, drawn anew for each.
+    `name` is one of `decile:D` (D = 1: the smallest tenth), `region:left|bulk|right` (of the Marchenko-Pastur law with the median
+    sigma), `range:A:B` (A <= k < B; k = 0 is the largest), `smallest:P` and `most-random:P` (P percent of the values: the smallest,
+    or those whose vectors have the largest local p-values), or `random:SEED` (as many values as the set `beside` selects from the
+    same matrix, drawn independently for each matrix).
     """
 
     name: str
@@ -52,21 +52,21 @@ class RemovalSet:
     def __post_init__(self) -> None:
         found = _SET.fullmatch(self.name)
         if found is None or (found["seed"] is not None) != (self.beside is not None):
-            raise ScannerError(f"no set of singular values is called {self.name!r}")
+            raise ScannerError(f"unknown set of singular values {self.name!r}")
 
     @property
     def seed(self) -> int | None:
-        """The seed of a random set."""
+        """Seed of a random set; None for other sets."""
         return int(self.name.partition(":")[2]) if self.beside is not None else None
 
 
 def parse_sets(text: str, random_sets: int = 1) -> list[RemovalSet]:
-    """The sets that `deciles`, `regions`, `pruning`, `A:B` or names of sets, separated by commas, stand for.
+    """Parse a comma-separated list of `deciles`, `regions`, `pruning`, `random`, `A:B` and names of sets.
 
-    Each comes with `random_sets` random ones of the same size; `random` alone is a random tenth.
+    Each set is followed by `random_sets` random sets of the same size; `random` alone is a random tenth.
 
     Raises:
-        ScannerError: an unknown set, or an empty range.
+        ScannerError: a set is unknown, a range is empty, or there is no set.
     """
     named: list[str] = []
     for word in filter(None, (piece.strip() for piece in text.split(","))):
@@ -81,7 +81,7 @@ def parse_sets(text: str, random_sets: int = 1) -> list[RemovalSet]:
         else:
             named.append(_named(word))
     if not named:
-        raise ScannerError("no set of singular values is named: deciles, regions, pruning, random or A:B")
+        raise ScannerError("`sets` has no set of singular values: choose from deciles, regions, pruning, random or A:B")
     found: list[RemovalSet] = []
     for name in dict.fromkeys(named):
         if name != "random":
@@ -89,7 +89,7 @@ def parse_sets(text: str, random_sets: int = 1) -> list[RemovalSet]:
         beside = "decile:1" if name == "random" else name
         found += [RemovalSet(name=f"random:{seed}", beside=beside) for seed in range(1, random_sets + 1)]
     if not found:
-        raise ScannerError("`sets` random with `random_sets` 0 is no set at all")
+        raise ScannerError("`sets` random needs `random_sets` of at least 1")
     return list(dict.fromkeys(found))
 
 
@@ -108,17 +108,17 @@ def _named(word: str) -> str:
     )
     if wrong:
         raise ScannerError(
-            f"no set of singular values {word!r}: deciles, decile:1..10, regions, region:left|bulk|right, random, pruning, "
-            "smallest:1..100, most-random:1..100, or A:B with A < B"
+            f"unknown set of singular values {word!r}: choose from deciles, decile:1..10, regions, "
+            "region:left|bulk|right, random, pruning, smallest:1..100, most-random:1..100, or A:B with A < B"
         )
     return name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Factors:
-    """What is kept of a matrix's SVD: s (r,) in float64, `left` (r, m) and `right` (r, n) in float32 on the model's device.
+    """SVD of a matrix: s (r,) in float64, `left` (r, m) and `right` (r, n) in float32 on the device of the model.
 
-    `region` and `p` (mean of both sides' local p-values, NaN where there is none) decide sets that look at them.
+    `region` (r,) and `p` (r,), the mean of the local p-values of both sides (NaN where there is none), determine some of the sets.
     """
 
     key: str
@@ -130,11 +130,11 @@ class Factors:
 
     @property
     def size(self) -> int:
-        """Bytes it takes."""
+        """Size of the vectors in bytes."""
         return self.left.nbytes + self.right.nbytes
 
     def indices(self, wanted: RemovalSet) -> Indices:
-        """The k of a set, ascending."""
+        """Return the ranks k in a set, ascending."""
         if wanted.beside is not None:
             taken = len(self.indices(RemovalSet(name=wanted.beside)))
             digest = int.from_bytes(hashlib.sha256(f"{wanted.seed}\0{self.key}".encode()).digest()[:8])
@@ -144,14 +144,14 @@ class Factors:
         if kind == "region":
             return np.flatnonzero(self.region == value)
         if kind == "most-random":
-            # A value whose vectors have no p-value is zero: taking it out takes nothing.
+            # Values whose vectors have no p-value are zero: removing them changes nothing, so they come last.
             likely = np.argsort(np.where(np.isnan(self.p), np.inf, -self.p), kind="stable")
             return np.sort(likely[: len(self.s) * int(value) // 100])
         return indices_by_rank(wanted.name, len(self.s))
 
 
 def indices_by_rank(name: str, count: int) -> Indices:
-    """The k of a set that depends on the number of singular values alone: a decile, a range, the smallest."""
+    """Return the ranks k in a set that depends only on the number of singular values: a decile, a range, or the smallest."""
     kind, _, value = name.partition(":")
     k = np.arange(count)
     if kind == "decile":
@@ -163,7 +163,7 @@ def indices_by_rank(name: str, count: int) -> Indices:
 
 
 def size_by_rank(name: str, count: int) -> int | None:
-    """How many values a set takes from `count`, None where that depends on the matrix."""
+    """Return how many of `count` values are in a set; None if that depends on the matrix."""
     kind = name.partition(":")[0]
     if kind == "region":
         return None
@@ -171,9 +171,9 @@ def size_by_rank(name: str, count: int) -> int | None:
 
 
 def factors_of(key: str, matrix: torch.Tensor) -> Factors:
-    """The SVD of a matrix (m, n) in float64, its regions and p-values; vectors are kept in float32.
+    """Compute the SVD of a matrix (m, n) in float64, with regions and p-values; vectors are kept in float32.
 
-    The regions are those of a scan with its default, the median sigma.
+    The regions are those of a scan with the default estimate of sigma, the median.
     """
     rows, cols = matrix.shape
     parts = decompose(matrix.detach())
@@ -197,10 +197,11 @@ def factors_of(key: str, matrix: torch.Tensor) -> Factors:
 
 
 class FactorCache:
-    """The factors of a model's matrices, each computed once as long as those of one point fit into `limit` bytes.
+    """Cache of the factors of matrices; each is computed once if the matrices of a point fit into `limit` bytes.
 
-    Of those of earlier points the ones unused for longest make room. What does not fit beside the others of its own point is not
-    kept: a point goes through its matrices in one order, so that letting go of its first for its last would keep none for the next.
+    Factors of earlier points are evicted, least recently used first. Factors that do not fit beside the others of the same point
+    are not cached: every point uses its matrices in the same order, so evicting the first for the last would leave no hits for the
+    next point.
     """
 
     def __init__(self, limit: int) -> None:
@@ -209,7 +210,7 @@ class FactorCache:
         self._size = 0
 
     def get(self, model: torch.nn.Module, placed: Placed, among: Collection[str] = ()) -> Factors:
-        """The factors of an intact matrix; `among` are the keys of all matrices of the present point."""
+        """Return the factors of an intact matrix; `among` holds the keys of all matrices of the current point."""
         key = placed.ref.key
         if key in self._kept:
             self._kept.move_to_end(key)
@@ -229,13 +230,13 @@ class FactorCache:
 def removed(
     model: torch.nn.Module, placed: Sequence[Placed], wanted: RemovalSet, cache: FactorCache
 ) -> Iterator[tuple[int, int]]:
-    """The model without a set of singular values of these matrices; afterwards its weights are what they were, bit for bit.
+    """Remove a set of singular values of these matrices inside the context; afterward the weights are restored bit for bit.
 
-    Every matrix costs one product of thin factors, m x |set| x n, in float32; the weights are copied aside, which takes the
+    Each matrix costs one product of thin factors, m x |set| x n, in float32. The original weights are copied, which takes the
     memory of these matrices once more.
 
     Yields:
-        How many singular values are gone, and of how many.
+        The number of removed singular values, and the number of all singular values.
     """
     originals: list[tuple[Placed, torch.Tensor]] = []
     among = {one.ref.key for one in placed}

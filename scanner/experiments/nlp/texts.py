@@ -1,4 +1,4 @@
-"""What models are run on: a text file, a column of a JSONL, CSV, TSV or Parquet file, or a data set of the Hub."""
+"""Read the texts that models are run on: a text file, a column of a JSONL, CSV, TSV or Parquet file, or a data set of the Hub."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
 
 _TABLES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
-#: Columns that are taken for the text if none is named, the first that is there.
+#: Columns used as the text if none is given; the first that exists.
 _TEXT_COLUMNS = ("text", "sentence", "content", "review", "document", "question", "premise", "sentence1")
 _LABEL_COLUMNS = ("label", "labels", "class", "target", "sentiment")
 _FIELD_LIMIT = 1 << 27
-#: A label that is a number of a class.
+#: A label that is the index of a class.
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
-#: Characters that are enough for one token of any tokenizer that is not made of bytes.
+#: Upper estimate of the characters per token of any tokenizer.
 CHARACTERS_PER_TOKEN = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextSource:
-    """What a user named: `reference` is a file or `owner/name[:config[:split]]` on the Hub.
+    """What to read: `reference` is a file or `owner/name[:config[:split]]` on the Hub.
 
-    Of a table: the column with the text, one with a second text (pairs), one with the labels (None: found by their usual
-    names), and `where` (column, value) keeps the rows that have it.
+    For tables, `column`, `second` and `label` name the columns with the text, a second text (for pairs) and the labels; a text or
+    label column that is None is found by its usual names. `where` (column, value) selects rows.
     """
 
     reference: str
@@ -44,20 +44,20 @@ class TextSource:
 
 @dataclass(frozen=True, kw_only=True)
 class Texts:
-    """Texts in the order of their file; `whole` if they are one running text, else each stands for itself."""
+    """Texts in the order of the file; `whole` if they are one continuous text, otherwise independent items."""
 
     name: str
     items: tuple[str, ...]
     whole: bool
     seconds: tuple[str, ...] = ()
-    """The second text of each pair; empty where there are no pairs."""
+    """The second text of each pair; empty if there are no pairs."""
     labels: tuple[str, ...] = ()
-    """The label of each item, as text; empty where none was asked for."""
+    """The label of each item as text; empty if none was requested."""
     _digest: list[str] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def digest(self) -> str:
-        """SHA-256 of texts and labels: what was read, wherever it lay."""
+        """SHA-256 of texts and labels; does not depend on where they were read from."""
         if not self._digest:
             content = json.dumps([self.whole, self.items, self.seconds, self.labels], ensure_ascii=False)
             self._digest.append(hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest())
@@ -65,39 +65,39 @@ class Texts:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The distinct labels, sorted: by value if all are integers, else alphabetically.
+        """The distinct labels, sorted by value if all are integers, otherwise alphabetically.
 
         Raises:
-            ScannerError: there are fewer than two.
+            ScannerError: there are fewer than two labels.
         """
         found = sorted({*self.labels})
         if all(map(is_integer, found)):
             found.sort(key=int)
         if len(found) < 2:
-            shown = f"all are {printable(found[0])!r}" if found else "there are none"
+            shown = f"but all are {printable(found[0])!r}" if found else "but there are none"
             raise ScannerError(f"{printable(self.name)}: labels of two or more classes are needed, {shown}")
         return tuple(found)
 
 
 def is_integer(label: str) -> bool:
-    """Whether a label is an integer, written in plain digits."""
+    """Return whether a label is an integer in decimal digits."""
     return _INTEGER.fullmatch(label) is not None
 
 
 def read_texts(
     source: TextSource, *, labelled: bool = False, tokens: int | None = None, length: int | None = None
 ) -> Texts:
-    """Read all texts of a source; of a data set of the Hub, which may be endless, only as many rows as are enough for `tokens`.
+    """Read all texts of a source; from a data set of the Hub, which may be very large, only as many rows as `tokens` requires.
 
     Args:
-        source: what was named.
-        labelled: a label is needed with every text.
-        tokens: how many are needed; None: all rows of a data set are.
-        length: how many of one row are used at most; None: all of them.
+        source: what to read.
+        labelled: whether every text needs a label.
+        tokens: number of tokens that are needed; None: read all rows of a data set.
+        length: largest number of tokens used per row; None: all.
 
     Raises:
-        ScannerError: nothing is there, it is empty, not UTF-8, or not the table that its name promises; a column is missing, or a
-            row of it holds what is no text.
+        ScannerError: the source does not exist, is empty, is not UTF-8, or is not a table of the kind that its name suggests; or a
+            column is missing or contains values that are not text.
     """
     path = Path(source.reference).expanduser()
     shown = printable(source.reference)
@@ -106,7 +106,7 @@ def read_texts(
     except OSError as error:
         raise ScannerError(f"text {shown} cannot be read: {error.strerror}") from error
     if is_folder:
-        raise ScannerError(f"text {shown} is a folder: name a file in it")
+        raise ScannerError(f"text {shown} is a folder: give a file in it")
     if not is_file:
         enough = None if tokens is None else CHARACTERS_PER_TOKEN * tokens
         each = None if length is None else CHARACTERS_PER_TOKEN * length
@@ -131,7 +131,7 @@ def _from_rows(
     enough: int | None = None,
     each: int | None = None,
 ) -> Texts:
-    """Texts of rows; no more of them are read than hold `enough` characters, of which at most `each` of a row count."""
+    """Collect the texts of rows until they have `enough` characters, counting at most `each` per row."""
     held = 0
     shown = printable(source.reference)
     items: list[str] = []
@@ -157,7 +157,7 @@ def _from_rows(
         if label is not None:
             value = _label(row.get(label))
             if not value:
-                raise ScannerError(f"text {shown}, row {number}: no {printable(label)}")
+                raise ScannerError(f"text {shown}, row {number}: column {printable(label)!r} is empty")
             labels.append(_encodable(shown, value, label, number))
         held += len(text[:each])
         if enough is not None and held >= enough:
@@ -180,7 +180,7 @@ def _column(shown: str, row: Mapping[str, Any], wanted: str | None, usual: tuple
         found = strings[0] if len(strings) == 1 else None
     if found is None:
         option = "`column`" if what == "text" else "`label`"
-        raise ScannerError(f"text {shown}: which column is the {what}? it has {there}; name it with {option}")
+        raise ScannerError(f"text {shown}: no {what} column found among {there}; give one as {option}")
     return found
 
 
@@ -195,14 +195,14 @@ def _text(shown: str, row: Mapping[str, Any], column: str, number: int) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise ScannerError(f"text {shown}, row {number}: column {printable(column)!r} holds no text")
+        raise ScannerError(f"text {shown}, row {number}: column {printable(column)!r} is not text")
     return _encodable(shown, value, column, number)
 
 
 def _label(value: Any) -> str:
-    """A cell as a label, without the blanks around it; empty where there is none: nothing, NaN or blanks.
+    """Return a cell as a label without surrounding whitespace; empty for None, NaN and whitespace.
 
-    Integers that became floats are integers again: pandas makes floats of a whole column if one of its cells is empty.
+    Floats that are integers are converted back: pandas makes a column of integers float if one of its cells is empty.
     """
     if value is None or value != value:
         return ""
@@ -212,13 +212,13 @@ def _label(value: Any) -> str:
 
 
 def _encodable(shown: str, value: str, column: str, number: int) -> str:
-    """The value itself: JSON can spell characters that no text has, and tokenizers do not take them."""
+    """Return the value if it can be encoded: JSON can contain unpaired surrogates, which tokenizers reject."""
     try:
         value.encode()
     except UnicodeEncodeError as error:
         raise ScannerError(
-            f"text {shown}, row {number}: column {printable(column)!r} holds half a character "
-            f"({printable(value[error.start])}, a surrogate alone): mend that row or take it out"
+            f"text {shown}, row {number}: column {printable(column)!r} has an unpaired surrogate "
+            f"({printable(value[error.start])}): correct or remove that row"
         ) from error
     return value
 
@@ -245,11 +245,11 @@ def _text_rows(path: Path, kind: str) -> Iterator[Mapping[str, Any]]:
             except (ValueError, RecursionError) as error:
                 raise ScannerError(f"text {shown}, line {number} is not JSON: {error}") from error
             if not isinstance(row, dict):
-                raise ScannerError(f"text {shown}, line {number} is no object with columns")
+                raise ScannerError(f"text {shown}, line {number} is not a JSON object")
             yield row
         return
     csv.field_size_limit(_FIELD_LIMIT)
-    # Tab-separated files are written without quotes as a rule, and a sentence may begin with one.
+    # Tab-separated files usually have no quoting, and a sentence may begin with a quotation mark.
     options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == "tsv" else {}
     reader = csv.DictReader(io.StringIO(text, newline=""), **options)
     try:
@@ -259,7 +259,9 @@ def _text_rows(path: Path, kind: str) -> Iterator[Mapping[str, Any]]:
             raise ScannerError(f"text {shown} has two columns {printable(twice)!r}: rename one")
         for row in reader:
             if None in row or None in row.values():
-                raise ScannerError(f"text {shown}, line {reader.line_num}: not as many fields as columns")
+                raise ScannerError(
+                    f"text {shown}, line {reader.line_num}: the number of fields differs from the number of columns"
+                )
             yield row
     except csv.Error as error:
         raise ScannerError(f"text {shown}, line {reader.line_num} is not {kind.upper()}: {error}") from error
@@ -274,7 +276,7 @@ def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
             yield from batch.to_pylist()
     except UnicodeDecodeError as error:
         raise ScannerError(
-            f"text {printable(str(path))} has a column of strings that are not UTF-8: write it again from decoded text"
+            f"text {printable(str(path))} has a string column that is not UTF-8: write the file again from decoded text"
         ) from error
     except (pa.ArrowException, OSError) as error:
         reason = (str(error).splitlines() or [""])[0]
@@ -282,7 +284,7 @@ def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _hub_rows(reference: str) -> Iterator[Mapping[str, Any]]:
-    """Rows of `owner/name[:config[:split]]`, through the Hub's own library, in the order of the data set."""
+    """Yield the rows of `owner/name[:config[:split]]` in the order of the data set, with the library `datasets`."""
     shown = printable(reference)
     name, *more = reference.split(":")
     if "/" not in name or name.startswith((".", "/", "~")) or len(more) > 2 or Path(name).suffix in {*_TABLES, ".txt"}:
@@ -293,14 +295,14 @@ def _hub_rows(reference: str) -> Iterator[Mapping[str, Any]]:
         import datasets
     except ImportError as error:
         raise ScannerError(
-            f"text {shown} is no file, and data sets of the Hub need a library: pip install 'rmtscan[experiments]'"
+            f"text {shown} is not a file, and data sets of the Hub need a library: pip install 'rmtscan[experiments]'"
         ) from error
     config = more[0] if more and more[0] else None
     split = more[1] if len(more) == 2 else "train"
     try:
         yield from datasets.load_dataset(name, config, split=split, streaming=True)
-    except Exception as error:  # it raises what its dozen dependencies raise
+    except Exception as error:  # its dependencies raise exceptions of many types
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ScannerError(
-            f"text {shown} is no file here, and as a data set of the Hub it cannot be read: {printable(reason)[:200]}"
+            f"text {shown} is not a file, and cannot be read as a data set of the Hub: {printable(reason)[:200]}"
         ) from error

@@ -1,4 +1,4 @@
-"""From texts to token sequences, and from sequences to padded batches that fit into memory."""
+"""Token sequences from texts, and padded batches of sequences that fit into memory."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from scanner.experiments.nlp.texts import CHARACTERS_PER_TOKEN, Texts
 Ids = NDArray[np.int32]
 Result = TypeVar("Result")
 
-#: Padded tokens in one batch: on a CPU more is no faster, a GPU wants to be filled.
+#: Padded tokens in a batch: larger batches are not faster on a CPU, but are on a GPU.
 BATCH_TOKENS = {"cpu": 1024, "cuda": 8192}
-#: Seed of the order in which rows of a table are drawn.
+#: Seed for drawing rows of a table.
 _DRAW_SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Sequences side by side: (count, longest) int64 tensors, `mask` 1 for a token and 0 for padding, `types` as in `Sequences`."""
+    """Padded sequences: (count, longest) int64 tensors; `mask` is 1 for a token and 0 for padding, `types` as in `Sequences`."""
 
     ids: torch.Tensor
     mask: torch.Tensor
     types: torch.Tensor | None = None
 
     def inputs(self, model: Any, *, decoder: bool = False) -> dict[str, torch.Tensor]:
-        """Arguments of a forward pass on the model's device; types for models that know them.
+        """Return the arguments of a forward pass on the device of the model; token types only for models that use them.
 
-        With `decoder`, a decoder beside an encoder is given the same tokens. Without, the model makes its input of them itself, as
-        classifiers do.
+        With `decoder`, the decoder of an encoder-decoder model receives the same tokens. Otherwise the model derives the input of
+        its decoder itself, as classifiers do.
         """
         device = model.device
         ids, mask = self.ids.to(device), self.mask.to(device)
@@ -56,7 +56,7 @@ def _knows_types(model: Any) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Sequences:
-    """Token sequences; `types` tells the two texts of each pair apart (empty: no pairs, or a tokenizer that does not mark them)."""
+    """Token sequences; `types` marks the two texts of each pair (empty without pairs, or if the tokenizer does not mark them)."""
 
     ids: tuple[Ids, ...]
     types: tuple[Ids, ...] = ()
@@ -66,24 +66,24 @@ class Sequences:
 
     @property
     def tokens(self) -> int:
-        """Tokens of all sequences, special ones included."""
+        """Number of tokens of all sequences, including special tokens."""
         return sum(map(len, self.ids))
 
     @property
     def digest(self) -> str:
-        """SHA-256 of ids and types: the text, and what the tokenizer made of it."""
+        """SHA-256 of ids and types; depends on the text and the tokenizer."""
         content = hashlib.sha256(len(self).to_bytes(8))
         for one in (*self.ids, *self.types):
             content.update(len(one).to_bytes(8) + one.astype(np.int32).tobytes())
         return content.hexdigest()
 
     def part(self, indices: Sequence[int]) -> Sequences:
-        """Some of them, in this order."""
+        """Return the selected sequences in this order."""
         types = tuple(self.types[index] for index in indices) if self.types else ()
         return Sequences(ids=tuple(self.ids[index] for index in indices), types=types)
 
     def batch(self, indices: Sequence[int], padding: int) -> Batch:
-        """Some of them side by side, filled up on the right."""
+        """Return the selected sequences as a batch, padded on the right."""
         chosen = self.part(indices)
         shape = len(chosen), max(map(len, chosen.ids))
         padded, mask = np.full(shape, padding, dtype=np.int64), np.zeros(shape, dtype=np.int64)
@@ -99,17 +99,17 @@ class Sequences:
 
 
 def marked(types: Sequence[Sequence[int]]) -> tuple[Ids, ...]:
-    """Token types as `Sequences` has them: none where a tokenizer marks nothing with them."""
+    """Return token types as in `Sequences`: empty if the tokenizer marks nothing with them."""
     return tuple(np.array(one, dtype=np.int32) for one in types) if any(any(one) for one in types) else ()
 
 
 def encode(
     tokenizer: Any, text: str, second: str | None = None, *, special: bool = True, most: int | None = None
 ) -> list[int]:
-    """The tokens of one text or pair, without a warning for long ones.
+    """Return the tokens of a text or pair, without the warning of transformers for long texts.
 
-    With `most`, no more than so many: the tokenizer leaves out the end of the text, of pairs of the longer one, and keeps its
-    special tokens; there must be room for these.
+    With `most`, the tokenizer truncates the text (of a pair, the longer text) at the end to this number of tokens and keeps its
+    special tokens, which must fit.
     """
     return _with_types(tokenizer, text, second, special=special, most=most)[0]
 
@@ -117,7 +117,7 @@ def encode(
 def _with_types(
     tokenizer: Any, text: str, second: str | None, *, special: bool = True, most: int | None = None
 ) -> tuple[list[int], list[int]]:
-    """Tokens as `encode` gives them, and which text of a pair each belongs to: zero where the tokenizer does not tell."""
+    """Return tokens as `encode` does, and the index of the text of each in its pair (0 if the tokenizer does not mark it)."""
     pair = (text,) if second is None else (text, second)
     cut = {} if most is None else {"truncation": True, "max_length": most}
     found = tokenizer(*pair, add_special_tokens=special, return_token_type_ids=second is not None, verbose=False, **cut)
@@ -126,7 +126,7 @@ def _with_types(
 
 
 def affixes(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The special tokens that the tokenizer puts before and after a text: `[CLS]` and `[SEP]`, a BOS, nothing."""
+    """Return the special tokens that the tokenizer adds before and after a text: `[CLS]` and `[SEP]`, a BOS, or none."""
     bare, full = encode(tokenizer, "a", special=False), encode(tokenizer, "a")
     for start in range(len(full) - len(bare) + 1):
         if bare and full[start : start + len(bare)] == bare:
@@ -135,9 +135,9 @@ def affixes(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 
 def running_ids(tokenizer: Any, texts: Texts, *, tokens: int | None = None) -> Ids:
-    """One sequence of at most `tokens` tokens: the running text, or the items of a table with an empty line between them.
+    """Return one sequence of at most `tokens` tokens: the continuous text, or the items of a table joined by empty lines.
 
-    Special tokens that the tokenizer puts in front (a BOS) stand once, at the beginning.
+    Special tokens that the tokenizer adds before a text (a BOS) occur once, at the beginning.
     """
     text = texts.items[0] if texts.whole else "\n\n".join(texts.items)
     prefix, _ = affixes(tokenizer)
@@ -148,15 +148,15 @@ def running_ids(tokenizer: Any, texts: Texts, *, tokens: int | None = None) -> I
 
 
 def sequences(tokenizer: Any, texts: Texts, *, length: int, tokens: int | None = None) -> Sequences:
-    """Sequences of at most `length` tokens for a model's forward pass, `tokens` of them in all (None: everything).
+    """Return sequences of at most `length` tokens for forward passes, with `tokens` tokens in total (None: the whole text).
 
-    A running text is cut into pieces of equal length, each with the model's special tokens around it; what is left at its end is
-    dropped. Items of a table are a sequence each, cut at `length` by the tokenizer; where `tokens` does not take all of them, they
-    are drawn from the whole table, with a fixed seed, for many tables are sorted (by label, say). They come in the table's order.
-    Special tokens count: the model sees them. Where `tokens` leaves room for nothing else, fewer are taken.
+    A continuous text is cut into pieces of equal length, each with the special tokens of the model around it; the remainder is
+    dropped. Each item of a table is one sequence, which the tokenizer truncates to `length`. If `tokens` does not cover all items,
+    they are drawn from the whole table with a fixed seed, because many tables are sorted (by label, for example), and returned in
+    the order of the table. Special tokens count. If the remaining tokens suffice only for special tokens, no more items are drawn.
 
     Raises:
-        ScannerError: a running text that does not fill one sequence, or sequences that hold nothing but special tokens.
+        ScannerError: a continuous text does not fill one sequence, or sequences have room only for special tokens.
     """
     if not texts.whole:
         return _drawn(tokenizer, texts, length, tokens)
@@ -176,14 +176,14 @@ def sequences(tokenizer: Any, texts: Texts, *, length: int, tokens: int | None =
 
 
 def _drawn(tokenizer: Any, texts: Texts, length: int, tokens: int | None) -> Sequences:
-    """Items of a table, a sequence each, in the table's order."""
+    """Return items of a table, one sequence each, in the order of the table."""
     one = ("a", "a") if texts.seconds else ("a",)
     special = len(encode(tokenizer, *one)) - len(encode(tokenizer, *one, special=False))
     _require_room(length, special)
     if tokens is not None and tokens <= special:
         raise ScannerError(
-            f"{tokens} tokens in all are wanted of text {printable(texts.name)}, and the tokenizer adds {special} special tokens "
-            "to each of its rows: want more"
+            f"`tokens` {tokens} is too small for text {printable(texts.name)}: the tokenizer adds {special} special tokens to "
+            "each row"
         )
     limit = CHARACTERS_PER_TOKEN * length
     count = len(texts.items)
@@ -208,13 +208,13 @@ def _drawn(tokenizer: Any, texts: Texts, length: int, tokens: int | None) -> Seq
 def _require_room(length: int, special: int) -> None:
     if length <= special:
         raise ScannerError(
-            f"`window` {length} has no room for text: the tokenizer adds {special} special tokens, a window of {special + 1} is "
-            "the smallest"
+            f"`window` {length} has no room for text: the tokenizer adds {special} special tokens, so give at least "
+            f"{special + 1}"
         )
 
 
 def too_short(texts: Texts, tokens: int, window: int) -> ScannerError:
-    """The error for a text that does not fill one window."""
+    """Return the error for a text that does not fill one window."""
     return ScannerError(
         f"text {printable(texts.name)} has {tokens} tokens, too short for a window of {window}: "
         "give more text or a smaller `window`"
@@ -222,9 +222,10 @@ def too_short(texts: Texts, tokens: int, window: int) -> ScannerError:
 
 
 def padding_id(tokenizer: Any, config: Any) -> int:
-    """The token that fills up: the model's, for its classifier looks for the last token that is another; else the tokenizer's.
+    """Return the padding token of the model, or else of the tokenizer.
 
-    Where neither has one any will do: it is masked in all that is computed.
+    That of the model comes first because its classifier reads the last token that is different. If neither has one, any token can
+    be used, because padding is masked in all computations.
     """
     known = (config.get_text_config(), "pad_token_id"), (tokenizer, "pad_token_id"), (tokenizer, "eos_token_id")
     for owner, name in known:
@@ -234,21 +235,21 @@ def padding_id(tokenizer: Any, config: Any) -> int:
     return 0
 
 
-#: Parts of the messages of torch's RuntimeErrors for it: its allocator on the CPU has no error of its own.
+#: Parts of messages of RuntimeErrors for lack of memory: the CPU allocator of torch has no exception type for it.
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "alloc_failed")
 
 
 def is_memory(error: Exception) -> bool:
-    """Whether an error says that memory does not suffice."""
+    """Return whether an error means that there is not enough memory."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_MEMORY)
 
 
 class Batches:
-    """Groups of sequences of like length, no group larger than fits: after an out-of-memory error half of it is tried.
+    """Runs batches of sequences of similar length; a batch that runs out of memory is repeated in halves.
 
-    `smallest` is the number of padded tokens that groups were cut down to, None while all fitted.
+    `smallest` is the number of padded tokens that batches were reduced to, or None if all fitted into memory.
     """
 
     def __init__(self, padding: int, batch_tokens: int) -> None:
@@ -256,12 +257,12 @@ class Batches:
         self.smallest: int | None = None
 
     def of(self, model: Any) -> Batches:
-        """The batches for a model: single sequences for a classifier that was not told what padding is, for it refuses others."""
+        """Return batches for a model: single sequences for a classifier without a padding token, because it rejects others."""
         unaware = getattr(model.config.get_text_config(), "pad_token_id", None) is None
         return Batches(self.padding, 1) if unaware and "ForSequenceClassification" in type(model).__name__ else self
 
     def run(self, data: Sequences, compute: Callable[[Batch, list[int]], Result]) -> list[Result]:
-        """`compute(batch, indices)` for all sequences, in a fixed order: shortest first, equal ones as they come.
+        """Return `compute(batch, indices)` for all sequences in a fixed order: shortest first, equal lengths in their order.
 
         Raises:
             ScannerError: a single sequence does not fit into the device's memory.
@@ -280,7 +281,7 @@ class Batches:
             size = len(group) * max(len(data.ids[i]) for i in group)
             if len(group) == 1:
                 raise ScannerError(
-                    f"one sequence of {size} tokens does not fit into the device's memory: a smaller `window`"
+                    f"one sequence of {size} tokens does not fit into the memory of the device: reduce `window`"
                 ) from error
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""One fine-tuning: a classifier on top of a pretrained body, trained, measured and kept. No Ray, no store."""
+"""Fine-tuning of a classifier on top of a pretrained body: create, train, evaluate and save it. Uses neither Ray nor a store."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from scanner.errors import ScannerError
 from scanner.experiments.nlp.labels import Examples
 from scanner.experiments.nlp.tokens import Batch, Batches, is_memory
 
-#: Batches that are sorted by length together: little padding, and still a different mixture in every epoch.
+#: Batches that are sorted by length together: little padding, but different batches in every epoch.
 _SORTED_TOGETHER = 16
 _CLIP = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a classifier is trained: AdamW with a rate that rises and then falls linearly, gradients clipped at norm 1."""
+    """Parameters of a training with AdamW: the learning rate rises and then falls linearly, gradients are clipped at norm 1."""
 
     epochs: int = 2
     batch: int = 32
     rate: float = 5e-5
     decay: float = 0.01
-    """Of weights; biases and norms have none."""
+    """Weight decay of matrices; biases and norms have none."""
     warmup: float = 0.1
-    """Share of the steps in which the rate rises."""
+    """Share of the steps in which the learning rate rises."""
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch < 1:
-            raise ScannerError(f"at least one epoch and one example a batch, got {self.epochs} and {self.batch}")
+            raise ScannerError(f"`epochs` and `batch` must be at least 1, got {self.epochs} and {self.batch}")
         if not 0.0 < self.rate < math.inf:
-            raise ScannerError(f"the learning rate must be positive, got {self.rate:g}")
+            raise ScannerError(f"`lr` must be positive, got {self.rate:g}")
 
     def rate_at(self, step: int, steps: int) -> float:
-        """The learning rate of a step, counted from 0."""
+        """Return the learning rate of a step, counted from 0."""
         rising = max(1, round(self.warmup * steps))
         if step < rising:
             return self.rate * (step + 1) / rising
@@ -50,28 +50,28 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What came of a training: mean loss of its last epoch, and how many examples went through the model at a time."""
+    """Result of a training: mean loss of the last epoch, and number of examples per forward pass."""
 
     loss: float
     at_a_time: int
 
 
 class NoClassifier(ScannerError):
-    """A model that no training makes a classifier of texts."""
+    """A model cannot become a classifier of texts."""
 
 
 def require_classifier(config: Any) -> None:
-    """Check, before any weight is loaded, that transformers makes a classifier of texts of a model with this configuration.
+    """Check, before weights are loaded, that transformers has a classifier of texts for models with this configuration.
 
     Raises:
-        NoClassifier: it does not, or only of a whole pair where the checkpoint is its encoder.
+        NoClassifier: it has none, or only for encoder-decoder models while the checkpoint is an encoder.
     """
     import transformers
 
     if type(config) not in transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise NoClassifier(
-            f"transformers has no classifier of texts for {printable(str(config.model_type))!r} models, and code that comes with a "
-            "checkpoint is never run (no trust_remote_code)"
+            f"transformers has no classifier of texts for {printable(str(config.model_type))!r} models, and code from a "
+            "checkpoint is never run (trust_remote_code is off)"
         )
     for name in map(str, getattr(config, "architectures", None) or ()):
         if name.endswith("EncoderModel"):
@@ -81,19 +81,19 @@ def require_classifier(config: Any) -> None:
 
 
 def new_classifier(body: Any, classes: Sequence[str], padding: int, seed: int, *, pooler: bool) -> Any:
-    """A classifier of sequences whose body is a copy of `body`, and whose head is drawn from `seed`.
+    """Return a sequence classifier whose body is a copy of `body` and whose head is drawn from `seed`.
 
-    The head is always a new one, even where the checkpoint was saved with a classifier.
+    The head is always new, even if the checkpoint was saved with a classifier.
 
     Args:
         body: the pretrained model without a head.
         classes: names of the classes.
-        padding: the token that fills up sequences.
-        seed: of the head.
-        pooler: whether the checkpoint holds the body's pooler; if not, the body's is as random as the head, and drawn with it.
+        padding: the padding token.
+        seed: seed of the head.
+        pooler: whether the checkpoint has the pooler of the body; if not, the pooler is drawn from `seed` like the head.
 
     Raises:
-        NoClassifier: transformers has no classifier of texts for this model, or not one with this body in it.
+        NoClassifier: transformers has no classifier of texts for this model, or its body has other weights than `body`.
     """
     import transformers
 
@@ -103,7 +103,7 @@ def new_classifier(body: Any, classes: Sequence[str], padding: int, seed: int, *
     config.id2label = dict(enumerate(classes))
     config.label2id = {name: index for index, name in enumerate(classes)}
     config.pad_token_id = padding
-    for name in ("quantization_config", "problem_type"):  # GGUF files are dequantised as they are read
+    for name in ("quantization_config", "problem_type"):  # GGUF files are dequantized when they are read
         if getattr(config, name, None) is not None:
             setattr(config, name, None)
     if hasattr(config, "quantization_config"):
@@ -120,38 +120,40 @@ def new_classifier(body: Any, classes: Sequence[str], padding: int, seed: int, *
     }
     lacking = [name for name in wanted if name not in given and "pooler" not in name]
     if inside is None or lacking:
-        raise NoClassifier(f"{type(model).__name__} has another body than {type(body).__name__}: it is not fine-tuned")
+        raise NoClassifier(
+            f"the body of {type(model).__name__} differs from {type(body).__name__}, so it cannot be fine-tuned"
+        )
     inside.load_state_dict(given, strict=False)
     return model.to(body.device)
 
 
 def train(model: Any, data: Examples, padding: int, recipe: Recipe, seed: int) -> Trained:
-    """Train all weights of a classifier; on a CPU the result depends on the arguments alone.
+    """Train all weights of a classifier; on a CPU the result depends only on the arguments.
 
-    Where a batch does not fit into the device's memory, it goes through the model in halves, quarters ... whose gradients are
-    added: the steps stay the same (dropout's random numbers do not).
+    A batch that does not fit into the memory of the device is split into halves, quarters and so on, and their gradients are added:
+    the steps stay the same, except for the random numbers of dropout.
 
     Raises:
-        ScannerError: the loss is no number any more, or one example does not fit.
+        ScannerError: the loss is NaN or infinite, or one example does not fit into memory.
     """
     generator = np.random.default_rng(seed)
     torch.manual_seed(seed)
     model.train().requires_grad_(True)
-    optimiser = _optimiser(model, recipe)
+    optimizer = _optimizer(model, recipe)
     steps = recipe.epochs * math.ceil(len(data) / recipe.batch)
     step, at_a_time, loss = 0, recipe.batch, math.nan
     for _ in range(recipe.epochs):
         losses = 0.0
         for indices in _shuffled(data, recipe.batch, generator):
-            for group in optimiser.param_groups:
+            for group in optimizer.param_groups:
                 group["lr"] = recipe.rate_at(step, steps)
             found, at_a_time = _gradients(model, data, indices, padding, at_a_time)
             if not math.isfinite(found):
-                raise ScannerError(f"training diverged at step {step + 1} of {steps}: give a smaller `lr`")
+                raise ScannerError(f"training diverged at step {step + 1} of {steps}: reduce `lr`")
             losses += found * len(indices)
             torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
             step += 1
         loss = losses / len(data)
     model.eval().requires_grad_(False)
@@ -159,10 +161,10 @@ def train(model: Any, data: Examples, padding: int, recipe: Recipe, seed: int) -
 
 
 def correct(model: Any, data: Examples, batches: Batches) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Which examples a classifier gets right.
+    """Return which examples a classifier predicts correctly, (examples,).
 
     Raises:
-        ScannerError: one example does not fit into the device's memory.
+        ScannerError: one example does not fit into the memory of the device.
     """
     right = np.zeros(len(data), dtype=np.bool_)
 
@@ -176,7 +178,7 @@ def correct(model: Any, data: Examples, batches: Batches) -> np.ndarray[tuple[in
 
 
 def keep(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a checkpoint (safetensors, config, tokenizer) that is there as a whole or not at all; one of that name is replaced.
+    """Save a checkpoint (safetensors, configuration, tokenizer) completely or not at all; an existing one is replaced.
 
     Raises:
         ScannerError: it cannot be written.
@@ -195,7 +197,7 @@ def keep(model: Any, tokenizer: Any, folder: Path) -> None:
         raise ScannerError(f"the tuned model cannot be kept in {printable(str(folder))}: {reason}") from error
 
 
-def _optimiser(model: Any, recipe: Recipe) -> torch.optim.Optimizer:
+def _optimizer(model: Any, recipe: Recipe) -> torch.optim.Optimizer:
     decaying = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
     others = [parameter for parameter in model.parameters() if parameter.ndim < 2]
     groups = [{"params": decaying, "weight_decay": recipe.decay}, {"params": others, "weight_decay": 0.0}]
@@ -203,7 +205,7 @@ def _optimiser(model: Any, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def _shuffled(data: Examples, batch: int, generator: np.random.Generator) -> Iterator[list[int]]:
-    """Batches of one epoch in random order, each of sequences of like length."""
+    """Yield the batches of one epoch in random order, each with sequences of similar length."""
     order = generator.permutation(len(data))
     batches: list[list[int]] = []
     for start in range(0, len(order), batch * _SORTED_TOGETHER):
@@ -214,7 +216,7 @@ def _shuffled(data: Examples, batch: int, generator: np.random.Generator) -> Ite
 
 
 def _gradients(model: Any, data: Examples, indices: list[int], padding: int, at_a_time: int) -> tuple[float, int]:
-    """Add up the gradients of a batch's mean loss; returns that loss, and how many examples fitted at a time."""
+    """Accumulate the gradients of the mean loss of a batch; returns the loss and the number of examples per forward pass."""
     while True:
         total = 0.0
         try:
@@ -231,7 +233,7 @@ def _gradients(model: Any, data: Examples, indices: list[int], padding: int, at_
                 raise
             if at_a_time == 1:
                 raise ScannerError(
-                    "one example does not fit into the device's memory beside the model: a smaller `window`"
+                    "one example does not fit into the memory of the device beside the model: reduce `window`"
                 ) from error
         model.zero_grad(set_to_none=True)
         if torch.cuda.is_available():
