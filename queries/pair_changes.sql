@@ -79,11 +79,7 @@ known as (
         rank_tuned - outliers_left_tuned as left_from_tuned
     from changes
     join ranks
-        on ranks.pair_id = changes.pair_id
-        and ranks.base_tensor = changes.base_tensor
-        and ranks.role = changes.role
-        and ranks.head is not distinct from changes.head
-        and ranks.expert is not distinct from changes.expert
+        on ranks.pair_id = changes.pair_id and same_pair(ranks, changes)
     where compared
 ),
 
@@ -100,11 +96,7 @@ outliers as (
         case when overlap >= 0.5 and match >= left_from_base and match < rank_base then match end as left_before
     from triplets
     join known
-        on known.pair_id = triplets.pair_id
-        and known.base_tensor = triplets.base_tensor
-        and known.role = triplets.role
-        and known.head is not distinct from triplets.head
-        and known.expert is not distinct from triplets.expert
+        on known.pair_id = triplets.pair_id and same_pair(known, triplets)
 ),
 
 matched as (
@@ -150,11 +142,7 @@ select
 from changes
 join files.model_pairs using (model_pair)
 left join matched
-    on matched.pair_id = changes.pair_id
-    and matched.base_tensor = changes.base_tensor
-    and matched.role = changes.role
-    and matched.head is not distinct from changes.head
-    and matched.expert is not distinct from changes.expert
+    on matched.pair_id = changes.pair_id and same_pair(matched, changes)
 order by
     model_pairs.base_model,
     model_pairs.tuned_model,

@@ -27,7 +27,7 @@
 -- column: right_gained | singular values above the Marchenko-Pastur bulk, after minus before
 -- column: base_revision | revision of the pretrained model, first 12 characters
 -- column: tuned_revision | revision of the fine-tuned model, first 12 characters
-with examined as (
+with counted as (
     select
         pair_id,
         model_pair,
@@ -63,41 +63,37 @@ changes as (
 select
     base_model,
     tuned_model,
-    examined.stack,
-    examined.layer,
-    examined.role,
-    examined.module,
-    examined.head,
-    examined.expert,
-    examined.base_tensor as tensor,
-    examined.intruders,
-    examined.examined,
-    examined.ranks,
-    examined.smallest_overlap,
-    examined.u_p,
+    counted.stack,
+    counted.layer,
+    counted.role,
+    counted.module,
+    counted.head,
+    counted.expert,
+    counted.base_tensor as tensor,
+    counted.intruders,
+    counted.examined,
+    counted.ranks,
+    counted.smallest_overlap,
+    counted.u_p,
     changes.relative_change,
     changes.right_gained,
     base_revision,
     tuned_revision
-from examined
+from counted
 join files.model_pairs using (model_pair)
 left join changes
-    on changes.pair_id = examined.pair_id
-    and changes.base_tensor = examined.base_tensor
-    and changes.role = examined.role
-    and changes.head is not distinct from examined.head
-    and changes.expert is not distinct from examined.expert
-where examined.intruders > 0
+    on changes.pair_id = counted.pair_id and same_pair(changes, counted)
+where counted.intruders > 0
 order by
     base_model,
     tuned_model,
     model_pair,
-    examined.intruders desc,
-    examined.smallest_overlap,
-    examined.stack desc nulls first,
-    examined.layer,
-    role_order(examined.role),
-    examined.role,
+    counted.intruders desc,
+    counted.smallest_overlap,
+    counted.stack desc nulls first,
+    counted.layer,
+    role_order(counted.role),
+    counted.role,
     tensor,
-    examined.head,
-    examined.expert;
+    counted.head,
+    counted.expert;

@@ -59,12 +59,7 @@ spectrum as (
     from vectors
     semi join chosen_scans($model, $revision) using (scan_id)
     join scales
-        on scales.scan_id = vectors.scan_id
-        and scales.tensor = vectors.tensor
-        and scales.role = vectors.role
-        -- Twice as fast as `is not distinct from`.
-        and coalesce(scales.head, -1) = coalesce(vectors.head, -1)
-        and coalesce(scales.expert, -1) = coalesce(vectors.expert, -1)
+        on scales.scan_id = vectors.scan_id and same_matrix(scales, vectors)
     where ($role is null or vectors.role = $role) and (vectors.head is not null) = $heads
     group by scales.place, vectors.k
 )

@@ -1,1 +1,1 @@
-"""Pure numerics: arrays in, arrays out; no input or output, no Ray, nothing of the rest of the project."""
+"""Pure numerics: functions of arrays, without input or output, without Ray, and independent of the rest of the project."""

@@ -26,12 +26,12 @@ from scanner.rmt.sigma import SIGMA_KINDS, BulkFit, SigmaKind, fit_bulk, sigma_i
 
 __all__ = ["METHOD_VERSION", "Analysis", "NotFiniteError", "analyze", "decomposed", "summarize"]
 
-#: Raised whenever the same matrix would give different rows; part of every scan's identity.
+#: Increased when the same matrix would give different rows; part of the identity of every scan.
 METHOD_VERSION = 1
 
 
 class NotFiniteError(ValueError):
-    """A matrix with NaN or infinite entries: it has no singular values."""
+    """A matrix has NaN or infinite entries, and so no singular values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,19 +58,19 @@ def _side(vectors: torch.Tensor, rank: int, null: KsNull) -> _Side:
 
 
 def _as_matrix(array: ArrayLike | torch.Tensor, device: str | torch.device | None) -> torch.Tensor:
-    """The array as a floating (m, n) tensor on the device, checked for what has no singular values."""
+    """Convert the array to a floating-point (m, n) tensor on the device, and check that it has singular values."""
     tensor = array if isinstance(array, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(array))
     tensor = tensor.detach()
     if tensor.ndim != 2 or 0 in tensor.shape:
         raise ValueError(
-            f"a matrix with at least one row and one column is needed, got an array of shape {tuple(tensor.shape)}"
+            f"a matrix with at least one row and one column is required, got an array of shape {tuple(tensor.shape)}"
         )
     if tensor.is_complex():
-        raise ValueError("a real matrix is needed, got complex entries")
+        raise ValueError("a real matrix is required, got complex entries")
     if not tensor.is_floating_point():
         tensor = tensor.to(torch.float64)
     tensor = tensor if device is None else tensor.to(device)
-    # One sum instead of a mask: only where it is not finite does counting cost anything.
+    # One sum instead of a mask: entries are counted only if the sum is not finite.
     if not bool(torch.isfinite(tensor.sum(dtype=torch.float64))):
         nan, inf = int(tensor.isnan().sum()), int(tensor.isinf().sum())
         if nan or inf:
@@ -93,19 +93,21 @@ def analyze(
     null: KsNull | str = "table",
     device: str | torch.device | None = None,
 ) -> Analysis:
-    """Compare one m x n matrix with random matrix theory: its spectrum with the MP law, its vectors with the Gaussian.
+    """Compare one m x n matrix with random matrix theory.
+
+    The spectrum is compared with the Marchenko-Pastur law, the entries of singular vectors with the Gaussian.
 
     Args:
-        array: anything numpy understands as a real matrix, a torch tensor, or the factors of a product of thin matrices;
+        array: anything that numpy converts to a real matrix, a torch tensor, or the factors of a product of thin matrices;
             rows = out_features, cols = in_features.
-        sigma: the estimate that the edges come from: `median`, `std`, `init` or `bulk`; all four are in the result.
-        null: where p-values come from: `table` (shipped, 10^6 draws a length) or `mc:N` (N simulated vectors of the exact length).
+        sigma: the estimate that the edges come from: `median`, `std`, `init` or `bulk`. All four are in the result.
+        null: source of the p-values: `table` (shipped, 10^6 draws per length) or `mc:N` (N simulated vectors of the exact length).
         device: where to compute; None leaves a tensor where it is.
 
     Raises:
         ValueError: not a real matrix, unknown `sigma` or `null`.
         NotFiniteError: NaN or infinite entries (a ValueError; its message counts them).
-        DecompositionError: no decomposition that multiplies back to the matrix was found.
+        DecompositionError: no decomposition that reproduces the matrix was found.
     """
     if sigma not in SIGMA_KINDS:
         raise ValueError(f"unknown sigma {sigma!r}; known: {', '.join(SIGMA_KINDS)}")
@@ -117,12 +119,12 @@ def analyze(
 def decomposed(
     array: ArrayLike | torch.Tensor | LowRank, device: str | torch.device | None = None
 ) -> tuple[Decomposition, float]:
-    """Decompose one m x n matrix; returns the sum of its entries, too, which `summarize` needs beside the singular values.
+    """Decompose one m x n matrix; also returns the sum of its entries, which `summarize` needs.
 
     Raises:
         ValueError: not a real matrix.
         NotFiniteError: NaN or infinite entries.
-        DecompositionError: no decomposition that multiplies back to the matrix was found.
+        DecompositionError: no decomposition that reproduces the matrix was found.
     """
     if isinstance(array, LowRank):
         factors = LowRank(left=_as_matrix(array.left, device), right=_as_matrix(array.right, device))
@@ -133,13 +135,13 @@ def decomposed(
 
 
 def summarize(parts: Decomposition, sum_of_entries: float, *, sigma: SigmaKind, null: KsNull) -> Analysis:
-    """Everything that follows from a decomposition and the sum of the entries (which the singular values do not know)."""
+    """Compute the analysis that follows from a decomposition and the sum of the entries of the matrix."""
     rows, cols = parts.left.shape[1], parts.right.shape[1]
     s = parts.singular_values.cpu().numpy()
-    # Of a product of thin factors only some triplets are there; the other singular values are zero, and count as such.
+    # A product of thin factors has fewer triplets; its other singular values are zero, and count.
     spectrum = np.pad(s, (0, min(rows, cols) - len(s)))
     rank = numerical_rank(s, rows, cols)
-    # In units of a power of two near the largest value, which costs no rounding: squares must not leave float64.
+    # In units of a power of two near the largest value, so that squares do not overflow or underflow; this does not round.
     unit = 2.0 ** (int(np.frexp(s[0])[1]) - 1) if s[0] > 0.0 else 1.0
     scaled = spectrum / unit
     bulk = fit_bulk(scaled, rows, cols)

@@ -1,12 +1,12 @@
-"""Full singular value decomposition in float64, fast enough to do for every matrix and right at its small end.
+"""Full singular value decomposition in float64: fast enough for every matrix, and accurate for small singular values.
 
-Through the Gram matrix of the smaller side: A^T A = V L V^T, B = A V, s_k = |B e_k|, u_k = B e_k / s_k. The square roots
-of L would lose half the digits of a small singular value; the column norms of B do not, because an error of order eps in
-v_k enters |A v_k| only in second order. That holds while the Gram matrix tells the small directions apart: from a
-condition number of 1e6 on it does not, and errors jump to 1e-5 and more. So the block of columns of B that belong to
-small values is decomposed once more by the same means (deflation): its own largest value now sets the rounding, and
-errors stay below 1e-8 up to `GRAM_CONDITION_LIMIT`. Beyond it (rank-deficient matrices, above all) a full float64 SVD
-takes over. `benchmarks/bench_decomposition.py` measures all of this beside sqrt(L) and a float32 SVD.
+It uses the Gram matrix of the smaller side: A^T A = V L V^T, B = A V, s_k = |B e_k|, u_k = B e_k / s_k. The square roots of L
+would lose half of the digits of a small singular value. The column norms of B do not, because an error of order eps in v_k enters
+|A v_k| only in second order. This holds while the Gram matrix resolves the small directions; from a condition number of 1e6 on it
+does not, and errors grow to 1e-5 and more. So the block of columns of B that belong to small values is decomposed once more in the
+same way (deflation): rounding is now relative to the largest value of the block, and errors stay below 1e-8 up to
+`GRAM_CONDITION_LIMIT`. Beyond it, mainly for rank-deficient matrices, a full float64 SVD is used.
+`benchmarks/bench_decomposition.py` compares all of this with sqrt(L) and a float32 SVD.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ SvdMethod = Literal["gram", "svd", "low_rank"]
 
 _NO_CONVERGENCE = (np.linalg.LinAlgError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
 
-#: Condition number up to which the Gram matrix serves.
+#: Condition number up to which the Gram matrix is used.
 GRAM_CONDITION_LIMIT = 1e9
-#: Largest relative residual that a decomposition may show; sound ones show 1e-13 or less.
+#: Largest allowed relative residual of a decomposition; correct ones have 1e-13 or less.
 RESIDUAL_LIMIT = 1e-9
 
 _PROBES = 2
-# Values below this share of the largest are decomposed again by themselves, where the condition number makes it worth while.
+# Values below this share of the largest are decomposed again, if the condition number requires it.
 _DEFLATION = 1e-3
 _DEFLATION_CONDITION = 1e5
 
 
 class DecompositionError(ArithmeticError):
-    """Neither way of decomposing a matrix gave one that multiplies back to it."""
+    """No method found a decomposition that reproduces the matrix."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class Decomposition:
 
 @dataclass(frozen=True, kw_only=True)
 class _Factors:
-    """Singular values, and the singular vectors of the smaller (near) and the larger side (far) as rows."""
+    """Singular values, and the singular vectors of the smaller (near) and larger side (far) as rows."""
 
     s: torch.Tensor
     near: torch.Tensor
@@ -65,7 +65,7 @@ class _Factors:
 
 @dataclass(frozen=True, kw_only=True)
 class LowRank:
-    """A matrix W = left right that is kept as its factors: left (m, r), right (r, n), r much smaller than m and n."""
+    """A matrix W = left right, represented by its factors: left (m, r), right (r, n), r much smaller than m and n."""
 
     left: torch.Tensor
     right: torch.Tensor
@@ -77,9 +77,9 @@ class LowRank:
 
 
 def decompose_low_rank(matrix: LowRank) -> Decomposition:
-    """SVD of a product of thin factors, exact and cheap: QR of both, then the SVD of the r x r core.
+    """Decompose a product of thin factors exactly: QR of both, then the SVD of the r x r core.
 
-    The result has min(m, n, r) triplets: the other singular values of W are zero, and their vectors arbitrary.
+    The result has min(m, n, r) triplets; the other singular values of W are zero, and their vectors arbitrary.
 
     Raises:
         ValueError: NaN or infinite entries.
@@ -96,10 +96,10 @@ def decompose_low_rank(matrix: LowRank) -> Decomposition:
 
 
 def _eigenvectors(load: Callable[[], torch.Tensor]) -> torch.Tensor | None:
-    """Eigenvectors of the smaller side's Gram matrix as rows, largest eigenvalue first; None where eigh does not converge.
+    """Return the eigenvectors of the Gram matrix of the smaller side as rows, largest eigenvalue first; None if eigh fails.
 
-    The Gram matrix is negated, so that LAPACK's ascending order is ours and nothing has to be turned around. On the CPU syrk and
-    dsyevd run in place on one buffer, and the matrix itself is let go before eigh asks for its workspace.
+    The Gram matrix is negated, so that the ascending order of LAPACK is the wanted order and nothing has to be reversed. On the
+    CPU, syrk and dsyevd run in place on one buffer, and the matrix is released before eigh allocates its workspace.
     """
     matrix = load()
     rows, cols = matrix.shape
@@ -119,14 +119,14 @@ def _eigenvectors(load: Callable[[], torch.Tensor]) -> torch.Tensor | None:
 
 
 def _product(vectors: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """A matrix product; on the CPU through numpy, whose BLAS is the faster one on AMD processors."""
+    """Multiply matrices; on the CPU with numpy, whose BLAS is faster on AMD processors."""
     if matrix.device.type == "cpu":
         return torch.from_numpy(vectors.numpy() @ matrix.numpy())
     return vectors @ matrix
 
 
 def _gram(load: Callable[[], torch.Tensor]) -> _Factors | None:
-    """The factors through the Gram matrix, deflated where they need it; None where a full SVD is called for."""
+    """Compute the factors with the Gram matrix, deflated if necessary; None if a full SVD is needed."""
     near = _eigenvectors(load)
     if near is None:
         return None
@@ -139,8 +139,8 @@ def _gram(load: Callable[[], torch.Tensor]) -> _Factors | None:
         return None
     keep = int((s >= _DEFLATION * largest).sum())
     if keep < len(s) and float(s.min()) * _DEFLATION_CONDITION < largest:
-        # Below `keep` the Gram matrix does not tell directions apart any more. Without the large ones it does: once more, for
-        # the block of small ones alone, whose own largest value now sets the rounding.
+        # Below `keep` the Gram matrix no longer resolves directions. Without the large values it does: rounding is relative to the
+        # largest value of the block.
         block = far[keep:]
         inner = _gram(lambda: block)
         if inner is None:
@@ -159,7 +159,7 @@ def _gram(load: Callable[[], torch.Tensor]) -> _Factors | None:
 
 
 def _full_svd(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """s, U^T, V^T by a full float64 SVD: divide and conquer, and where that does not converge by QR iteration.
+    """Compute s, U^T, V^T by a full float64 SVD: divide and conquer, or QR iteration if that does not converge.
 
     Raises:
         DecompositionError: neither converges.
@@ -188,10 +188,10 @@ def _full_svd(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.T
 
 
 def relative_residual(matrix: torch.Tensor, s: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> float:
-    """Relative Frobenius error of U S V^T, seen by `_PROBES` random vectors (a Freivalds check, O(mn)).
+    """Estimate the relative Frobenius error of U S V^T with `_PROBES` random vectors (a Freivalds check, O(mn)).
 
-    A full product would cost as much as half the decomposition. Through the Gram matrix U S = A V holds by construction, and what
-    can be wrong is V V^T = 1: the probes see that from either side.
+    A full product would cost half as much as the decomposition. With the Gram matrix, U S = A V holds by construction, and only
+    V V^T = 1 can be wrong, which the probes detect on either side.
     """
     rng = np.random.default_rng(0)
     x = torch.from_numpy(rng.standard_normal((_PROBES, matrix.shape[1]))).to(matrix.device)
@@ -202,22 +202,22 @@ def relative_residual(matrix: torch.Tensor, s: torch.Tensor, left: torch.Tensor,
 
 
 def decompose(matrix: torch.Tensor) -> Decomposition:
-    """Full SVD of an (m, n) tensor of any floating type, computed in float64 on its device.
+    """Compute the full SVD of an (m, n) tensor of any floating-point type, in float64 on its device.
 
     Raises:
-        ValueError: not a matrix, empty, or with entries that are NaN or infinite.
+        ValueError: not a matrix, empty, or with NaN or infinite entries.
         DecompositionError: no decomposition with a relative residual below `RESIDUAL_LIMIT` was found.
     """
     if matrix.ndim != 2 or 0 in matrix.shape:
         raise ValueError(f"a decomposition needs a non-empty matrix, got shape {tuple(matrix.shape)}")
-    # A power of two brings the entries near 1 without rounding: squares of very large or small ones must not leave float64.
+    # A power of two scales the entries to about 1 without rounding, so that squares do not overflow or underflow.
     largest = float(matrix.abs().max())
     if not np.isfinite(largest):
         raise ValueError(f"a {tuple(matrix.shape)} matrix with NaN or infinite entries has no singular values")
     scale = 2.0 ** (int(np.frexp(largest)[1]) - 1) if largest > 0.0 else 1.0
 
     def load() -> torch.Tensor:
-        """The matrix in float64: made again when it is needed, so that eigh's workspace need not lie beside it."""
+        """Convert the matrix to float64; done again when needed, so that it does not take memory beside the workspace of eigh."""
         return matrix.to(torch.float64, memory_format=torch.contiguous_format, copy=True).mul_(1.0 / scale)
 
     method: SvdMethod = "gram"
@@ -234,6 +234,6 @@ def decompose(matrix: torch.Tensor) -> Decomposition:
         residual = relative_residual(entries, s, left, right)
     if not residual <= RESIDUAL_LIMIT:
         raise DecompositionError(
-            f"a {tuple(matrix.shape)} matrix does not agree with its float64 SVD: relative residual {residual:.1e}"
+            f"a {tuple(matrix.shape)} matrix does not agree with its float64 SVD: the relative residual is {residual:.1e}"
         )
     return Decomposition(singular_values=s * scale, left=left, right=right, method=method, residual=residual)

@@ -1,7 +1,7 @@
-"""What the entries of singular vectors look like: Kolmogorov-Smirnov distance to the Gaussian, participation, peak.
+"""Statistics of the entries of singular vectors: Kolmogorov-Smirnov distance to the Gaussian, inverse participation ratio, peak.
 
-One pass over the entries in blocks that stay in the processor's cache; float32 is enough here, because D is a
-difference of numbers between 0 and 1 (worst deviation from a float64 computation: about 1e-7).
+The entries are processed in one pass, in blocks that fit the cache of the processor. float32 is sufficient, because D is a
+difference of numbers between 0 and 1 (the largest deviation from float64 is about 1e-7).
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-# Entries in one block: 1 MB of float32 stays in a core's second-level cache between the passes over it.
+# Entries in one block: 1 MB of float32 stays in the second-level cache of a core between the passes over it.
 _BLOCK_CPU = 1 << 18
 _BLOCK_GPU = 1 << 26
 
 
 @dataclass(frozen=True, kw_only=True)
 class EntryStatistics:
-    """Per vector, float32 tensors of shape (r,): `ks` (D), `ipr` (sum of fourth powers), `peak` (largest |entry|)."""
+    """Statistics per vector, float32 tensors of shape (r,): `ks` (D), `ipr` (sum of fourth powers), `peak` (largest |entry|)."""
 
     ks: torch.Tensor
     ipr: torch.Tensor
@@ -26,7 +26,7 @@ class EntryStatistics:
 
 
 def _sort_rows(block: torch.Tensor) -> torch.Tensor:
-    """Sort every row ascending; on the CPU in place through numpy, about 2.5 times faster than torch."""
+    """Sort every row in ascending order; on the CPU in place with numpy, about 2.5 times faster than torch."""
     if block.device.type == "cpu":
         block.numpy().sort(axis=1)
         return block
@@ -34,10 +34,10 @@ def _sort_rows(block: torch.Tensor) -> torch.Tensor:
 
 
 def entry_statistics(vectors: torch.Tensor) -> EntryStatistics:
-    """Statistics of the entries of r unit vectors of length n, given as the rows of an (r, n) tensor on any device.
+    """Compute the statistics of r unit vectors of length n, given as the rows of an (r, n) tensor on any device.
 
     D = max_i max(i/n - C(x_i), C(x_i) - (i-1)/n), entries sorted ascending, C(x) = Phi(x sqrt(n)): exact, two-sided.
-    The participation ratio sum_i x_i^4 is 3/n for a Gaussian vector, 1 for a vector on one entry.
+    The inverse participation ratio sum_i x_i^4 is 3/n for a Gaussian vector, 1 for a vector on one entry.
 
     Source: Staats, Thamm, Rosenow, arXiv 2410.17770, sec. 4 (D); v3 App. C (peak).
 

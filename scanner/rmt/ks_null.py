@@ -1,7 +1,7 @@
-"""The null distribution of D for unit vectors, by Monte Carlo: a shipped table, or a simulation of one exact length.
+"""Null distribution of D for unit vectors, by Monte Carlo: a shipped table, or a simulation of the exact length.
 
-The textbook tables for the Kolmogorov-Smirnov statistic do not apply: a singular vector has length 1, and normalising makes D
-smaller (with `scipy.stats.kstwo` random vectors of length 768 get a mean p of 0.54 instead of 0.5).
+Textbook tables of the Kolmogorov-Smirnov statistic do not apply: a singular vector is normalized, which makes D smaller (with
+`scipy.stats.kstwo`, random vectors of length 768 have a mean p of 0.54 instead of 0.5).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from scanner.rmt.entries import entry_statistics
 
 FloatArray = NDArray[np.float64]
 
-#: Lengths of the shipped table; between them quantiles are interpolated in 1/sqrt(n), beyond the last the scaled statistic serves.
+#: Lengths of the shipped table. Quantiles are interpolated in 1/sqrt(n); beyond the last length, the scaled statistic is used.
 TABLE_LENGTHS = (2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256, 512, 1024, 2048, 4096)
 TABLE_DRAWS = 1_000_000
 _TABLE_FILE = "ks_null.npz"
@@ -27,21 +27,22 @@ DEFAULT_SEED = 20241017
 
 
 def scaled(ks: ArrayLike, length: int) -> FloatArray:
-    """D (sqrt(n) + 0.12 + 0.11 / sqrt(n)): almost free of n. Source: Stephens, J. R. Stat. Soc. B 32, 115 (1970)."""
+    """Return D (sqrt(n) + 0.12 + 0.11 / sqrt(n)), which is almost independent of n.
+
+    Source: Stephens, J. R. Stat. Soc. B 32, 115 (1970).
+    """
     root = np.sqrt(length)
     return np.asarray(np.asarray(ks, dtype=np.float64) * (root + 0.12 + 0.11 / root))
 
 
 def simulate(length: int, draws: int, seed: int = DEFAULT_SEED) -> NDArray[np.float32]:
-    """D of `draws` Gaussian vectors of a length, each normalised to length 1; ascending, shape (draws,).
+    """Simulate D of `draws` Gaussian vectors, each normalized to length 1; ascending, shape (draws,).
 
     Raises:
-        ValueError: length < 2 (a unit vector with one entry is +-1: there is nothing to test) or draws < 1.
+        ValueError: length < 2 (the entry of a unit vector of length 1 is +-1, which cannot be tested) or draws < 1.
     """
     if length < 2 or draws < 1:
-        raise ValueError(
-            f"the null needs vectors of length >= 2 and at least one draw, got length {length}, draws {draws}"
-        )
+        raise ValueError(f"the null needs `length` >= 2 and `draws` >= 1, got length {length}, draws {draws}")
     rng = np.random.default_rng([seed, length])
     block = max(1, (1 << 20) // length)
     found = np.empty(draws, dtype=np.float32)
@@ -56,13 +57,14 @@ def simulate(length: int, draws: int, seed: int = DEFAULT_SEED) -> NDArray[np.fl
 
 @dataclass(frozen=True, kw_only=True)
 class KsNull:
-    """How D becomes p. `draws = None`: the shipped table; else a simulation of the exact length with that many draws."""
+    """How p-values follow from D: from the shipped table, or from a simulation of the exact length."""
 
     draws: int | None = None
+    """Number of simulated vectors; None: the shipped table."""
 
     @classmethod
     def parse(cls, text: str) -> KsNull:
-        """Read `table` or `mc:N`.
+        """Parse `table` or `mc:N`.
 
         Raises:
             ValueError: anything else, or N < 1.
@@ -80,16 +82,16 @@ class KsNull:
         return "table" if self.draws is None else f"mc:{self.draws}"
 
     def p_values(self, ks: ArrayLike, length: int) -> FloatArray:
-        """p = (1 + #{null draws with D_null >= D}) / (1 + number of draws), for D of vectors of one length; same shape.
+        """Return p = (1 + #{null draws with D_null >= D}) / (1 + number of draws) for D of vectors of one length; same shape.
 
-        A vector with a single entry has no distribution: NaN.
+        p is NaN for vectors with a single entry, which have no distribution.
         """
         ks = np.asarray(ks, dtype=np.float64)
         if length < 2:
             return np.full(ks.shape, np.nan)
         if self.draws is not None:
             null = _simulated(length, self.draws)
-            # Compared in the null's own precision: rounding must not decide between >= and >.
+            # Compared in the precision of the null: rounding must not decide between >= and >.
             at_least = self.draws - np.searchsorted(null, ks.astype(null.dtype), side="left")
             return np.asarray((1.0 + at_least) / (1.0 + self.draws), dtype=np.float64)
         curve, log_p = _quantiles(length)
@@ -106,7 +108,7 @@ class NullTable:
     """Quantiles of the scaled statistic: `quantiles[i, j]` is exceeded with probability `survival[j]` at `lengths[i]`."""
 
     lengths: NDArray[np.int64]
-    survival: FloatArray  # descending, so that every row of quantiles ascends
+    survival: FloatArray  # descending, so that every row of quantiles is ascending
     quantiles: FloatArray
     draws: int
 
@@ -117,7 +119,7 @@ class NullTable:
 
 
 def survival_grid(draws: int) -> FloatArray:
-    """Probabilities at which the table keeps quantiles: dense in the middle, logarithmic at both ends; descending."""
+    """Return the probabilities at which the table has quantiles: linear in the middle, logarithmic at both ends; descending."""
     smallest = np.log10(1.0 / (1.0 + draws))
     tail = np.logspace(smallest, -2, 121)
     middle = np.linspace(0.01, 0.99, 197)
@@ -125,7 +127,7 @@ def survival_grid(draws: int) -> FloatArray:
 
 
 def tabulate(length: int, draws: int, seed: int = DEFAULT_SEED) -> FloatArray:
-    """One row of the table: quantiles of the scaled statistic on `survival_grid(draws)`."""
+    """Compute one row of the table: quantiles of the scaled statistic at `survival_grid(draws)`."""
     null = scaled(simulate(length, draws, seed), length)
     # p of the i-th smallest of N draws is (1 + N - i) / (1 + N), i = 0 ... N-1: the definition of p, inverted.
     p = (1.0 + draws - np.arange(draws)) / (1.0 + draws)
@@ -134,7 +136,7 @@ def tabulate(length: int, draws: int, seed: int = DEFAULT_SEED) -> FloatArray:
 
 @lru_cache(maxsize=1)
 def shipped_table() -> NullTable:
-    """The table that comes with the package, made by `rmtscan calibrate`."""
+    """Load the table that the package contains; `rmtscan calibrate` computes it."""
     with resources.files("scanner.rmt").joinpath(_TABLE_FILE).open("rb") as file, np.load(file) as data:
         return NullTable(
             lengths=data["lengths"],
@@ -146,7 +148,7 @@ def shipped_table() -> NullTable:
 
 @lru_cache(maxsize=4096)
 def _quantiles(length: int) -> tuple[FloatArray, FloatArray]:
-    """The quantile curve of one length (ascending) and log p along it."""
+    """Return the quantiles of one length (ascending), and log p at each."""
     table = shipped_table()
     x, at = 1.0 / np.sqrt(length), 1.0 / np.sqrt(table.lengths)
     upper = min(int(np.searchsorted(table.lengths, length)), len(table.lengths) - 1)
@@ -159,6 +161,6 @@ def _quantiles(length: int) -> tuple[FloatArray, FloatArray]:
 def make_table(
     draws: int = TABLE_DRAWS, lengths: tuple[int, ...] = TABLE_LENGTHS, seed: int = DEFAULT_SEED
 ) -> NullTable:
-    """Simulate the whole table: about four minutes on one core for 10^6 draws a length."""
+    """Simulate the whole table; 10^6 draws per length take about four minutes on one core."""
     quantiles = np.stack([tabulate(length, draws, seed) for length in lengths])
     return NullTable(lengths=np.array(lengths), survival=survival_grid(draws), quantiles=quantiles, draws=draws)

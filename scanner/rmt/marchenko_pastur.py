@@ -1,8 +1,8 @@
-"""The Marchenko-Pastur law: what the singular values of a matrix of independent entries look like.
+"""The Marchenko-Pastur law: distribution of the singular values of a matrix with independent entries.
 
-All functions speak of the *unit* law: of x = s^2 / (hi sigma^2), the squared singular values of a lo x hi matrix
-with entries of variance sigma^2, divided by their scale. Its one parameter is the aspect ratio gamma = lo / hi,
-0 < gamma <= 1. `singular_value_edges` translates the edges back into singular values.
+All functions refer to the *unit* law, the law of x = s^2 / (hi sigma^2), the squared singular values of a lo x hi matrix
+with entries of variance sigma^2, divided by their scale. Its only parameter is the aspect ratio gamma = lo / hi,
+0 < gamma <= 1. `singular_value_edges` converts the edges to singular values.
 
 Source: Marchenko and Pastur, Math. USSR Sb. 1, 457 (1967); in this form Staats, Thamm, Rosenow, arXiv 2410.17770, Eq. 1.
 """
@@ -24,7 +24,7 @@ def _check(gamma: float) -> None:
 
 
 def edges(gamma: float) -> tuple[float, float]:
-    """Lower and upper end of the unit law's support, (1 - sqrt gamma)^2 and (1 + sqrt gamma)^2.
+    """Return the edges of the unit law, (1 - sqrt gamma)^2 and (1 + sqrt gamma)^2.
 
     Raises:
         ValueError: gamma outside (0, 1].
@@ -35,7 +35,7 @@ def edges(gamma: float) -> tuple[float, float]:
 
 
 def pdf(x: ArrayLike, gamma: float) -> FloatArray:
-    """Density of the unit law at squared singular values x (any shape, in units of hi sigma^2); same shape."""
+    """Return the density of the unit law at squared singular values x (any shape, in units of hi sigma^2); same shape."""
     lower, upper = edges(gamma)
     x = np.asarray(x, dtype=np.float64)
     inside = (x > lower) & (x < upper) & (x > 0.0)
@@ -45,13 +45,13 @@ def pdf(x: ArrayLike, gamma: float) -> FloatArray:
 
 
 def singular_value_pdf(s: ArrayLike, gamma: float) -> FloatArray:
-    """Density of a singular value s, in units of sigma sqrt(hi); same shape as s."""
+    """Return the density of singular values s (any shape, in units of sigma sqrt(hi)); same shape."""
     s = np.asarray(s, dtype=np.float64)
     return 2.0 * s * pdf(s**2, gamma)
 
 
 def cdf(x: ArrayLike, gamma: float) -> FloatArray:
-    """Distribution function of the unit law at x (any shape, in units of hi sigma^2), in closed form; same shape.
+    """Return the distribution function of the unit law at x (any shape, in units of hi sigma^2), in closed form; same shape.
 
     With r = sqrt((b - x) / (x - a)), a and b the edges: F(x) = 1/2 + [sqrt((b - x)(x - a))
     - (1 + gamma) arctan((r^2 - 1) / 2r) + (1 - gamma) arctan((a r^2 - b) / (2 (1 - gamma) r))] / (2 pi gamma).
@@ -72,15 +72,15 @@ def cdf(x: ArrayLike, gamma: float) -> FloatArray:
 
 @lru_cache(maxsize=4096)
 def median(gamma: float) -> float:
-    """Median mu_gamma of the unit law: 0.65278 at gamma = 1, 0.83047 at 1/2, 0.91600 at 1/4."""
+    """Return the median mu_gamma of the unit law: 0.65278 at gamma = 1, 0.83047 at 1/2, 0.91600 at 1/4."""
     lower, upper = edges(gamma)
     return float(brentq(lambda x: float(cdf(x, gamma)) - 0.5, lower, upper, xtol=1e-14, rtol=1e-14))
 
 
 def singular_value_edges(sigma: float, rows: float, cols: float) -> tuple[float, float]:
-    """The bulk's edges nu_min, nu_max = sigma (sqrt(hi) -/+ sqrt(lo)) of a rows x cols matrix.
+    """Return the edges of the bulk, nu_min, nu_max = sigma (sqrt(hi) -/+ sqrt(lo)), of a rows x cols matrix.
 
-    For a square matrix nu_min is 0: there can be no outlier on the left.
+    For a square matrix nu_min is 0, so that no singular value is below the bulk.
     """
     lo, hi = min(rows, cols), max(rows, cols)
     return float(sigma * (np.sqrt(hi) - np.sqrt(lo))), float(sigma * (np.sqrt(hi) + np.sqrt(lo)))

@@ -1,4 +1,4 @@
-"""Small pure measures of a spectrum or of a sequence of p-values; each takes arrays and returns one number or one array."""
+"""Measures of a spectrum or of a sequence of p-values."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from numpy.typing import NDArray
 from scanner.rmt import marchenko_pastur
 from scanner.rmt.marchenko_pastur import FloatArray
 
-#: p_local averages p over this many ranks on either side.
+#: p_local averages p over this number of ranks on either side.
 LOCAL_HALF_WIDTH = 7
 
 
 def numerical_rank(singular_values: FloatArray, rows: int, cols: int) -> int:
-    """Number of singular values above s_max * max(rows, cols) * eps: the rest is zero within float64's rounding.
+    """Return the number of singular values above s_max * max(rows, cols) * eps; the others are zero up to rounding in float64.
 
-    The cut-off is the one of `numpy.linalg.matrix_rank` and MATLAB's `rank`.
+    The threshold is that of `numpy.linalg.matrix_rank` and MATLAB's `rank`.
     """
     largest = float(singular_values.max(initial=0.0))
     tolerance = largest * max(rows, cols) * np.finfo(np.float64).eps
@@ -23,7 +23,7 @@ def numerical_rank(singular_values: FloatArray, rows: int, cols: int) -> int:
 
 
 def regions(singular_values: FloatArray, lower: float, upper: float, rank: int) -> NDArray[np.str_]:
-    """`left`, `bulk`, `right` or `null` for each singular value (descending): strictly outside the edges is an outlier."""
+    """Return `left`, `bulk`, `right` or `null` for each singular value (descending); outliers are strictly outside the edges."""
     region = np.full(singular_values.shape, "bulk", dtype="<U5")
     region[singular_values > upper] = "right"
     region[singular_values < lower] = "left"
@@ -32,13 +32,19 @@ def regions(singular_values: FloatArray, lower: float, upper: float, rank: int) 
 
 
 def stable_rank(singular_values: FloatArray) -> float:
-    """Sum of s^2 over the largest s^2: 1 for a rank-1 matrix; 0 for a zero matrix. Source: Rudelson and Vershynin, 2007."""
+    """Return the sum of s^2 divided by the largest s^2: 1 for a rank-1 matrix, 0 for a zero matrix.
+
+    Source: Rudelson and Vershynin, 2007.
+    """
     largest = float(singular_values.max(initial=0.0))
     return float(np.sum((singular_values / largest) ** 2)) if largest > 0.0 else 0.0
 
 
 def effective_rank(singular_values: FloatArray) -> float:
-    """exp of the entropy of s / sum s: r for r equal values; 0 for a zero matrix. Source: Roy and Vetterli, EUSIPCO 2007."""
+    """Return exp of the entropy of s / sum s: r for r equal values, 0 for a zero matrix.
+
+    Source: Roy and Vetterli, EUSIPCO 2007.
+    """
     total = float(np.sum(singular_values))
     if total == 0.0:
         return 0.0
@@ -47,7 +53,7 @@ def effective_rank(singular_values: FloatArray) -> float:
 
 
 def mp_distance(singular_values: FloatArray, rows: int, cols: int, sigma: float) -> float:
-    """Largest distance between the distribution function of the spectrum and that of its Marchenko-Pastur law; NaN at sigma = 0."""
+    """Return the largest distance between the distribution functions of spectrum and Marchenko-Pastur law; NaN at sigma = 0."""
     if not sigma > 0.0:
         return float("nan")
     lo, hi = min(rows, cols), max(rows, cols)
@@ -58,7 +64,7 @@ def mp_distance(singular_values: FloatArray, rows: int, cols: int, sigma: float)
 
 
 def local_average(p_values: FloatArray) -> FloatArray:
-    """p_local(k): mean of p over k-7 ... k+7, the window shrinking at both ends; NaN entries take no part.
+    """Return p_local(k), the mean of p over k-7 ... k+7; the window shrinks at both ends, and NaN entries are left out.
 
     On random matrices its mean is 0.5 and its standard deviation 1/sqrt(180) = 0.0745.
     Source: Staats, Thamm, Rosenow, arXiv 2410.17770, sec. 4.

@@ -1,4 +1,4 @@
-"""How one matrix became another: change of the weights, and which singular vectors of one are which of the other."""
+"""Comparison of two matrices: change of the weights, overlaps of singular vectors, principal angles."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from numpy.typing import NDArray
 
 from scanner.rmt.marchenko_pastur import FloatArray
 
-#: How many of the largest tuned vectors are looked at for intruders, and below which overlap one is an intruder.
+#: Number of the largest tuned vectors that can be intruders, and the overlap below which one is an intruder.
 INTRUDER_RANKS = 10
 INTRUDER_OVERLAP = 0.5
 
 DECILES = 10
 
-# Overlaps are computed in blocks of rows: the whole r x r matrix of a large pair would be as large as the matrices.
+# Overlaps are computed in blocks of rows: the whole r x r matrix would be as large as the matrices.
 _BLOCK = 512
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """What happened to the weights: |W_tuned - W_base|_F / |W_base|_F, the cosine of both as vectors, and equality to the bit."""
+    """Change of the weights: |W_tuned - W_base|_F / |W_base|_F, the cosine of both as vectors, and equality to the last bit."""
 
     relative: float
     cosine: float
@@ -31,7 +31,7 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class Overlaps:
-    """For every tuned vector its largest overlap |x_k . x0_j| with a base vector, and which j that is; arrays of length r."""
+    """Largest overlap |x_k . x0_j| of every tuned vector with a base vector, and its j; arrays of length r."""
 
     overlap: FloatArray
     match: NDArray[np.int64]
@@ -39,9 +39,9 @@ class Overlaps:
 
 @dataclass(frozen=True, kw_only=True)
 class Subspaces:
-    """Principal angles (radians) between the subspaces that two sets of d vectors span, and their overlap.
+    """Principal angles (radians) between the subspaces spanned by two sets of d vectors, and their overlap.
 
-    `overlap` is the mean squared cosine: 1 for the same subspace, d / n for random ones in n dimensions.
+    `overlap` is the mean squared cosine: 1 for equal subspaces, d / n for random ones in n dimensions.
     """
 
     dimensions: int
@@ -54,7 +54,7 @@ class Subspaces:
 def weight_change(base: torch.Tensor, tuned: torch.Tensor) -> Change:
     """Compare two matrices of the same shape, entry by entry, in float64.
 
-    The relative change of a zero base matrix is infinite, or 0 where both are zero; the cosine is NaN where one is zero.
+    The relative change of a zero base matrix is infinite, or 0 if both are zero; the cosine is NaN if one is zero.
     """
     base, tuned = base.to(torch.float64), tuned.to(torch.float64)
     norm_base, norm_tuned = (float(torch.linalg.vector_norm(matrix)) for matrix in (base, tuned))
@@ -68,7 +68,7 @@ def weight_change(base: torch.Tensor, tuned: torch.Tensor) -> Change:
 
 
 def best_overlaps(base: torch.Tensor, tuned: torch.Tensor) -> Overlaps:
-    """The base vector that each tuned vector is most like. The sign of a singular vector is arbitrary, so |.| is taken.
+    """Find the base vector with the largest absolute overlap for each tuned vector (the sign of a singular vector is arbitrary).
 
     Args:
         base: (r0, n), unit vectors as rows.
@@ -85,7 +85,7 @@ def best_overlaps(base: torch.Tensor, tuned: torch.Tensor) -> Overlaps:
 
 
 def intruders(left: Overlaps) -> int:
-    """Intruder dimensions: among the `INTRUDER_RANKS` largest tuned left vectors those that overlap with no base vector.
+    """Count intruder dimensions: those of the `INTRUDER_RANKS` largest tuned left vectors that overlap with no base vector.
 
     Source: Shuttleworth, Andreas, Torralba and Sharma, arXiv 2410.21228; threshold 0.5.
     """
@@ -93,16 +93,16 @@ def intruders(left: Overlaps) -> int:
 
 
 def decile_ranks(count: int) -> list[tuple[int, range]]:
-    """The ranks of each decile, 1 the smallest singular values; fewer than ten where there are fewer values."""
+    """Return the ranks of each decile, 1 = smallest singular values; fewer than ten deciles if there are fewer values."""
     decile = DECILES - (DECILES * np.arange(count)) // max(count, 1)
     found = [(number, np.flatnonzero(decile == number)) for number in range(1, DECILES + 1)]
     return [(number, range(int(ranks[0]), int(ranks[-1]) + 1)) for number, ranks in found if len(ranks)]
 
 
 def principal_angles(base: torch.Tensor, tuned: torch.Tensor) -> Subspaces:
-    """Angles between the spans of two sets of orthonormal rows, (d, n) each.
+    """Compute the angles between the spans of two sets of orthonormal rows, (d, n) each.
 
-    Below 45 degrees arccos of a cosine near 1 loses half the digits; the sine, the part of `tuned` outside of `base`, does not.
+    Below 45 degrees, arccos of a cosine near 1 loses half of the digits; the sine (the part of `tuned` outside `base`) does not.
     Source: Bjoerck and Golub, Math. Comp. 27, 579 (1973).
     """
     product = tuned @ base.T
@@ -119,7 +119,7 @@ def principal_angles(base: torch.Tensor, tuned: torch.Tensor) -> Subspaces:
 
 
 def decile_subspaces(base: torch.Tensor, tuned: torch.Tensor) -> list[tuple[int, Subspaces]]:
-    """Principal angles between the same deciles of both; rows are vectors by falling singular value."""
+    """Compute the principal angles between the same deciles of both; rows are vectors by descending singular value."""
     ranks = decile_ranks(min(len(base), len(tuned)))
     return [
         (number, principal_angles(base[part.start : part.stop], tuned[part.start : part.stop]))

@@ -1,4 +1,4 @@
-"""The named queries as a document: `python -m scanner.store.catalogue > docs/queries.md`."""
+"""The named queries as a document: `make docs`, or `python -m scanner.store.catalogue > docs/queries.md`."""
 
 import sys
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ A parameter without a value given has its default; NULL stands for all.
 
 
 def catalogue(queries: Iterable[Query]) -> str:
-    """Markdown: a table of contents, then of every query what it answers, its parameters and its columns."""
+    """Return Markdown: a table of contents, then the description, parameters and columns of every query."""
     known = list(queries)
     contents = ["| query | answers |", "|---|---|"]
     contents += [f"| [`{query.name}`](#{query.name}) | {_cell(query.title)} |" for query in known]
@@ -48,7 +48,7 @@ def _default(param: Parameter) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text as the content of a table's cell: one line, its bars escaped."""
+    """Return a text as the content of a table cell: one line, with vertical bars escaped."""
     return " ".join(text.split()).replace("|", "\\|")
 
 

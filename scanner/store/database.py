@@ -1,4 +1,4 @@
-"""A locked-down DuckDB connection over a store's committed files, and the check that a text only reads."""
+"""A locked-down DuckDB connection to the committed files of a store, and a check that a statement only reads."""
 
 import json
 import tempfile
@@ -15,13 +15,15 @@ from scanner.store.tables import SCHEMAS, listed_tables, tables_of
 
 _SQL = Path(__file__).resolve().parent / "sql"
 _READING_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
-_NO_EFFECT = "only one SELECT statement can be run (WITH, FROM, VALUES, DESCRIBE, SUMMARIZE and SHOW TABLES are fine)"
+_NO_EFFECT = (
+    "only one SELECT statement can be run (WITH, FROM, VALUES, DESCRIBE, SUMMARIZE and SHOW TABLES are allowed, too)"
+)
 
 Params = Mapping[str, object] | Sequence[object] | None
 
 
 def connect(files: StoreFiles, names: Mapping[str, Sequence[str]]) -> duckdb.DuckDBPyConnection:
-    """An in-memory database with the views, which can read the store and nothing else.
+    """Open an in-memory database with the views, which can read nothing but the store.
 
     Args:
         files: the store.
@@ -30,15 +32,16 @@ def connect(files: StoreFiles, names: Mapping[str, Sequence[str]]) -> duckdb.Duc
     Raises:
         StoreError: a committed file is missing or damaged.
     """
-    # DuckDB makes this folder when it first runs short of memory, and removes it with the connection.
+    # DuckDB creates this folder when memory runs out, and removes it with the connection.
     spill = Path(tempfile.gettempdir()) / f"rmtscan-{uuid.uuid4().hex}"
     connection = duckdb.connect(":memory:", config={"temp_directory": str(spill)})
     try:
         if not files.local:
             connection.register_filesystem(files.fs)
         connection.execute(_statements("session"))
+        connection.execute(_statements("keys"))
         _make_relations(connection, files, names)
-        # A path is compared as written and as found, hence the folder's name as a pattern, too.
+        # DuckDB compares paths as written and as found, hence the name of the folder as a pattern, too.
         connection.execute(_statements("allow"), {"folders": [files.url, files.for_duckdb("")]})
         connection.execute(_statements("lock"))
     except duckdb.Error as error:
@@ -48,10 +51,10 @@ def connect(files: StoreFiles, names: Mapping[str, Sequence[str]]) -> duckdb.Duc
 
 
 def read(connection: duckdb.DuckDBPyConnection, text: str, params: Params = None) -> pa.Table:
-    """The answer to one statement.
+    """Run one statement.
 
     Raises:
-        QueryError: DuckDB cannot run it; the message is DuckDB's, on one line. Or the statement or a value is no UTF-8.
+        QueryError: DuckDB cannot run it (the message is that of DuckDB, on one line), or the statement or a value is not UTF-8.
     """
     values = params.values() if isinstance(params, Mapping) else params or ()
     _refuse_broken_text(text, *(value for value in values if isinstance(value, str)))
@@ -65,10 +68,13 @@ def read(connection: duckdb.DuckDBPyConnection, text: str, params: Params = None
 
 
 def refuse_all_but_select(connection: duckdb.DuckDBPyConnection, text: str) -> None:
-    """Raises QueryError unless the text is one statement that only reads.
+    """Check that the text is one statement that only reads.
 
-    DuckDB counts a SELECT whose WITH clause holds INSERT, or COPY into a file, as a SELECT. So the parsed statement
-    is looked through, and a node of any other kind than those that read refuses it.
+    DuckDB counts a SELECT whose WITH clause contains INSERT, or COPY into a file, as a SELECT. So every node of the parsed
+    statement must be of a kind that reads.
+
+    Raises:
+        QueryError: it is not.
     """
     _refuse_broken_text(text)
     try:
@@ -84,7 +90,7 @@ def refuse_all_but_select(connection: duckdb.DuckDBPyConnection, text: str) -> N
 
 
 def _refuse_broken_text(*texts: str) -> None:
-    """Bytes of a command line that are no UTF-8 come as lone surrogates, which DuckDB does not take."""
+    """Refuse lone surrogates, which stand for bytes of a command line that are not UTF-8, and which DuckDB does not accept."""
     for text in texts:
         try:
             text.encode()
@@ -93,7 +99,7 @@ def _refuse_broken_text(*texts: str) -> None:
 
 
 def one_line(error: Exception) -> str:
-    """What DuckDB says, without the quotation of the statement, on one line and without control characters."""
+    """Return the message of DuckDB without the quoted statement, on one line and without control characters."""
     words = " ".join(str(error).split("\n\nLINE ")[0].split())
     return "".join(character if character.isprintable() else "?" for character in words)
 
@@ -108,9 +114,9 @@ def _make_relations(
 
     def relation(view: str, table: str, names: Sequence[str]) -> None:
         paths = [files.for_duckdb(f"{table}/{name}.parquet") for name in names]
-        # A read_parquet over no file is an error: then the view is the typed empty table alone.
+        # read_parquet needs at least one file: without files, the view is the typed empty table alone.
         connection.execute(_statements("paths", view=view), {"paths": paths})
-        quoted = ".".join(f'"{part}"' for part in view.split("."))  # `overlaps` is a word of SQL
+        quoted = ".".join(f'"{part}"' for part in view.split("."))  # `overlaps` is a keyword of SQL
         connection.execute(_statements("files" if paths else "no_files", view=view, quoted=quoted, table=table))
 
     relation("files.scans", "scans", listed["scans"])
@@ -145,7 +151,7 @@ def _make_relations(
 
 
 def _statements(name: str, **names: str) -> str:
-    """A file of `sql/`; only names that the code itself chooses are put into it, values are bound."""
+    """Return a file of `sql/`; only names that the code itself chooses are inserted, values are bound."""
     text = (_SQL / f"{name}.sql").read_text("utf-8")
     for placeholder, value in names.items():
         text = text.replace(f"{{{placeholder}}}", value)
@@ -153,7 +159,7 @@ def _statements(name: str, **names: str) -> str:
 
 
 def _node_types(tree: object) -> set[str]:
-    """The kinds of query in a parsed statement, at any depth."""
+    """Return the kinds of query nodes in a parsed statement, at any depth."""
     if isinstance(tree, list):
         return {kind for branch in tree for kind in _node_types(branch)}
     if not isinstance(tree, dict):

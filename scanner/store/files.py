@@ -1,4 +1,4 @@
-"""The files of one store on any fsspec file system: listed, read, and replaced all at once or not at all."""
+"""Files of a store on any fsspec file system: listing, reading, and atomic replacement."""
 
 import errno
 import glob
@@ -26,16 +26,20 @@ _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 class StoreFiles:
-    """Paths are relative to the store's root, with `/` between folders; an empty path is the root itself.
+    """Files of one store. Paths are relative to its root, with `/` between folders; an empty path is the root itself.
 
-    A file under its final name is always complete. Unfinished ones begin with a dot and end in `.tmp`, so no listing
-    of Parquet files ever sees them.
+    A file under its final name is always complete. Names of unfinished files begin with a dot and end in `.tmp`, so that no
+    listing of Parquet files contains them.
     """
 
     def __init__(self, url: str) -> None:
-        """Raises StoreError for a URL whose protocol is unknown or needs a package that is not installed."""
+        """Connect to a URL.
+
+        Raises:
+            StoreError: its protocol is unknown, or needs a package that is not installed.
+        """
         if not url.strip():
-            raise StoreError("the store's URL is empty: name a folder or URL with --store")
+            raise StoreError("the URL of the store is empty: name a folder or URL with `store`")
         try:
             self.fs, path = fsspec.core.url_to_fs(url)
         except (ValueError, ImportError) as error:
@@ -45,32 +49,32 @@ class StoreFiles:
         self.url: str = self.root if self.local else self.fs.unstrip_protocol(self.root)
 
     def full(self, path: str) -> str:
-        """The path as the file system knows it."""
+        """Return the path as the file system knows it."""
         return f"{self.root.rstrip('/')}/{path}".rstrip("/")
 
     def for_duckdb(self, path: str) -> str:
-        """The path as a literal file name for DuckDB, which reads `*`, `?` and `[` as patterns."""
+        """Return the path as a literal file name for DuckDB, which reads `*`, `?` and `[` as patterns."""
         full = self.full(path)
         return glob.escape(full if self.local else self.fs.unstrip_protocol(full))
 
     def is_folder(self, path: str) -> bool:
-        """Whether there is such a folder (on object stores: anything below that name)."""
+        """Return whether the folder exists (on object stores: anything below that name)."""
         with self._explained("read"):
             self.fs.invalidate_cache()
             return bool(self.fs.isdir(self.full(path)))
 
     def is_file(self, path: str) -> bool:
-        """Whether there is such a file."""
+        """Return whether the file exists."""
         with self._explained("read"):
             self.fs.invalidate_cache()
             return bool(self.fs.isfile(self.full(path)))
 
     def names(self, folder: str, suffix: str = _SUFFIX) -> list[str]:
-        """Names of the complete files of a folder, without the suffix, sorted; none if it does not exist."""
+        """Return the sorted names of the complete files in a folder, without the suffix; none if it does not exist."""
         return [name for name, _ in self.versions(folder, suffix)]
 
     def versions(self, folder: str, suffix: str = _SUFFIX) -> list[tuple[str, str]]:
-        """Like `names`, each with a text that changes when the file is replaced."""
+        """Return the same as `names`, each with a text that changes when the file is replaced."""
         found = []
         for name, info in self._list(folder):
             if info["type"] != "directory" and name.endswith(suffix):
@@ -78,11 +82,11 @@ class StoreFiles:
         return sorted(found)
 
     def folders(self, folder: str) -> list[str]:
-        """Names of the folders in a folder, sorted; those that are being removed are left out."""
+        """Return the sorted names of the folders in a folder, without those that are being removed."""
         return sorted(name for name, info in self._list(folder) if info["type"] == "directory")
 
     def read_bytes(self, path: str) -> bytes | None:
-        """The file's content, or None if there is none."""
+        """Return the content of a file, or None if it does not exist."""
         with self._explained("read"):
             try:
                 content: bytes = self.fs.cat_file(self.full(path))
@@ -91,10 +95,10 @@ class StoreFiles:
             return content
 
     def read(self, path: str) -> pa.Table | None:
-        """The rows of one Parquet file, its key-value metadata in the schema's, or None if there is no such file.
+        """Return the rows of one Parquet file, with its key-value metadata in the schema; None if it does not exist.
 
         Raises:
-            StoreError: it is not a Parquet file, or cannot be read.
+            StoreError: it is not a Parquet file or cannot be read.
         """
         content = self.read_bytes(path)
         if content is None:
@@ -105,10 +109,10 @@ class StoreFiles:
             raise StoreError(f"{self.full(path)!r} is damaged ({error}): remove it and scan again") from error
 
     def read_columns(self, path: str, columns: Sequence[str]) -> pa.Table:
-        """Some columns of a Parquet file that may be large.
+        """Return some columns of a Parquet file that may be large.
 
         Raises:
-            StoreError: it is not a Parquet file, or cannot be read.
+            StoreError: it is not a Parquet file or cannot be read.
         """
         with self._explained("read"):
             try:
@@ -123,15 +127,15 @@ class StoreFiles:
         """Replace one small Parquet file.
 
         Args:
-            path: where.
+            path: where it is written.
             table: its rows.
             metadata: key-value metadata of the file.
-            lasting: False for a file that will soon be read once and removed. It is not compressed much, has no statistics, and is
-                not forced to the disk: after a power cut it may be damaged, which its reader must expect.
-            rows: of a row group; None for pyarrow's default.
+            lasting: False for a file that is soon read once and removed. It is compressed less, has no statistics, and is not
+                flushed to the disk: after a power failure it may be damaged, which its reader must expect.
+            rows: number of rows of a row group; None for the default of pyarrow.
 
         Raises:
-            StoreError: the store is full or not writable.
+            StoreError: the store is full or cannot be written.
         """
         buffer = io.BytesIO()
         options = {"compression": "zstd"} if lasting else _TEMPORARY
@@ -139,43 +143,47 @@ class StoreFiles:
         self.write_bytes(path, buffer.getvalue(), lasting=lasting)
 
     def write_bytes(self, path: str, content: bytes, *, lasting: bool = True) -> None:
-        """Replace one small file; `lasting` as for `write`. Raises StoreError: the store is full or not writable."""
+        """Replace one small file; `lasting` as for `write`.
+
+        Raises:
+            StoreError: the store is full or cannot be written.
+        """
         with self._explained("written"):
             try:
                 self._put(path, content, lasting=lasting)
             except FileNotFoundError:
-                # Another driver of the same scan committed and removed the folder between our making it and using it.
+                # Another driver of the same scan committed and removed the folder after it was created here.
                 self._put(path, content, lasting=lasting)
 
     @contextmanager
     def replacing(self, path: str) -> Iterator[IO[bytes]]:
-        """A file to write to; what was written appears under `path` when the block ends without an exception.
+        """Open a file for writing; its content appears under `path` when the block ends without an exception.
 
         Raises:
-            StoreError: the store is full or not writable.
+            StoreError: the store is full or cannot be written.
         """
         with self._explained("written"), self._new_file(path) as file:
             yield file
 
     def remove(self, path: str) -> None:
-        """Remove a file if it is there."""
+        """Remove a file if it exists."""
         with self._explained("written"), suppress(FileNotFoundError):
             self.fs.rm_file(self.full(path))
 
     def remove_folder(self, path: str) -> None:
-        """Remove a folder and all that is in it, if it is there."""
+        """Remove a folder and its content, if it exists."""
         with self._explained("written"), suppress(FileNotFoundError):
             if not self.local:
                 self.fs.rm(self.full(path), recursive=True)
                 return
-            # Renamed first: a driver that lists the folder sees all of it or nothing, never half of it.
+            # Renamed first, so that a driver that lists the folder sees all of it or nothing.
             parent, _, name = path.rpartition("/")
             removed = self.full(f"{parent}/.{name}.{uuid.uuid4().hex}.tmp")
             Path(self.full(path)).rename(removed)
             shutil.rmtree(removed)
 
     def remove_empty_folder(self, path: str) -> None:
-        """Remove a local folder if nothing is in it; object stores have no folders to remove."""
+        """Remove a local folder if it is empty; object stores have no folders to remove."""
         if not self.local:
             return
         with self._explained("written"):
@@ -188,7 +196,7 @@ class StoreFiles:
                     raise
 
     def prepare(self, folder: str) -> None:
-        """Make the store and one `folder` of it, and write and remove a file to see that it can be written.
+        """Create the store and one `folder` in it, and check that it can be written by writing and removing a file.
 
         Raises:
             StoreError: it cannot.
@@ -200,7 +208,7 @@ class StoreFiles:
             self.fs.rm_file(self.full(probe))
 
     def _list(self, folder: str) -> list[tuple[str, dict[str, object]]]:
-        """Name and properties of what is in a folder, without what is not finished (a dot in front)."""
+        """Return names and properties of the entries of a folder, without unfinished files (names that begin with a dot)."""
         with self._explained("read"):
             self.fs.invalidate_cache()
             try:
@@ -220,7 +228,7 @@ class StoreFiles:
         folder, _, name = full.rpartition("/")
         self.fs.makedirs(folder, exist_ok=True)
         if not self.local:
-            # Object stores have no rename, but an object that is put whole appears whole or not at all.
+            # Object stores have no rename, but an uploaded object becomes visible as a whole.
             with tempfile.NamedTemporaryFile() as file:
                 yield file
                 file.flush()
@@ -233,13 +241,13 @@ class StoreFiles:
                 file.flush()
                 if lasting:
                     os.fsync(file.fileno())
-            os.replace(temporary, full)  # noqa: PTH105 (tests let this very call fail)
+            os.replace(temporary, full)  # noqa: PTH105 (tests let this call fail)
         finally:
             temporary.unlink(missing_ok=True)
 
     @contextmanager
     def _explained(self, doing: str) -> Iterator[None]:
-        """Turn the file system's OSErrors into one line that says what to do."""
+        """Turn OSErrors of the file system into one line that says what to do."""
         try:
             yield
         except OSError as error:
@@ -248,6 +256,6 @@ class StoreFiles:
                 state = "is full"
             elif doing == "written" and error.errno in _FORBIDDEN:
                 state = "is not writable"
-            advice = "choose another with --store" if doing == "written" else "check --store"
+            advice = "choose another `store`" if doing == "written" else "check `store`"
             advice = f"free space or {advice}" if error.errno in _FULL else advice
             raise StoreError(f"store {self.url!r} {state}: {error.strerror or error}; {advice}") from error

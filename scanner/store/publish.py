@@ -1,7 +1,7 @@
-"""A store as a folder that the Hugging Face Hub takes for a dataset: Parquet files and a card, nothing of this machine in them.
+"""Publishing a store as a dataset of the Hugging Face Hub: Parquet files and a card, without paths of this machine.
 
-The folders are those of a store, so the published folder is one, too. What is not committed stays behind, and so do paths
-of this machine. PATH/rmtscan.json lists what a publication wrote: the next one into the same folder replaces exactly that.
+The published folder has the folders of a store, so it is one, too. Only committed results are published. rmtscan.json in the folder
+lists the files that were written: the next publication into the same folder replaces exactly these.
 """
 
 import filecmp
@@ -57,23 +57,25 @@ def publish(
 ) -> list[Published]:
     """Write the committed results of a store into a folder, as a dataset for the Hub.
 
-    Again into the same folder: files that have not changed are left alone, those that have gone from the store are removed.
+    If the folder is an earlier publication, unchanged files are kept, and files that are no longer in the store are removed.
 
     Args:
-        store: what is published.
-        to: the folder; made if it is not there.
-        name: the dataset's name on its card; None: made from the models.
-        license_id: an identifier of a licence as the Hub writes it.
-        force: write into a folder that holds other things; these stay.
+        store: the store to publish.
+        to: the folder; created if it does not exist.
+        name: name of the dataset on its card; None: derived from the models.
+        license_id: identifier of a license as the Hub writes it.
+        force: write into a folder that has other content, which is kept.
 
     Returns:
-        The tables, in the order of the schemas.
+        The published tables, in the order of the documentation.
 
     Raises:
         StoreError: nothing is committed, or the folder cannot be used.
     """
     if _LICENSE.fullmatch(license_id) is None:
-        raise StoreError(f"{license_id!r} is no licence identifier of the Hub: write one like cc-by-4.0, mit or other")
+        raise StoreError(
+            f"`license_id` {license_id!r} is not a license identifier of the Hub: use one such as cc-by-4.0, mit or other"
+        )
     source = StoreFiles(store.url)
     chosen = _committed_files(store, source)
     target = _usable_folder(os.fspath(to), source, force=force)
@@ -81,7 +83,7 @@ def publish(
     with _explained(target):
         before = _earlier_files(target)
         paths = sorted(f"{table}/{file}.parquet" for table, files in chosen.items() for file in files)
-        # First, so that a publication which was interrupted can be taken up again.
+        # Written first, so that an interrupted publication can be resumed.
         _replace_text(target / MANIFEST, _manifest({*before, *paths}))
         published = [_publish_table(source, target, table, files) for table, files in chosen.items()]
         for path in sorted({*before} - {*paths}):
@@ -95,7 +97,7 @@ def publish(
 
 
 def without_local_paths(text: str) -> str:
-    """`text` with every absolute or relative path of a local file shortened to its last part; URLs stay."""
+    """Shorten every absolute or relative path of a local file in a text to its last part; URLs are kept."""
     text = _QUOTED.sub(lambda match: f"{match[1]}{_last_part(match[2])}{match[1]}", text)
     return _PATH.sub(lambda match: _last_part(match[0]), text)
 
@@ -105,10 +107,10 @@ def _last_part(path: str) -> str:
 
 
 def _committed_files(store: Store, source: StoreFiles) -> dict[str, list[str]]:
-    """Of every table that has rows, the files that count, without suffix."""
+    """Return the committed files of every table that has rows, without suffix."""
     rows = [row for scan_id in store.committed() if (row := store.scan_row(scan_id)) is not None]
     if not rows:
-        raise StoreError(f"store {store.url!r} holds no finished scan: nothing to publish")
+        raise StoreError(f"store {store.url!r} has no finished scan: there is nothing to publish")
     chosen = {"scans": [str(row["scan_id"]) for row in rows]}
     for table in tables_of("scans"):
         chosen[table] = [str(row["scan_id"]) for row in rows if row[TABLES[table].counted_by]]
@@ -127,29 +129,29 @@ def _scans(source: StoreFiles, names: list[str]) -> list[dict[str, object]]:
 def _usable_folder(to: str, source: StoreFiles, *, force: bool) -> Path:
     if not to.strip() or "\0" in to or "://" in to:
         raise StoreError(
-            f"--to {to!r} is no local folder: publish into one, then 'hf upload ORG/NAME FOLDER . --repo-type dataset'"
+            f"`to` {to!r} is not a local folder: publish into one, then 'hf upload ORG/NAME FOLDER . --repo-type dataset'"
         )
     target = Path(os.path.abspath(Path(to).expanduser()))  # noqa: PTH100 (resolve() would show where a link leads)
     if source.local:
         inside, store = target.resolve(), Path(source.root).resolve()
         if inside == store or store in inside.parents or inside in store.parents:
-            raise StoreError(f"--to {to!r} and the store {source.url!r} lie in one another: choose another folder")
+            raise StoreError(f"`to` {to!r} and the store {source.url!r} contain one another: choose another folder")
     if target.exists() and not target.is_dir():
-        raise StoreError(f"--to {to!r} is a file: name a folder")
+        raise StoreError(f"`to` {to!r} is a file: name a folder")
     with _explained(target):
         others = sorted(path.name for path in target.iterdir()) if target.exists() else []
         others = [name for name in others if name not in {".git", ".gitattributes"}]
         if others and MANIFEST not in others and not force:
             raise StoreError(
-                f"--to {to!r} holds {others[0]!r} and is no earlier publication: choose another folder, or add --force to "
-                "write beside what is there"
+                f"`to` {to!r} contains {others[0]!r} and is not an earlier publication: choose another folder, or use `force` to "
+                "keep its content and write beside it"
             )
         target.mkdir(parents=True, exist_ok=True)
     return target
 
 
 def _earlier_files(target: Path) -> set[str]:
-    """What an earlier publication wrote: paths of tables inside the folder, and no others."""
+    """Return the files that an earlier publication wrote: paths of tables inside the folder, and no others."""
     try:
         files = json.loads((target / MANIFEST).read_text("utf-8"))["files"]
     except FileNotFoundError:
@@ -176,7 +178,7 @@ def _publish_table(source: StoreFiles, target: Path, table: str, names: list[str
 
 
 def _publish_file(source: StoreFiles, path: str, to: Path, table: str) -> int:
-    """Copy one file as it is, or row group by row group where a column is missing or a path has to go; the number of rows."""
+    """Copy one file unchanged, or by row groups if a column is missing or paths are removed; returns the number of rows."""
     try:
         with source.fs.open(source.full(path), "rb") as file:
             parquet = pq.ParquetFile(file)
@@ -207,7 +209,7 @@ def _rewrite(parquet: pq.ParquetFile, to: Path, table: str, metadata: dict[str, 
 
 
 def _redacted(table: str, rows: pa.Table) -> pa.Table:
-    """The rows in the table's schema (columns of a later version null), without paths of this machine."""
+    """Return the rows in the schema of the table, with missing columns as null, and without paths of this machine."""
     rows = complete(table, rows)
     models = rows["model"].to_pylist() if "model" in rows.column_names else [None] * rows.num_rows
     for name in TABLES[table].paths:
@@ -222,7 +224,7 @@ def _text(value: str | None, model: str | None) -> str | None:
 
 
 def _source(value: str | None, model: str | None) -> str | None:
-    """Where a checkpoint was: a URL, or of one on this machine the model's name."""
+    """Return the source of a checkpoint if it is a URL, and the name of the model if it is on this machine."""
     return model if value is not None and _LOCAL.match(value) else value
 
 
@@ -233,7 +235,7 @@ def _replace_text(path: Path, text: str) -> None:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """A file to write that takes the place of `path` at the end, unless it is the same."""
+    """Open a file for writing that replaces `path` at the end, unless both are equal."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         yield temporary
@@ -253,7 +255,7 @@ def _explained(target: Path) -> Iterator[None]:
 
 @contextmanager
 def _ignored() -> Iterator[None]:
-    """A folder in which something is left stays."""
+    """Keep a folder that is not empty."""
     try:
         yield
     except OSError:

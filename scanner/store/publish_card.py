@@ -1,4 +1,4 @@
-"""The card of a published store: YAML that tells the Hub which files are which table, and what a reader needs to know."""
+"""The card of a published store: YAML that tells the Hub which files belong to which table, and a description for readers."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -24,13 +24,13 @@ _MODELS_SHOWN = 100
 
 
 def card(scans: Sequence[Mapping[str, object]], rows: Mapping[str, int], *, name: str | None, license_id: str) -> str:
-    """The text of README.md.
+    """Return the text of README.md.
 
     Args:
         scans: rows of table `scans`, as published.
-        rows: number of rows of every table that is published.
-        name: the dataset's name; None: made from the models.
-        license_id: the licence, as the Hub calls it.
+        rows: number of rows of every published table.
+        name: name of the dataset; None: derived from the models.
+        license_id: the license, as the Hub writes it.
     """
     models = list(dict.fromkeys(str(scan["model"]) for scan in scans))
     title = name or f"rmtscan: {models[0] if len(models) == 1 else f'{len(models)} models'}"
@@ -39,7 +39,9 @@ def card(scans: Sequence[Mapping[str, object]], rows: Mapping[str, int], *, name
         shown.append(f"| and {len(scans) - _MODELS_SHOWN} more, see table `scans` | | | | | |")
     return Template(_TEMPLATE.read_text("utf-8")).substitute(
         license=license_id,
-        name=json.dumps(_plain(title), ensure_ascii=False),  # a JSON string is a YAML string: no name can mean anything
+        name=json.dumps(
+            _plain(title), ensure_ascii=False
+        ),  # a JSON string is a YAML string, so that no name can be markup
         size=json.dumps(next((text for limit, text in _SIZES.items() if sum(rows.values()) < limit), _LARGEST)),
         configs="\n".join(_config(table) for table in rows),
         title=_markdown(title),
@@ -66,11 +68,11 @@ def _model_line(scan: Mapping[str, object]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Names come from strangers: no line break, nothing that steers a terminal or turns the direction of writing."""
+    """Replace control characters, line breaks and direction marks: names are untrusted."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def _markdown(text: str) -> str:
-    """The text as Markdown shows it, without a meaning to any of its characters."""
+    """Escape a text for Markdown."""
     plain = _plain(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return "".join(f"\\{char}" if char in "\\`*_[]|#~$!" else char for char in plain)

@@ -1,4 +1,4 @@
-"""Named queries: `.sql` files with a header that says what they answer, with which parameters and columns."""
+"""Named queries: `.sql` files with a header that describes the answer, the parameters and the columns."""
 
 import difflib
 import math
@@ -23,28 +23,28 @@ Value = str | int | float | bool | None
 
 @dataclass(frozen=True, kw_only=True)
 class Parameter:
-    """One value that a query can be given."""
+    """One parameter of a query."""
 
     name: str
     type: str
     """VARCHAR, INTEGER, DOUBLE or BOOLEAN."""
     required: bool
-    """Whether there is no default."""
+    """Whether it has no default."""
     default: Value
     help: str
 
     def convert(self, value: object) -> Value:
-        """`value`, which may be text from a command line, in the parameter's type; None stays None (SQL's NULL).
+        """Convert `value`, which may be text from a command line, to the type of the parameter; None stays None (NULL in SQL).
 
         Raises:
-            ValueError: it is no such value.
+            ValueError: it cannot be converted.
         """
         return None if value is None else _CONVERSIONS[self.type](value)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """One column of a query's answer."""
+    """One column of the answer to a query."""
 
     name: str
     help: str
@@ -52,7 +52,7 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """A question with a name."""
+    """A named query."""
 
     name: str
     title: str
@@ -63,10 +63,10 @@ class Query:
     sql: str
 
     def bind(self, values: Mapping[str, object]) -> dict[str, Value]:
-        """A value for every parameter, defaults filled in.
+        """Return a value for every parameter, with defaults filled in.
 
         Raises:
-            QueryError: an unknown parameter, one that is missing, or a value that does not fit its type.
+            QueryError: a parameter is unknown or missing, or a value does not fit its type.
         """
         known = {param.name: param for param in self.params}
         for name in values:
@@ -87,10 +87,10 @@ class Query:
 
 
 def parse_query(name: str, text: str) -> Query:
-    """A query from the text of its file.
+    """Parse the text of a query file.
 
     Raises:
-        ValueError: the header is not as the format wants it.
+        ValueError: the header is invalid.
     """
     entries: list[tuple[str, str]] = []
     lines = text.splitlines()
@@ -101,10 +101,10 @@ def parse_query(name: str, text: str) -> Query:
         elif (match := _CONTINUED.fullmatch(line)) and entries:
             entries[-1] = (entries[-1][0], f"{entries[-1][1]}\n{match[1]}")
         else:
-            raise ValueError(f"query {name!r}: header line {line!r} is none of '-- title|about|param|column: ...'")
+            raise ValueError(f"query {name!r}: header line {line!r} is not '-- title|about|param|column: ...'")
     tags = [tag for tag, _ in entries]
     if tags != sorted(tags, key=_TAGS.index) or tags.count("title") != 1 or tags.count("about") != 1:
-        raise ValueError(f"query {name!r}: header wants one title, one about, then params, then columns")
+        raise ValueError(f"query {name!r}: the header needs one title, one about, then params, then columns")
     params = tuple(_parse_parameter(name, value) for tag, value in entries if tag == "param")
     columns = tuple(_parse_column(name, value) for tag, value in entries if tag == "column")
     for names in ([param.name for param in params], [column.name for column in columns]):
@@ -114,7 +114,7 @@ def parse_query(name: str, text: str) -> Query:
         raise ValueError(f"query {name!r}: no column is declared, or there is no SQL")
     title, about = entries[0][1], entries[1][1]
     if "\n" in title:
-        raise ValueError(f"query {name!r}: the title is one line")
+        raise ValueError(f"query {name!r}: the title must be one line")
     return Query(name=name, title=title, about=about, params=params, columns=columns, sql=text)
 
 
@@ -145,18 +145,18 @@ def load_queries() -> dict[str, Query]:
 
 
 def _packaged() -> dict[str, str]:
-    """The texts of the queries that the package contains, by name."""
+    """Return the texts of the queries that the package contains, by name."""
     folder = next((folder for folder in _FOLDERS if folder.is_dir()), None)
     if folder is None:
-        raise RuntimeError(f"the package's queries are missing: none of {[str(path) for path in _FOLDERS]} exists")
+        raise RuntimeError(f"the queries of the package are missing: none of {[str(path) for path in _FOLDERS]} exists")
     return {path.stem: path.read_text("utf-8") for path in folder.glob("*.sql")}
 
 
 def find_query(name: str) -> Query:
-    """The query of that name.
+    """Return the query of a name.
 
     Raises:
-        QueryError: there is none; says which there are and the nearest.
+        QueryError: there is none; the message lists the known queries and the most similar name.
     """
     queries = load_queries()
     if name not in queries:
@@ -191,17 +191,17 @@ def _parse_column(query: str, text: str) -> Column:
 
 def _to_text(value: object) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{value!r} is no text")
+        raise ValueError(f"{value!r} is not text")
     return value
 
 
 def _to_integer(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise ValueError(f"{value!r} is no whole number")
+        raise ValueError(f"{value!r} is not a whole number")
     try:
         number = int(value)
     except ValueError:
-        raise ValueError(f"{value!r} is no whole number") from None
+        raise ValueError(f"{value!r} is not a whole number") from None
     if not -(2**31) <= number < 2**31:
         raise ValueError(f"{value!r} is out of range")
     return number
@@ -209,11 +209,11 @@ def _to_integer(value: object) -> int:
 
 def _to_double(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise ValueError(f"{value!r} is no number")
+        raise ValueError(f"{value!r} is not a number")
     try:
         number = float(value)
     except (ValueError, OverflowError):
-        raise ValueError(f"{value!r} is no number") from None
+        raise ValueError(f"{value!r} is not a number") from None
     if not math.isfinite(number):
         raise ValueError(f"{value!r} is not finite")
     return number

@@ -1,4 +1,4 @@
-"""A store: opened by URL, asked which scans it holds, written by scans, and queried."""
+"""A store: opening it by URL, listing and writing results, and queries."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -32,38 +32,40 @@ _ENSEMBLE = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def open_store(url: str, *, create: bool = False) -> "Store":
-    """The store under a local path or fsspec URL.
+    """Open the store at a local path or fsspec URL.
 
     Args:
         url: a local path, or a URL such as `s3://bucket/results`.
-        create: make it if it does not exist, and check that it can be written.
+        create: create it if it does not exist, and check that it can be written.
 
     Raises:
-        StoreError: it does not exist (without `create`), is a file, cannot be reached, or (with `create`) not written.
+        StoreError: it does not exist (without `create`), is a file, cannot be reached, or (with `create`) cannot be written.
     """
     load_extensions()
     files = StoreFiles(url)
     if files.is_file(""):
-        raise StoreError(f"store {files.url!r} is a file: name a folder with --store")
+        raise StoreError(f"store {files.url!r} is a file: name a folder with `store`")
     if create:
         files.prepare("scans")
     elif not any(files.is_folder(folder) for folder in _FOLDERS):
-        raise StoreError(f"there is no store at {files.url!r}: 'rmtscan scan REF --store {url}' makes one")
+        raise StoreError(
+            f"there is no store at {files.url!r}: a scan into it (rmtscan scan REF --store {url}) creates one"
+        )
     return Store(files)
 
 
 class Store:
-    """Committed scans, and the way to add more. Not to be shared between threads; open one in each."""
+    """Results under one URL. A store cannot be shared between threads; open one in each."""
 
     def __init__(self, files: StoreFiles) -> None:
         self.url: str = files.url
-        """Absolute path, or URL."""
+        """Absolute path or URL."""
         self._files = files
         self._connection: duckdb.DuckDBPyConnection | None = None
         self._version: object = None
 
     def scan_row(self, scan_id: str) -> dict[str, object] | None:
-        """The row of table `scans`, or None if no such scan is committed.
+        """Return the row of table `scans`, or None if the scan is not committed.
 
         Raises:
             StoreError: the store cannot be read.
@@ -72,7 +74,7 @@ class Store:
         return None if table is None else table.to_pylist()[0]
 
     def committed(self) -> list[str]:
-        """Ids of the committed scans, sorted.
+        """Return the sorted ids of the committed scans.
 
         Raises:
             StoreError: the store cannot be read.
@@ -80,7 +82,7 @@ class Store:
         return self._files.names("scans")
 
     def unfinished(self) -> list[Unfinished]:
-        """Scans that have staged parts and no commit, sorted by id.
+        """Return scans that have staged parts and are not committed, sorted by id.
 
         Raises:
             StoreError: the store cannot be read.
@@ -92,28 +94,28 @@ class Store:
         """Begin or resume a scan.
 
         Args:
-            scan_id: identity of what is scanned and how; letters, digits, `.`, `_` and `-`.
-            method: every parameter that went into the id, written into every file.
-            model: the model's name.
+            scan_id: identity of content and method: letters, digits, `.`, `_` and `-`.
+            method: the parameters that the id was made of; they are written into every file.
+            model: name of the model.
 
         Raises:
-            ValueError: the id is not a safe file name.
+            ValueError: the id cannot be a file name.
             StoreError: the store cannot be read.
         """
         return ScanWriter(self._files, scan_id, method=method, model=model)
 
     def control_path(self, rows: int, cols: int, ensemble: str, seed: int) -> str:
-        """Where a random control of that shape, ensemble and seed lies, relative to the store.
+        """Return the path of a random control, relative to the store.
 
         Raises:
-            ValueError: the ensemble's name is not made of small letters, digits and `_`.
+            ValueError: the name of the ensemble has other characters than lower-case letters, digits and `_`.
         """
         if _ENSEMBLE.fullmatch(ensemble) is None:
-            raise ValueError(f"ensemble {ensemble!r}: small letters, digits and '_' only")
+            raise ValueError(f"ensemble {ensemble!r}: only lower-case letters, digits and '_' are allowed")
         return f"controls/{int(rows)}x{int(cols)}-{ensemble}-{int(seed)}.parquet"
 
     def has_control(self, rows: int, cols: int, ensemble: str, seed: int) -> bool:
-        """Whether that control has been made.
+        """Return whether the control is in the store.
 
         Raises:
             StoreError: the store cannot be read.
@@ -121,11 +123,11 @@ class Store:
         return self._files.is_file(self.control_path(rows, cols, ensemble, seed))
 
     def write_control(self, table: pa.Table, rows: int, cols: int, ensemble: str, seed: int) -> None:
-        """Write one control, one row per singular triplet.
+        """Write one control, with one row per singular triplet.
 
         Raises:
             ValueError: the columns do not fit the schema.
-            StoreError: the store is full or not writable.
+            StoreError: the store is full or cannot be written.
         """
         method = {"rows": rows, "cols": cols, "ensemble": ensemble, "seed": seed}
         path = self.control_path(rows, cols, ensemble, seed)
@@ -133,7 +135,9 @@ class Store:
         self._files.write(path, described("controls", rows), file_metadata(method))
 
     def file_rows(self, table: str, name: str, columns: Sequence[str] | None = None) -> list[dict[str, object]]:
-        """The rows of one file of a table (`matrices` of a scan, say), whole or some columns; none if there is no such file.
+        """Return the rows of one file of a table, with all or some columns; none if the file does not exist.
+
+        Columns that were added after the file was written are None.
 
         Raises:
             StoreError: the store cannot be read.
@@ -142,10 +146,10 @@ class Store:
         return [] if rows is None else complete(table, rows).select(columns or SCHEMAS[table].names).to_pylist()
 
     def vector_rows(self, scan_id: str, columns: Sequence[str]) -> pa.Table:
-        """These columns of the rows of `vectors` of one committed scan, in the file's order.
+        """Return columns of the rows of `vectors` of one committed scan, in the order of the file.
 
         Raises:
-            ValueError: not the id of a committed scan.
+            ValueError: the scan is not committed.
             StoreError: the store cannot be read.
         """
         if not is_safe_id(scan_id) or not self._files.is_file(f"vectors/{scan_id}.parquet"):
@@ -156,12 +160,12 @@ class Store:
         """Begin or resume the comparison of a pair of checkpoints.
 
         Raises:
-            ValueError: the id is not a safe file name.
+            ValueError: the id cannot be a file name.
         """
         return ComparisonWriter(self._files, pair_id, method=method)
 
     def has_rows(self, table: str, name: str) -> bool:
-        """Whether an experiment's file of that table is there.
+        """Return whether a file of a table of experiments exists.
 
         Raises:
             StoreError: the store cannot be read.
@@ -169,17 +173,17 @@ class Store:
         return self._files.is_file(f"{table}/{name}.parquet")
 
     def write_rows(self, table: str, name: str, rows: pa.Table, *, method: Mapping[str, object]) -> None:
-        """Write one file of an experiment's table, whole and at once: a finished point or run, which is then never computed again.
+        """Write one file of a table of experiments: a finished point or run, which is not computed again.
 
         Args:
             table: one of those that runs of experiments write.
-            name: the file's name: a hash of what was computed and how.
+            name: name of the file: a hash of what was computed and how.
             rows: the rows.
-            method: every parameter that went into the name, written into the file.
+            method: the parameters that the name was made of; they are written into the file.
 
         Raises:
-            ValueError: the table is another one, the name is not a safe file name, or the columns do not fit the schema.
-            StoreError: the store is full or not writable.
+            ValueError: experiments do not write this table, the name cannot be a file name, or the columns do not fit the schema.
+            StoreError: the store is full or cannot be written.
         """
         if table not in experiment_tables() or not is_safe_id(name):
             raise ValueError(f"no experiment can write {table!r}/{name!r}")
@@ -187,7 +191,7 @@ class Store:
         self._files.write(f"{table}/{name}.parquet", content, file_metadata(method), rows=ROW_GROUP)
 
     def method_of(self, table: str, name: str) -> dict[str, Any]:
-        """The `method` that an experiment's file was written with; empty if there is no such file.
+        """Return the `method` that a file of an experiment was written with; empty if the file does not exist.
 
         Raises:
             StoreError: the store cannot be read.
@@ -198,15 +202,15 @@ class Store:
         return {} if rows is None else method_in(rows.schema.metadata)
 
     def stage(self, run_id: str, name: str, content: bytes) -> None:
-        """Keep what an unfinished experiment has so far under a name, until `unstage`.
+        """Keep intermediate results of an unfinished experiment under a name, until `unstage`.
 
         Raises:
-            StoreError: the store is full or not writable.
+            StoreError: the store is full or cannot be written.
         """
         self._files.write_bytes(f"{_STAGED}/{run_id}/{name}", content)
 
     def staged(self, run_id: str, name: str) -> bytes | None:
-        """What was kept, None if nothing was.
+        """Return what `stage` kept under a name, or None.
 
         Raises:
             StoreError: the store cannot be read.
@@ -214,10 +218,10 @@ class Store:
         return self._files.read_bytes(f"{_STAGED}/{run_id}/{name}")
 
     def unstage(self, run_id: str, name: str | None = None) -> None:
-        """Remove what was kept under a name (None: all that the run has kept), if it is there.
+        """Remove what `stage` kept under a name (None: everything of the run), if there is anything.
 
         Raises:
-            StoreError: the store is not writable.
+            StoreError: the store cannot be written.
         """
         if name is None:
             self._files.remove_folder(f"{_STAGED}/{run_id}")
@@ -254,18 +258,18 @@ class Store:
         return heartbeat.read_all(self._files)
 
     def queries(self) -> list[Query]:
-        """Every named query, in alphabetical order."""
+        """Return all named queries in alphabetical order."""
         return list(load_queries().values())
 
     def query(self, name: str, /, **params: object) -> pa.Table:
-        """The answer to a named query.
+        """Run a named query.
 
         Args:
             name: one of `queries()`.
-            params: its parameters; text is converted to the type that the parameter has.
+            params: its parameters; text is converted to the type of the parameter.
 
         Raises:
-            QueryError: no such query or parameter, a value that does not fit, or files that cannot be read.
+            QueryError: unknown query or parameter, invalid value, or files that cannot be read.
             StoreError: the store cannot be read.
         """
         query = find_query(name)
@@ -273,7 +277,7 @@ class Store:
         return read(self._database(), query.sql, values)
 
     def sql(self, text: str, params: Params = None) -> pa.Table:
-        """The answer to one SELECT statement.
+        """Run one SELECT statement.
 
         Every table has a view of its name (`scanner.store.tables.views()` lists them). `matrices`, `vectors`, `pairs`,
         `pair_vectors` and `pair_subspaces` hold the newest result of every matrix; `all_matrices`, `all_vectors` and so on
@@ -284,7 +288,7 @@ class Store:
             params: their values.
 
         Raises:
-            QueryError: not one SELECT statement, or one that DuckDB cannot run.
+            QueryError: it is not one SELECT statement, or DuckDB cannot run it.
             StoreError: the store cannot be read.
         """
         connection = self._database()
@@ -292,13 +296,13 @@ class Store:
         return read(connection, text, params)
 
     def close(self) -> None:
-        """Give back the memory and threads that questions have used; the next question opens the store anew."""
+        """Release the memory and threads of queries; the next query opens the database again."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
     def _database(self) -> duckdb.DuckDBPyConnection:
-        """A connection that knows what is committed now; the one of the last question if nothing has changed."""
+        """Return a connection with the committed results of now; the previous one if nothing has changed."""
         versions = {table: self._files.versions(table) for table in listed_tables()}
         if self._connection is None or self._version != versions:
             self.close()

@@ -106,8 +106,8 @@ def _is_below_a_file(folder: Path) -> Path:
 
 BAD_STORES: dict[str, tuple[Callable[[Path], object], str]] = {
     "file": (_is_a_file, "is a file"),
-    "below a file": (_is_below_a_file, "choose another with --store"),
-    "not writable": (lambda folder: "/proc/rmtscan", "choose another with --store"),
+    "below a file": (_is_below_a_file, "choose another --store"),
+    "not writable": (lambda folder: "/proc/rmtscan", "choose another --store"),
     "unknown protocol": (lambda folder: "gopher9://x/y", "cannot be reached"),
     "empty name": (lambda folder: "", "is empty"),
 }
@@ -151,7 +151,7 @@ def test_a_store_without_the_right_to_write_says_so(rmtscan: Run, tmp_path: Path
     [line] = told.errors
     if read_only.stat().st_mode & 0o200 == 0 or os.path.ismount(read_only):
         assert "is not writable" in line
-    assert "choose another with --store" in line
+    assert "choose another --store" in line
 
 
 @pytest.fixture

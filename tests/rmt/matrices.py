@@ -1,4 +1,4 @@
-"""Matrices with known structure, in one place: what the tests of the numerics are run on."""
+"""Matrices with known structure for the tests of the numerics."""
 
 from __future__ import annotations
 
@@ -32,5 +32,5 @@ def spiked(rows: int, cols: int, thetas: Matrix, rng: np.random.Generator) -> Ma
 
 
 def bbp_threshold(rows: int, cols: int) -> float:
-    """The spike strength below which no outlier leaves the bulk of unit-variance noise."""
+    """The strength of a spike below which there is no outlier from the bulk of unit-variance noise."""
     return float((rows * cols) ** 0.25)

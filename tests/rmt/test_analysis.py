@@ -1,4 +1,4 @@
-"""One matrix from end to end: random ones, planted ones, degenerate ones and real ones."""
+"""The analysis of random, planted, degenerate and real matrices."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The decomposition against numpy's float64 SVD, over shapes, condition numbers and structures."""
+"""The decomposition, compared with the float64 SVD of numpy for many shapes, condition numbers and structures."""
 
 import numpy as np
 import pytest

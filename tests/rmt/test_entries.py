@@ -1,4 +1,4 @@
-"""Entry statistics against scipy and plain numpy in float64."""
+"""Statistics of entries, compared with scipy and numpy in float64."""
 
 import numpy as np
 import pytest

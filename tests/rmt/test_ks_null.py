@@ -1,4 +1,4 @@
-"""The null of D: the shipped table against fresh simulation and published quantiles, p-values against their definition."""
+"""The null of D: the shipped table, compared with simulations and published quantiles; p-values, with their definition."""
 
 import numpy as np
 import pytest

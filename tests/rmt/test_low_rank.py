@@ -1,4 +1,4 @@
-"""Products of thin factors: the same numbers as the product itself, without ever forming it."""
+"""Products of thin factors: the same numbers as for the product, without computing it."""
 
 import numpy as np
 import pytest

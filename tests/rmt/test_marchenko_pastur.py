@@ -1,4 +1,4 @@
-"""The law against numbers from the literature, numerical integration and sampled matrices."""
+"""The law, compared with numbers from the literature, numerical integration and sampled matrices."""
 
 import numpy as np
 import pytest

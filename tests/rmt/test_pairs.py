@@ -1,4 +1,4 @@
-"""Measures of a pair of matrices against numpy, scipy and closed forms."""
+"""Measures of a pair of matrices, compared with numpy, scipy and closed forms."""
 
 from __future__ import annotations
 

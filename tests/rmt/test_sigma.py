@@ -1,4 +1,4 @@
-"""Estimates of sigma on matrices whose sigma is known."""
+"""Estimates of sigma for matrices whose sigma is known."""
 
 import numpy as np
 import pytest

@@ -14,7 +14,7 @@ NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
 
 @dataclass(kw_only=True)
 class Matrix:
-    """One analysed matrix: what a test cares about, the rest is made up."""
+    """One analyzed matrix: the values that a test needs; the others are invented."""
 
     tensor: str = "block.0.query"
     layer: int | None = 0
@@ -89,7 +89,7 @@ def failure(scan_id: str, tensor: str, model: str = "org/model") -> pa.Table:
 
 
 def scan_values(*, revision: str = "r1", hours: float = 0, **more: object) -> dict[str, object]:
-    """What a driver hands to `commit`; `hours` after noon is when the scan was finished."""
+    """Values that a driver passes to `commit`; the scan was finished `hours` after noon."""
     finished = NOON + timedelta(hours=hours)
     return {"revision": revision, "started_at": NOON, "finished_at": finished, "seconds": 1.5, "skipped": 0, **more}
 
@@ -104,7 +104,7 @@ def add_scan(
     hours: float = 0,
     failed: Sequence[str] = (),
 ) -> None:
-    """A committed scan."""
+    """Commit a scan."""
     writer = store.writer(scan_id, method={"sigma": "median"}, model=model)
     for matrix in matrices:
         writer.stage(matrix.key, *matrix.tables(scan_id, model, revision))
@@ -145,7 +145,7 @@ def control(
 
 @dataclass(kw_only=True)
 class Pair:
-    """One matrix before and after fine-tuning: what a test cares about, the rest is made up."""
+    """One matrix before and after fine-tuning: the values that a test needs; the others are invented."""
 
     tensor: str = "block.0.query"
     layer: int | None = 0
@@ -213,7 +213,7 @@ def add_comparison(
     scans: tuple[str, str] = ("b", "t"),
     **more: object,
 ) -> None:
-    """A committed comparison of two scans; `hours` after noon is when it was finished; `more` are columns of `comparisons`."""
+    """Commit a comparison of two scans, finished `hours` after noon; `more` are columns of `comparisons`."""
     names: dict[str, object] = {"pair_id": pair_id, "base_scan_id": scans[0], "tuned_scan_id": scans[1]}
     names |= {"base_model": base, "tuned_model": tuned}
     batch = store.comparison(pair_id, method={})

@@ -1,4 +1,4 @@
-"""The queries over activations and ablations against numbers worked out here."""
+"""Queries about activations and ablations, compared with numbers computed here."""
 
 import math
 from collections.abc import Sequence
@@ -218,7 +218,7 @@ def test_damage_in_a_stack_is_compared_with_the_p_values_of_that_stack(store: St
 
 
 def curve(store: Store, *, removed: int = 1, **more: object) -> None:
-    """Ten deciles of `query` in block 0, of which the smallest does nothing."""
+    """Ten deciles of `query` in block 0; removing the smallest changes nothing."""
     add_run(store, "run", "ablation")
     for decile in range(1, 11):
         add_point(store, f"d{decile}", set=f"decile:{decile}", layers="0", delta=decile - 1.0, removed=removed, **more)

@@ -1,4 +1,4 @@
-"""Query `finetune_by_decile` against numbers worked out here with numpy."""
+"""Query `finetune_by_decile`, compared with numbers computed with numpy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .rows import NOON, table
 
 
 def add(store: Store, run: str, order: str, decile: int | None, accuracies: list[float], **more: object) -> None:
-    """One point a seed."""
+    """One point per seed."""
     for seed, accuracy in enumerate(accuracies):
         row: dict[str, object] = dict.fromkeys(SCHEMAS["finetunes"].names)
         row |= {"run_id": run, "base_model": "org/base", "dataset": "boolq", "order": order, "decile": decile}

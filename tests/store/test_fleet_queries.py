@@ -1,4 +1,4 @@
-"""The named queries about models and fleets of them against numbers worked out here, by hand or with numpy."""
+"""Named queries about models and fleets, compared with numbers computed by hand or with numpy."""
 
 import math
 from collections.abc import Callable
@@ -495,7 +495,7 @@ def test_one_role_in_two_modules_of_a_block_is_two(store: Store, name: str) -> N
 
 
 class InModule(Matrix):
-    """A matrix whose vectors know its module, too."""
+    """A matrix whose vectors have its module, too."""
 
     def tables(self, scan_id: str, model: str, revision: str) -> tuple[pa.Table, pa.Table]:
         matrices, vectors = super().tables(scan_id, model, revision)

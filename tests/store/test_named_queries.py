@@ -1,4 +1,4 @@
-"""Every named query against numbers worked out here, by hand or with numpy."""
+"""Named queries, compared with numbers computed by hand or with numpy."""
 
 import math
 from collections.abc import Sequence
@@ -216,7 +216,7 @@ def test_head_trend_lists_the_heads_one_by_one(store: Store) -> None:
 
 
 def random_control(rows: int, cols: int, seed: int, *, uniform: bool = False, scale: float = 1.0) -> pa.Table:
-    """A real random matrix; its p-values are drawn, for only their mean matters here."""
+    """A random matrix; its p-values are drawn, because only their mean matters here."""
     random = np.random.default_rng(seed)
     low, high = min(rows, cols), max(rows, cols)
     # Entries of variance 1: uniform ones between -sqrt(3) and sqrt(3).

@@ -1,4 +1,4 @@
-"""The named queries about pretrained and fine-tuned pairs against numbers worked out here, by hand or with numpy."""
+"""Named queries about pretrained and fine-tuned pairs, compared with numbers computed by hand or with numpy."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def mean(values: object) -> float:
 
 
 def drawn(seed: int, tensor: str, rows: int, cols: int, **more: object) -> Pair:
-    """A pair of which every column is random; the last triplet of the base is numerically zero and has no p-value."""
+    """A pair with random values in every column; the last triplet of the base is numerically zero and has no p-value."""
     random = np.random.default_rng(seed)
     low = min(rows, cols)
     base, tuned = (np.sort(random.uniform(1, 2, low))[::-1] for _ in range(2))

@@ -1,4 +1,4 @@
-"""A part holds what was packed, whole or not at all; Parquet and pyarrow's own reader are the other opinions."""
+"""Parts: what was packed is read back completely or not at all, compared with Parquet and the reader of pyarrow."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""A published store: read by `datasets`, DuckDB and rmtscan itself, the same when published again, without local paths."""
+"""Published stores: readable by `datasets`, DuckDB and rmtscan, unchanged when published again, without local paths."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HERE = "/home/someone/secret models"
 
 @pytest.fixture
 def full(store: Store) -> Store:
-    """A finished scan with a failure, an unfinished one, controls, a comparison, an experiment; local paths where they can be."""
+    """A scan with a failure, an unfinished scan, controls, a comparison, an experiment; with local paths where possible."""
     writer = store.writer("a", method={"sigma": "median"}, model="org/one")
     writer.stage("m", *Matrix().tables("a", "org/one", "r1"))
     lost = failure("a", "lost", "org/one").to_pylist()[0] | {"message": f"cannot read '{HERE}/model.safetensors': gone"}
@@ -206,7 +206,7 @@ def test_a_folder_of_something_else_is_left_alone(full: Store, tmp_path: Path) -
     target = tmp_path / "to"
     (target / "scans").mkdir(parents=True)
     (target / "mine.txt").write_text("mine")
-    with pytest.raises(StoreError, match=r"'mine\.txt' and is no earlier publication"):
+    with pytest.raises(StoreError, match=r"'mine\.txt' and is not an earlier publication"):
         publish(full, target)
     assert not (target / CARD).exists()
     publish(full, target, force=True)
@@ -224,7 +224,7 @@ def test_a_strange_manifest_removes_nothing_outside(full: Store, tmp_path: Path)
 
 @pytest.mark.parametrize("inside", ["", "scans", "new/folder"])
 def test_a_store_is_not_published_into_itself(full: Store, inside: str) -> None:
-    with pytest.raises(StoreError, match="lie in one another"):
+    with pytest.raises(StoreError, match="contain one another"):
         publish(full, Path(full.url) / inside, force=True)
 
 
@@ -233,9 +233,9 @@ def test_what_cannot_be_published_is_said_in_one_line(store: Store, tmp_path: Pa
         publish(store, tmp_path / "to")
     assert not (tmp_path / "to").exists()
     add_scan(store, "a", [Matrix()])
-    with pytest.raises(StoreError, match="no local folder"):
+    with pytest.raises(StoreError, match="not a local folder"):
         publish(store, "hf://datasets/org/name")
-    with pytest.raises(StoreError, match="licence"):
+    with pytest.raises(StoreError, match="license"):
         publish(store, tmp_path / "to", license_id="mit\ntags: [x]")
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="is a file"):

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from scanner.errors import QueryError
 from scanner.store import Query, Store, open_store
-from scanner.store.queries import load_queries, parse_query
+from scanner.store import queries as queries_module
+from scanner.store.queries import load_queries, parse_query, register_query
 
 HEADER = """\
 -- title: How many
@@ -117,17 +118,17 @@ def test_values_are_converted_to_the_parameter_s_type(name: str, given_value: ob
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("limit", "ten", "'ten' is no whole number"),
-        ("limit", "1.5", "'1.5' is no whole number"),
-        ("limit", 1.5, "1.5 is no whole number"),
-        ("limit", True, "True is no whole number"),
+        ("limit", "ten", "'ten' is not a whole number"),
+        ("limit", "1.5", "'1.5' is not a whole number"),
+        ("limit", 1.5, "1.5 is not a whole number"),
+        ("limit", True, "True is not a whole number"),
         ("limit", str(2**40), "out of range"),
-        ("limit", "9" * 5000, "is no whole number"),
-        ("above", "much", "'much' is no number"),
+        ("limit", "9" * 5000, "is not a whole number"),
+        ("above", "much", "'much' is not a number"),
         ("above", "nan", "not finite"),
-        ("above", True, "True is no number"),
+        ("above", True, "True is not a number"),
         ("heads", "maybe", "'maybe' is neither true nor false"),
-        ("model", 5, "5 is no text"),
+        ("model", 5, "5 is not text"),
     ],
 )
 def test_a_value_that_does_not_fit_says_which_and_why(name: str, value: object, said: str) -> None:
@@ -204,3 +205,24 @@ def test_text_in_a_parameter_is_never_sql(tmp_path: Path) -> None:
         for param in query.params:
             if param.type == "VARCHAR":
                 assert store.query(query.name, **{param.name: "' or 1=1; drop table scans; --"}).num_rows == 0
+
+
+def test_a_registered_query_is_found_and_answered(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queries_module, "_REGISTERED", {})
+    text = "\n".join(
+        [
+            "-- title: A number",
+            "-- about: Twice the parameter.",
+            "-- param: n INTEGER = 2 | the number",
+            "-- column: m | twice",
+            "select 2 * $n as m",
+        ]
+    )
+    register_query("toy_number", text)
+    assert "toy_number" in [query.name for query in store.queries()]
+    assert [*load_queries()] == sorted(load_queries())
+    assert store.query("toy_number", n="4").to_pylist() == [{"m": 8}]
+    with pytest.raises(ValueError, match="already a query of the package"):
+        register_query("outliers", text)
+    with pytest.raises(ValueError, match="header"):
+        register_query("toy_other", "select 1")

@@ -1,4 +1,4 @@
-"""Comparisons and experiments in the store: pieces staged, committed together, seen only then; finished points kept."""
+"""Staging and commit of comparisons, and files of experiments."""
 
 from pathlib import Path
 

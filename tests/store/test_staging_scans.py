@@ -221,11 +221,11 @@ def test_scanning_again_by_force_replaces_the_result(store: Store) -> None:
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing catches it."""
+    """Represents SIGKILL: nothing catches it."""
 
 
 def killed_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """Every change of a store's files counts as a step; the one after `steps` never happens."""
+    """Count every change of a file as a step; the one after `steps` is not done."""
     done = 0
 
     def counting(change: Callable[..., object]) -> Callable[..., object]:
@@ -409,7 +409,7 @@ def test_a_store_that_cannot_be_written_says_what_to_do(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", refuse)
-        with pytest.raises(StoreError, match="with --store") as refused:
+        with pytest.raises(StoreError, match="another `store`") as refused:
             stage(writer, Matrix())
     assert f"store '{store.url}' {said}" in str(refused.value)
     assert "\n" not in str(refused.value)

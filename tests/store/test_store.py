@@ -14,7 +14,9 @@ from .rows import Matrix, add_scan, control, scan_values
 
 def test_a_store_that_does_not_exist_says_how_to_make_one(tmp_path: Path) -> None:
     url = str(tmp_path / "results")
-    with pytest.raises(StoreError, match=re.escape(f"no store at '{url}': 'rmtscan scan REF --store {url}' makes one")):
+    with pytest.raises(
+        StoreError, match=re.escape(f"no store at '{url}': a scan into it (rmtscan scan REF --store {url}) creates one")
+    ):
         open_store(url)
     assert not Path(url).exists()
 
@@ -42,12 +44,12 @@ def test_a_file_is_no_store(tmp_path: Path, create: bool) -> None:
 
 def test_a_store_that_cannot_be_made_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(StoreError, match=r"cannot be written: .*choose another with --store"):
+    with pytest.raises(StoreError, match=r"cannot be written: .*choose another `store`"):
         open_store(str(tmp_path / "file" / "store"), create=True)
 
 
 def test_a_store_below_a_folder_that_takes_no_files_says_so() -> None:
-    with pytest.raises(StoreError, match="choose another with --store"):
+    with pytest.raises(StoreError, match="choose another `store`"):
         open_store("/proc/rmtscan", create=True)
 
 

@@ -12,13 +12,13 @@ from .rows import NOON, Matrix, add_scan
 
 
 def held(store: Store, view: str = "matrices") -> set[tuple[object, ...]]:
-    """Which scan the view takes each matrix from."""
+    """The scan that the view takes each matrix from."""
     rows = store.sql(f"select distinct scan_id, tensor, head, expert from {view}").to_pylist()
     return {tuple(value for value in row.values() if value is not None) for row in rows}
 
 
 def plan(store: Store, text: str, **params: object) -> str:
-    """What DuckDB did to answer."""
+    """The plan that DuckDB executed."""
     return str(store._database().execute(f"explain analyze {text}", params or None).fetchall()[0][1])
 
 

@@ -1,2 +1,2 @@
--- The only folders that SQL can read from now on.
+-- From here on, SQL can read these folders only.
 set allowed_directories = $folders;

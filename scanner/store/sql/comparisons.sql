@@ -1,5 +1,5 @@
--- Committed comparisons, kept in memory. Two revisions of a model are two models; `again` says that the same two were compared
--- more than once, so that some results may be superseded.
+-- Committed comparisons, kept in memory. Two revisions of a model count as two models; `again` says that the same two models were
+-- compared more than once, so that results may be superseded.
 create table files.comparing as
 select
     comparisons.pair_id,
@@ -25,7 +25,7 @@ from files.comparing
 where again
 order by pair_id;
 
--- Pairs of models that are compared, by number.
+-- Compared pairs of models, by number.
 create table files.model_pairs as
 select distinct
     model_pair,

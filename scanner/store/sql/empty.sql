@@ -1,2 +1,2 @@
--- The table's columns and types without a row; `empty` is an Arrow table registered for the moment.
+-- Columns and types of the table without rows; `empty` is a temporarily registered Arrow table.
 create table files.empty_{table} as from empty;

@@ -1,5 +1,5 @@
--- Rows of several Parquet files. The empty table fixes the columns' types and their order; columns that only some
--- files have are null elsewhere; a folder that is called `x=1` adds no column x.
+-- Rows of several Parquet files. The empty table determines types and order of the columns; columns that a file lacks are null; a
+-- folder with a name such as `x=1` does not add a column x.
 create view {quoted} as
 from files.empty_{table}
 union all by name

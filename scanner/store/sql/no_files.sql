@@ -1,3 +1,3 @@
--- The same view while there is no file to read.
+-- The same view if there is no file to read.
 create view {quoted} as
 from files.empty_{table};

@@ -1,2 +1,2 @@
--- The files that view {view} reads. Bound, so that no character of a path can mean anything in SQL.
+-- The files that view {view} reads. They are bound, so that no character of a path can be SQL.
 set variable "{view}" = $paths;

@@ -1,5 +1,5 @@
--- Committed scans, kept in memory: every query starts from them. In `counts`, `rescanned` says that the same revision
--- of the same model has other scans, so that some of its results may be superseded.
+-- Committed scans, kept in memory, because every query starts from them. In `counts`, `rescanned` says that the same revision of the
+-- same model has other scans, so that results may be superseded.
 create table scans as
 from files.scans;
 

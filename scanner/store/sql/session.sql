@@ -1,5 +1,5 @@
--- Settings of a fresh connection. Python variables of the caller are no tables; timestamps are shown in UTC.
--- Half of the memory for DuckDB, so that an answer and its Arrow copy fit together.
+-- Settings of a new connection. Python variables of the caller are not tables; timestamps are shown in UTC.
+-- Half of the memory for DuckDB, so that a result and its Arrow copy fit into memory.
 set memory_limit = '50%';
 set python_enable_replacements = false;
 set timezone = 'UTC';

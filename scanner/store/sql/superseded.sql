@@ -1,19 +1,12 @@
--- Matrices of which a later scan holds a result too. A matrix is known by model, revision, tensor, role (of the parts of
--- a fused tensor), head and expert;
--- the scan that finished last is the newest, scan_id decides a tie.
+-- Matrices that a later scan of the same model and revision has a result of, too. The scan that finished last is the newest; scan_id
+-- decides a tie.
 create table files.superseded as
-select rescanned.scan_id, rescanned.tensor, rescanned.role, rescanned.head, rescanned.expert
+select rescanned.scan_id, unnest(matrix_key(rescanned))
 from files.rescanned
 join scans using (scan_id)
 qualify
     row_number() over (
-        partition by
-            rescanned.model,
-            rescanned.revision,
-            rescanned.tensor,
-            rescanned.role,
-            rescanned.head,
-            rescanned.expert
+        partition by rescanned.model, rescanned.revision, matrix_key(rescanned)
         order by scans.finished_at desc nulls last, scan_id desc
     ) > 1;
 

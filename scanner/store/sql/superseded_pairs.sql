@@ -1,22 +1,16 @@
--- Pairs of matrices of which a later comparison of the same models, in the same revisions, holds a result too. A pair is known by
--- both tensors, role, head and expert; the comparison that finished last is the newest, pair_id decides a tie.
+-- Pairs of matrices that a later comparison of the same models and revisions has a result of, too. The comparison that finished last is
+-- the newest; pair_id decides a tie.
 create table files.superseded_pairs as
-select recompared.pair_id, recompared.base_tensor, recompared.role, recompared.head, recompared.expert
+select recompared.pair_id, unnest(pair_key(recompared))
 from files.recompared
 join files.comparing using (pair_id)
 qualify
     row_number() over (
-        partition by
-            comparing.model_pair,
-            recompared.base_tensor,
-            recompared.tuned_tensor,
-            recompared.role,
-            recompared.head,
-            recompared.expert
+        partition by comparing.model_pair, recompared.tuned_tensor, pair_key(recompared)
         order by comparing.finished_at desc nulls last, pair_id desc
     ) > 1;
 
--- Comparisons with the number of their pair of models, and whether every result of them is superseded.
+-- Comparisons with the number of their pair of models, and whether all of their results are superseded.
 create table files.compared as
 select
     pair_id,

@@ -1,16 +1,12 @@
--- Results of scans that a newer scan has repeated in part, without the matrices that it has.
+-- Results of scans that a newer scan has partly repeated, without the repeated matrices.
 create macro not_superseded(results) as table
 select result.*
 from query_table(results) as result
 anti join files.superseded as old
-    on old.scan_id = result.scan_id
-    and old.tensor = result.tensor
-    and old.role = result.role
-    and old.head is not distinct from result.head
-    and old.expert is not distinct from result.expert;
+    on old.scan_id = result.scan_id and same_matrix(old, result);
 
--- What queries read. Scans of which every result is the newest are read whole, without a join; scans of which every
--- result is superseded are not read at all.
+-- Newest results, which queries read. Scans whose results are all the newest are read whole, without a join; scans whose results
+-- are all superseded are not read.
 create view matrices as
 from files.whole_matrices
 union all by name
@@ -21,8 +17,8 @@ from files.whole_vectors
 union all by name
 from not_superseded('files.partly_vectors');
 
--- Scans of one model, or of all (null) but differences of two, in one revision each: the newest that begins with `wanted_revision`.
--- `semi join chosen_scans($model, $revision) using (scan_id)` makes DuckDB skip the other models' row groups.
+-- Scans of one model, or (null) of all models except differences, each in one revision: the newest that begins with `wanted_revision`.
+-- `semi join chosen_scans($model, $revision) using (scan_id)` lets DuckDB skip the row groups of other models.
 create macro chosen_scans(wanted_model, wanted_revision) as table
 select scan_id
 from scans
@@ -35,7 +31,7 @@ qualify
         order by (revision = wanted_revision) desc nulls last, finished_at desc nulls last, scan_id desc
     );
 
--- Comparisons that hold a newest result of the pairs of models that are wanted (null: all), or the one that is wanted.
+-- Comparisons with a newest result of the selected pairs of models (null: all), or one selected comparison.
 -- `semi join chosen_comparisons($base, $tuned) using (pair_id)`.
 create macro chosen_comparisons(wanted_base, wanted_tuned, wanted_pair := null) as table
 select pair_id, model_pair
@@ -45,19 +41,15 @@ where
     and (wanted_tuned is null or tuned_model = wanted_tuned)
     and case when wanted_pair is null then not superseded else pair_id = wanted_pair end;
 
--- The newest results of the pairs of models that are wanted, or all results of one comparison, with the number of the pair of
--- models: `join files.model_pairs using (model_pair)` has its names. The condition on pair_id reaches READ_PARQUET, so that
--- other pairs' row groups are skipped.
+-- The newest results of the selected pairs of models, or all results of one comparison, with the number of the pair of models:
+-- `join files.model_pairs using (model_pair)` gives its names. The condition on pair_id is pushed down to READ_PARQUET, so that row
+-- groups of other pairs are skipped.
 create macro chosen_results(all_results, wanted_base, wanted_tuned, wanted_pair) as table
 select result.*, chosen.model_pair
 from query_table(all_results) as result
 join chosen_comparisons(wanted_base, wanted_tuned, wanted_pair) as chosen using (pair_id)
 anti join (from files.superseded_pairs where wanted_pair is null) as old
-    on old.pair_id = result.pair_id
-    and old.base_tensor = result.base_tensor
-    and old.role = result.role
-    and old.head is not distinct from result.head
-    and old.expert is not distinct from result.expert;
+    on old.pair_id = result.pair_id and same_pair(old, result);
 
 create macro chosen_pairs(wanted_base, wanted_tuned, wanted_pair) as table
 from chosen_results('all_pairs', wanted_base, wanted_tuned, wanted_pair);
@@ -68,7 +60,7 @@ from chosen_results('all_pair_vectors', wanted_base, wanted_tuned, wanted_pair);
 create macro chosen_pair_subspaces(wanted_base, wanted_tuned, wanted_pair) as table
 from chosen_results('all_pair_subspaces', wanted_base, wanted_tuned, wanted_pair);
 
--- The newest result of every pair of matrices; `all_pairs`, `all_pair_vectors`, `all_pair_subspaces` hold those of every comparison.
+-- The newest result of every pair of matrices; `all_pairs`, `all_pair_vectors`, `all_pair_subspaces` hold the results of all comparisons.
 create view pairs as
 select * exclude (model_pair)
 from chosen_pairs(null, null, null);
@@ -81,7 +73,7 @@ create view pair_subspaces as
 select * exclude (model_pair)
 from chosen_pair_subspaces(null, null, null);
 
--- Roles in the order of the data's way through a block, for ORDER BY.
+-- Roles in the order in which data passes through a block, for ORDER BY.
 create macro role_order(role) as
     coalesce(
         list_position(
@@ -94,8 +86,8 @@ create macro role_order(role) as
         100
     );
 
--- Matrices of the run over activations that is wanted, or every matrix in its newest (null), of a model's newest revision; runs that
--- were not finished come after the others. `semi join chosen_activations($model, $run) using (run_id, tensor, role)`.
+-- Matrices of one selected run over activations, or (null) every matrix in its newest run, of the newest revision of a model.
+-- Unfinished runs come after finished ones. `semi join chosen_activations($model, $run) using (run_id, tensor, role)`.
 create macro chosen_activations(wanted_model, wanted_run) as table
 select run_id, tensor, role
 from (select distinct run_id, model, revision, tensor, role from "overlaps")
@@ -108,15 +100,15 @@ qualify
         order by finished_at desc nulls last, run_id desc
     );
 
--- Overlaps of these matrices, centred or not, of one role or all (null).
+-- Overlaps of these matrices, centered or not, of one role or all (null).
 create macro chosen_overlaps(wanted_model, wanted_run, wanted_role, wanted_centred) as table
 select *
 from "overlaps"
 semi join chosen_activations(wanted_model, wanted_run) using (run_id, tensor, role)
 where centred = wanted_centred and (wanted_role is null or role = wanted_role);
 
--- x with P(X > x) = tail for a standard normal X, tail <= 1/2. Acklam's rational approximation (relative error 1e-9), once near the
--- middle (y = 1/2 - tail, r = y^2) and once in the tail (t = sqrt(-2 ln tail)).
+-- x with P(X > x) = tail for a standard normal X, tail <= 1/2. Acklam's rational approximation (relative error 1e-9), one near the
+-- middle (y = 1/2 - tail, r = y^2) and one in the tail (t = sqrt(-2 ln tail)).
 create macro normal_in_tail(t) as
     -(
         ((((-7.784894002430293e-03 * t - 3.223964580411365e-01) * t - 2.400758277161838) * t - 2.549732539343734) * t
@@ -141,8 +133,8 @@ create macro normal_above(tail) as
 create macro random_overlap(entries, q) as
     normal_above((1 - exp(ln(q::double) / entries)) / 2) / sqrt(entries);
 
--- Points of the runs that are wanted (null: all), without the intact model. A run is one content and one text: where these were
--- renamed between two calls, its points go by the newest name.
+-- Points of the selected runs (null: all), without the intact model. A run has one content and one text: if they were renamed between
+-- two calls, its points have the newest names.
 create macro ablation_points(wanted_model, wanted_run, wanted_metric) as table
 select *
 from (
@@ -162,9 +154,9 @@ where
     and (wanted_metric is null or metric = wanted_metric)
     and set != 'none';
 
--- Of matrices that deciles were taken out of, decile by decile: what a scan of the run's revision says of its singular values (their
--- mean, mean p and share outside the bulk), and the damage, null where that decile was not measured. A scan that has not all of these
--- matrices (as many values in a decile as were removed) says nothing. `layers` is `0-5,7`, or `encoder:0-5 decoder:0-5` where a model has two stacks.
+-- For matrices whose deciles were removed, by decile: mean singular value, mean p and share outside the bulk from a scan of the revision
+-- of the run, and the damage, null if the decile was not measured. Scans that do not have all of these matrices (as many values in a
+-- decile as were removed) are left out. `layers` is `0-5,7`, or `encoder:0-5 decoder:0-5` for a model with two stacks.
 create macro scanned_deciles(wanted_model, wanted_run, wanted_metric) as table
 with points as (
     select *, split_part(set, ':', 2)::integer as decile
@@ -231,8 +223,8 @@ qualify bool_and(points.removed is null or points.removed = scanned.removed) ove
     partition by measured.run_id, measured.roles, measured.layers
 );
 
--- What random sets do, and an upper bound of its error: all of them are measured on the same windows, so that errors do not average
--- out. They belong to a run, roles, layers and size. `left join random_sets() using (run_id, roles, layers, removed)`.
+-- Mean damage of random sets, and an upper bound of its error: all sets are measured on the same windows, so that errors do not average
+-- out. Random sets belong to a run, roles, layers and size. `left join random_sets() using (run_id, roles, layers, removed)`.
 create macro random_sets() as table
 select
     run_id,
