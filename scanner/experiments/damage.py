@@ -184,8 +184,6 @@ class DamageWork(ExperimentWork):
     def done(self, task: Task, value: Point) -> Stored:
         """Write a point as soon as the baseline is known."""
         assert isinstance(task, PointTask)
-        if value.batch_tokens is not None:
-            self.environment["batch_tokens"] = value.batch_tokens
         self._waiting.append((task, value))
         if task.intact:
             assert value.scores is not None, "the intact model is always measured"
