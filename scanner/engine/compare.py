@@ -47,14 +47,14 @@ from scanner.rmt.ensembles import ENSEMBLES, Ensemble
 from scanner.rmt.metrics import numerical_rank
 from scanner.store import SCHEMAS, Store, open_store
 from scanner.store.references import reference_of, scans_of
-from scanner.store.tables import rows
+from scanner.store.tables import MATRIX_KEY, rows
 from scanner.version import __version__
 
 #: Increased whenever the same pair would give different rows; part of the identity of every comparison.
 COMPARISON_VERSION = 2
 
 _PLACE = "stack layer role head expert rows cols module".split()
-_VECTOR_COLUMNS = "tensor role head expert k u_p v_p".split()
+_VECTOR_COLUMNS = [*MATRIX_KEY, "k", "u_p", "v_p"]
 _COUNTED = ("outliers_left", "outliers_right", "u_p_mean", "v_p_mean")
 _OF_DELTA = "effective_rank outliers_left outliers_right stable_rank spectral_norm u_p_mean v_p_mean".split()
 
@@ -511,7 +511,7 @@ class ComparisonWork(Work):
         found = []
         for _, tuned in self.matching.pairs:
             why = self.failures.get(tuned.key)
-            if why is None and _key_of_ref(tuned) not in self._rows["delta"]:
+            if why is None and tuned.identity not in self._rows["delta"]:
                 failure = reasons.get(tuned.tensor, {"error": "not scanned", "message": "no row"})
                 why = f"its difference was not analyzed: {failure['error']}: {failure['message']}"
             if why is not None:
@@ -532,15 +532,11 @@ class ComparisonWork(Work):
 
 
 def _key(row: dict[str, object]) -> Key:
-    return row["tensor"], row["role"], row["head"], row["expert"]
+    return tuple(row[name] for name in MATRIX_KEY)
 
 
 def _key_of(task: PairTask, name: str) -> Key:
-    return _key_of_ref(task.base if name == "base" else task.tuned)  # a difference has the name of the tuned matrix
-
-
-def _key_of_ref(ref: MatrixRef) -> Key:
-    return ref.tensor, ref.role, ref.head, ref.expert
+    return (task.base if name == "base" else task.tuned).identity  # a difference has the name of the tuned matrix
 
 
 def _where(pair: Mapping[str, object]) -> str:
@@ -564,7 +560,7 @@ def _by_matrix(vectors: pa.Table) -> Iterator[tuple[Key, pa.Table]]:
     starts = [*np.flatnonzero(vectors["k"].to_numpy() == 0).tolist(), vectors.num_rows]
     for start, stop in itertools.pairwise(starts):
         rows = vectors.slice(start, stop - start)
-        yield _key({name: rows[name][0].as_py() for name in ("tensor", "role", "head", "expert")}), rows
+        yield _key({name: rows[name][0].as_py() for name in MATRIX_KEY}), rows
 
 
 def _placed(table: str, place: dict[str, object], found: pa.Table) -> pa.Table:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from scanner.checkpoint import ROLES, MatrixRef, Selection, list_matrices, open_checkpoint, read_matrix
+from scanner.checkpoint.model import MatrixKey
 from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
 from scanner.figures.registry import nearest
@@ -383,8 +384,8 @@ def _selection(matrix: Matrix) -> Selection:
 
 
 def _find(refs: tuple[MatrixRef, ...], matrix: Matrix) -> MatrixRef:
-    wanted = (matrix.tensor, matrix.role, matrix.head, matrix.expert)
+    wanted = MatrixKey(matrix.tensor, matrix.role, matrix.head, matrix.expert)
     for ref in refs:
-        if (ref.tensor, ref.role, ref.head, ref.expert) == wanted:
+        if ref.identity == wanted:
             return ref
     raise ScannerError(f"{printable(matrix.model)!r} no longer has the tensor {printable(matrix.tensor)!r}")
