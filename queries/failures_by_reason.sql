@@ -3,8 +3,8 @@
 --   or quoted names count as one reason, and are shown with # and '...' in their place.
 -- param: model VARCHAR = NULL | this model only
 -- param: revision VARCHAR = NULL | the newest revision that begins with this, instead of the newest
--- param: stage VARCHAR = NULL | this stage only (open, read, decode, analyse)
--- column: stage | stage of the failure: open, read, decode or analyse
+-- param: stage VARCHAR = NULL | this stage only (read or analyse)
+-- column: stage | stage of the failure: read or analyse
 -- column: error | type of the error
 -- column: reason | message without numbers and quoted names
 -- column: failures | number of failures

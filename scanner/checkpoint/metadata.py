@@ -13,7 +13,6 @@ from scanner.checkpoint.formats.weights import weight_suffixes
 from scanner.checkpoint.names import printable
 from scanner.checkpoint.sources.files import Files
 
-CONFIG_FILE = "config.json"
 README_FILE = "README.md"
 MAX_CONFIG_BYTES = 16 * 2**20
 

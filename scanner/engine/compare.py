@@ -10,10 +10,12 @@ import json
 import math
 import os
 import statistics
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -37,7 +39,7 @@ from scanner.engine.options import PoolOptions
 from scanner.engine.plan import decomposition_cost, decomposition_limit, largest_first
 from scanner.engine.rows import pack, unpack
 from scanner.engine.run import run
-from scanner.engine.scan import ScanWork, TieTask
+from scanner.engine.scan import ScanWork, TieTask, bytes_of
 from scanner.engine.task import Context, Failure, Task
 from scanner.engine.work import Observer, Stored, Work
 from scanner.errors import CheckpointError, GatedError, RateLimitedError, ScannerError
@@ -255,7 +257,7 @@ class PairTask(Task):
     def _read(self, context: Context, source: str, ref: MatrixRef) -> torch.Tensor:
         matrix = read_matrix(source, ref)
         dense = matrix.left.double() @ matrix.right.double() if isinstance(matrix, LowRank) else matrix
-        context.count_bytes(ref.entry.size)
+        context.count_bytes(bytes_of([ref]))
         return dense.to(context.device)
 
 
@@ -357,8 +359,20 @@ class ComparisonWork(Work):
             for side, inventory in self.inventories.items()
             if inventory.tie_checks
         ]
-        pairs = self._pair_tasks()
-        return [*ties] or [*pairs]
+        waiting = self._waiting()
+        return [*ties, *(task for task in self._pair_tasks() if task.name not in waiting)]
+
+    def _waiting(self) -> set[str]:
+        """Keys of the tuned matrices of pairs in which one side may be a copy of another matrix."""
+        candidates = {
+            side: {ref.key for check in inventory.tie_checks for ref in check.candidates}
+            for side, inventory in self.inventories.items()
+        }
+        return {
+            tuned.key
+            for base, tuned in self.matching.pairs
+            if base.key in candidates["base"] or tuned.key in candidates["tuned"]
+        }
 
     def expected(self, tasks: Sequence[Task]) -> tuple[int, float]:
         """Count the pairs, including those that follow."""
@@ -385,11 +399,11 @@ class ComparisonWork(Work):
     def done(self, task: Task, value: Any) -> Stored:
         """Stage the rows of a pair, completed with columns from the scans of its matrices."""
         if isinstance(task, TieTask):
+            waiting = self._waiting()
             self.inventories[task.owner] = self.inventories[task.owner].without(value)
-            if any(inventory.tie_checks for inventory in self.inventories.values()):
-                return Stored()
             self.matching = self._matched()
-            return Stored(following=tuple(self._pair_tasks()))
+            free = waiting - self._waiting()
+            return Stored(following=tuple(pair for pair in self._pair_tasks() if pair.name in free))
         assert isinstance(task, PairTask)
         lacking = [name for name in ("base", "tuned") if _key_of(task, name) not in self._rows[name]]
         if lacking:
@@ -584,3 +598,13 @@ def _nothing_in_common(base: Checkpoint, tuned: Checkpoint, different: Sequence[
             f"({printable(new.tensor)}: {old.rows}x{old.cols} and {new.rows}x{new.cols})"
         )
     return f"{printable(base.model)} and {printable(tuned.model)} have nothing in common: {reason}; give a model and its fine-tune"
+
+
+class _Callable(ModuleType):
+    """Makes the module callable, because `from scanner.engine import compare` finds the module and not its function."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> ComparisonReport:
+        return compare(*arguments, **options)
+
+
+sys.modules[__name__].__class__ = _Callable

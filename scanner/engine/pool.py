@@ -406,8 +406,7 @@ def _limit(actor: _Actor) -> float | None:
     """The time limit of a busy worker: the longest of its tasks, which wait for each other."""
     if not actor.running or actor.killed:
         return None
-    limits = [limit for limit in actor.running.values() if limit is not None]
-    return max(limits) if len(limits) == len(actor.running) else None
+    return max((limit for limit in actor.running.values() if limit is not None), default=None)
 
 
 def _reason(loss: Exception) -> str:

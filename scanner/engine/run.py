@@ -131,6 +131,8 @@ class _Status:
         pause = _BEAT_SECONDS if self._store.local else _REMOTE_BEAT_SECONDS
 
         def beat() -> None:
+            with suppress(StoreError):
+                self._store.remove_expired_beats()
             while True:
                 with suppress(StoreError):  # the next result that cannot be written ends the run with the reason
                     self._store.beat(self._heartbeat())
@@ -143,8 +145,8 @@ class _Status:
             yield
         finally:
             ended.set()
-            thread.join(timeout=pause)
-            with suppress(StoreError):  # it expires by itself
+            thread.join()  # otherwise a slow write could follow the removal
+            with suppress(StoreError):  # the next run removes what has expired
                 self._store.end_beat(self._run_id)
 
     def _heartbeat(self) -> Heartbeat:

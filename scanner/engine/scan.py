@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from types import ModuleType
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +17,7 @@ from scanner.checkpoint import (
     Checkpoint,
     Inventory,
     MatrixRef,
+    TensorEntry,
     TieCheck,
     list_matrices,
     open_checkpoint,
@@ -101,8 +104,7 @@ class MatrixTask(Task):
                 return [(refs[0], error, 0.0)]
             return [found for ref in refs for found in self._read(context, (ref,))]
         seconds = (context.seconds("read") - before) / len(matrices)
-        for stored in {ref.entry for ref in refs} | {entry for ref in refs for _, entry in ref.companions}:
-            context.count_bytes(stored.size)
+        context.count_bytes(bytes_of(refs))
         return [(ref, matrix, seconds) for ref, matrix in zip(refs, matrices, strict=True)]
 
     def _result(self, context: Context, ref: MatrixRef, matrix: Any, read_seconds: float) -> MatrixResult:
@@ -120,7 +122,7 @@ class MatrixTask(Task):
             "read_seconds": read_seconds,
             "decompose_seconds": seconds["decompose"],
             "test_seconds": seconds["test"],
-            "bytes_read": sum(entry.size for entry in (ref.entry, *(entry for _, entry in ref.companions))),
+            "bytes_read": bytes_of([ref]),
         }
         row = rows.matrix_row(self, ref, analysis, device=context.device, measured=measured)
         vectors = rows.vector_rows(self, ref, analysis)
@@ -150,6 +152,11 @@ class TieTask(Task):
     def items(self) -> int:
         """Not counted: it is not a matrix."""
         return 0
+
+    @property
+    def time_limit(self) -> float:
+        """Far more than reading takes."""
+        return decomposition_limit(sum(ref.rows * ref.cols for check in self.checks for ref in check.candidates))
 
     def run(self, context: Context) -> dict[str, dict[str, str]]:
         """Return the copies, as `Inventory.without` needs them."""
@@ -197,6 +204,18 @@ def analyze_timed(context: Context, matrix: Any, *, sigma: SigmaKind, null: str)
         with context.stage("test"):
             analysis = summarize(parts, total, sigma=sigma, null=KsNull.parse(null))
     return analysis, {stage: context.seconds(stage) - seconds for stage, seconds in before.items()}
+
+
+def bytes_of(refs: Iterable[MatrixRef]) -> int:
+    """Bytes of the stored tensors that matrices are made of, of both sides of a difference; each tensor counts once."""
+    found: set[tuple[str, TensorEntry]] = set()
+    for ref in refs:
+        side: tuple[str, MatrixRef] | None = ("", ref)
+        while side is not None:
+            source, one = side
+            found |= {(source, entry) for entry in (one.entry, *(entry for _, entry in one.companions))}
+            side = one.minus
+    return sum(entry.size for _, entry in found)
 
 
 def control_tasks(shapes: Iterable[tuple[int, int]], ensembles: Iterable[Ensemble]) -> list[ControlTask]:
@@ -504,11 +523,6 @@ class ScanWork(Work):
         self.observer.model_done(report)
 
 
-def work_items(task: MatrixTask | ControlTask) -> int:
-    """Matrices and controls of a task."""
-    return len(task.refs) if isinstance(task, MatrixTask) else 1
-
-
 def nothing_to_scan(checkpoint: Checkpoint, inventory: Inventory) -> str:
     """Say in one line why a checkpoint has no matrix to analyze."""
     reasons: dict[str, int] = {}
@@ -573,3 +587,13 @@ def scan(
         work.add(reference, force=force, download=download)
     run([work], options, observer)
     return work.report(unique)
+
+
+class _Callable(ModuleType):
+    """Makes the module callable, because `from scanner.engine import scan` finds the module and not its function."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> ScanReport:
+        return scan(*arguments, **options)
+
+
+sys.modules[__name__].__class__ = _Callable

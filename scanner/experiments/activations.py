@@ -295,6 +295,7 @@ class ActivationWork(ExperimentWork):
         self.base = ActivationTask(run_id=self.run_id, blocks=(), work=0.0, **base)
         self.blocks = _blocks(refs, self.run_id)
         self.skipped: dict[str, str] = {}
+        self.batch_tokens: int | None = None
         self._left = 0
         self._totals: dict[str, Sums] = {}
         self._kept_at = time.monotonic()
@@ -331,7 +332,7 @@ class ActivationWork(ExperimentWork):
         """Write the blocks of a task, or add its sums; the last shard of some blocks is followed by their comparison."""
         assert isinstance(task, ActivationTask)
         if value.batch_tokens is not None:
-            self.environment["batch_tokens"] = value.batch_tokens
+            self.batch_tokens = min(value.batch_tokens, self.batch_tokens or value.batch_tokens)
         for name, block in value.blocks.items():
             self._write(name, block)
         if task.sums is not None and value.blocks:
@@ -351,6 +352,7 @@ class ActivationWork(ExperimentWork):
             dataset=self.dataset,
             seconds=self.elapsed,
             tokens=self.tokens,
+            batch_tokens=self.batch_tokens,
         )
         self.store.unstage(self.run_id)
 

@@ -73,7 +73,7 @@ def ablation(
         )
         raise ScannerError(
             f"run {chosen['run_id']} of {printable(chosen['model'])!r} has no point of {' in '.join(words)} ('rmtscan ablate' "
-            f"measures roles, and single blocks with --by layer): {nearest(role, there)}"
+            f"measures roles, and single blocks by layer): {nearest(role, there)}"
         )
     deciles = [row for row in asked if row["set"].startswith("decile:")]
     drawn = _by_role(deciles or asked) if layer is None else deciles or asked

@@ -1,14 +1,13 @@
-"""The named queries as a document: `make docs`, or `python -m scanner.store.catalogue > docs/queries.md`."""
+"""The named queries as a document, docs/queries.md."""
 
-import sys
 from collections.abc import Iterable
 
-from scanner.store.queries import Parameter, Query, load_queries
+from scanner.store.queries import Parameter, Query
 
 _HEAD = """\
 # Named queries
 
-Generated from the headers of `queries/*.sql` by `python -m scanner.store.catalogue > docs/queries.md`; a test compares.
+Generated from the headers of `queries/*.sql` by `make docs`; a test compares.
 [tables.md](tables.md) has the tables that they read.
 
     rmtscan query --list
@@ -50,7 +49,3 @@ def _default(param: Parameter) -> str:
 def _cell(text: str) -> str:
     """Return a text as the content of a table cell: one line, with vertical bars escaped."""
     return " ".join(text.split()).replace("|", "\\|")
-
-
-if __name__ == "__main__":
-    sys.stdout.write(catalogue(load_queries().values()))

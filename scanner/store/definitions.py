@@ -241,7 +241,11 @@ _ALL = (
             _float("read_seconds", "time of reading and decoding the weight", unit="s"),
             _float("decompose_seconds", "time of the singular value decomposition", unit="s"),
             _float("test_seconds", "time of the tests that follow the decomposition", unit="s"),
-            _bigint("bytes_read", "stored size of the tensors that were read", unit="bytes"),
+            _bigint(
+                "bytes_read",
+                "stored size of the tensors that the matrix is read from; a tensor of several matrices counts in each",
+                unit="bytes",
+            ),
         ),
     ),
     Table(
@@ -439,6 +443,7 @@ _ALL = (
             _SCANNER,
             _METHOD,
             _ENVIRONMENT,
+            _bigint("batch_tokens", "tokens that batches were reduced to because of memory; null if they were not"),
         ),
     ),
     Table(

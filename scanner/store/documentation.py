@@ -1,16 +1,15 @@
-"""The tables as a document: `python -m scanner.store.documentation > docs/tables.md`."""
+"""The tables as a document, docs/tables.md."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 
-from scanner.store.tables import TABLES, Column, Table, views
+from scanner.store.tables import Column, Table, views
 
 _HEAD = """\
 # Tables
 
-Generated from `scanner/store/definitions.py` by `python -m scanner.store.documentation > docs/tables.md`; a test compares.
+Generated from `scanner/store/definitions.py` by `make docs`; a test compares.
 
 A store is a folder (or any fsspec URL) of Parquet files:
 
@@ -73,7 +72,3 @@ def _sentence(text: str) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
-
-
-if __name__ == "__main__":
-    sys.stdout.write(documentation(TABLES.values()))

@@ -14,7 +14,9 @@ from scanner.store.files import StoreFiles
 
 FOLDER = "running"
 STALLED = timedelta(minutes=2)
-"""Work without a heartbeat for this long has ended without saying so, or hangs, or its machine is gone."""
+"""Work without a heartbeat for this long was killed, or hangs, or its machine is gone."""
+EXPIRED = timedelta(days=1)
+"""A heartbeat of this age is removed by the next run."""
 
 _SUFFIX = ".json"
 _ID = re.compile(r"[0-9a-f]{32}")
@@ -86,15 +88,27 @@ def read_all(files: StoreFiles) -> list[Heartbeat]:
     return sorted((one for one in found if one is not None), key=lambda one: (one.started_at, one.run_id))
 
 
+def remove_expired(files: StoreFiles) -> None:
+    """Remove the heartbeats that runs which were killed left behind.
+
+    Raises:
+        StoreError: the store cannot be read or written.
+    """
+    now = datetime.now(UTC)
+    for heartbeat in read_all(files):
+        if now - heartbeat.updated_at > EXPIRED:
+            remove(files, heartbeat.run_id)
+
+
 def parse(run_id: str, content: bytes | None) -> Heartbeat | None:
     """Read one heartbeat. Anybody may have written it: None for content of any other kind."""
     if content is None or len(content) > _MOST_BYTES:
         return None
     try:
         values = json.loads(content)
-        if not isinstance(values, dict) or {*values} != {*_CHECKS} or values["run_id"] != run_id:
+        if not isinstance(values, dict) or not {*_CHECKS} <= {*values} or values["run_id"] != run_id:
             return None
-        checked: dict[str, Any] = {name: _CHECKS[name](value) for name, value in values.items()}
+        checked: dict[str, Any] = {name: check(values[name]) for name, check in _CHECKS.items()}
         return Heartbeat(**checked)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
         return None

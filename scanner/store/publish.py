@@ -196,7 +196,7 @@ def _publish_file(source: StoreFiles, path: str, to: Path, table: str) -> int:
                     _rewrite(parquet, temporary, table, clean)
             return int(parquet.metadata.num_rows)
     except FileNotFoundError as error:
-        raise StoreError(f"{source.full(path)!r} is missing in the store: scan again with --force") from error
+        raise StoreError(f"{source.full(path)!r} is missing in the store: scan again with `force`") from error
     except pa.ArrowException as error:
         raise StoreError(f"{source.full(path)!r} is damaged ({one_line(error)}): remove it and scan again") from error
 

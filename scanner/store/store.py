@@ -249,6 +249,14 @@ class Store:
         """
         heartbeat.remove(self._files, run_id)
 
+    def remove_expired_beats(self) -> None:
+        """Remove the states of work that ended long ago without removing them, because it was killed.
+
+        Raises:
+            StoreError: the store cannot be read or written.
+        """
+        heartbeat.remove_expired(self._files)
+
     def running(self) -> list[Heartbeat]:
         """Return the work that is running, in any process and on any machine, the oldest first.
 

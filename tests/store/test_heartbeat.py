@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from scanner.store import Heartbeat, open_store
-from scanner.store.heartbeat import STALLED, parse
+from scanner.store.heartbeat import EXPIRED, STALLED, parse
 
 ID = "0123456789abcdef0123456789abcdef"
 
@@ -59,6 +59,24 @@ def test_work_without_a_heartbeat_for_long_is_stalled() -> None:
     assert heartbeat(updated_at=datetime.now(UTC) - STALLED - timedelta(seconds=1)).stalled
 
 
+def test_heartbeats_of_killed_runs_are_removed_by_the_next_run(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path), create=True)
+    old = heartbeat(updated_at=datetime.now(UTC) - EXPIRED - timedelta(seconds=1))
+    recent = heartbeat(run_id="e" * 32, updated_at=datetime.now(UTC) - STALLED - timedelta(seconds=1))
+    store.beat(old)
+    store.beat(recent)
+    store.remove_expired_beats()
+    assert store.running() == [recent]
+
+
+def test_a_heartbeat_of_a_later_version_is_read(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path), create=True)
+    store.beat(heartbeat())
+    [path] = (tmp_path / "running").glob("*.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"more": 1}))
+    assert [one.pid for one in store.running()] == [7]
+
+
 def test_in_memory_of_an_object_store(tmp_path: Path) -> None:
     store = open_store("memory://heartbeats", create=True)
     store.beat(heartbeat())
@@ -87,7 +105,6 @@ def test_in_memory_of_an_object_store(tmp_path: Path) -> None:
         {"cost_done": float("inf")},
         {"stages": []},
         {"stages": {"read": "long"}},
-        {"more": 1},
     ],
 )
 def test_a_file_that_is_no_heartbeat_is_ignored(tmp_path: Path, change: dict[str, object]) -> None:

@@ -28,7 +28,7 @@ from scanner.experiments.nlp.tokens import Batch, Batches, Sequences, is_memory
 
 FloatArray = NDArray[np.float64]
 
-#: Quantiles of the largest of n Gaussian entries that bound the band of random overlaps, as in RMT.md and the papers.
+#: Quantiles of the largest of n Gaussian entries that bound the band of random overlaps, as in docs/method.md and the papers.
 BAND = (0.00135, 0.5, 0.99865)
 
 #: Values of `model_type` whose states are (tokens, batch, width) in some or all linear layers.
