@@ -70,7 +70,7 @@ LATER = {
     "decile:int32 dimensions:int32 overlap:double angle_smallest:double angle_mean:double "
     "angle_largest:double",
     "experiments": "run_id kind model revision source dataset started_at:time finished_at:time seconds:double "
-    "tokens:int64 scanner_version method environment",
+    "tokens:int64 scanner_version method environment batch_tokens:int64",
     "overlaps": "run_id model revision tensor stack layer:int32 role module expert:int32 rows:int32 cols:int32 "
     "k:int32 singular_value:double region overlap:float match:int32 eigenvalue:double peak:float "
     "centred:bool tokens:int64",
