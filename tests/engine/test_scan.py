@@ -30,6 +30,8 @@ from .observer import Recorder
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 ONE = PoolOptions(workers=1)
+scanning = importlib.import_module("scanner.engine.scan")
+comparing = importlib.import_module("scanner.engine.compare")
 MODULE = importlib.import_module("scanner.engine.run")  # its function has the same name
 
 
@@ -335,3 +337,41 @@ def test_a_checkpoint_without_a_wanted_matrix_says_what_there_is(tmp_path: Path)
     [model] = scanned(small(tmp_path / "model"), tmp_path / "store", method=method).report.models
     assert "no matrix to analyze among its 15 tensors" in str(model.error)
     assert "12 not selected: role" in str(model.error)
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["a copy", "a matrix of its own"])
+def test_workers_and_not_the_driver_compare_the_bytes_of_embedding_and_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: bool
+) -> None:
+    """The driver must not read weights; workers are processes of their own, which the patch does not reach."""
+    monkeypatch.setattr(scanning, "resolve_ties", lambda checks: pytest.fail("the driver compared weights"))
+    monkeypatch.setattr(comparing, "list_matrices", without_reading(comparing.list_matrices))
+    monkeypatch.setattr(scanning, "list_matrices", without_reading(scanning.list_matrices))
+    named = {
+        "model.embed_tokens.weight": weight(24, 16, 1),
+        "model.layers.0.self_attn.q_proj.weight": weight(16, 16, 2),
+    }
+    named["lm_head.weight"] = named["model.embed_tokens.weight"].clone() if same else weight(24, 16, 3)
+    config = {"architectures": ["LlamaForCausalLM"]}
+    base = checkpoint(tmp_path / "base", named, config)
+    tuned = checkpoint(
+        tmp_path / "tuned",
+        {name: 1.5 * tensor for name, tensor in named.items()},
+        {"architectures": ["LlamaForCausalLM"]},
+    )
+    method = Method(selection=Selection(embeddings=True))
+    found = scanned(base, tmp_path / "store", method=method, pool=ONE, ensembles=())
+    [model] = found.report.models
+    assert model.analysed == (2 if same else 3)
+    assert model.skipped == ({"tied with model.embed_tokens.weight": ["lm_head.weight"]} if same else {})
+    assert sum(found.told.queues) == 3
+    pair = comparing.compare(base, tuned, store=tmp_path / "store", method=method, pool=ONE, ensembles=())
+    assert (pair.matrices, pair.failed) == (2 if same else 3, ())
+
+
+def without_reading(list_matrices: Any) -> Any:
+    def checked(checkpoint: Any, selection: Any, *, compare_bytes: bool = True) -> Any:
+        assert not compare_bytes, "weights would be read"
+        return list_matrices(checkpoint, selection, compare_bytes=False)
+
+    return checked
