@@ -92,13 +92,13 @@ def test_a_worker_that_hangs_is_replaced_and_its_task_tried_again_then_recorded(
         on_done=lambda work, outcome: told.done.append((work.name, outcome)),
         on_lost=lambda work, reason: told.lost.append((work.name, reason)),
         on_hung=lambda names, seconds: hung.append((names, seconds)),
-        time_limit=lambda work: 2.5,
+        time_limit=lambda work: 5.0,
     )
     pool.run(work)
     assert sorted(name for name, _ in told.done) == sorted(one.name for one in work if one.fate == "lives")
-    assert told.lost == [("hangs", f"lost {ATTEMPTS} workers (no result within 2.5 s)")]
+    assert told.lost == [("hangs", f"lost {ATTEMPTS} workers (no result within 5 s)")]
     assert len(hung) == ATTEMPTS
-    assert all("hangs" in names and seconds == 2.5 for names, seconds in hung)
+    assert all("hangs" in names and seconds == 5.0 for names, seconds in hung)
     assert log.read_text().splitlines().count("hangs") == ATTEMPTS
 
 
