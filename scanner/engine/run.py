@@ -9,7 +9,7 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -34,16 +34,19 @@ def run(works: Sequence[Work], options: PoolOptions, observer: Observer) -> None
         KeyboardInterrupt: interrupted; results are in the store, and the same call resumes.
     """
     planned = [(work, work.tasks()) for work in works]
-    with ray_session(options) if any(tasks for _, tasks in planned) else nullcontext():
+    with ExitStack() as connected:
         for work, tasks in planned:
             if tasks:
-                _dispatch(work, tasks, options, observer)
+                items, cost = work.expected(tasks)
+                observer.starting(items, cost, work.kept, work.unit)  # before Ray starts, which takes seconds
+                connected.enter_context(ray_session(options))
+                _dispatch(work, tasks, options, observer, items, cost)
             work.finish()
 
 
-def _dispatch(work: Work, tasks: Sequence[Task], options: PoolOptions, observer: Observer) -> None:
-    items, cost = work.expected(tasks)
-    observer.starting(items, cost, work.kept, work.unit)
+def _dispatch(
+    work: Work, tasks: Sequence[Task], options: PoolOptions, observer: Observer, items: int, cost: float
+) -> None:
     status = _Status(work, items, cost)
 
     def done(task: Task, result: Result) -> Iterable[Task]:
