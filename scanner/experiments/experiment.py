@@ -175,11 +175,12 @@ def register_experiment(experiment: Experiment[AnyConfig]) -> Experiment[AnyConf
 
 
 def experiments() -> dict[str, Experiment[Any]]:
-    """Return all experiments by name, those of extensions included."""
-    for module in _MODULES:
-        importlib.import_module(f"scanner.experiments.{module}")
+    """Return all experiments by name: those of the package in one order, however they were imported, then those of extensions."""
+    own: list[Experiment[Any]] = [
+        importlib.import_module(f"scanner.experiments.{module}").EXPERIMENT for module in _MODULES
+    ]
     load_extensions()
-    return dict(_REGISTERED)
+    return {experiment.name: experiment for experiment in own} | _REGISTERED
 
 
 def run_experiment(

@@ -32,7 +32,7 @@ class Mortal:
             os._exit(1)
         if work.fate == "is stopped":
             os.kill(os.getpid(), signal.SIGSTOP)
-        if work.fate == "sleeps forever":
+        if work.fate in ("is stopped", "sleeps forever"):  # the signal may reach this thread late
             time.sleep(10_000)
         if work.fate == "is killed":
             os.kill(os.getpid(), signal.SIGKILL)

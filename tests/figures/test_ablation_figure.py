@@ -84,7 +84,9 @@ def test_points_by_role_and_by_layer_of_one_run_are_told_apart(
 def test_a_layer_that_was_not_measured_by_itself_is_one_line(empty_store: Store) -> None:
     add_run(empty_store, "points", "ablation")
     add_lines(empty_store, *BY_ROLE)
-    with pytest.raises(ScannerError, match=r"no point of role 'query' in layer 7 .*--by layer.*query \(layers 0-2\)"):
+    with pytest.raises(
+        ScannerError, match=r"no point of role 'query' in layer 7 .*single blocks by layer.*query \(layers 0-2\)"
+    ):
         FIGURES["ablation"].draw(empty_store, layer=7, role="query")
 
 
