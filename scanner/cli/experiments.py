@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,8 @@ from scanner.experiments import Experiment, Report, experiments, run_experiment
 if TYPE_CHECKING:
     from scanner.engine import Observer
 
+ForceOption = Annotated[bool, typer.Option("--force", help="Compute again even if the store has the results.")]
+
 
 def register(app: typer.Typer) -> None:
     """Add a verb for each experiment."""
@@ -24,16 +26,21 @@ def register(app: typer.Typer) -> None:
 
 
 def add_experiment(app: typer.Typer, experiment: Experiment[Any], run: Callable[..., Report] = run_experiment) -> None:
-    """Add the verb of an experiment: the options of its configuration and of the pool, `--store` and `--format`."""
+    """Add the verb of an experiment: the options of its configuration and of the pool, `--store`, `--force` and `--format`."""
 
     def verb(
-        config: Any, *, store: StoreOption = DEFAULT_STORE, pool: PoolOptions, form: FormatOption = "table"
+        config: Any,
+        *,
+        store: StoreOption = DEFAULT_STORE,
+        force: ForceOption = False,
+        pool: PoolOptions,
+        form: FormatOption = "table",
     ) -> None:
         from scanner.checkpoint.names import printable
         from scanner.store import open_store
 
         def call(observer: Observer) -> Report:
-            return run(experiment, config, store=store, pool=pool, observer=observer)
+            return run(experiment, config, store=store, pool=pool, force=force, observer=observer)
 
         def show(report: Report) -> None:
             shorter = experiment.table_parameters if form == "table" else {}

@@ -336,7 +336,6 @@ class ComparisonWork(Work):
         self.environment: dict[str, Any] = {}
         self.failures: dict[str, str] = {}  # key of a tuned matrix without rows -> reason
         self.started_at = datetime.now(UTC)
-        self._left = 0
         self._matrix_rows: dict[str, dict[Key, dict[str, object]]] | None = None
         self._p_values: dict[str, dict[Key, pa.Table]] = {}
 
@@ -344,11 +343,6 @@ class ComparisonWork(Work):
     def names(self) -> list[str]:
         """Base and tuned model."""
         return [self.base.model, self.tuned.model]
-
-    @property
-    def kept(self) -> int:
-        """Pairs with results from an earlier run."""
-        return len(self.matching.pairs) - self._left
 
     def tasks(self) -> list[Task]:
         """Pairs without a result, or, if copies of matrices must be found first, the tasks that find them."""
@@ -389,7 +383,7 @@ class ComparisonWork(Work):
             for base, tuned in self.matching.pairs
             if tuned.key not in staged
         )
-        self._left = len(found)
+        self.kept = len(self.matching.pairs) - len(found)
         return found
 
     def started(self, environment: dict[str, Any]) -> None:

@@ -324,11 +324,6 @@ class ScanWork(Work):
         """The models that are scanned."""
         return [job.checkpoint.model for job in self.jobs.values()]
 
-    @property
-    def kept(self) -> int:
-        """Matrices with results from an earlier run."""
-        return sum(len(job.inventory.matrices) - len(job.todo) for job in self.jobs.values())
-
     def add(self, reference: str, *, force: bool, download: bool) -> None:
         """Open a reference and queue what it lacks; an error that concerns only this reference is kept in its report."""
         self.observer.opening(reference)
@@ -378,6 +373,7 @@ class ScanWork(Work):
 
     def tasks(self) -> list[Task]:
         """Matrices and controls without a result, largest first, behind the comparisons that some matrices wait for."""
+        self.kept = sum(len(job.inventory.matrices) - len(job.todo) for job in self.jobs.values())
         found: list[Task] = [
             task
             for task in control_tasks(self.shapes, self.ensembles)

@@ -57,6 +57,8 @@ class Work(ABC):
     unit: str = "tasks"
     """Name of the items that progress counts."""
     store: Store
+    kept: int = 0
+    """Number of items with results from earlier runs; `tasks` counts them."""
     start: Callable[[], None] | None = None
     """Called in every worker when it starts: loads what the first task would otherwise wait for."""
 
@@ -64,11 +66,6 @@ class Work(ABC):
     @abstractmethod
     def names(self) -> list[str]:
         """Names of the models."""
-
-    @property
-    def kept(self) -> int:
-        """Number of items with results from earlier runs."""
-        return 0
 
     @abstractmethod
     def tasks(self) -> Sequence[Task]:

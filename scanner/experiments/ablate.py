@@ -133,6 +133,7 @@ def plan(config: Config, call: Call) -> DamageWork:
         measurement=measured,
         parameters=measured.parameters | {"dtype": config.dtype},
         dtype=config.dtype,
+        force=call.force,
     )
     work.points = _points(work.base, refs, config.by, chosen)
     return work

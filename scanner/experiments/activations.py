@@ -287,8 +287,9 @@ class ActivationWork(ExperimentWork):
         refs: Sequence[MatrixRef],
         base: dict[str, Any],
         workers: int,
+        force: bool,
     ) -> None:
-        super().__init__(store)
+        super().__init__(store, force=force)
         self.checkpoint, self.parameters, self.dataset, self.tokens = checkpoint, parameters, dataset, tokens
         self.refs, self.workers = refs, workers
         self.run_id = run_hash(self.kind, checkpoint.identity, parameters)
@@ -296,7 +297,6 @@ class ActivationWork(ExperimentWork):
         self.blocks = _blocks(refs, self.run_id)
         self.skipped: dict[str, str] = {}
         self.batch_tokens: int | None = None
-        self._left = 0
         self._totals: dict[str, Sums] = {}
         self._kept_at = time.monotonic()
         self._waiting: dict[str, dict[int, Sums]] = {}
@@ -307,15 +307,12 @@ class ActivationWork(ExperimentWork):
         """The model."""
         return [self.checkpoint.model]
 
-    @property
-    def kept(self) -> int:
-        """Blocks of earlier calls."""
-        return len(self.blocks) - self._left
-
     def tasks(self) -> list[ActivationTask]:
         """Groups of blocks without rows."""
-        todo = {name: refs for name, refs in self.blocks.items() if not self.store.has_rows("overlaps", name)}
-        self._left = len(todo)
+        if self.force:
+            self.store.unstage(self.run_id)
+        todo = {name: refs for name, refs in self.blocks.items() if not self.has("overlaps", name)}
+        self.kept = len(self.blocks) - len(todo)
         self._recall(name for name in self.blocks if name not in todo)
         return self._remaining(_tasks(self.base, todo, self.workers)) if todo else []
 
@@ -341,7 +338,7 @@ class ActivationWork(ExperimentWork):
 
     def finish(self) -> None:
         """Write the row of the run, unless blocks are missing or it is there."""
-        if self.failures or self.store.has_rows("experiments", self.run_id):
+        if self.failures or self.has("experiments", self.run_id):
             return
         self.write_run(
             self.run_id,
@@ -484,6 +481,7 @@ def plan(config: Config, call: Call) -> ActivationWork:
     }
     return ActivationWork(
         call.open_store(),
+        force=call.force,
         checkpoint=target.checkpoint,
         parameters=parameters | identity_parameters(config),
         dataset=texts.name,

@@ -141,9 +141,10 @@ class DamageWork(ExperimentWork):
         measurement: Measurement,
         parameters: dict[str, object],
         dtype: Precision,
+        force: bool,
     ) -> None:
         """`parameters` distinguish this run from others and are part of its identity."""
-        super().__init__(store)
+        super().__init__(store, force=force)
         self.kind = kind
         self.checkpoint, self.measurement, self.parameters = checkpoint, measurement, parameters
         self.run_id = run_hash(kind, checkpoint.identity, parameters)
@@ -160,25 +161,20 @@ class DamageWork(ExperimentWork):
         self._shared = {"run_id": self.run_id, "model": checkpoint.model, "revision": checkpoint.revision}
         self._baseline = self._known_baseline()
         self._waiting: list[tuple[PointTask, Point]] = []
-        self._kept = self._total = 0
+        self._total = 0
 
     @property
     def names(self) -> list[str]:
         """The model."""
         return [self.checkpoint.model]
 
-    @property
-    def kept(self) -> int:
-        """Points of earlier calls."""
-        return self._kept
-
     def tasks(self) -> list[PointTask]:
         """Points that are not in the store, after the intact model unless an earlier call measured it."""
-        found = [task for task in self.points if not self.store.has_rows("ablations", task.point)]
-        self._kept = len(self.points) - len(found)
+        found = [task for task in self.points if not self.has("ablations", task.point)]
+        self.kept = len(self.points) - len(found)
         if self._baseline is None:
             found.insert(0, PointTask(**self.base, point=self._baseline_point))
-        self._total = self._kept + len(found)
+        self._total = self.kept + len(found)
         return found
 
     def done(self, task: Task, value: Point) -> Stored:
@@ -210,7 +206,7 @@ class DamageWork(ExperimentWork):
             run_ids=(self.run_id,),
             unit=self.unit,
             total=self._total,
-            kept=self._kept,
+            kept=self.kept,
             failed=self.failures,
             model=self.checkpoint.model,
             revision=self.checkpoint.revision,
@@ -229,7 +225,7 @@ class DamageWork(ExperimentWork):
 
         from scanner.experiments.nlp.evaluation import Scores
 
-        if not self.store.has_rows("ablations", self._baseline_point):
+        if not self.has("ablations", self._baseline_point):
             return None
         windows = self.store.file_rows("baselines", self.run_id)
         if windows:

@@ -39,6 +39,8 @@ class Call:
     """URL of the store; created if it does not exist."""
     pool: PoolOptions
     observer: Observer
+    force: bool = False
+    """Compute again even if the store has the results."""
 
     def open_store(self) -> Store:
         """Open the store. A plan does so last, so that invalid input leaves no empty store behind."""
@@ -91,8 +93,9 @@ class Report:
 class ExperimentWork(Work):
     """The work of one call of an experiment, and its report."""
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    def __init__(self, store: Store, *, force: bool = False) -> None:
+        """With `force`, existing results are computed again."""
+        self.store, self.force = store, force
         self.environment: dict[str, Any] = {}
         self.failures: dict[str, str] = {}
         self.started_at = datetime.now(UTC)
@@ -103,6 +106,10 @@ class ExperimentWork(Work):
         from scanner.experiments.nlp.models import keep_freed_memory
 
         keep_freed_memory()
+
+    def has(self, table: str, name: str) -> bool:
+        """Whether the store has the rows of one file, and they are to be reused."""
+        return not self.force and self.store.has_rows(table, name)
 
     def started(self, environment: dict[str, Any]) -> None:
         """Keep the description of the workers."""
@@ -189,6 +196,7 @@ def run_experiment(
     *,
     store: str = "results",
     pool: PoolOptions | None = None,
+    force: bool = False,
     observer: Observer | None = None,
 ) -> Report:
     """Run an experiment; existing results are reused.
@@ -198,6 +206,7 @@ def run_experiment(
         config: its configuration.
         store: where the results are written; created if it does not exist.
         pool: where and on how many workers; None: this machine, one worker per core (or GPU).
+        force: compute again even if the store has the results.
         observer: receives the progress.
 
     Raises:
@@ -215,7 +224,7 @@ def run_experiment(
             meant = f"; did you mean {near[0]!r}?" if near else ""
             raise ScannerError(f"there is no experiment {experiment!r}{meant} choose from {', '.join(known)}")
         experiment = known[experiment]
-    call = Call(store=store, pool=pool or PoolOptions(), observer=observer or Observer())
+    call = Call(store=store, pool=pool or PoolOptions(), observer=observer or Observer(), force=force)
     work = experiment.plan(config, call)
     run([work], call.pool, call.observer)
     return work.report()

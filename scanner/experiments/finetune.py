@@ -273,31 +273,26 @@ class FineTuneWork(ExperimentWork):
         base: dict[str, Any],
         points: Sequence[Point],
         keeping: Path | None,
+        force: bool,
     ) -> None:
         """`keeping` is the folder of the tuned models."""
-        super().__init__(store)
+        super().__init__(store, force=force)
         self.run_id, self.checkpoint, self.data, self.method = run_id, checkpoint, data, method
         self.points, self.keeping = points, keeping
         self.roles: str = base["roles"]
         folder = None if keeping is None else str(keeping)
         self.base = FineTuneTask(run_id=run_id, data=data, seed=0, first=None, points=(), folder=folder, **base)
         self.smaller: dict[str, int] = {}
-        self._left = 0
 
     @property
     def names(self) -> list[str]:
         """The model."""
         return [self.checkpoint.model]
 
-    @property
-    def kept(self) -> int:
-        """Points of earlier calls."""
-        return len(self.points) - self._left
-
     def tasks(self) -> list[FineTuneTask]:
         """One task per training, seed by seed: an interrupted run has whole seeds."""
         todo = [point for point in self.points if not self._has(point)]
-        self._left = len(todo)
+        self.kept = len(self.points) - len(todo)
         return _tasks(self.base, todo)
 
     def done(self, task: Task, value: Tuned) -> Stored:
@@ -355,6 +350,8 @@ class FineTuneWork(ExperimentWork):
 
     def _has(self, point: Point) -> bool:
         """Whether a point is in the store, and its model in the folder if models are kept."""
+        if self.force:
+            return False
         name = self._name(point)
         rows = self.store.file_rows("finetunes", name)
         if not rows or self.keeping is None:
@@ -443,6 +440,7 @@ def plan(config: Config, call: Call) -> FineTuneWork:
     }
     return FineTuneWork(
         call.open_store(),
+        force=call.force,
         run_id=run_hash(KIND, checkpoint.identity, method),
         checkpoint=checkpoint,
         data=data,

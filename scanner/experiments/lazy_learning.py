@@ -56,8 +56,6 @@ class Config:
     """Images per step."""
     shares: tuple[float, ...] = option(SHARES, exposed=False)
     """Shares of the singular values that are removed, between 0 and 1."""
-    force: bool = option(False)
-    """Train again even if the store has the results."""
 
     def __post_init__(self) -> None:
         layers = len(HIDDEN) + 1
@@ -193,9 +191,8 @@ class LazyWork(ExperimentWork):
     unit = "networks"
 
     def __init__(self, store: Store, points: Sequence[Point], *, force: bool) -> None:
-        super().__init__(store)
-        self.points, self.force = points, force
-        self._left = 0
+        super().__init__(store, force=force)
+        self.points = points
 
     @staticmethod
     def start() -> None:
@@ -206,15 +203,10 @@ class LazyWork(ExperimentWork):
         """The networks."""
         return list(dict.fromkeys(point.model for point in self.points))
 
-    @property
-    def kept(self) -> int:
-        """Networks of earlier calls."""
-        return len(self.points) - self._left
-
     def tasks(self) -> list[Point]:
         """Points that are not in the store."""
-        found = [point for point in self.points if self.force or not self.store.has_rows("experiments", point.run_id)]
-        self._left = len(found)
+        found = [point for point in self.points if not self.has("experiments", point.run_id)]
+        self.kept = len(self.points) - len(found)
         return found
 
     def done(self, task: Task, value: Outcome) -> Stored:
@@ -313,7 +305,7 @@ def plan(config: Config, call: Call) -> LazyWork:
         for seed in range(config.seeds)
         for regime in config.regimes
     ]
-    return LazyWork(store, points, force=config.force)
+    return LazyWork(store, points, force=call.force)
 
 
 EXPERIMENT = register_experiment(

@@ -131,6 +131,7 @@ def plan(config: Config, call: Call) -> DamageWork:
         measurement=measured,
         parameters=measured.parameters | {"dtype": config.dtype, "calibration": described},
         dtype=config.dtype,
+        force=call.force,
     )
     work.points = [
         SlicingTask(**work.base, point=f"{work.run_id}-{order}-{decile}", calibration=read, order=order, decile=decile)

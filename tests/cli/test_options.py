@@ -276,12 +276,12 @@ OPTIONS = {
     "models": "--store --format",
     "status": "--store --running --format",
     "calibrate": "--output --draws --seed --format",
-    "activations": f"{TEXT} --store --tokens --window --roles --layers --dtype {POOL} --format",
-    "ablate": f"{MEASURE} --store --roles --layers --by --sets --random --stride --prompt --answers {POOL} --format",
+    "activations": f"{TEXT} --store --tokens --window --roles --layers --dtype {POOL} --force --format",
+    "ablate": f"{MEASURE} --store --roles --layers --by --sets --random --stride --prompt --answers {POOL} --force --format",
     "finetune": f"{TEXT} --label --store --order --deciles --seeds --roles --examples --test-share --window --epochs --batch --lr "
-    f"--keep {POOL} --format",
+    f"--keep {POOL} --force --format",
     "lazy-learning": f"--data --store --alpha --frozen --seeds --epochs --lr --batch {POOL} --force --format",
-    "slicing": f"{MEASURE} --store --prompt --answers --order --deciles --calibration --calibration-tokens {POOL} --format",
+    "slicing": f"{MEASURE} --store --prompt --answers --order --deciles --calibration --calibration-tokens {POOL} --force --format",
     "plot": "--output --list --model --revision --layer --role --head --expert --stack --tensor --side --k --ensemble --base "
     "--tuned --centred --run --param --store --format",
     "report": "--output --store",

@@ -45,12 +45,12 @@ def request(*, text: TextSource, **more: Any) -> MeasureOptions:
 
 
 def call(name: str, config: Any, more: dict[str, Any]) -> Found:
-    options = {key: more[key] for key in ("store", "pool", "observer") if key in more}
+    options = {key: more[key] for key in ("store", "pool", "force", "observer") if key in more}
     return Found(run_experiment(name, config, **options))
 
 
 def split(more: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in more.items() if key not in ("store", "pool", "observer")}
+    return {key: value for key, value in more.items() if key not in ("store", "pool", "force", "observer")}
 
 
 def ablate(reference: str, wanted: MeasureOptions, **more: Any) -> Found:

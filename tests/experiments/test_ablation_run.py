@@ -88,6 +88,10 @@ def test_points_are_what_a_rebuilt_model_gives_and_are_measured_once(tmp_path: P
     ]
     curve = open_store(str(store)).query("ablation_curve", run=report.run_id).to_pylist()
     assert len(curve) == 20
+
+    in_process.clear()
+    forced = run(folder, text, store, roles=("mlp_down", "query"), sets="deciles", force=True)
+    assert (forced.run_id, forced.kept, len(in_process)) == (report.run_id, 0, report.total)
     assert all(row["random_sets"] == 1 for row in curve)
 
 

@@ -95,6 +95,12 @@ def test_finished_blocks_are_not_measured_again(
         ("activations", "table.csv", first.tokens)
     ]
     assert json.loads(kind[0]["method"])["window"] == 16
+    files = sorted((tmp_path / "store").glob("*/*.parquet"))
+    written = {path: path.stat().st_mtime_ns for path in files}
+    forced = run(folder, text, tmp_path / "store", force=True)
+    assert (forced.run_id, forced.kept) == (first.run_id, 0)
+    assert sorted((tmp_path / "store").glob("*/*.parquet")) == files
+    assert [path for path in files if path.stat().st_mtime_ns == written[path]] == []
 
 
 def test_what_is_skipped_is_told_by_every_call_and_the_row_of_the_run(

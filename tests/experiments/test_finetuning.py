@@ -427,6 +427,9 @@ def test_points_that_are_missing_are_computed_and_no_others(
     assert (again.points, again.kept) == (5, 4)
     assert accuracies(tmp_path / "store") == accuracy
     assert [path for path in files if path.read_bytes() != before[path]] == [lost]
+    forced = run(tmp_path / "store", base, texts, deciles=(1, 10), force=True)
+    assert (forced.run_id, forced.points, forced.kept) == (report.run_id, 5, 0)
+    assert accuracies(tmp_path / "store") == accuracy
 
 
 def accuracies(store: Path) -> list[dict[str, Any]]:

@@ -178,6 +178,8 @@ def test_points_are_stored_and_never_computed_twice(tmp_path: Path, blobs: str, 
     assert [row["networks"] for row in answer] == [2] * 12
     only = open_store(str(tmp_path / "store")).query("lazy_learning", runs=first.run_ids[0]).to_pylist()
     assert [row["networks"] for row in only] == [1] * 6
+    forced = run(tmp_path / "store", blobs, seeds=1, pool=one_worker, force=True)
+    assert (forced.run_ids, forced.kept) == (first.run_ids, 0)
 
 
 def add_network(store: Store, accuracy: float, *, epochs: int = 60, seed: int = 0, digest: str = "d") -> Point:

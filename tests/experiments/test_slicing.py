@@ -293,6 +293,8 @@ def test_points_are_stored_and_never_computed_twice(tmp_path: Path, run: Callabl
     assert json.loads(kept[0]["method"])["calibration"]["tokens"] == 128
     third = run(deciles=(1, 10))
     assert third.kept == 4
+    forced = run(deciles=(1,), orders=("after",), force=True)
+    assert (forced.run_id, forced.kept) == (first.run_id, 0)
 
 
 def test_what_cannot_be_done_is_told(run: Callable[..., Any]) -> None:
