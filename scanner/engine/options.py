@@ -53,7 +53,7 @@ class ReadOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ScanOptions(ReadOptions):
-    """How checkpoints are scanned, beside the method."""
+    """How checkpoints are scanned, apart from the method."""
 
     ensembles: tuple[Ensemble, ...] = option(ENSEMBLES, name="ensemble", metavar="NAME,...")
     """Random controls: one matrix of each ensemble for every shape."""

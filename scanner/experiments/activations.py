@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from scanner.store import Store
 
 #: Bytes of covariances that one worker may hold at a time, and that may be sent in one piece.
-MEMORY, TRAVELLING = 4 << 30, 1 << 30
+MEMORY, TRANSFERRED = 4 << 30, 1 << 30
 #: A longer text is cut into shards of about this number of tokens, which workers share.
 SHARD_TOKENS = 16_384
 #: Seconds between two stagings of sums, which may be 1 GiB.
@@ -562,7 +562,7 @@ def _groups(
     """
     size = {name: 8 * sum({_input(ref): ref.cols**2 for ref in refs}.values()) for name, refs in blocks.items()}
     share = sum(size.values()) / min(len(blocks), _TASKS_PER_WORKER * workers) * 1.01
-    target = min(float(MEMORY), share) if shards == 1 else float(TRAVELLING)
+    target = min(float(MEMORY), share) if shards == 1 else float(TRANSFERRED)
     groups: list[list[str]] = [[]]
     held = 0
     for name in blocks:

@@ -420,7 +420,7 @@ def plan(config: Config, call: Call) -> FineTuneWork:
     recipe = Recipe(epochs=config.epochs, batch=config.batch, rate=config.lr)
     keeping = None if config.keep is None else _folder(config.keep)
     call.observer.opening(config.model)
-    texts = read_texts(config.source(), labelled=True)
+    texts = read_texts(config.source(), labeled=True)
     target = open_target(config.model, Selection(only=config.roles))
     checkpoint, refs = target.checkpoint, _within_blocks(target.inventory.matrices)
     place = model_place(checkpoint)

@@ -38,7 +38,7 @@ class Config(MeasureOptions, ModelOptions):
     stride: int | None = option(None, exposed=False)
     """Tokens from one window to the next; None: the length of the window."""
     order: Literal["before", "after", "both"] = option("both")
-    """Project the input of the norms, what the norms have divided, or each in turn."""
+    """Project the input of the norms, their output before the learned scale, or each in turn."""
     deciles: tuple[int, ...] = option(DECILES, metavar="A-B,...", min=1, max=10, shown="1-10")
     """Tenths that are left out, one at a time; 1 has the smallest eigenvalues."""
     calibration: str | None = option(None, metavar="FILE|DATASET")

@@ -12,7 +12,7 @@ from scanner.cli.main import main
 
 @dataclass(frozen=True, kw_only=True)
 class Ran:
-    """What became of a command."""
+    """Result of a command."""
 
     status: int
     out: bytes
@@ -20,12 +20,12 @@ class Ran:
 
     @property
     def told(self) -> str:
-        """What a person reads on stderr, free of line breaks and of the box that a usage error stands in."""
+        """Text on stderr without line breaks and without the box around a usage error."""
         return " ".join("".join(char for char in self.err if char not in "│╭╮╰╯─").split())
 
     @property
     def errors(self) -> list[str]:
-        """The lines that tell of an error."""
+        """Lines that report an error."""
         return [line for line in self.err.splitlines() if line.startswith("error: ")]
 
 

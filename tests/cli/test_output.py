@@ -1,4 +1,4 @@
-"""Every format holds the same rows, stdout holds nothing else, and what a stranger named steers no terminal."""
+"""Every output format holds the same rows, stdout holds nothing else, and names in a checkpoint cannot control the terminal."""
 
 from __future__ import annotations
 

@@ -191,9 +191,9 @@ def test_groups_are_sized_by_inputs_that_matrices_share(tmp_path: Path, monkeypa
     refs = open_target(str(save(tmp_path, "llama")), Selection()).inventory.matrices
     blocks = activations._blocks(refs, "run")
     # A block has four inputs: of query, key and value, of attn_out, of up and gate (16 wide), and of down (28 wide).
-    monkeypatch.setattr(activations, "TRAVELLING", 2 * 8 * (3 * 16**2 + 28**2))
+    monkeypatch.setattr(activations, "TRANSFERRED", 2 * 8 * (3 * 16**2 + 28**2))
     assert [len(group) for group in activations._groups(blocks, 2, 1)] == [2]
-    monkeypatch.setattr(activations, "TRAVELLING", 2 * 8 * (3 * 16**2 + 28**2) - 1)
+    monkeypatch.setattr(activations, "TRANSFERRED", 2 * 8 * (3 * 16**2 + 28**2) - 1)
     assert [len(group) for group in activations._groups(blocks, 2, 1)] == [1, 1]
 
 

@@ -120,7 +120,7 @@ def test_a_classifier_is_right_where_its_logits_say_so(tmp_path: Path, kind: str
     found = measurement(place, request(metric="accuracy", text=task))
     assert (found.head, type(found.measure)) == ("classification", Classifier)
     model, tokenizer = loaded(folder, "classification")
-    texts = read_texts(task, labelled=True)
+    texts = read_texts(task, labeled=True)
     with torch.no_grad():
         right = [
             model(**tokenizer(text, return_tensors="pt", return_token_type_ids=False)).logits.argmax().item()
@@ -142,7 +142,7 @@ def test_a_decoders_classifier_reads_the_last_token_that_is_no_padding(tmp_path:
     task = TextSource(reference=str(table_file(tmp_path, count=60)))
     found = measurement(place, request(metric="accuracy", text=task))
     model, tokenizer = loaded(folder, "classification")
-    texts = read_texts(task, labelled=True)
+    texts = read_texts(task, labeled=True)
     with torch.no_grad():
         alone = [model(input_ids=torch.tensor([tokenizer(text)["input_ids"]])).logits.argmax() for text in texts.items]
     right = [int(one) == int(label) for one, label in zip(alone, texts.labels, strict=True)]
@@ -256,7 +256,7 @@ def test_a_language_model_chooses_the_likelier_answer(tmp_path: Path) -> None:
     measure = measurement(place, wanted).measure
     assert isinstance(measure, Choice)
     model, tokenizer = loaded(folder)
-    texts = read_texts(task, labelled=True)
+    texts = read_texts(task, labeled=True)
     expected = []
     for text, label in zip(texts.items, texts.labels, strict=True):
         likelihoods = []

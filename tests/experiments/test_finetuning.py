@@ -55,7 +55,7 @@ def task_of(
     """The task that the driver would create."""
     target = open_target(str(model), Selection())
     place = model_place(target.checkpoint)
-    read = read_texts(TextSource(reference=str(texts)), labelled=True)
+    read = read_texts(TextSource(reference=str(texts)), labeled=True)
     task = FineTuneTask(
         run_id="r",
         place=place,
@@ -128,7 +128,7 @@ def test_of_pairs_the_longer_text_is_cut_and_types_tell_them_apart() -> None:
 def test_types_reach_a_model_that_knows_them(base: Path) -> None:
     rows = [row | {"second": "the film"} for row in reviews(16)]
     path = jsonl(base.parent / "pairs.jsonl", rows)
-    read = read_texts(TextSource(reference=str(path), second="second"), labelled=True)
+    read = read_texts(TextSource(reference=str(path), second="second"), labeled=True)
     place = model_place(open_target(str(base), Selection()).checkpoint)
     data = prepare(read, load_tokenizer(place), length=16, test_share=0.3)
     model = new_classifier(load_model(place, head="features"), data.classes, data.padding, 0, pooler=True)
@@ -453,7 +453,7 @@ def test_kept_models_are_whole_checkpoints(tmp_path: Path, base: Path, texts: Pa
     assert model.config.id2label == {0: "0", 1: "1"}
     task = task_of(base, texts, points=(NONE,), recipe=Recipe(epochs=1, batch=16, rate=1e-3))
     data = prepare(
-        read_texts(TextSource(reference=str(texts)), labelled=True),
+        read_texts(TextSource(reference=str(texts)), labeled=True),
         load_tokenizer(task.place),
         length=32,
         test_share=0.2,

@@ -56,7 +56,7 @@ def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 def test_a_table_gives_its_texts_and_labels_without_empty_rows(tmp_path: Path, suffix: str) -> None:
     path = write(tmp_path / f"rows{suffix}", ROWS)
-    texts = read_texts(TextSource(reference=str(path)), labelled=True)
+    texts = read_texts(TextSource(reference=str(path)), labeled=True)
     assert texts.items == ('one, "two"', "three\tfour é")
     assert texts.labels == ("1", "0")
     assert texts.classes == ("0", "1")
@@ -120,13 +120,13 @@ def test_half_a_character_is_named_with_its_row(tmp_path: Path, column: str) -> 
     """JSON can contain an unpaired surrogate, which tokenizers reject."""
     path = write(tmp_path / "rows.jsonl", [{"text": "a", "other": "b", "label": "c"}] * 2)
     source = TextSource(reference=str(path), second="other")
-    assert len(read_texts(source, labelled=True).items) == 2
+    assert len(read_texts(source, labeled=True).items) == 2
     with path.open("a") as file:
         file.write("\n" + json.dumps({"text": "a", "other": "b", "label": "c"} | {column: "d\ud83d"}))
     with pytest.raises(
         ScannerError, match=rf"row 3: column '{column}' has an unpaired surrogate \(\\ud83d\)"
     ) as raised:
-        read_texts(source, labelled=True)
+        read_texts(source, labeled=True)
     assert "\n" not in str(raised.value)
 
 
@@ -178,7 +178,7 @@ def test_labels_are_the_same_however_they_are_stored(
     tmp_path: Path, suffix: str, cells: list[object], labels: tuple[str, ...]
 ) -> None:
     path = labelled(tmp_path, suffix, cells)
-    assert read_texts(TextSource(reference=str(path)), labelled=True).labels == labels
+    assert read_texts(TextSource(reference=str(path)), labeled=True).labels == labels
 
 
 @pytest.mark.parametrize("suffix", LABEL_FILES)
@@ -186,13 +186,13 @@ def test_labels_are_the_same_however_they_are_stored(
 def test_a_row_without_a_label_is_named(tmp_path: Path, suffix: str, cells: list[object]) -> None:
     path = labelled(tmp_path, suffix, cells)
     with pytest.raises(ScannerError, match=r"row 2: column 'label' is empty$"):
-        read_texts(TextSource(reference=str(path)), labelled=True)
+        read_texts(TextSource(reference=str(path)), labeled=True)
 
 
 def test_blanks_around_a_label_of_csv_make_no_class(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("text,label\na,0\nb,0 \nc, 1\n", "utf-8")
-    assert read_texts(TextSource(reference=str(path)), labelled=True).classes == ("0", "1")
+    assert read_texts(TextSource(reference=str(path)), labeled=True).classes == ("0", "1")
 
 
 def test_columns_labels_and_places_that_are_not_there_are_named(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_columns_labels_and_places_that_are_not_there_are_named(tmp_path: Path) 
     with pytest.raises(ScannerError, match="no row with kind=z"):
         read_texts(TextSource(reference=path, where=("kind", "z")))
     with pytest.raises(ScannerError, match="two or more classes are needed, but all are 'a'"):
-        _ = read_texts(TextSource(reference=path, label="kind", where=("kind", "a")), labelled=True).classes
+        _ = read_texts(TextSource(reference=path, label="kind", where=("kind", "a")), labeled=True).classes
     with pytest.raises(ScannerError, match="does not exist: give a file"):
         read_texts(TextSource(reference=str(tmp_path / "gone.txt")))
     with pytest.raises(ScannerError, match="is a folder"):
@@ -210,7 +210,7 @@ def test_columns_labels_and_places_that_are_not_there_are_named(tmp_path: Path) 
     novel = tmp_path / "novel.txt"
     novel.write_text("words")
     with pytest.raises(ScannerError, match="has no columns"):
-        read_texts(TextSource(reference=str(novel)), labelled=True)
+        read_texts(TextSource(reference=str(novel)), labeled=True)
 
 
 def test_a_data_set_of_the_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

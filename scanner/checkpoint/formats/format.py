@@ -123,7 +123,7 @@ class Format(ABC):
     def read_file(self, files: Files, name: str) -> Sequence[TensorEntry]:
         """Read the header of one weights file and return its tensors, in the order of their bytes.
 
-        The file comes from strangers: check every number before allocating or looping by it.
+        The file is untrusted: check every number before it sizes an allocation or a loop.
 
         Raises:
             CheckpointError: the file is damaged or is not of this format.

@@ -359,7 +359,7 @@ class _Stream:
         left = max(self._size - self._at, 0)
         size = left if size < 0 else min(size, left)
         if size > _MAX_READ_BYTES:
-            _wrong(self._name, f"it wants {size} bytes to be read that are not weights")
+            _wrong(self._name, f"it asks for {size} bytes of data other than weights")
         begin = self._at - self._block_start
         if begin < 0 or begin + size > len(self._block):
             # Near the end the last block: the parts of an archive's end are found from its last byte backwards.

@@ -64,10 +64,10 @@ def measurement(place: ModelPlace, wanted: MeasureOptions) -> Measurement:
     """
     if wanted.metric not in METRICS:
         raise ScannerError(f"unknown `metric` {wanted.metric!r}: choose from {', '.join(METRICS)}")
-    labelled = wanted.metric == "accuracy"
-    if wanted.second is not None and not labelled:
+    labeled = wanted.metric == "accuracy"
+    if wanted.second is not None and not labeled:
         raise ScannerError(f"{wanted.metric} reads one continuous text: omit `second` (only accuracy reads pairs)")
-    texts = read_texts(wanted.source(), labelled=labelled, tokens=None if labelled else wanted.tokens)
+    texts = read_texts(wanted.source(), labeled=labeled, tokens=None if labeled else wanted.tokens)
     config, tokenizer = load_config(place), load_tokenizer(place)
     longest = longest_input(config, tokenizer)
     parameters: dict[str, object] = {"metric": wanted.metric, "text": texts.digest}

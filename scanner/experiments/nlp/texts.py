@@ -85,13 +85,13 @@ def is_integer(label: str) -> bool:
 
 
 def read_texts(
-    source: TextSource, *, labelled: bool = False, tokens: int | None = None, length: int | None = None
+    source: TextSource, *, labeled: bool = False, tokens: int | None = None, length: int | None = None
 ) -> Texts:
     """Read all texts of a source; from a data set of the Hub, which may be very large, only as many rows as `tokens` requires.
 
     Args:
         source: what to read.
-        labelled: whether every text needs a label.
+        labeled: whether every text needs a label.
         tokens: number of tokens that are needed; None: read all rows of a data set.
         length: largest number of tokens used per row; None: all.
 
@@ -110,24 +110,24 @@ def read_texts(
     if not is_file:
         enough = None if tokens is None else CHARACTERS_PER_TOKEN * tokens
         each = None if length is None else CHARACTERS_PER_TOKEN * length
-        return _from_rows(source, _hub_rows(source.reference), source.reference, labelled, enough, each)
+        return _from_rows(source, _hub_rows(source.reference), source.reference, labeled, enough, each)
     kind = _TABLES.get(path.suffix.lower())
     if kind is None:
-        if labelled or source.column or source.where:
+        if labeled or source.column or source.where:
             raise ScannerError(f"text {shown} has no columns: give a {', '.join(_TABLES)} file")
         text = _decoded(path)
         if not text.strip():
             raise ScannerError(f"text {shown} is empty")
         return Texts(name=path.name, items=(text,), whole=True)
     rows = _parquet_rows(path) if kind == "parquet" else _text_rows(path, kind)
-    return _from_rows(source, rows, path.name, labelled)
+    return _from_rows(source, rows, path.name, labeled)
 
 
 def _from_rows(
     source: TextSource,
     rows: Iterable[Mapping[str, Any]],
     name: str,
-    labelled: bool,
+    labeled: bool,
     enough: int | None = None,
     each: int | None = None,
 ) -> Texts:
@@ -141,7 +141,7 @@ def _from_rows(
     for number, row in enumerate(rows, start=1):
         if number == 1:
             column = _column(shown, row, column, _TEXT_COLUMNS, "text")
-            label = _column(shown, row, label, _LABEL_COLUMNS, "label") if labelled else None
+            label = _column(shown, row, label, _LABEL_COLUMNS, "label") if labeled else None
             for other in (source.second, source.where and source.where[0]):
                 if other is not None:
                     _column(shown, row, other, (), "")
