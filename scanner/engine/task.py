@@ -11,8 +11,8 @@ from scanner.errors import ScannerError
 
 Made = TypeVar("Made")
 
-#: Stages whose seconds are counted, in the order in which a matrix passes through them.
-STAGES = ("read", "decompose", "test", "write")
+#: Stages whose seconds are counted; `compute` is everything of a computation that is no stage of its own.
+STAGES = ("read", "decompose", "test", "compute", "write")
 
 
 class Context(Protocol):
@@ -32,7 +32,7 @@ class Context(Protocol):
         """
 
     def stage(self, name: str) -> AbstractContextManager[None]:
-        """Count the seconds spent inside under one of `STAGES`."""
+        """Count the seconds spent inside, without those of other stages within it, under one of `STAGES`."""
 
     def seconds(self, name: str) -> float:
         """Seconds counted under a stage so far, by this task."""

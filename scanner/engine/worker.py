@@ -63,7 +63,7 @@ class WorkerContext:
     def computing(self) -> Iterator[float]:
         """Wait for the turn of this task and limit BLAS to one thread; yields the start time in seconds."""
         # The limit applies to the thread that computes: Ray calls from a thread pool, and OpenMP counts threads for each.
-        with self._worker.turn, self._worker.thread_pools.limit(limits=1):
+        with self._worker.turn, self._worker.thread_pools.limit(limits=1), self.stage("compute"):
             yield time.perf_counter()
 
     def resident(self, slot: str, key: Hashable, make: Callable[[], Made]) -> Made:
@@ -78,12 +78,13 @@ class WorkerContext:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Count the seconds spent inside."""
-        started = time.perf_counter()
+        """Count the seconds spent inside, without those of other stages within it."""
+        started, before = time.perf_counter(), sum(self.stages.values())
         try:
             yield
         finally:
-            self.stages[name] += time.perf_counter() - started
+            within = sum(self.stages.values()) - before
+            self.stages[name] += time.perf_counter() - started - within
 
     def seconds(self, name: str) -> float:
         """Seconds counted under a stage so far."""

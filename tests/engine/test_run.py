@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -17,8 +18,9 @@ import pytest
 from scanner import PoolOptions, open_store
 from scanner.engine.run import run
 from scanner.engine.scan import scan
-from scanner.engine.task import Context, Failure, Task, TaskError, fatal_errors
+from scanner.engine.task import STAGES, Context, Failure, Task, TaskError, fatal_errors
 from scanner.engine.work import Observer, Stored, Work
+from scanner.engine.worker import Worker, WorkerContext
 from scanner.errors import ScannerError
 from scanner.store import Heartbeat
 
@@ -181,7 +183,7 @@ def test_running_work_is_seen_by_another_process(tmp_path: Path, monkeypatch: py
     assert (row["running"], row["models"], row["done"], row["total"]) == ("scan", f"{tmp_path.name}/model", 3, 6)
     assert (row["workers"], row["pid"], row["state"], row["failed"]) == (1, os.getpid(), "running", 0)
     [beat] = beats
-    assert {*beat.stages} == {"read", "decompose", "test", "write"}
+    assert {*beat.stages} == {*STAGES}
     assert all(seconds >= 0.0 for seconds in beat.stages.values())
     assert beat.bytes_read == 3 * 4 * 64 * 64
     assert 0 < beat.cost_done < beat.cost
@@ -194,3 +196,16 @@ def test_running_work_is_seen_by_another_process(tmp_path: Path, monkeypatch: py
         assert one["bytes_read"] == 4 * 64 * 64
         parts = one["read_seconds"] + one["decompose_seconds"] + one["test_seconds"]
         assert one["seconds"] == pytest.approx(parts)
+
+
+def test_a_stage_does_not_count_the_stages_within_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = itertools.count()
+    monkeypatch.setattr("scanner.engine.worker.granted_device", lambda: "cpu")
+    monkeypatch.setattr("scanner.engine.worker.time.perf_counter", lambda: float(next(seconds)))
+    context = WorkerContext(Worker())
+    with context.computing():  # starts at 0, is told 1, ends at 6
+        with context.stage("read"):  # from 2 to 3
+            pass
+        with context.stage("test"):  # from 4 to 5
+            pass
+    assert context.stages == {"read": 1.0, "test": 1.0, "compute": 4.0}

@@ -173,11 +173,12 @@ def resident_model(context: Context, place: ModelPlace, head: Head, dtype: Preci
     Raises:
         ScannerError: as `load_model`.
     """
-    return context.resident(
-        "model",
-        (place, head, dtype),
-        lambda: load_model(place, head=head, device=context.device, dtype=dtype, config=config),
-    )
+
+    def load() -> Any:
+        with context.stage("read"):
+            return load_model(place, head=head, device=context.device, dtype=dtype, config=config)
+
+    return context.resident("model", (place, head, dtype), load)
 
 
 #: Parameters of glibc's mallopt, and the largest mmap threshold that it accepts.
