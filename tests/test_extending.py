@@ -187,17 +187,66 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
-def run(folder: Path, *arguments: str, code: str = "", status: int = 0, modules: str = ",".join(MODULES)) -> str:
-    """What a command, or some Python code, prints in a process that knows the modules."""
+#: Commands that run one after the other in one process, which starts Ray once: label -> arguments.
+COMMANDS = {
+    "inspect": ["inspect", "model", "--format", "json"],
+    "scan": ["scan", "model", "--store", "store", "--workers", "1", "--ensemble", "gaussian"],
+    "ranking": ["query", "toy_ranking", "--store", "store", "--format", "json"],
+    "signs": ["sql", "SELECT DISTINCT toy_sign FROM vectors ORDER BY 1", "--store", "store", "-f", "json"],
+    "method": ["sql", "SELECT method FROM scans", "--store", "store", "--format", "json"],
+    "queries": ["query", "--list"],
+    "parameters": ["query", "toy_ranking", "--list"],
+    "figures": ["plot", "--list"],
+    "figure": ["plot", "toy_points", "--param", "points=5", "-o", "toy.svg"],
+    "help": ["--help"],
+    "options": ["toy-squares", "--help"],
+    "squares": ["toy-squares", "--sides", "1-3,5", "--store", "squares", "--workers", "1", "--format", "json"],
+    "runs": ["sql", "SELECT method, finished_at FROM experiments", "--store", "squares", "--format", "json"],
+    "squares again": ["toy-squares", "--sides", "1-3,5", "--store", "squares", "--workers", "1", "--format", "json"],
+    "runs again": ["sql", "SELECT method, finished_at FROM experiments", "--store", "squares", "--format", "json"],
+}
+
+SESSION = """
+    import json, sys
+    import ray
+    from typer.testing import CliRunner
+    from scanner.cli.main import application
+    from scanner.store import definitions
+    from scanner.store.documentation import documentation
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=256 << 20)
+    told = {}
+    for label, arguments in json.loads(sys.argv[1]).items():
+        done = CliRunner().invoke(application(), arguments, prog_name="rmtscan")
+        assert done.exit_code == 0, (arguments, done.output, done.exception)
+        told[label] = done.stdout
+    told["tables"] = documentation(definitions.TABLES.values())
+    print(json.dumps(told))
+"""
+
+
+def process(folder: Path, *arguments: str, modules: str = ",".join(MODULES)) -> subprocess.CompletedProcess[str]:
+    """Run Python in a process that knows the modules."""
     paths = os.pathsep.join(filter(None, [str(folder / "modules"), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"RMTSCAN_EXTENSIONS": modules, "PYTHONPATH": paths, "COLUMNS": "200"}
     environment.pop("RAY_ADDRESS", None)
-    command = [sys.executable, *(["-c", code] if code else ["-m", "scanner.cli.main", *arguments])]
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
-    assert done.returncode == status, done.stdout + done.stderr
-    return done.stdout + done.stderr if status else done.stdout
+
+
+@pytest.fixture(scope="module")
+def told(folder: Path) -> dict[str, str]:
+    """What the commands print, and as `tables` the documentation of the tables."""
+    done = process(folder, "-c", dedent(SESSION), json.dumps(COMMANDS))
+    assert done.returncode == 0, done.stdout + done.stderr
+    outputs: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    return outputs
 
 
 def singular_values(folder: Path) -> dict[str, np.ndarray]:
@@ -211,61 +260,47 @@ def singular_values(folder: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def test_a_format_is_listed_and_columns_are_scanned_by_workers_and_queried(folder: Path) -> None:
-    listed = json.loads(run(folder, "inspect", "model", "--format", "json"))
-    assert {row["role"] for row in listed} == {"query", "mlp_up"}
-    run(folder, "scan", "model", "--store", "store", "--workers", "1", "--ensemble", "gaussian")
-    ranking = json.loads(run(folder, "query", "toy_ranking", "--store", "store", "--format", "json"))
+def test_a_format_is_listed(told: dict[str, str]) -> None:
+    assert {row["role"] for row in json.loads(told["inspect"])} == {"query", "mlp_up"}
+
+
+def test_columns_are_scanned_by_workers_and_queried(folder: Path, told: dict[str, str]) -> None:
+    ranking = json.loads(told["ranking"])
     expected = {name: values.sum() for name, values in singular_values(folder).items()}
     assert [row["tensor"] for row in ranking] == sorted(expected, key=lambda name: -expected[name])
     assert {row["tensor"]: pytest.approx(row["toy_norm"]) for row in ranking} == expected
-    signs = json.loads(
-        run(folder, "sql", "SELECT DISTINCT toy_sign FROM vectors ORDER BY 1", "--store", "store", "-f", "json")
-    )
-    assert [row["toy_sign"] for row in signs] == [-1.0, 1.0]
+    assert [row["toy_sign"] for row in json.loads(told["signs"])] == [-1.0, 1.0]
     # The metrics are part of the method, and so of the identity.
-    [scan] = json.loads(run(folder, "sql", "SELECT method FROM scans", "--store", "store", "--format", "json"))
+    [scan] = json.loads(told["method"])
     assert json.loads(scan["method"])["metrics"] == ["toy_norm", "toy_sign"]
 
 
-def test_columns_and_queries_are_documented(folder: Path) -> None:
-    code = """
-        from scanner.store import definitions
-        from scanner.store.documentation import documentation
-        from scanner.extensions import load_extensions
-        load_extensions()
-        print(documentation(definitions.TABLES.values()))
-    """
-    text = run(folder, code=dedent(code))
-    assert "| `toy_norm` | DOUBLE | 1 | Sum of the singular values" in text.replace("float64", "DOUBLE")
-    assert "toy_sign" in text
-    assert "toy_ranking" in run(folder, "query", "--list")
-    assert "only this role" in run(folder, "query", "toy_ranking", "--list")
+def test_columns_and_queries_are_documented(told: dict[str, str]) -> None:
+    assert "| `toy_norm` | DOUBLE | 1 | Sum of the singular values" in told["tables"].replace("float64", "DOUBLE")
+    assert "toy_sign" in told["tables"]
+    assert "toy_ranking" in told["queries"]
+    assert "only this role" in told["parameters"]
 
 
-def test_a_figure_is_listed_and_drawn(folder: Path) -> None:
-    assert "A toy figure" in run(folder, "plot", "--list")
-    run(folder, "plot", "toy_points", "--param", "points=5", "-o", "toy.svg")
+def test_a_figure_is_listed_and_drawn(folder: Path, told: dict[str, str]) -> None:
+    assert "A toy figure" in told["figures"]
     assert (folder / "toy.svg").read_text().count("<path") >= 5
 
 
-def test_an_experiment_is_a_verb_with_options_and_runs_on_workers_once(folder: Path) -> None:
-    assert "toy-squares" in run(folder, "--help")
-    told = run(folder, "toy-squares", "--help")
-    assert "--sides" in told
-    assert "Lengths of the sides." in told
-    assert "3,4" in told
-    arguments = ("toy-squares", "--sides", "1-3,5", "--store", "squares", "--workers", "1", "--format", "json")
-    [row] = json.loads(run(folder, *arguments))
+def test_an_experiment_is_a_verb_with_options_and_runs_on_workers_once(told: dict[str, str]) -> None:
+    assert "toy-squares" in told["help"]
+    assert "--sides" in told["options"]
+    assert "Lengths of the sides." in told["options"]
+    assert "3,4" in told["options"]
+    [row] = json.loads(told["squares"])
     assert row["kind"] == "toy"
-    sql = ("sql", "SELECT method, finished_at FROM experiments", "--store", "squares", "--format", "json")
-    first = run(folder, *sql)
-    assert json.loads(json.loads(first)[0]["method"])["areas"] == [1, 4, 9, 25]
-    run(folder, *arguments)
-    assert run(folder, *sql) == first, "a second call computes nothing"
+    [run] = json.loads(told["runs"])
+    assert json.loads(run["method"])["areas"] == [1, 4, 9, 25]
+    assert told["runs again"] == told["runs"], "a second call computes nothing"
 
 
 def test_an_extension_that_cannot_be_imported_is_one_line(folder: Path) -> None:
-    told = run(folder, "inspect", "model", status=1, modules="no_such_module")
-    assert told.count("\n") == 1
-    assert "extension 'no_such_module' cannot be imported" in told
+    done = process(folder, "-m", "scanner.cli.main", "inspect", "model", modules="no_such_module")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("\n") == 1
+    assert "extension 'no_such_module' cannot be imported" in done.stderr
