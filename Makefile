@@ -100,7 +100,7 @@ types: install
 	@$(BIN)/mypy
 
 tests: install samples $(REVIEWS)
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-report=term:skip-covered
+	@$(BIN)/python -m slipcover --source scanner --skip-covered --missing-width 40 -m pytest -n 2 --dist loadgroup
 
 docs: install ## regenerate the generated documentation
 	@$(BIN)/python docs/generate.py
@@ -120,4 +120,4 @@ bench: install samples texts ## run every benchmark
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean: ## remove caches and demo results, but not the environment
-	rm -rf $(CACHE) $(DEMO_STORE) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(CACHE) $(DEMO_STORE) .pytest_cache .mypy_cache .ruff_cache .hypothesis
