@@ -23,6 +23,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import ray
 from ray import exceptions as ray_errors
+from ray.job_config import JobConfig
 
 from scanner.engine.options import PoolOptions
 from scanner.errors import ScannerError
@@ -94,7 +95,10 @@ def _connect(address: str) -> None:
         _check_reachable(address)
         # Ray prints lost workers and nodes to stdout, between the data; the observer reports them anyway.
         ray._private.worker._worker_logs_enabled = False
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)
+        # Ray adds the working directory of the driver to the import path of the workers, where a file with the name of a module
+        # would be executed instead of the module. It does so for every job except those of its own client.
+        job = JobConfig(_client_job=True)
+        ray.init(address=address, job_config=job, logging_level=logging.ERROR, log_to_driver=False, **local)
     except (OSError, ValueError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if address == _LOCAL:
