@@ -10,12 +10,13 @@ import json
 import math
 import os
 import subprocess
-import sys
 from pathlib import Path
 from textwrap import dedent
 
 import numpy as np
 import pytest
+
+from tests.processes import python
 
 MODULES = {
     "toy_format": """
@@ -227,17 +228,7 @@ SESSION = """
 def process(folder: Path, *arguments: str, modules: str = ",".join(MODULES)) -> subprocess.CompletedProcess[str]:
     """Run Python in a process that knows the modules."""
     paths = os.pathsep.join(filter(None, [str(folder / "modules"), os.environ.get("PYTHONPATH")]))
-    environment = os.environ | {"RMTSCAN_EXTENSIONS": modules, "PYTHONPATH": paths, "COLUMNS": "200"}
-    environment.pop("RAY_ADDRESS", None)
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    return python(*arguments, folder=folder, RMTSCAN_EXTENSIONS=modules, PYTHONPATH=paths, COLUMNS="200")
 
 
 @pytest.fixture(scope="module")

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from scanner.cli import options
 from scanner.cli.output import DEFAULT_STORE, FormatOption, StoreOption, note, write
 from scanner.cli.run import run_verb
-from scanner.engine.options import PoolOptions
+from scanner.engine.options import PoolOptions, ReuseOptions
 from scanner.experiments import Experiment, Report, experiments, run_experiment
 
 if TYPE_CHECKING:
     from scanner.engine import Observer
-
-ForceOption = Annotated[bool, typer.Option("--force", help="Compute again even if the store has the results.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -32,7 +30,7 @@ def add_experiment(app: typer.Typer, experiment: Experiment[Any], run: Callable[
         config: Any,
         *,
         store: StoreOption = DEFAULT_STORE,
-        force: ForceOption = False,
+        reuse: ReuseOptions,
         pool: PoolOptions,
         form: FormatOption = "table",
     ) -> None:
@@ -40,7 +38,7 @@ def add_experiment(app: typer.Typer, experiment: Experiment[Any], run: Callable[
         from scanner.store import open_store
 
         def call(observer: Observer) -> Report:
-            return run(experiment, config, store=store, pool=pool, force=force, observer=observer)
+            return run(experiment, config, store=store, pool=pool, force=reuse.force, observer=observer)
 
         def show(report: Report) -> None:
             shorter = experiment.table_parameters if form == "table" else {}

@@ -42,13 +42,19 @@ class PoolOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadOptions:
-    """How checkpoints are read, and whether existing results are replaced."""
+class ReuseOptions:
+    """Whether existing results are reused."""
+
+    force: bool = False
+    """Compute again even if the store has the results."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions(ReuseOptions):
+    """How checkpoints are read, and whether existing results are reused."""
 
     download: bool = False
     """Download whole files from the Hub into its cache instead of reading byte ranges."""
-    force: bool = False
-    """Compute again even if the store has the results."""
 
 
 @dataclass(frozen=True, kw_only=True)

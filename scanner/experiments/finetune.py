@@ -350,14 +350,14 @@ class FineTuneWork(ExperimentWork):
 
     def _has(self, point: Point) -> bool:
         """Whether a point is in the store, and its model in the folder if models are kept."""
-        if self.force:
-            return False
         name = self._name(point)
-        rows = self.store.file_rows("finetunes", name)
-        if not rows or self.keeping is None:
-            return bool(rows)
+        if not self.has("finetunes", name):
+            return False
+        if self.keeping is None:
+            return True
         wanted = self.keeping / name
-        return rows[0]["checkpoint"] == str(wanted) and wanted.is_dir()
+        rows = self.store.file_rows("finetunes", name)
+        return wanted.is_dir() and any(row["checkpoint"] == str(wanted) for row in rows)
 
     def _write(self, measured: Measured, task: FineTuneTask, tuned: Tuned) -> None:
         """Write the row of the run, which counts the seconds of its points, then the point."""

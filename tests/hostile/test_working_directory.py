@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.experiments.tiny import save, text_file
+from tests.processes import python
 
 #: Modules of ours, of dependencies and of the standard library, and the hooks that Python itself looks for.
 NAMES = (
@@ -56,17 +54,8 @@ def test_nothing_is_imported_from_the_working_directory(tmp_path: Path) -> None:
         ["compare", ".", str(tuned), *more],
         ["ablate", ".", "--text", str(text), "--tokens", "64", "--window", "16", "--sets", "0:2", *more],
     ]
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    done = subprocess.run(
-        # -P: as for the installed command, whose folder is that of the script, Python itself adds no working directory.
-        [sys.executable, "-P", "-c", SESSION, json.dumps(commands)],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+    # -P: as for the installed command, whose folder is that of the script, Python itself adds no working directory.
+    done = python("-P", "-c", SESSION, json.dumps(commands), folder=folder)
     assert not marker.exists(), marker.read_text()
     assert done.returncode == 0, done.stderr
     assert done.stdout.rstrip().endswith("all done")
