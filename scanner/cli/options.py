@@ -51,7 +51,14 @@ def register(
         pass
 
     Verb.aliases = {**expanded.aliases, **(aliases or {})}
-    app.command(name, cls=Verb, help=(help or function.__doc__ or "").replace("[", "\\["))(expanded.call)
+    text = _reflowed(help or function.__doc__ or "").replace("[", "\\[")
+    app.command(name, cls=Verb, help=text)(expanded.call)
+
+
+def _reflowed(text: str) -> str:
+    """Join the lines of every paragraph, which the terminal breaks at its own width; indented lines are kept."""
+    paragraphs = inspect.cleandoc(text).split("\n\n")
+    return "\n\n".join(one if one.startswith(" ") else " ".join(one.split()) for one in paragraphs)
 
 
 class _Command(TyperCommand):

@@ -209,7 +209,7 @@ EXPERIMENT = register_experiment(
         help="""
 Remove sets of singular values from the weights of a model and measure how much it degrades, compared with random sets.
 
-Each point is one file in the table ablations, written when it is measured and never computed twice. Accuracy is that of the
+Each point is one file in the table ablations, written when it is measured; existing points are reused. Accuracy is that of the
 classifier of the checkpoint, of the answers of a language model, or, for an encoder without either, of a linear probe on its
 features. Prints query ablation_curve.
 

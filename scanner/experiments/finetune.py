@@ -3,7 +3,7 @@
 A run has one model, one data set and one recipe, so its points are comparable. A point is (order, roles, decile, seed):
 `none` is the tuned model itself, `tune-first` the same without a decile of its singular values, `remove-first` a model that was
 trained after the decile was removed from the base. The first two share a training. A point is one file of the table
-`finetunes`, written when it is measured and never computed twice.
+`finetunes`, written when it is measured; existing points are reused.
 
 Source: Staats, Thamm, Rosenow, arXiv 2410.17770, v1 sec. 5 (Fig. 8), v3 sec. 5 (Fig. 6).
 """
@@ -509,7 +509,7 @@ EXPERIMENT = register_experiment(
         query="finetune_by_decile",
         help="""Fine-tune a model on labeled texts with a decile of its singular values removed before or after the training.
 
-Each point (order, decile, seed) is stored when it is measured (table finetunes) and never computed twice. Prints query
+Each point (order, decile, seed) is stored when it is measured (table finetunes); existing points are reused. Prints query
 finetune_by_decile: mean accuracy, and its distance from the untouched runs in units of their spread.
 
 Examples:

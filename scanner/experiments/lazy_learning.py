@@ -318,8 +318,8 @@ EXPERIMENT = register_experiment(
         help="""Train small networks in the rich and the lazy regime and remove singular values from them (v1, App. A).
 
 Removed are the smallest by number, the smallest by their share of the sum, and the same number at random. Each network is
-stored when it is measured (table ablations) and never trained twice. Prints the rows of query lazy_learning: accuracy by regime
-and set; a table shows only those of a fifth removed.
+stored when it is measured (table ablations); existing networks are reused. Prints the rows of query lazy_learning: accuracy by
+regime and set; a table shows only those of a fifth removed.
 
 Examples:
 

@@ -150,7 +150,7 @@ EXPERIMENT = register_experiment(
         help="""Leave out a tenth of the activation directions at every norm, and measure how much the model degrades (v1, App. F).
 
 The directions are eigenvectors of the covariance of the activations at each norm, as in SliceGPT. Each point is one file in the
-table ablations, written when it is measured and never computed twice. Prints query slicing.
+table ablations, written when it is measured; existing points are reused. Prints query slicing.
 
 Examples:
 

@@ -34,6 +34,12 @@ def test_every_verb_describes_itself(rmtscan: Run, verb: str) -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
+def test_the_terminal_breaks_the_lines_of_a_help(verb: str) -> None:
+    for paragraph in VERBS[verb].help.split("\n\n"):
+        assert paragraph.startswith(" ") or "\n" not in paragraph, paragraph
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_option_and_argument_is_documented(verb: str) -> None:
     parameters = [param for param in VERBS[verb].params if param.name != "help"]
     undocumented = [param.name for param in parameters if not getattr(param, "help", None)]
