@@ -43,6 +43,8 @@ def test_a_verb_ends_with_the_status_of_its_report(status: int, capsys: pytest.C
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_interrupts_and_says_how_to_resume(how: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
+    # A shell starts background processes with SIGINT ignored, and Python then leaves it so.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.getsignal(signal.SIGTERM)
 
     def call(observer: Observer) -> Ended:
@@ -50,8 +52,11 @@ def test_a_signal_interrupts_and_says_how_to_resume(how: signal.Signals, capsys:
         signal.pause()
         raise AssertionError("the signal interrupts")
 
-    with pytest.raises(KeyboardInterrupt):
-        run_verb(call, lambda report: None, store="results")
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_verb(call, lambda report: None, store="results")
+    finally:
+        signal.signal(signal.SIGINT, inherited)
     told = capsys.readouterr().err
     assert told == "\ninterrupted: existing results are kept in results; the same command resumes\n"
     assert signal.getsignal(signal.SIGTERM) is before
@@ -78,8 +83,10 @@ def test_the_verb_of_an_experiment_follows_from_its_configuration(
     add_scan(open_store(store, create=True), "abc", [Matrix()], model="org/one")
     received: list[Any] = []
 
-    def run(_: Experiment[Config], config: Config, *, store: str, pool: PoolOptions, observer: Observer) -> Report:
-        received.append((config, pool))
+    def run(
+        _: Experiment[Config], config: Config, *, store: str, pool: PoolOptions, force: bool, observer: Observer
+    ) -> Report:
+        received.append((config, pool, force))
         return Report(
             store=store,
             run_ids=("abc",),
@@ -95,10 +102,10 @@ def test_the_verb_of_an_experiment_follows_from_its_configuration(
     toy = Experiment(name="toy", config=Config, plan=never, query="scans", help="Measure a toy.")
     add_experiment(app, toy, run)
     with pytest.raises(SystemExit) as end:
-        app(["m", "--seeds", "2", "--workers", "1", "--store", store, "--format", "csv"])
+        app(["m", "--seeds", "2", "--workers", "1", "--force", "--store", store, "--format", "csv"])
     out, err = capsys.readouterr()
     assert end.value.code == 3
-    assert received == [(Config(model="m", seeds=2), PoolOptions(workers=1))]
+    assert received == [(Config(model="m", seeds=2), PoolOptions(workers=1), True)]
     assert "org/one" in out
     assert err.splitlines()[:3] == [
         r"  FAILED seed0: no\x1bmemory",
