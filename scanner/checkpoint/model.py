@@ -89,6 +89,8 @@ class Checkpoint:
     tensors: tuple[TensorEntry, ...]
     base: "Checkpoint | None" = None
     """The checkpoint that is subtracted, for `delta:BASE..TUNED`."""
+    beside: tuple[str, ...] = ()
+    """References of other models in the same folder and in the folders inside it, which are not part of this one."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,6 +37,7 @@ def inspect(
     import pyarrow as pa
 
     from scanner.checkpoint import list_matrices, open_checkpoint
+    from scanner.checkpoint.formats.commands import beside_note
     from scanner.checkpoint.names import printable
     from scanner.engine.plan import decomposition_cost
 
@@ -64,6 +65,8 @@ def inspect(
             f"  {printable(copy)} may be tied with {printable(original)}: they have the same shape; "
             "scan compares their weights and skips a copy"
         )
+    if checkpoint.beside:
+        note(f"  {beside_note(checkpoint.beside)}")
     note(
         f"{checkpoint.model}: {checkpoint.format}, {checkpoint.architecture or 'no config'}, "
         f"{checkpoint.parameters:,} parameters ({checkpoint.dtype}); "

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import IO, Any, NoReturn, cast
 
-from scanner.checkpoint.formats.format import Format, WeightFiles
+from scanner.checkpoint.formats.format import Format
 from scanner.checkpoint.formats.torch_pickle import (
     MAX_PICKLE_BYTES,
     Pickle,
@@ -58,7 +58,6 @@ _MAX_NAMES_LENGTH = 2**26
 _NOT_WEIGHTS = re.compile(
     r"(?:training_args|optimizer|scheduler|scaler|rng_state\w*|random_states\w*)\.(?:bin|pt|pth|ckpt)"
 )
-_SHARD = re.compile(r"pytorch_model-\d{5}-of-\d{5}\.bin")
 
 
 class PyTorch(Format):
@@ -72,13 +71,6 @@ class PyTorch(Format):
     def recognizes(self, name: str) -> bool:
         """Tell whether a file holds weights, by its name: the state of an optimizer has the same suffixes."""
         return super().recognizes(name) and not _NOT_WEIGHTS.fullmatch(name)
-
-    def find_other(self, files: Files) -> WeightFiles | None:
-        """Return all shards of a model whose index is missing, or the only weights file."""
-        names = tuple(name for name in files.names() if self.recognizes(name))
-        if names and all(map(_SHARD.fullmatch, names)):
-            return WeightFiles(names=names)
-        return super().find_other(files)
 
     def read_file(self, files: Files, name: str) -> list[TensorEntry]:
         """Read which bytes of a file are tensors; see `read_torch_file`."""

@@ -10,6 +10,7 @@ import json
 from typing import Any, NoReturn
 
 from scanner.checkpoint.formats.format import Format, WeightFiles
+from scanner.checkpoint.formats.parts import without_variants
 from scanner.checkpoint.model import MAX_TENSORS, TensorEntry
 from scanner.checkpoint.names import printable
 from scanner.checkpoint.quantization.stored import DTYPE_BITS
@@ -33,11 +34,14 @@ class Safetensors(Format):
     single_file = "model.safetensors"
 
     def find(self, files: Files) -> WeightFiles | None:
-        """Return model.safetensors or the files of its index; without both, every .safetensors file of the folder."""
+        """Return model.safetensors or the files of its index; without both, every .safetensors file of the folder.
+
+        Copies in another precision (`x.fp16.safetensors` beside `x.safetensors`) are left out.
+        """
         found = super().find(files)
         if found is not None:
             return found
-        names = tuple(name for name in files.names() if self.recognizes(name))
+        names = without_variants(tuple(name for name in files.names() if self.recognizes(name)))
         return WeightFiles(names=names) if names else None
 
     def find_other(self, files: Files) -> None:
