@@ -46,18 +46,20 @@ def inspect(
     costs = [decomposition_cost(ref.rows, ref.cols) / 1e9 for ref in inventory.matrices]
     total = sum(costs)
     columns = ("stack", "layer", "role", "module", "head", "expert", "rows", "cols", "dtype", "role_source")
-    lines = [
-        {"tensor": printable(ref.tensor)}
-        | {name: getattr(ref, name) for name in columns}
-        | {"cost_gflop": cost, "cost_percent": 100.0 * cost / total}
-        for ref, cost in zip(inventory.matrices, costs, strict=True)
-    ]
-    lines += [{"tensor": printable(skip.tensor), "skipped": skip.reason} for skip in inventory.skipped]
+    # Columns, because a dictionary for each row takes most of the memory of large checkpoints.
+    nothing = [None] * len(inventory.skipped)
+    table: dict[str, list[object]] = {
+        "tensor": [printable(one.tensor) for one in (*inventory.matrices, *inventory.skipped)],
+        **{name: [getattr(ref, name) for ref in inventory.matrices] + nothing for name in columns},
+        "cost_gflop": [*costs, *nothing],
+        "cost_percent": [*(100.0 * cost / total for cost in costs), *nothing],
+        "skipped": [None] * len(inventory.matrices) + [skip.reason for skip in inventory.skipped],
+    }
     numbers = {name: pa.int32() for name in ("layer", "head", "expert", "rows", "cols")}
     numbers |= {name: pa.float64() for name in ("cost_gflop", "cost_percent")}
     names = ("tensor", *columns, "cost_gflop", "cost_percent", "skipped")
     schema = pa.schema([(name, numbers.get(name, pa.string())) for name in names])
-    write(pa.Table.from_pylist(lines, schema=schema), form, whole=True)
+    write(pa.table(table, schema=schema), form, whole=True)
     for reason, count in Counter(skip.reason for skip in inventory.skipped).most_common():
         note(f"  {count} skipped: {reason}")
     for copy, original in inventory.perhaps_tied:

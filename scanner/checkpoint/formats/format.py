@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from scanner.checkpoint.formats.commands import several_models
 from scanner.checkpoint.formats.parts import check_ranks, numbered_parts, without_variants
-from scanner.checkpoint.model import MAX_TENSORS, LogicalWeight, Skipped, TensorEntry
+from scanner.checkpoint.model import MAX_NAME_BYTES, MAX_TENSORS, LogicalWeight, Skipped, TensorEntry
 from scanner.checkpoint.names import printable
 from scanner.checkpoint.quantization.decoding import DECODERS, Decoder
 from scanner.checkpoint.quantization.weights import logical_weights
@@ -167,6 +167,15 @@ def check_tensor_count(count: int, name: str) -> None:
     if count > MAX_TENSORS:
         raise CheckpointError(
             f"the checkpoint has more than {MAX_TENSORS} tensors up to {printable(name)}, more than any model"
+        )
+
+
+def check_name(tensor: str, file: str) -> None:
+    """Raise CheckpointError if the name of a tensor is longer than any model's: it is repeated in every row about it."""
+    if len(tensor) > MAX_NAME_BYTES or len(tensor.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
+        raise CheckpointError(
+            f"{printable(file)} has a tensor whose name is longer than {MAX_NAME_BYTES} bytes "
+            f"('{printable(tensor)}'): no model needs such names"
         )
 
 

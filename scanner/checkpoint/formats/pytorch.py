@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import IO, Any, NoReturn, cast
 
-from scanner.checkpoint.formats.format import Format
+from scanner.checkpoint.formats.format import Format, check_name
 from scanner.checkpoint.formats.torch_pickle import (
     MAX_PICKLE_BYTES,
     Pickle,
@@ -23,7 +23,7 @@ from scanner.checkpoint.formats.torch_pickle import (
     PickleError,
     read_pickle,
 )
-from scanner.checkpoint.model import MAX_TENSORS, TensorEntry
+from scanner.checkpoint.model import MAX_NAME_BYTES, MAX_TENSORS, TensorEntry
 from scanner.checkpoint.names import printable
 from scanner.checkpoint.sources.files import ByteRange, Files
 from scanner.errors import CheckpointError
@@ -285,10 +285,13 @@ def _weights(file: str, content: Any) -> list[tuple[str, PickledTensor]]:
     found: list[tuple[str, PickledTensor]] = []
     length = 0
     for path, tensor in _tensors(content):
-        length += sum(map(len, path))
-        if len(found) == MAX_TENSORS or length > _MAX_NAMES_LENGTH:
+        own = sum(map(len, path)) + len(path)
+        length += own
+        if len(found) == MAX_TENSORS or length > _MAX_NAMES_LENGTH or own > 2 * MAX_NAME_BYTES:
             _wrong(file, "it has more tensors, or longer names of them, than any model")
-        found.append((".".join(path) or "tensor", tensor))
+        name = ".".join(path) or "tensor"
+        check_name(name, file)
+        found.append((name, tensor))
     return found
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from scanner.checkpoint.formats import Format, WeightFiles, format_of, formats
 from scanner.checkpoint.formats.commands import commands, several_models
 from scanner.checkpoint.formats.folders import check_slices_below, models_below, models_beside
-from scanner.checkpoint.formats.format import INDEX_SUFFIX
+from scanner.checkpoint.formats.format import INDEX_SUFFIX, check_name
 from scanner.checkpoint.formats.parts import MAX_PARTS, check_ranks, is_rank, numbered_parts
 from scanner.checkpoint.model import TensorEntry
 from scanner.checkpoint.names import is_plain_name, printable
@@ -233,6 +233,7 @@ def _check_pointers(files: Files, names: Sequence[str]) -> None:
 def _check_places(tensors: Sequence[TensorEntry], weight_map: Mapping[str, str], index: str | None) -> None:
     places: dict[str, str] = {}
     for entry in tensors:
+        check_name(entry.name, entry.file)
         other = places.setdefault(entry.name, entry.file)
         if other != entry.file:
             raise CheckpointError(
