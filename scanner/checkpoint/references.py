@@ -155,8 +155,10 @@ def _on_the_hub(reference: str) -> Place:
     found = parse_hub_reference(reference)
     commit = find_commit(found)
     source = f"hf://{commit.repository}@{commit.commit}"
+    # An address may end with a query; the path in any other reference may contain every character.
+    written = urlsplit(reference).path if reference.lower().startswith("http") else reference
     if found.path:
-        source += f"/{found.path}" if _names_a_file(re.split("[?#]", reference)[0]) else f"/{found.path}/"
+        source += f"/{found.path}" if _names_a_file(written) else f"/{found.path}/"
     if commit.sizes is not None:
         hub_files(source).listed(commit.sizes)
     model = "/".join(filter(None, [commit.repository, _without_suffix(found.path)]))

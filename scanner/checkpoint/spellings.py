@@ -66,7 +66,9 @@ def hub_spelling(reference: str, suffixes: Sequence[str]) -> str:
     if cached := _CACHE_FOLDER.fullmatch(text):
         return "hf://" + cached["name"].replace("--", "/", 1)
     if "://" not in text:
-        text = text.partition("?")[0].rstrip("/") if not text.startswith(("/", "./", "../", "~")) else text
+        if not text.startswith(("/", "./", "../", "~")):
+            # The query of an address, unless it is the name of a file.
+            text = (text if text.endswith(tuple(suffixes)) else text.partition("?")[0]).rstrip("/")
         if _PAGE.fullmatch(text):
             text = f"https://huggingface.co/{text}"
         elif file := _FILE_AFTER_COLON.fullmatch(text):

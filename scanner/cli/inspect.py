@@ -47,9 +47,10 @@ def inspect(
     total = sum(costs)
     columns = ("stack", "layer", "role", "module", "head", "expert", "rows", "cols", "dtype", "role_source")
     # Columns, because a dictionary for each row takes most of the memory of large checkpoints.
+    tensors = [*(ref.tensor for ref in inventory.matrices), *(skip.tensor for skip in inventory.skipped)]
     nothing = [None] * len(inventory.skipped)
     table: dict[str, list[object]] = {
-        "tensor": [printable(one.tensor) for one in (*inventory.matrices, *inventory.skipped)],
+        "tensor": [printable(name) for name in tensors],
         **{name: [getattr(ref, name) for ref in inventory.matrices] + nothing for name in columns},
         "cost_gflop": [*costs, *nothing],
         "cost_percent": [*(100.0 * cost / total for cost in costs), *nothing],
