@@ -170,7 +170,7 @@ def _web_page(reference: str) -> Place:
 
     parts = urlsplit(reference)
     host = parts.hostname or ""
-    if host in constants.HF_URL_HOSTS or reference.startswith(f"{constants.ENDPOINT}/"):
+    if host in constants.HF_URL_HOSTS:
         return _on_the_hub(reference)
     model = _MIRRORED.match(parts.path)
     if model is not None and _MIRROR.search(host):
