@@ -27,6 +27,12 @@ ROLES = (
 MAX_TENSORS = 500_000
 """Limit for the tensors of a checkpoint: the largest quantized mixtures of experts have some 300,000."""
 
+MAX_NAME_BYTES = 4096
+"""Limit for the name of a tensor, which is repeated in every row about it."""
+
+MAX_DIMENSIONS = 64
+"""Limit for the dimensions of a tensor, as PyTorch has it."""
+
 MAX_MATRICES = 500_000
 """Limit for the matrices of a checkpoint, with every head and expert counted."""
 
@@ -34,7 +40,7 @@ VOCABULARY_ROLES = frozenset({"embedding", "lm_head"})
 """Roles with one row per token (or position): large, and analyzed only on request."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TensorEntry:
     """One tensor as its file stores it.
 
@@ -89,9 +95,11 @@ class Checkpoint:
     tensors: tuple[TensorEntry, ...]
     base: "Checkpoint | None" = None
     """The checkpoint that is subtracted, for `delta:BASE..TUNED`."""
+    beside: tuple[str, ...] = ()
+    """References of other models in the same folder and in the folders inside it, which are not part of this one."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LogicalWeight:
     """One weight of a model: a tensor of numbers, decoded from one or more stored tensors.
 
@@ -145,7 +153,7 @@ class MatrixKey(NamedTuple):
     expert: int | None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class MatrixRef:
     """One matrix to analyze, with `rows` = out_features and `cols` = in_features.
 
@@ -192,7 +200,7 @@ class MatrixRef:
         return f"{readable}-{digest}" if readable else digest
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Skipped:
     """A tensor that is not analyzed, and why."""
 

@@ -70,6 +70,7 @@ def scan(
 def _show(report: ScanReport, form: Format) -> None:
     import pyarrow as pa
 
+    from scanner.checkpoint.formats.commands import beside_note
     from scanner.checkpoint.names import printable
 
     scanned = [model for model in report.models if model.error is None]
@@ -91,6 +92,8 @@ def _show(report: ScanReport, form: Format) -> None:
     for model in scanned:
         for reason, tensors in sorted(model.skipped.items(), key=lambda item: -len(item[1])):
             note(f"  {model.model}: {len(tensors)} skipped: {reason}")
+        if model.beside:
+            note(f"  {model.model}: {beside_note(model.beside)}")
         if model.failed:
             note(
                 f'  {model.model}: {model.failed} FAILED; see: rmtscan sql "SELECT * FROM failures" --store {report.store}'

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from types import ModuleType
 from typing import Any
@@ -245,6 +245,8 @@ class ModelReport:
     """False if the store already had this scan."""
     error: ScannerError | None = None
     """Why the reference cannot be scanned."""
+    beside: tuple[str, ...] = ()
+    """References of other models in the same folder, which are not part of this one."""
 
     @property
     def analyzed(self) -> int:
@@ -318,6 +320,7 @@ class ScanWork(Work):
         self.reports: dict[str, ModelReport] = {}
         self.shapes: set[tuple[int, int]] = set()
         self.environment: dict[str, Any] = {}
+        self.beside: dict[str, tuple[str, ...]] = {}
 
     @property
     def names(self) -> list[str]:
@@ -336,6 +339,7 @@ class ScanWork(Work):
 
     def add_opened(self, reference: str, checkpoint: Checkpoint, *, force: bool) -> None:
         """Queue what an opened checkpoint lacks."""
+        self.beside[reference] = checkpoint.beside
         try:
             inventory = list_matrices(checkpoint, self.method.selection, compare_bytes=False)
             if not inventory.matrices:
@@ -515,6 +519,7 @@ class ScanWork(Work):
         job.writer.clean_up()
 
     def _report(self, report: ModelReport) -> None:
+        report = replace(report, beside=self.beside.get(report.reference, ()))
         self.reports[report.reference] = report
         self.observer.model_done(report)
 

@@ -375,3 +375,11 @@ def without_reading(list_matrices: Any) -> Any:
         return list_matrices(checkpoint, selection, compare_bytes=False)
 
     return checked
+
+
+def test_the_report_names_models_that_the_folder_also_holds(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "model", {"encoder.layer.0.attention.self.query.weight": torch.randn(8, 8)})
+    dense = checkpoint(tmp_path / "model" / "2_Dense", {"linear.weight": torch.randn(4, 8)})
+    for new in (True, False):
+        (model,) = scanned(str(tmp_path / "model"), tmp_path / "store", pool=ONE).report.models
+        assert (model.new, model.beside) == (new, (dense,))

@@ -5,7 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from scanner.checkpoint.model import MAX_TENSORS, LogicalWeight, Skipped, TensorEntry
+from scanner.checkpoint.formats.commands import several_models
+from scanner.checkpoint.formats.parts import check_ranks, numbered_parts, without_variants
+from scanner.checkpoint.model import MAX_NAME_BYTES, MAX_TENSORS, LogicalWeight, Skipped, TensorEntry
 from scanner.checkpoint.names import printable
 from scanner.checkpoint.quantization.decoding import DECODERS, Decoder
 from scanner.checkpoint.quantization.weights import logical_weights
@@ -71,7 +73,10 @@ class Format(ABC):
         return bool(self.suffixes) and name.endswith(self.suffixes)
 
     def parts(self, name: str) -> tuple[str, ...]:
-        """Return the names of all files of the model that the weights file `name` is a part of, in order."""
+        """Return the names of all files of the model that the weights file `name` is a part of, in order.
+
+        Only needed for conventions of the format: `...-00001-of-00003...` means three files in every format.
+        """
         return (name,)
 
     def find(self, files: Files) -> WeightFiles | None:
@@ -92,13 +97,14 @@ class Format(ABC):
         Raises:
             CheckpointError: the folder holds several models.
         """
-        names = [name for name in files.names() if self.recognizes(name)]
+        names = tuple(name for name in files.names() if self.recognizes(name))
         if not names:
             return None
-        parts = self.parts(names[0])
-        if set(names) - set(parts):
-            shown = ", ".join(map(printable, names[:20])) + (", ..." if len(names) > 20 else "")
-            raise CheckpointError(f"{files.place} holds several models ({shown}): name the file to scan")
+        check_ranks(names, names)
+        main = without_variants(names)
+        parts = numbered_parts(main[0], names.__contains__)
+        if set(main) - set(parts):
+            raise CheckpointError(several_models(files, main))
         return WeightFiles(names=parts)
 
     def claims(self, files: Files, names: Sequence[str]) -> bool:
@@ -161,6 +167,15 @@ def check_tensor_count(count: int, name: str) -> None:
     if count > MAX_TENSORS:
         raise CheckpointError(
             f"the checkpoint has more than {MAX_TENSORS} tensors up to {printable(name)}, more than any model"
+        )
+
+
+def check_name(tensor: str, file: str) -> None:
+    """Raise CheckpointError if the name of a tensor is longer than any model's: it is repeated in every row about it."""
+    if len(tensor) > MAX_NAME_BYTES or len(tensor.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
+        raise CheckpointError(
+            f"{printable(file)} has a tensor whose name is longer than {MAX_NAME_BYTES} bytes "
+            f"('{printable(tensor)}'): no model needs such names"
         )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import IO, Any, NoReturn, cast
 
-from scanner.checkpoint.formats.format import Format, WeightFiles
+from scanner.checkpoint.formats.format import Format, check_name
 from scanner.checkpoint.formats.torch_pickle import (
     MAX_PICKLE_BYTES,
     Pickle,
@@ -23,7 +23,7 @@ from scanner.checkpoint.formats.torch_pickle import (
     PickleError,
     read_pickle,
 )
-from scanner.checkpoint.model import MAX_TENSORS, TensorEntry
+from scanner.checkpoint.model import MAX_NAME_BYTES, MAX_TENSORS, TensorEntry
 from scanner.checkpoint.names import printable
 from scanner.checkpoint.sources.files import ByteRange, Files
 from scanner.errors import CheckpointError
@@ -58,7 +58,6 @@ _MAX_NAMES_LENGTH = 2**26
 _NOT_WEIGHTS = re.compile(
     r"(?:training_args|optimizer|scheduler|scaler|rng_state\w*|random_states\w*)\.(?:bin|pt|pth|ckpt)"
 )
-_SHARD = re.compile(r"pytorch_model-\d{5}-of-\d{5}\.bin")
 
 
 class PyTorch(Format):
@@ -72,13 +71,6 @@ class PyTorch(Format):
     def recognizes(self, name: str) -> bool:
         """Tell whether a file holds weights, by its name: the state of an optimizer has the same suffixes."""
         return super().recognizes(name) and not _NOT_WEIGHTS.fullmatch(name)
-
-    def find_other(self, files: Files) -> WeightFiles | None:
-        """Return all shards of a model whose index is missing, or the only weights file."""
-        names = tuple(name for name in files.names() if self.recognizes(name))
-        if names and all(map(_SHARD.fullmatch, names)):
-            return WeightFiles(names=names)
-        return super().find_other(files)
 
     def read_file(self, files: Files, name: str) -> list[TensorEntry]:
         """Read which bytes of a file are tensors; see `read_torch_file`."""
@@ -293,10 +285,13 @@ def _weights(file: str, content: Any) -> list[tuple[str, PickledTensor]]:
     found: list[tuple[str, PickledTensor]] = []
     length = 0
     for path, tensor in _tensors(content):
-        length += sum(map(len, path))
-        if len(found) == MAX_TENSORS or length > _MAX_NAMES_LENGTH:
+        own = sum(map(len, path)) + len(path)
+        length += own
+        if len(found) == MAX_TENSORS or length > _MAX_NAMES_LENGTH or own > 2 * MAX_NAME_BYTES:
             _wrong(file, "it has more tensors, or longer names of them, than any model")
-        found.append((".".join(path) or "tensor", tensor))
+        name = ".".join(path) or "tensor"
+        check_name(name, file)
+        found.append((name, tensor))
     return found
 
 

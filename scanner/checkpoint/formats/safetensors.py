@@ -9,11 +9,13 @@ import itertools
 import json
 from typing import Any, NoReturn
 
-from scanner.checkpoint.formats.format import Format, WeightFiles
-from scanner.checkpoint.model import MAX_TENSORS, TensorEntry
+from scanner.checkpoint.formats.format import Format, WeightFiles, check_name
+from scanner.checkpoint.formats.parts import without_variants
+from scanner.checkpoint.model import MAX_DIMENSIONS, MAX_TENSORS, TensorEntry
 from scanner.checkpoint.names import printable
 from scanner.checkpoint.quantization.stored import DTYPE_BITS
 from scanner.checkpoint.sources.files import Files
+from scanner.checkpoint.sources.json_object import check_json_size
 from scanner.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000
@@ -33,11 +35,14 @@ class Safetensors(Format):
     single_file = "model.safetensors"
 
     def find(self, files: Files) -> WeightFiles | None:
-        """Return model.safetensors or the files of its index; without both, every .safetensors file of the folder."""
+        """Return model.safetensors or the files of its index; without both, every .safetensors file of the folder.
+
+        Copies in another precision (`x.fp16.safetensors` beside `x.safetensors`) are left out.
+        """
         found = super().find(files)
         if found is not None:
             return found
-        names = tuple(name for name in files.names() if self.recognizes(name))
+        names = without_variants(tuple(name for name in files.names() if self.recognizes(name)))
         return WeightFiles(names=names) if names else None
 
     def find_other(self, files: Files) -> None:
@@ -102,6 +107,7 @@ def _entry(tensor: str, info: Any, file: str, data_start: int) -> TensorEntry:
     def wrong(what: str) -> NoReturn:
         raise CheckpointError(f"the header of {printable(file)} is damaged: tensor '{printable(tensor)}' {what}")
 
+    check_name(tensor, file)
     if not _is_text(tensor):
         wrong("has a name that is not Unicode text")
     if not isinstance(info, dict):
@@ -122,6 +128,8 @@ def _entry(tensor: str, info: Any, file: str, data_start: int) -> TensorEntry:
         bound *= max(extent, 1)
         if bound > _MAX_ENTRIES:
             wrong("has a shape larger than any file")
+    if len(shape) > MAX_DIMENSIONS:
+        wrong(f"has {len(shape)} dimensions, more than any tensor")
     bits = entries * DTYPE_BITS[dtype]
     if end - begin != bits // 8 or bits % 8:
         wrong(f"has {end - begin} bytes where dtype {dtype} and shape {_shape_text(shape)} need {-(-bits // 8)}")
@@ -142,6 +150,8 @@ def _check_metadata(metadata: Any, shown: str) -> None:
 def _parse_json(data: bytes, shown: str) -> dict[str, Any]:
     if not data.startswith(b"{"):
         raise CheckpointError(f"{shown} is not a safetensors file: its header does not begin with a JSON object")
+    # A tensor has about ten values: its name, dtype, shape and offsets. Too many tensors are counted below.
+    check_json_size(data, f"the header of {shown}", max_values=40 * MAX_TENSORS, max_lists=5 * MAX_TENSORS)
     objects = itertools.count(1)
 
     def one_more(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

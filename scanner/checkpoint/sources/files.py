@@ -46,6 +46,9 @@ class Files(Protocol):
     def folder(self, name: str) -> "Files":
         """Return the files in one of the folders."""
 
+    def neighbors(self) -> tuple[str, ...]:
+        """Return the names of the folders beside this one and its own, sorted; none for the top of a repository."""
+
     def has(self, name: str) -> bool:
         """Tell whether there is a file of this name."""
 

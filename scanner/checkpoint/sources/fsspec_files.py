@@ -54,6 +54,11 @@ class FsspecFiles(RemoteFiles):
         """Return the files in one of the folders."""
         return FsspecFiles(f"{self.source.rpartition('/')[0]}/{self._checked(name)}/")
 
+    def neighbors(self) -> tuple[str, ...]:
+        """Return the names of the folders beside this one and its own, sorted."""
+        above = self._root.rpartition("/")[0]
+        return self._entries("directory", above) if above else ()
+
     def has(self, name: str) -> bool:
         """Tell whether there is a file of this name."""
         if not is_plain_name(name):
@@ -94,14 +99,15 @@ class FsspecFiles(RemoteFiles):
             f"only models on the Hugging Face Hub can be downloaded (download): copy {self.place} to a local folder and open that"
         )
 
-    def _entries(self, kind: str) -> tuple[str, ...]:
+    def _entries(self, kind: str, root: str = "") -> tuple[str, ...]:
+        folder = root or self._root
         with _reported(self.place):
-            entries = with_retries(partial(self._store.ls, self._root, detail=True))
+            entries = with_retries(partial(self._store.ls, folder, detail=True))
         # A store may list the folder itself, as an empty file.
         names = {
             str(entry["name"]).rstrip("/").rpartition("/")[2]
             for entry in entries
-            if entry["type"] == kind and str(entry["name"]).rstrip("/") != self._root
+            if entry["type"] == kind and str(entry["name"]).rstrip("/") != folder
         }
         return tuple(sorted(name for name in names if is_plain_name(name)))
 

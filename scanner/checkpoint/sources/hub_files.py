@@ -94,6 +94,13 @@ class HubFiles(RemoteFiles):
         path = self._path(name)
         return hub_files(f"hf://{self.repository}@{self._commit}/{path}/")
 
+    def neighbors(self) -> tuple[str, ...]:
+        """Return the names of the folders beside this one and its own, sorted; none for the top of the repository."""
+        if not self._folder:
+            return ()
+        above = self._folder.rpartition("/")[0]
+        return hub_files(f"hf://{self.repository}@{self._commit}/{above}{'/' if above else ''}").folders()
+
     def has(self, name: str) -> bool:
         """Tell whether there is a file of this name."""
         if not is_plain_name(name):

@@ -10,6 +10,7 @@ from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from scanner.checkpoint.names import is_plain_name, printable
+from scanner.checkpoint.sources.hub_cache import cached_commits
 from scanner.checkpoint.sources.hub_errors import hub_errors
 from scanner.checkpoint.sources.retry import with_retries
 from scanner.errors import CheckpointError
@@ -77,6 +78,8 @@ def find_commit(reference: HubReference) -> Commit:
         return Commit(repository=repository, commit=revision, sizes=None)
     if not constants.is_offline_mode():
         return look_up(repository, revision)
+    if revision is not None and (commits := cached_commits(repository, revision)):
+        return Commit(repository=repository, commit=commits[0], sizes=None)
     with hub_errors(repository, revision=revision):
         found = HfApi().resolve_revision(
             repository, revision=revision, cache_dir=constants.HF_HUB_CACHE, local_files_only=True

@@ -61,6 +61,11 @@ class LocalFiles:
             raise CheckpointError(f"'{printable(name)}' is not the name of a folder inside {self.place}: not read")
         return LocalFiles(str(self.root / name))
 
+    def neighbors(self) -> tuple[str, ...]:
+        """Return the names of the folders beside this one and its own, sorted."""
+        with _reported(self.root.name):
+            return tuple(sorted(path.name for path in self.root.parent.iterdir() if path.is_dir()))
+
     def has(self, name: str) -> bool:
         """Tell whether there is a regular file of this name."""
         with _reported(name):
