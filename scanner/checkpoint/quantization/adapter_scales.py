@@ -26,6 +26,7 @@ _USUAL_ALPHA = 8
 _LARGEST = 1e30
 _DIFFUSERS_FILE = "pytorch_lora_weights."
 _DIFFUSERS_PARTS = (
+    "diffusion_model",
     "transformer",
     "transformer_2",
     "unet",

@@ -11,7 +11,7 @@ Delta W = scale B A, with B (out x r) and A (r x in). Source: Hu et al., arXiv 2
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,6 @@ _FACTOR = re.compile(
 )
 # Parameters of other methods, and of variants of LoRA whose change is more than a product.
 _PARAMETER = re.compile(r"(?:lora|dora|hada|lokr|boft|oft|ia3|vera)_\w+", re.IGNORECASE)
-_MAGNITUDES = ("lora_magnitude_vector", "dora_scale", "lora_m")
 _SIDES = {"A": "A", "a": "A", "down": "A", "B": "B", "b": "B", "up": "B"}
 _BASE_LAYER = ".base_layer"
 _ALPHAS = FLOATS | {"I32", "I64"}
@@ -66,7 +65,7 @@ class _Group:
 
 
 def low_rank_weights(
-    tensors: Sequence[TensorEntry], config: Mapping[str, Any]
+    tensors: Sequence[TensorEntry], config: Mapping[str, Any], checkpoint: Sequence[TensorEntry]
 ) -> tuple[list[LogicalWeight], dict[str, str]]:
     """Return the changes that adapters make to weights, and why the other tensors of adapters are skipped, by name.
 
@@ -77,8 +76,9 @@ def low_rank_weights(
     model describes its stored weights.
 
     Args:
-        tensors: the tensors of one checkpoint, with distinct names.
-        config: what is known about it; see `adapter_scales`.
+        tensors: the tensors that may be factors.
+        config: what is known about the checkpoint; see `adapter_scales`.
+        checkpoint: all tensors of the checkpoint, with distinct names.
 
     Raises:
         CheckpointError: the config contradicts itself.
@@ -87,10 +87,8 @@ def low_rank_weights(
     if not groups and not skipped:
         return [], {}
     by_name = {entry.name: entry for entry in tensors}
-    bases = {_module(entry.name) for entry in tensors if len(entry.shape) > 1 and not _FACTOR.fullmatch(entry.name)}
-    magnitudes = {
-        entry.name.partition(f".{word}")[0] for entry in tensors for word in _MAGNITUDES if f".{word}" in entry.name
-    }
+    bases = _bases(checkpoint)
+    more = {entry.name.partition(f".{word}")[0]: word for entry in tensors if (word := _parameter(entry.name))}
     several = len({group.adapter for group in groups}) > 1
     scales = adapter_scales(
         config,
@@ -99,15 +97,16 @@ def low_rank_weights(
         files={entry.file for entry in tensors},
     )
     weights: list[LogicalWeight] = []
-    taken = set(by_name)
+    taken = {entry.name for entry in checkpoint}
     for group, factors in groups.items():
         alpha = by_name.get(f"{group.module}.alpha")
         parts = [entry for side in factors.values() for entry in side] + ([alpha] if alpha is not None else [])
         reason = ""
-        if {group.module, f"{group.module}{_BASE_LAYER}"} & bases or group.module in by_name:
+        if _has_base(group.module, bases):
             reason = f"low-rank change of {group.shown}, not merged into it: merge it, or save the adapter alone, and scan that"
-        elif group.module in magnitudes:
-            reason = f"DoRA: the change of {group.shown} depends on the base model's weights; {MERGE}"
+        elif group.module in more:
+            what = printable(more[group.module])
+            reason = f"the change of {group.shown} is more than the product of two factors ({what}): {MERGE}"
         else:
             try:
                 weight = _product(group, factors, alpha, scales, several=several)
@@ -128,10 +127,14 @@ def low_rank_weights(
 
 
 def holds_factors(tensors: Sequence[TensorEntry]) -> bool:
-    """Tell whether the two-dimensional tensors of a checkpoint are factors of adapters, apart from a few."""
+    """Tell whether most matrices of a checkpoint are factors of adapters, without the weights that they change."""
     matrices = [entry for entry in tensors if len(entry.shape) == 2]
-    factors = sum(_matched(entry.name) is not None for entry in matrices)
-    return 2 * factors > len(matrices)
+    found = [match for entry in matrices if (match := _matched(entry.name)) is not None]
+    if 2 * len(found) <= len(matrices):
+        return False
+    bases = _bases(tensors)
+    alone = sum(not _has_base(match["module"], bases) for match in found)
+    return 2 * alone > len(matrices)
 
 
 def without_base_layer(weight: LogicalWeight, taken: set[str]) -> str:
@@ -176,8 +179,7 @@ def _grouped(
     for entry in tensors:
         found = _matched(entry.name)
         if found is None:
-            word = next((part for part in entry.name[:_MAX_LENGTH].split(".") if _PARAMETER.fullmatch(part)), None)
-            if word is not None:
+            if word := _parameter(entry.name):
                 skipped[entry.name] = (
                     f"parameter of an adapter ({printable(word)}) that is not a product of two factors: {MERGE}"
                 )
@@ -193,6 +195,27 @@ def _grouped(
         else:
             groups[group][_SIDES[name]].append(entry)
     return groups, skipped
+
+
+def _bases(tensors: Sequence[TensorEntry]) -> set[str]:
+    """Return the matrices that are no factors, and the modules that they are in."""
+    names = [entry.name for entry in tensors if len(entry.shape) > 1 and not _of_adapter(entry.name)]
+    return {*names, *map(_module, names)}
+
+
+def _has_base(module: str, bases: Set[str]) -> bool:
+    return module in bases or f"{module}{_BASE_LAYER}" in bases
+
+
+def _of_adapter(name: str) -> bool:
+    return _matched(name) is not None or _parameter(name) is not None
+
+
+def _parameter(name: str) -> str | None:
+    """Return the component of a name that is a parameter of an adapter other than two factors, or None."""
+    if _matched(name) is not None:
+        return None
+    return next((part for part in name[:_MAX_LENGTH].split(".")[1:][-3:] if _PARAMETER.fullmatch(part)), None)
 
 
 def _matched(name: str) -> re.Match[str] | None:

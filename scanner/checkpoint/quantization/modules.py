@@ -9,7 +9,7 @@ they are and how many there are.
 import re
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from itertools import takewhile
 from math import prod
 
@@ -20,6 +20,7 @@ from scanner.checkpoint.quantization.parts import FLOATS
 from scanner.checkpoint.quantization.stored import DTYPE_BITS
 
 _LONG = frozenset({"I64", "U64"})
+_WORDS = _LONG | {"I32", "U32"}
 # Biases belong to every kind of module; positions and masks are integers in modules that are not quantized.
 _BIAS = re.compile(r"(?:^|[._])bias\Z")
 _NO_CODES = re.compile(r"(?:^|_)(?:ids?|index|mask|positions?|tokens?|bias|tracked|steps?)\Z")
@@ -33,7 +34,7 @@ _MAX_PARTS = 64
 def foreign_modules(
     tensors: Sequence[TensorEntry],
     weights: Mapping[str, LogicalWeight],
-    parts: Collection[str],
+    parts: Set[str],
     dtypes: Collection[str],
 ) -> dict[str, str]:
     """Return the tensors of modules of codes that are not decoded, each with the reason: one for each module.
@@ -41,7 +42,7 @@ def foreign_modules(
     Args:
         tensors: the tensors of one checkpoint, with distinct names.
         weights: what was found so far, by the name of the main tensor.
-        parts: names of the tensors that these weights are decoded from, besides the main tensors.
+        parts: names of the tensors of quantized weights of known methods, whether or not they are decoded.
         dtypes: stored dtypes that the format decodes: their tensors are no codes.
     """
     modules: dict[str, list[TensorEntry]] = defaultdict(list)
@@ -69,10 +70,16 @@ def foreign_modules(
         else:
             codes = _main(codes, floats)
             # Some methods keep codebooks in a module of their own.
-            below = [] if not codes else _belonging(codes, direct, inside.get(module, ()))
+            inner = [entry for entry in inside.get(module, ()) if entry.name not in parts]
+            below = _belonging(codes, direct, inner) if codes else []
             members += below
             beside = [*floats, *(entry for entry in below if entry.dtype in FLOATS)]
-        if codes and beside:
+            if codes and not beside and not parts & {entry.name for entry in direct}:
+                beside = _small(modules.get(_module(module), ()), codes)
+                members += beside
+        # Where nothing would be analyzed, and only single numbers stand beside, the reasons given so far say more.
+        listed = any(entry.name in weights and len(entry.shape) > 1 for entry in members)
+        if codes and beside and (listed or any(prod(entry.shape) > 1 for entry in beside)):
             reason = _reason(module, codes, beside)
             found |= {entry.name: reason for entry in members}
     return found
@@ -96,10 +103,11 @@ def _main(codes: Sequence[TensorEntry], floats: Sequence[TensorEntry]) -> list[T
     """Return the codes if they are the main tensors of their module, else nothing."""
     entries = sum(prod(entry.shape) for entry in codes)
     bits = sum(prod(entry.shape) * DTYPE_BITS.get(entry.dtype, 8) for entry in codes)
+    tables = all(entry.dtype in _WORDS or len(entry.shape) < 2 for entry in codes)
     for entry in floats:
         size = prod(entry.shape)
-        # There is no weight of less than one bit, and none beside a weight that is larger than itself.
-        if size > bits:
+        # Words and lists may also index a weight, which they could not hold: there are no codes of less than one bit.
+        if size > bits and tables:
             return []
         if _is_weight(entry) and (size >= entries or not any(_fits(one, [entry]) for one in codes)):
             return []
@@ -132,6 +140,16 @@ def _belonging(
     )
     smaller = sum(entry.size for entry in ordinary) <= sum(entry.size for entry in codes)
     return list(below) if ordinary and (described or smaller) else []
+
+
+def _small(outer: Sequence[TensorEntry], codes: Sequence[TensorEntry]) -> list[TensorEntry]:
+    """Return matrices of the outer module that are no weights beside codes whose scales are nowhere else."""
+    entries = sum(prod(entry.shape) for entry in codes)
+    return [
+        entry
+        for entry in outer
+        if entry.dtype in FLOATS and len(entry.shape) > 1 and prod(entry.shape) * _SMALLEST_GROUP // 2 <= entries
+    ]
 
 
 def _with_prefix(ordered: Sequence[str], prefix: str) -> Iterator[str]:

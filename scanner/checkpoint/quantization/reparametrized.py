@@ -29,22 +29,27 @@ _OLD_PARTS = ("_g", "_v", "_orig", "_u", "_mask")
 _WHAT_TO_DO = "remove the parametrization (torch.nn.utils.parametrize.remove_parametrizations) and save the model again"
 
 
-def reparametrized_weights(tensors: Sequence[TensorEntry]) -> tuple[list[LogicalWeight], dict[str, str]]:
+def reparametrized_weights(
+    tensors: Sequence[TensorEntry], config: Mapping[str, Any], checkpoint: Sequence[TensorEntry]
+) -> tuple[list[LogicalWeight], dict[str, str]]:
     """Return the weights under weight norm, and why the other tensors of parametrizations are skipped, by name.
 
     A tensor in neither is not part of a parametrization.
 
     Args:
-        tensors: the tensors of one checkpoint, with distinct names.
+        tensors: the tensors that may be parts of a parametrization.
+        config: of the checkpoint; it says nothing about parametrizations.
+        checkpoint: all tensors of the checkpoint, with distinct names.
     """
     by_name = {entry.name: entry for entry in tensors}
+    taken = {entry.name for entry in checkpoint}
     weights: list[LogicalWeight] = []
     skipped: dict[str, str] = {}
     for name, parts in _grouped(by_name).items():
         norm, direction = parts.get("g"), parts.get("v")
         if norm is not None and direction is not None and set(parts) == {"g", "v"}:
             axis = _axis(norm, direction)
-            if axis is not None and name not in by_name:
+            if axis is not None and name not in taken:
                 weights.append(
                     LogicalWeight(
                         name=name,

@@ -60,10 +60,12 @@ def logical_weights(
     """
     by_name = {entry.name: entry for entry in tensors}
     settings = quantization_settings(config)
-    skipped = _foreign(tensors, settings)
+    refused = _foreign(tensors, settings)
+    skipped = dict(refused)
     found: dict[str, LogicalWeight] = {}
-    rest = [entry for entry in tensors if entry.name not in skipped]
-    for weights, reasons in (low_rank_weights(rest, config), reparametrized_weights(rest)):
+    for combine in (reparametrized_weights, low_rank_weights):
+        rest = [entry for entry in tensors if entry.name not in found and entry.name not in skipped]
+        weights, reasons = combine(rest, config, tensors)
         found |= {weight.entry.name: weight for weight in weights}
         skipped |= reasons
     composed = found.keys() | skipped.keys()
@@ -85,7 +87,6 @@ def logical_weights(
             outcome = ""
         for kind, companion in parts.companions:
             skipped.setdefault(companion.name, f"{PART_NAMES[kind]} of {printable(parts.name)}{outcome}")
-    explained = set(skipped)
     for entry in tensors:
         if entry.name in found or entry.name in skipped:
             continue
@@ -100,8 +101,8 @@ def logical_weights(
                 entry=entry,
                 codec=codecs.get(entry.dtype, ""),
             )
-    foreign = foreign_modules(tensors, found, companions, codecs)
-    skipped |= {name: reason for name, reason in foreign.items() if name not in explained}
+    foreign = foreign_modules(tensors, found, companions | {parts.entry.name for parts in groups}, codecs)
+    skipped |= {name: reason for name, reason in foreign.items() if name not in refused}
     for name in foreign.keys() & found.keys():
         weight = found.pop(name)
         skipped |= {entry.name: foreign[name] for entry in (weight.entry, *(part for _, part in weight.companions))}
