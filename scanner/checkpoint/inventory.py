@@ -63,8 +63,8 @@ def _list_by_headers(checkpoint: Checkpoint, selection: Selection) -> Inventory:
     form = get_format(checkpoint.format)
     weights, parts = form.weights(checkpoint.tensors, checkpoint.config)
     layout = form.layout(checkpoint.config, checkpoint.architecture, weights)
-    stack_of = layout.stacks(weight.name for weight in weights)
-    places = [layout.place(weight.name) for weight in weights]
+    stack_of = layout.stacks(weight.name_in_model for weight in weights)
+    places = [layout.place(weight.name_in_model) for weight in weights]
     # Checked before the matrices are made: a stack takes a few bytes in a header and becomes thousands of matrices.
     _check_count(
         weight.shape[0]
@@ -78,7 +78,7 @@ def _list_by_headers(checkpoint: Checkpoint, selection: Selection) -> Inventory:
         reason = _not_a_matrix(weight, place)
         if reason is None:
             try:
-                refs = matrices_of(weight, place, layout, stack_of.get(weight.name))
+                refs = matrices_of(weight, place, layout, stack_of.get(weight.name_in_model))
             except CheckpointError as error:
                 reason = str(error)
             else:

@@ -111,6 +111,8 @@ class LogicalWeight:
         codec: name of the decoder; empty if the numbers are stored in the dtype of `entry`.
         companions: (kind, tensor) of the other stored tensors that the decoder needs (scales, zero points).
         settings: parameters of the decoder.
+        place: name of the weight in the model that it belongs to, if that is not `name`: two adapters change the same
+            weight, and some tools write names without dots.
     """
 
     name: str
@@ -120,6 +122,12 @@ class LogicalWeight:
     codec: str = ""
     companions: tuple[tuple[str, TensorEntry], ...] = ()
     settings: tuple[tuple[str, int | float | str], ...] = ()
+    place: str = ""
+
+    @property
+    def name_in_model(self) -> str:
+        """The name that says where in the model the weight is."""
+        return self.place or self.name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,18 +7,24 @@ tensors cover the data without a gap or an overlap.
 
 import itertools
 import json
+import re
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from scanner.checkpoint.formats.format import Format, WeightFiles, check_name
+from scanner.checkpoint.formats.format import Format, Headers, WeightFiles, check_name
 from scanner.checkpoint.formats.parts import without_variants
 from scanner.checkpoint.model import MAX_DIMENSIONS, MAX_TENSORS, TensorEntry
 from scanner.checkpoint.names import printable
+from scanner.checkpoint.quantization.adapter_scales import DIFFUSERS_METADATA
+from scanner.checkpoint.quantization.low_rank import holds_factors
 from scanner.checkpoint.quantization.stored import DTYPE_BITS
 from scanner.checkpoint.sources.files import Files
 from scanner.checkpoint.sources.json_object import check_json_size
 from scanner.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000
+_MAX_ADAPTER_METADATA = 2**20
+_STEP = re.compile(r"\d+_(?P<last>adapters\.safetensors)")
 
 # More entries than any file can hold. It also limits the size of products over untrusted shapes.
 _MAX_ENTRIES = 2**56
@@ -43,10 +49,19 @@ class Safetensors(Format):
         if found is not None:
             return found
         names = without_variants(tuple(name for name in files.names() if self.recognizes(name)))
+        # mlx_lm keeps `0000100_adapters.safetensors`, the same adapter at an earlier step, beside `adapters.safetensors`.
+        names = tuple(name for name in names if (step := _STEP.fullmatch(name)) is None or step["last"] not in names)
         return WeightFiles(names=names) if names else None
 
     def find_other(self, files: Files) -> None:
         """Return None: `find` leaves no file."""
+
+    def read_headers(self, files: Files, names: Sequence[str]) -> Headers:
+        """Read the headers of all weights files; for an adapter of diffusers also the description in its metadata."""
+        found = super().read_headers(files, names)
+        if not holds_factors(found.tensors):
+            return found
+        return Headers(tensors=found.tensors, config=_adapter_metadata(files, names[0]))
 
     def read_file(self, files: Files, name: str) -> list[TensorEntry]:
         """Read the header of a file; see `read_header`."""
@@ -78,6 +93,24 @@ def read_header(files: Files, name: str) -> list[TensorEntry]:
         )
     header = _parse_json(files.read(name, 8, length), shown)
     return _checked_entries(header, name, data_start=8 + length, file_size=file_size)
+
+
+def _adapter_metadata(files: Files, name: str) -> dict[str, Any]:
+    """Return what the header of a file, which was checked before, says about the adapter in it."""
+    length = int.from_bytes(files.read(name, 0, 8), "little")
+    metadata = _parse_json(files.read(name, 8, length), printable(name)).get("__metadata__") or {}
+    text = metadata.get(DIFFUSERS_METADATA)
+    if text is None:
+        return {}
+    try:
+        described = json.loads(text) if len(text) < _MAX_ADAPTER_METADATA else None
+    except (ValueError, RecursionError):
+        described = None
+    if not isinstance(described, dict):
+        raise CheckpointError(
+            f"the {DIFFUSERS_METADATA} of {printable(name)} is not a JSON object: save the adapter again"
+        )
+    return {DIFFUSERS_METADATA: described}
 
 
 def _checked_entries(header: dict[str, Any], name: str, *, data_start: int, file_size: int) -> list[TensorEntry]:

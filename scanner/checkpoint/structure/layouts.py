@@ -200,7 +200,7 @@ def _parts(
         codec=weight.codec,
         companions=weight.companions,
         settings=weight.settings,
-        rope_heads=layout.rope_heads(weight.name, rows),
+        rope_heads=layout.rope_heads(weight.name_in_model, rows),
         module=place.module,
     )
     parts = layout.split(whole, place)

@@ -100,6 +100,7 @@ def _rules(*rules: tuple[str, str]) -> tuple[tuple[re.Pattern[str], str], ...]:
 FUSED = re.compile(
     r"(?:^|[._])(?:[wW]?qkv|qkv_proj|query_key_value|c_attn|in_proj_(?:qkvz?|weight)|kv_proj|kv_b_proj|wkv_b|to_kv|gate_up_proj"
     r"|gated_layers|up_gated_layer|w12|w13(?:_weight|_dn)?|weights_in|W_pack|att_proj|ff_proj|qkv_linear)\Z"
+    r"|(?:^|\.)weight_[ih]h(?:_l\d+(?:_reverse)?)?\Z"  # the gates of a recurrent cell
     r"|(?:^|\.)mlp\.Wi\Z|(?:mlp|moe|block_sparse_moe|shared_mlp)\.input_linear\Z"
     r"|encoder\.layers\.\{bid\}\.mlp\.dense_h_to_4h\Z",  # the last one is ChatGLM, whose FFN is gated
 )

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, get_args
 import torch
 
 from scanner.checkpoint import Checkpoint
-from scanner.checkpoint.formats import get_format
+from scanner.checkpoint.formats import get_format, is_change
 from scanner.checkpoint.names import printable
 from scanner.checkpoint.sources.files import SCHEME
 from scanner.engine.task import Context
@@ -71,7 +71,7 @@ def model_place(checkpoint: Checkpoint) -> ModelPlace:
         ScannerError: the checkpoint cannot be run: it is an adapter, a difference of two, in a folder of a repository, or at a URL.
     """
     shown, source, form = printable(checkpoint.model), checkpoint.source, get_format(checkpoint.format)
-    if checkpoint.base is not None or form.holds_changes:
+    if checkpoint.base is not None or is_change(checkpoint):
         kind = "a difference of two checkpoints" if checkpoint.base is not None else "an adapter"
         raise ScannerError(f"{shown} is {kind}, which cannot be run by itself: give a complete model")
     files = sorted({entry.file for entry in checkpoint.tensors})
