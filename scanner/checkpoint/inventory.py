@@ -1,7 +1,7 @@
 """The tensors of a checkpoint become matrices to analyze; every tensor that is not analyzed is listed with the reason."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from scanner.checkpoint.differences import difference_inventory
@@ -17,6 +17,7 @@ from scanner.checkpoint.model import (
     Skipped,
     tied,
 )
+from scanner.checkpoint.structure.blocks import Named, distinct_blocks
 from scanner.checkpoint.structure.heads import NOT_SPLIT, head_refs, is_split, misfit
 from scanner.checkpoint.structure.layouts import MAX_EXPERTS, Layout, Place, matrices_of
 from scanner.checkpoint.structure.ties import find_ties, resolve_ties, tie_check
@@ -64,7 +65,8 @@ def _list_by_headers(checkpoint: Checkpoint, selection: Selection) -> Inventory:
     weights, parts = form.weights(checkpoint.tensors, checkpoint.config)
     layout = form.layout(checkpoint.config, checkpoint.architecture, weights)
     stack_of = layout.stacks(weight.name for weight in weights)
-    places = [layout.place(weight.name) for weight in weights]
+    places = [layout.place_of(weight) for weight in weights]
+    block_of = _blocks(weights, places, stack_of)
     # Checked before the matrices are made: a stack takes a few bytes in a header and becomes thousands of matrices.
     _check_count(
         weight.shape[0]
@@ -78,7 +80,8 @@ def _list_by_headers(checkpoint: Checkpoint, selection: Selection) -> Inventory:
         reason = _not_a_matrix(weight, place)
         if reason is None:
             try:
-                refs = matrices_of(weight, place, layout, stack_of.get(weight.name))
+                stack, layer = block_of.get(weight.name, (stack_of.get(weight.name), place.layer))
+                refs = matrices_of(weight, place, layout, stack, layer)
             except CheckpointError as error:
                 reason = str(error)
             else:
@@ -94,6 +97,25 @@ def _list_by_headers(checkpoint: Checkpoint, selection: Selection) -> Inventory:
         skipped=(*skipped, *tied(ties.copies)),
         perhaps_tied=tuple(ties.perhaps.items()),
         tie_checks=(check,) if ties.perhaps else (),
+    )
+
+
+def _blocks(
+    weights: Sequence[LogicalWeight], places: Sequence[Place], stack_of: Mapping[str, str]
+) -> dict[str, tuple[str | None, int | None]]:
+    """Return the stack and the layer of the weights in blocks that their names do not tell apart."""
+    return distinct_blocks(
+        Named(
+            name=weight.name,
+            before=place.before,
+            layer=place.layer,
+            tail=place.tail,
+            role=place.role,
+            module=place.module,
+            stack=stack_of.get(weight.name),
+        )
+        for weight, place in zip(weights, places, strict=True)
+        if place.layer is not None and place.tail is not None and _not_a_matrix(weight, place) is None
     )
 
 
