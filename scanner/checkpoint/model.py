@@ -87,6 +87,8 @@ class Checkpoint:
     identity: str
     config: Mapping[str, Any]
     tensors: tuple[TensorEntry, ...]
+    left_out: "tuple[Skipped, ...]" = ()
+    """What the files hold beside the model, such as optimizers, each with the reason."""
     base: "Checkpoint | None" = None
     """The checkpoint that is subtracted, for `delta:BASE..TUNED`."""
 

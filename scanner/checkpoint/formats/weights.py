@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scanner.checkpoint.formats import Format, WeightFiles, format_of, formats
-from scanner.checkpoint.formats.format import INDEX_SUFFIX
-from scanner.checkpoint.model import TensorEntry
-from scanner.checkpoint.names import is_plain_name, printable
+from scanner.checkpoint.formats.format import INDEX_SUFFIX, is_training_state
+from scanner.checkpoint.model import Skipped, TensorEntry
+from scanner.checkpoint.names import is_optimizer_state, is_plain_name, printable
 from scanner.checkpoint.sources.files import Files
 from scanner.checkpoint.sources.json_object import read_json_object
 from scanner.errors import CheckpointError
@@ -29,6 +29,9 @@ _WHAT_TO_DO = (
     "transformers writes after loading it"
 )
 
+_DISTRIBUTED = ".distcp"
+_CONVERT_DISTRIBUTED = "convert it with dcp_to_torch_save(FOLDER, 'model.pt') of torch.distributed.checkpoint.format_utils and scan model.pt"
+
 _GIT_LFS = b"version https://git-lfs"
 
 
@@ -42,6 +45,7 @@ class Weights:
         tensors: the stored tensors, file by file, in the order of their bytes.
         format: name of the format.
         config: what the weights files themselves say about the model, under the keys of a transformers config.
+        left_out: what the files hold beside the model, such as optimizers, each with the reason.
     """
 
     files: tuple[str, ...]
@@ -49,6 +53,7 @@ class Weights:
     tensors: tuple[TensorEntry, ...]
     format: str
     config: Mapping[str, Any] = field(default_factory=dict)
+    left_out: tuple[Skipped, ...] = ()
 
 
 def weight_suffixes() -> tuple[str, ...]:
@@ -83,7 +88,15 @@ def find_weights(files: Files) -> Weights:
     if not headers.tensors:
         raise CheckpointError(f"{printable(', '.join(names))} holds no tensors: there is nothing to scan")
     _check_places(headers.tensors, weight_map, index)
-    return Weights(files=names, index=index, tensors=headers.tensors, format=form.name, config=headers.config)
+    _check_content(headers.tensors, names)
+    return Weights(
+        files=names,
+        index=index,
+        tensors=headers.tensors,
+        format=form.name,
+        config=headers.config,
+        left_out=headers.left_out,
+    )
 
 
 def _choose(files: Files) -> tuple[Format, WeightFiles]:
@@ -151,10 +164,24 @@ def _check_places(tensors: Sequence[TensorEntry], weight_map: Mapping[str, str],
             )
 
 
+def _check_content(tensors: Sequence[TensorEntry], names: Sequence[str]) -> None:
+    """Refuse files of which every matrix is the state of an optimizer."""
+    shown = printable(", ".join(names[:_MAX_SHOWN_NAMES]))
+    if all(is_optimizer_state(entry.name) for entry in tensors if len(entry.shape) > 1) and any(
+        is_optimizer_state(entry.name) for entry in tensors
+    ):
+        raise CheckpointError(f"{shown} holds the state of an optimizer, not a model: name the file of the weights")
+
+
 def _unknown_format(name: str) -> str:
     shown = printable(name)
     if name.endswith(INDEX_SUFFIX) and format_of(name.removesuffix(INDEX_SUFFIX)) is not None:
         return f"{shown} is an index, not weights: name its folder instead"
+    if is_training_state(name):
+        zero = "; DeepSpeed's zero_to_fp32.py makes one from all parts" if "_optim_states" in name else ""
+        return f"{shown} holds the state of a training, not a model: name the file of the weights{zero}"
+    if name.endswith(_DISTRIBUTED):
+        return f"{shown} is a part of a distributed checkpoint (DCP): {_CONVERT_DISTRIBUTED}"
     found = _other_format(name)
     if found:
         return f"{shown} is a {found} file; {_WHAT_TO_DO}"
@@ -165,6 +192,8 @@ def _no_weights(files: Files) -> str:
     names, folders = files.names(), files.folders()
     if not names and not folders:
         return f"{files.place} is an empty folder: it holds no checkpoint"
+    if any(name.endswith(_DISTRIBUTED) for name in names):
+        return f"{files.place} is a distributed checkpoint (DCP): {_CONVERT_DISTRIBUTED}"
     for name in names:
         found = _other_format(name)
         if found:
@@ -172,6 +201,13 @@ def _no_weights(files: Files) -> str:
     for name in folders:
         if any(format_of(inside) for inside in files.folder(name).names()):
             return f"{files.place} holds no weights, but its folder '{printable(name)}' does: name that one"
+        if any(inside.endswith(_DISTRIBUTED) for inside in files.folder(name).names()):
+            return (
+                f"{files.place} holds no weights, and '{printable(name)}' in it is a distributed checkpoint (DCP): "
+                f"{_CONVERT_DISTRIBUTED}"
+            )
+    if any(map(is_training_state, names)):
+        return f"{files.place} holds no weights but the state of a training: name the folder of the model"
     return f"{files.place} holds no weights: no {_known()} file is in it"
 
 
