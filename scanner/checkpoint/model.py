@@ -93,6 +93,8 @@ class Checkpoint:
     identity: str
     config: Mapping[str, Any]
     tensors: tuple[TensorEntry, ...]
+    left_out: "tuple[Skipped, ...]" = ()
+    """What the files hold beside the model, such as optimizers, each with the reason."""
     base: "Checkpoint | None" = None
     """The checkpoint that is subtracted, for `delta:BASE..TUNED`."""
     beside: tuple[str, ...] = ()
@@ -170,8 +172,8 @@ class MatrixRef:
     row order that was changed for rotary embeddings in `rope_heads` heads is restored; `head_slice` selects one attention
     head; for a difference, the matrix of `minus` (its source and its ref) is subtracted.
 
-    `module` distinguishes matrices of the same role in one block: `cross_attention`, `shared_expert`, `mla_a` and `mla_b`
-    (the low-rank factors of multi-head latent attention), `indexer`; None for the usual ones.
+    `module` distinguishes matrices of the same role in one block: `cross_attention`, `shared_expert`, `context`, `mla_a` and
+    `mla_b` (the low-rank factors of multi-head latent attention), `indexer`; None for the usual ones.
     """
 
     tensor: str

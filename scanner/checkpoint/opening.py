@@ -65,6 +65,7 @@ def open_checkpoint(reference: str, *, download: bool = False, identify: bool = 
         config=config,
         tensors=weights.tensors,
         beside=weights.beside,
+        left_out=weights.left_out,
     )
 
 

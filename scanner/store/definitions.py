@@ -127,7 +127,10 @@ _RUN_ID = _text("run_id", "run: hash of content, data and parameters", required=
 _MODEL = _text("model", "name of the model", required=True)
 _REVISION = _text("revision", "commit on the Hub; of local files a hash of their content")
 _TENSOR = _text("tensor", "name of the tensor", required=True)
-_STACK = _text("stack", "`encoder decoder vision audio qformer`, where a model has several stacks")
+_STACK = _text(
+    "stack",
+    "`encoder decoder vision audio qformer` or a part of the name (`up_blocks`, `teacher`), where a model has several",
+)
 _LAYER = _int("layer", "index of the block; null outside blocks")
 _ROLE = _text(
     "role",
@@ -140,7 +143,7 @@ _ROWS = _int("rows", "output features m", required=True)
 _COLS = _int("cols", "input features n", required=True)
 _MODULE = _text(
     "module",
-    "`cross_attention shared_expert mla_a mla_b indexer`, where a block has one role twice",
+    "`cross_attention shared_expert context mla_a mla_b indexer`, where a block has one role twice",
 )
 _K = _int("k", "rank of the singular value, 0 = largest", required=True)
 _STARTED = _time("started_at", "start of the run that completed it")

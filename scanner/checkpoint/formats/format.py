@@ -1,5 +1,6 @@
 """The interface of a file format, and the registry of the formats that checkpoints are read in."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,11 @@ from scanner.checkpoint.quantization.weights import logical_weights
 from scanner.checkpoint.sources.files import Files
 from scanner.checkpoint.structure.layouts import Layout
 from scanner.errors import CheckpointError
+
+_TRAINING_STATE = re.compile(
+    r"(?:(?:training_args|optimizer\w*|scheduler\w*|scaler|rng_state\w*|random_states\w*)"
+    r"|\w*(?:optim_states|optimizer_states?))\.(?:bin|pt|pth|ckpt|safetensors)"
+)
 
 INDEX_SUFFIX = ".index.json"
 """Ending of the name of an index: the file that maps tensors to the files (shards) that hold them."""
@@ -34,10 +40,17 @@ class Headers:
     Attributes:
         tensors: every stored tensor, file by file, in the order of their bytes.
         config: what the files say about the model, under the keys of a transformers config.
+        left_out: what the files hold beside the model, such as optimizers, each with the reason.
     """
 
     tensors: tuple[TensorEntry, ...]
     config: Mapping[str, Any] = field(default_factory=dict)
+    left_out: tuple[Skipped, ...] = ()
+
+
+def is_training_state(name: str) -> bool:
+    """Tell whether a file holds the state of an optimizer or a trainer, by its name: it has the suffix of a weights file."""
+    return _TRAINING_STATE.fullmatch(name) is not None
 
 
 class Format(ABC):
@@ -70,7 +83,7 @@ class Format(ABC):
 
     def recognizes(self, name: str) -> bool:
         """Tell whether a file is a weights file of this format, by its name."""
-        return bool(self.suffixes) and name.endswith(self.suffixes)
+        return bool(self.suffixes) and name.endswith(self.suffixes) and not is_training_state(name)
 
     def parts(self, name: str) -> tuple[str, ...]:
         """Return the names of all files of the model that the weights file `name` is a part of, in order.

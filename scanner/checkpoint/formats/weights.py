@@ -8,10 +8,10 @@ from typing import Any
 from scanner.checkpoint.formats import Format, WeightFiles, format_of, formats
 from scanner.checkpoint.formats.commands import commands, several_models
 from scanner.checkpoint.formats.folders import check_slices_below, models_below, models_beside
-from scanner.checkpoint.formats.format import INDEX_SUFFIX, check_name
+from scanner.checkpoint.formats.format import INDEX_SUFFIX, check_name, is_training_state
 from scanner.checkpoint.formats.parts import MAX_PARTS, check_ranks, is_rank, numbered_parts
-from scanner.checkpoint.model import TensorEntry
-from scanner.checkpoint.names import is_plain_name, printable
+from scanner.checkpoint.model import Skipped, TensorEntry
+from scanner.checkpoint.names import is_optimizer_state, is_plain_name, printable
 from scanner.checkpoint.sources.files import Files
 from scanner.checkpoint.sources.json_object import read_json_object
 from scanner.errors import CheckpointError
@@ -35,6 +35,8 @@ _WHAT_TO_DO = (
 
 # model.safetensors.index.json, and diffusion_pytorch_model.safetensors.index.fp16.json of diffusers.
 _INDEX = re.compile(r"(?P<stem>.+)\.index(?P<variant>\.[\w-]+)?\.json", re.ASCII | re.DOTALL)
+_DISTRIBUTED = ".distcp"
+_CONVERT_DISTRIBUTED = "convert it with dcp_to_torch_save(FOLDER, 'model.pt') of torch.distributed.checkpoint.format_utils and scan model.pt"
 
 _GIT_LFS = b"version https://git-lfs"
 
@@ -50,6 +52,7 @@ class Weights:
         format: name of the format.
         config: what the weights files themselves say about the model, under the keys of a transformers config.
         beside: references of other models in the same folder and in the folders inside it; empty for a named file.
+        left_out: what the files hold beside the model, such as optimizers, each with the reason.
     """
 
     files: tuple[str, ...]
@@ -58,6 +61,7 @@ class Weights:
     format: str
     config: Mapping[str, Any] = field(default_factory=dict)
     beside: tuple[str, ...] = ()
+    left_out: tuple[Skipped, ...] = ()
 
 
 def weight_suffixes() -> tuple[str, ...]:
@@ -96,6 +100,7 @@ def find_weights(files: Files) -> Weights:
     if not headers.tensors:
         raise CheckpointError(f"{printable(', '.join(names))} holds no tensors: there is nothing to scan")
     _check_places(headers.tensors, weight_map, index)
+    _check_content(headers.tensors, names)
     return Weights(
         files=names,
         # Other indexes are only checked against: the identity of a checkpoint has never contained them.
@@ -103,6 +108,7 @@ def find_weights(files: Files) -> Weights:
         tensors=headers.tensors,
         format=form.name,
         config=headers.config,
+        left_out=headers.left_out,
         beside=models_beside(files, names) if files.named is None else (),
     )
 
@@ -253,10 +259,24 @@ def _what_to_do_about_two(one: str, other: str) -> str:
     return "name the file to scan instead of the folder"
 
 
+def _check_content(tensors: Sequence[TensorEntry], names: Sequence[str]) -> None:
+    """Refuse files of which every matrix is the state of an optimizer."""
+    shown = printable(", ".join(names[:_MAX_SHOWN_NAMES]))
+    if all(is_optimizer_state(entry.name) for entry in tensors if len(entry.shape) > 1) and any(
+        is_optimizer_state(entry.name) for entry in tensors
+    ):
+        raise CheckpointError(f"{shown} holds the state of an optimizer, not a model: name the file of the weights")
+
+
 def _unknown_format(name: str) -> str:
     shown = printable(name)
     if name.endswith(INDEX_SUFFIX) and format_of(name.removesuffix(INDEX_SUFFIX)) is not None:
         return f"{shown} is an index, not weights: name its folder instead"
+    if is_training_state(name):
+        zero = "; DeepSpeed's zero_to_fp32.py makes one from all parts" if "_optim_states" in name else ""
+        return f"{shown} holds the state of a training, not a model: name the file of the weights{zero}"
+    if name.endswith(_DISTRIBUTED):
+        return f"{shown} is a part of a distributed checkpoint (DCP): {_CONVERT_DISTRIBUTED}"
     found = _other_format(name)
     if found:
         return f"{shown} is a {found} file; {_WHAT_TO_DO}"
@@ -267,6 +287,8 @@ def _no_weights(files: Files) -> str:
     names, folders = files.names(), files.folders()
     if not names and not folders:
         return f"{files.place} is an empty folder: it holds no checkpoint"
+    if any(name.endswith(_DISTRIBUTED) for name in names):
+        return f"{files.place} is a distributed checkpoint (DCP): {_CONVERT_DISTRIBUTED}"
     for name in names:
         found = _other_format(name)
         if found:
@@ -278,6 +300,14 @@ def _no_weights(files: Files) -> str:
     if below:
         return f"{files.place} holds no weights, but its folders hold {len(below)} models: name one: {commands(below)}"
     check_slices_below(files)
+    for name in folders:
+        if any(inside.endswith(_DISTRIBUTED) for inside in files.folder(name).names()):
+            return (
+                f"{files.place} holds no weights, and '{printable(name)}' in it is a distributed checkpoint (DCP): "
+                f"{_CONVERT_DISTRIBUTED}"
+            )
+    if any(map(is_training_state, names)):
+        return f"{files.place} holds no weights but the state of a training: name the folder of the model"
     return f"{files.place} holds no weights: no {_known()} file is in it"
 
 
