@@ -36,7 +36,10 @@ _WHAT_TO_DO = (
 # model.safetensors.index.json, and diffusion_pytorch_model.safetensors.index.fp16.json of diffusers.
 _INDEX = re.compile(r"(?P<stem>.+)\.index(?P<variant>\.[\w-]+)?\.json", re.ASCII | re.DOTALL)
 _DISTRIBUTED = ".distcp"
-_CONVERT_DISTRIBUTED = "convert it with dcp_to_torch_save(FOLDER, 'model.pt') of torch.distributed.checkpoint.format_utils and scan model.pt"
+_CONVERT_DISTRIBUTED = (
+    "convert it with dcp_to_torch_save(FOLDER, 'model.pt') "
+    "of torch.distributed.checkpoint.format_utils and scan model.pt"
+)
 
 _GIT_LFS = b"version https://git-lfs"
 

@@ -91,7 +91,7 @@ def decode_weight_norm(
         raise CheckpointError(
             f"{printable(weight.entry.name)}: a direction of length zero, so that the weight is undefined"
         )
-    scaled: Tensor = direction * (norm.reshape(lengths.shape) / lengths)
+    scaled: torch.Tensor = direction * (norm.reshape(lengths.shape) / lengths)
     return scaled
 
 
