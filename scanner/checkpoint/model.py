@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from scanner.checkpoint.names import printable
+from scanner.checkpoint.sources.versions import FileVersion
 from scanner.configuration import option
 from scanner.errors import ConfigError
 
@@ -89,6 +90,8 @@ class Checkpoint:
     tensors: tuple[TensorEntry, ...]
     base: "Checkpoint | None" = None
     """The checkpoint that is subtracted, for `delta:BASE..TUNED`."""
+    versions: tuple[FileVersion, ...] = ()
+    """Versions of the files that `identity` is made of; whoever reads them checks that they are the same."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,6 +64,7 @@ def open_checkpoint(reference: str, *, download: bool = False, identify: bool = 
         identity=identity,
         config=config,
         tensors=weights.tensors,
+        versions=files.versions(sorted({*determining})),
     )
 
 

@@ -78,6 +78,9 @@ class Work(ABC):
     def started(self, environment: dict[str, Any]) -> None:  # noqa: B027 (optional)
         """Workers are starting; `environment` describes them."""
 
+    def check_inputs(self) -> None:  # noqa: B027 (optional)
+        """Raise an error if a result must not be stored, because a file that it was made from has changed."""
+
     @abstractmethod
     def done(self, task: Task, value: Any) -> Stored:
         """Stage the result of a task."""

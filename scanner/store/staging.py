@@ -113,6 +113,17 @@ class Staging:
         self._files.remove(self._failure_path(name))
         self._finished.add(name)
 
+    def unstage(self, keys: Iterable[str]) -> None:
+        """Remove the parts and failures of some keys, so that they are computed again.
+
+        Raises:
+            StoreError: they cannot be removed.
+        """
+        for name in map(key_hash, keys):
+            self._files.remove(self._path(name))
+            self._files.remove(self._failure_path(name))
+            self._finished.discard(name)
+
     def discard(self) -> None:
         """Remove all staged parts of this result.
 
