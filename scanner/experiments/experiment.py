@@ -177,6 +177,7 @@ def write_run(
         "scanner_version": __version__,
         "method": json.dumps(method, sort_keys=True),
         "environment": json.dumps(environment),
+        "files": store.written(run_id),
     }
     store.write_rows("experiments", run_id, rows("experiments", row | columns, 1), method=method)
 

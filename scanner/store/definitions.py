@@ -148,6 +148,7 @@ _FINISHED = _time("finished_at", "end of the run that completed it")
 _SCANNER = _text("scanner_version", "version of rmtscan")
 _METHOD = _text("method", "parameters that the id is made of (JSON)")
 _ENVIRONMENT = _text("environment", "workers, devices and library versions (JSON)")
+_FILES = _text("files", "size, rows and SHA-256 of the committed files (JSON); null in stores of earlier versions")
 _DATASET = _text("dataset", "name of the text or data")
 
 
@@ -208,6 +209,7 @@ _ALL = (
             _ENVIRONMENT,
             _text("skipped_tensors", "names of skipped tensors by reason (JSON)"),
             _text("identity", "hash of the content"),
+            _FILES,
         ),
     ),
     Table(
@@ -340,6 +342,7 @@ _ALL = (
             _SCANNER,
             _METHOD,
             _ENVIRONMENT,
+            _FILES,
         ),
     ),
     Table(
@@ -444,6 +447,7 @@ _ALL = (
             _METHOD,
             _ENVIRONMENT,
             _bigint("batch_tokens", "tokens that batches were reduced to because of memory; null if they were not"),
+            _FILES,
         ),
     ),
     Table(

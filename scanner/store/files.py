@@ -2,6 +2,7 @@
 
 import errno
 import glob
+import hashlib
 import io
 import os
 import shutil
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from scanner.errors import StoreError
+from scanner.store.checksums import FileRecord, HashingFile, sealed, unsealed_metadata
 
 _SUFFIX = ".parquet"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -94,6 +96,28 @@ class StoreFiles:
                 return None
             return content
 
+    def size(self, path: str) -> int | None:
+        """Return the size of a file in bytes, or None if it does not exist."""
+        with self._explained("read"):
+            self.fs.invalidate_cache()
+            try:
+                info = self.fs.info(self.full(path))
+            except FileNotFoundError:
+                return None
+            return int(info["size"]) if info["type"] == "file" else None
+
+    @contextmanager
+    def reading(self, path: str) -> Iterator[IO[bytes]]:
+        """Open a file for reading.
+
+        Raises:
+            StoreError: it cannot be opened.
+        """
+        with self._explained("read"):
+            file = self.fs.open(self.full(path), "rb")
+        with file:
+            yield file
+
     def read(self, path: str) -> pa.Table | None:
         """Return the rows of one Parquet file, with its key-value metadata in the schema; None if it does not exist.
 
@@ -123,8 +147,8 @@ class StoreFiles:
 
     def write(
         self, path: str, table: pa.Table, metadata: Mapping[str, str], *, lasting: bool = True, rows: int | None = None
-    ) -> None:
-        """Replace one small Parquet file.
+    ) -> FileRecord:
+        """Replace one small Parquet file, which has its own checksum in its metadata, and return its record.
 
         Args:
             path: where it is written.
@@ -139,8 +163,11 @@ class StoreFiles:
         """
         buffer = io.BytesIO()
         options = {"compression": "zstd"} if lasting else _TEMPORARY
-        pq.write_table(table.replace_schema_metadata(dict(metadata)), buffer, row_group_size=rows, **options)
-        self.write_bytes(path, buffer.getvalue(), lasting=lasting)
+        described = table.replace_schema_metadata({**metadata, **unsealed_metadata()})
+        pq.write_table(described, buffer, row_group_size=rows, **options)
+        content = sealed(buffer.getvalue())
+        self.write_bytes(path, content, lasting=lasting)
+        return FileRecord(bytes=len(content), rows=table.num_rows, sha256=hashlib.sha256(content).hexdigest())
 
     def write_bytes(self, path: str, content: bytes, *, lasting: bool = True) -> None:
         """Replace one small file; `lasting` as for `write`.
@@ -156,14 +183,16 @@ class StoreFiles:
                 self._put(path, content, lasting=lasting)
 
     @contextmanager
-    def replacing(self, path: str) -> Iterator[IO[bytes]]:
+    def replacing(self, path: str) -> Iterator[HashingFile]:
         """Open a file for writing; its content appears under `path` when the block ends without an exception.
+
+        What is written is hashed on the way, so that nobody has to read it again.
 
         Raises:
             StoreError: the store is full or cannot be written.
         """
         with self._explained("written"), self._new_file(path) as file:
-            yield file
+            yield HashingFile(file)
 
     def remove(self, path: str) -> None:
         """Remove a file if it exists."""

@@ -9,7 +9,6 @@ bookkeeping is needed. The committing row is written last: readers see all of a 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from scanner.errors import StoreError
+from scanner.store.checksums import FileRecord, checked, is_safe_id, records_as_json, with_checksum
 from scanner.store.files import StoreFiles
 from scanner.store.parts import (
     SUFFIX,
@@ -42,7 +42,6 @@ SMALLEST_ROW_GROUP = 100_000
 
 _FIRST = "first"
 _READERS = 16
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 AnyRead = TypeVar("AnyRead")
 Tables = Mapping[str, pa.Table]
@@ -54,11 +53,6 @@ class _PartsGoneError(Exception):
     def __init__(self, count: int = 1) -> None:
         super().__init__(count)
         self.count = count
-
-
-def is_safe_id(text: str) -> bool:
-    """Whether the text can be the id of a result: letters, digits, `.`, `_`, `-`, so that it is safe as a file name."""
-    return _ID.fullmatch(text) is not None
 
 
 def key_hash(key: str) -> str:
@@ -109,7 +103,7 @@ class Staging:
             StoreError: the store is full or cannot be written.
         """
         name = key_hash(key)
-        self._files.write_bytes(self._path(name), part, lasting=False)
+        self._files.write_bytes(self._path(name), with_checksum(part), lasting=False)
         self._files.remove(self._failure_path(name))
         self._finished.add(name)
 
@@ -194,12 +188,13 @@ class Staging:
         merged |= {name: _stack(name, [parts[part][name] for part in sequence]) for name in others}
         merged |= self._merged_failures(failure_names)
 
-        rows = self._write_largest(self._largest_table(name) for name in sequence)
+        largest = self._write_largest(self._largest_table(name) for name in sequence)
+        records = {f"{self.largest}/{self.result_id}.parquet": largest}
         for name, table in merged.items():
-            self._files.write(
-                f"{name}/{self.result_id}.parquet", described(name, table), self._metadata(), rows=ROW_GROUP
-            )
-        self._write_row(self._complete_row(row_of(merged), merged, rows))
+            path = f"{name}/{self.result_id}.parquet"
+            records[path] = self._files.write(path, described(name, table), self._metadata(), rows=ROW_GROUP)
+        row = self._complete_row(row_of(merged), merged, largest.rows)
+        self._write_row({**row, "files": records_as_json(records)})
 
     def _complete_row(self, row: Mapping[str, object], merged: Tables, rows: int) -> Mapping[str, object]:
         """Add what follows from the merged tables; `rows` is the number of rows of the largest table."""
@@ -208,26 +203,24 @@ class Staging:
     def _merged_failures(self, names: Sequence[str]) -> Tables:
         return {}
 
-    def _write_largest(self, parts: Iterable[pa.Table]) -> int:
-        """Append the parts to one file, in the given order, a row group at a time; returns the number of rows."""
+    def _write_largest(self, parts: Iterable[pa.Table]) -> FileRecord:
+        """Append the parts to one file, in the given order, a row group at a time; returns its record."""
         schema = TABLES[self.largest].described.with_metadata(self._metadata())
         waiting: list[pa.Table] = []
         rows = written = 0
-        with (
-            self._files.replacing(f"{self.largest}/{self.result_id}.parquet") as file,
-            pq.ParquetWriter(file, schema, compression="zstd") as writer,
-        ):
-            for part in parts:
-                waiting.append(described(self.largest, part))
-                rows += part.num_rows
-                while rows - written >= ROW_GROUP + SMALLEST_ROW_GROUP:
-                    together = pa.concat_tables(waiting)
-                    writer.write_table(together.slice(0, ROW_GROUP), row_group_size=ROW_GROUP)
-                    waiting = [together.slice(ROW_GROUP)]
-                    written += ROW_GROUP
-            if rows > written:
-                writer.write_table(pa.concat_tables(waiting), row_group_size=ROW_GROUP + SMALLEST_ROW_GROUP)
-        return rows
+        with self._files.replacing(f"{self.largest}/{self.result_id}.parquet") as file:
+            with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+                for part in parts:
+                    waiting.append(described(self.largest, part))
+                    rows += part.num_rows
+                    while rows - written >= ROW_GROUP + SMALLEST_ROW_GROUP:
+                        together = pa.concat_tables(waiting)
+                        writer.write_table(together.slice(0, ROW_GROUP), row_group_size=ROW_GROUP)
+                        waiting = [together.slice(ROW_GROUP)]
+                        written += ROW_GROUP
+                if rows > written:
+                    writer.write_table(pa.concat_tables(waiting), row_group_size=ROW_GROUP + SMALLEST_ROW_GROUP)
+            return file.record(rows)
 
     def _write_row(self, row: Mapping[str, object]) -> None:
         self._check_row(row)
@@ -255,17 +248,24 @@ class Staging:
         return f"{self._folder}/failures/{name}.parquet"
 
     def _small_tables(self, name: str) -> SmallTables | None:
-        return read_small_tables(self._files.read_bytes(self._path(name)), self.small)
+        return read_small_tables(checked(self._files.read_bytes(self._path(name))), self.small)
 
     def _largest_table(self, name: str) -> pa.Table:
         path = self._path(name)
-        content = self._files.read_bytes(path)
-        if content is None:
+        stored = self._files.read_bytes(path)
+        if stored is None:
             raise _PartsGoneError
+        content = checked(stored)
         try:
+            if content is None:
+                raise DamagedPartError("its checksum is another")
             return read_largest_table(content, self.largest)
         except DamagedPartError as error:
-            raise StoreError(f"{self._files.full(path)!r} is damaged ({error}): remove it and scan again") from error
+            self._files.remove(path)
+            raise StoreError(
+                f"{self._files.full(path)!r} was damaged after it was written ({error}): run the command again, which computes it "
+                "again"
+            ) from error
 
     def _metadata(self) -> dict[str, str]:
         return file_metadata(self._method)
@@ -474,7 +474,7 @@ def unfinished_scan(files: StoreFiles, scan_id: str) -> Unfinished:
     names = files.names(f"{folder}/finished", SUFFIX)
     failures = sorted({*files.names(f"{folder}/failures")} - {*names})
     contents = (files.read_bytes(f"{folder}/finished/{name}{SUFFIX}") for name in names[:1])
-    parts = [read_small_tables(content, ScanWriter.small) for content in contents]
+    parts = [read_small_tables(checked(content), ScanWriter.small) for content in contents]
     found = [part.tables["matrices"] for part in parts if part is not None]
     found += [rows for name in failures[:1] if (rows := files.read(f"{folder}/failures/{name}.parquet")) is not None]
     tables = [table for table in found if table.num_rows]

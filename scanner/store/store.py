@@ -10,11 +10,12 @@ import pyarrow as pa
 from scanner.errors import StoreError
 from scanner.extensions import load_extensions
 from scanner.store import heartbeat
+from scanner.store.checksums import FileRecord, checked, damage, is_safe_id, records_as_json, with_checksum
 from scanner.store.database import Params, connect, read, refuse_all_but_select
 from scanner.store.files import StoreFiles
 from scanner.store.heartbeat import Heartbeat
 from scanner.store.queries import Query, find_query, load_queries
-from scanner.store.staging import ROW_GROUP, ComparisonWriter, ScanWriter, Unfinished, is_safe_id, unfinished_scan
+from scanner.store.staging import ROW_GROUP, ComparisonWriter, ScanWriter, Unfinished, unfinished_scan
 from scanner.store.tables import (
     SCHEMAS,
     complete,
@@ -61,6 +62,7 @@ class Store:
         self.url: str = files.url
         """Absolute path or URL."""
         self._files = files
+        self._written: dict[str, FileRecord] = {}
         self._connection: duckdb.DuckDBPyConnection | None = None
         self._version: object = None
 
@@ -115,12 +117,12 @@ class Store:
         return f"controls/{int(rows)}x{int(cols)}-{ensemble}-{int(seed)}.parquet"
 
     def has_control(self, rows: int, cols: int, ensemble: str, seed: int) -> bool:
-        """Return whether the control is in the store.
+        """Return whether the control is in the store, and whole.
 
         Raises:
             StoreError: the store cannot be read.
         """
-        return self._files.is_file(self.control_path(rows, cols, ensemble, seed))
+        return damage(self._files, self.control_path(rows, cols, ensemble, seed), None, deep=self.local) is None
 
     def write_control(self, table: pa.Table, rows: int, cols: int, ensemble: str, seed: int) -> None:
         """Write one control, with one row per singular triplet.
@@ -165,12 +167,13 @@ class Store:
         return ComparisonWriter(self._files, pair_id, method=method)
 
     def has_rows(self, table: str, name: str) -> bool:
-        """Return whether a file of a table of experiments exists.
+        """Return whether a file of a table of experiments exists, and is whole.
 
         Raises:
             StoreError: the store cannot be read.
         """
-        return self._files.is_file(f"{table}/{name}.parquet")
+        path = f"{table}/{name}.parquet"
+        return table in SCHEMAS and is_safe_id(name) and damage(self._files, path, None, deep=self.local) is None
 
     def write_rows(self, table: str, name: str, rows: pa.Table, *, method: Mapping[str, object]) -> None:
         """Write one file of a table of experiments: a finished point or run, which is not computed again.
@@ -188,7 +191,13 @@ class Store:
         if table not in experiment_tables() or not is_safe_id(name):
             raise ValueError(f"no experiment can write {table!r}/{name!r}")
         content = described(table, conform(table, rows))
-        self._files.write(f"{table}/{name}.parquet", content, file_metadata(method), rows=ROW_GROUP)
+        path = f"{table}/{name}.parquet"
+        self._written[path] = self._files.write(path, content, file_metadata(method), rows=ROW_GROUP)
+
+    def written(self, run_id: str) -> str:
+        """Return the records of the files of a run that this object wrote, for column `files` of `experiments`."""
+        own = re.compile(rf"[a-z_]+/{re.escape(run_id)}([.-].*)?\.parquet")
+        return records_as_json({path: record for path, record in self._written.items() if own.fullmatch(path)})
 
     def method_of(self, table: str, name: str) -> dict[str, Any]:
         """Return the `method` that a file of an experiment was written with; empty if the file does not exist.
@@ -207,15 +216,15 @@ class Store:
         Raises:
             StoreError: the store is full or cannot be written.
         """
-        self._files.write_bytes(f"{_STAGED}/{run_id}/{name}", content)
+        self._files.write_bytes(f"{_STAGED}/{run_id}/{name}", with_checksum(content))
 
     def staged(self, run_id: str, name: str) -> bytes | None:
-        """Return what `stage` kept under a name, or None.
+        """Return what `stage` kept under a name, or None if there is nothing, or it is damaged.
 
         Raises:
             StoreError: the store cannot be read.
         """
-        return self._files.read_bytes(f"{_STAGED}/{run_id}/{name}")
+        return checked(self._files.read_bytes(f"{_STAGED}/{run_id}/{name}"))
 
     def unstage(self, run_id: str, name: str | None = None) -> None:
         """Remove what `stage` kept under a name (None: everything of the run), if there is anything.
