@@ -51,5 +51,9 @@ class StoreError(ScannerError):
     """A store that cannot be read or written, or a query that it cannot answer."""
 
 
+class StoreWarning(UserWarning):
+    """A part of a store that is left out of the answer, because it is damaged."""
+
+
 class QueryError(StoreError):
     """An unknown query, parameter or column, or SQL that is not one SELECT statement."""

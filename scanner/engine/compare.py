@@ -50,7 +50,7 @@ from scanner.rmt.ensembles import ENSEMBLES, Ensemble
 from scanner.rmt.metrics import numerical_rank
 from scanner.store import SCHEMAS, Store, open_store
 from scanner.store.references import reference_of, scans_of
-from scanner.store.tables import MATRIX_KEY, rows
+from scanner.store.tables import MATRIX_KEY, lists_of_text, rows
 from scanner.version import __version__
 
 #: Increased whenever the same pair would give different rows; part of the identity of every comparison.
@@ -202,7 +202,10 @@ def compare(
         opened.append(_open(target, named, reference, download=download))
     comparison = ComparisonWork(target, method, opened[0], opened[1], force=force)
     if comparison.batch.committed and not force:
-        return comparison.report(new=False)
+        problem = target.problem("comparisons", comparison.batch.batch_id)
+        if problem is None:
+            return comparison.report(new=False)
+        observer.damaged(f"{problem}: it is computed again")
     for checkpoint in (*opened, comparison.delta):
         scans.add_opened(checkpoint.model, checkpoint, force=False)
     run([scans, comparison], options, observer)
@@ -517,7 +520,7 @@ class ComparisonWork(Work):
         """Read the report of this comparison from the store; called after the commit."""
         [row] = self.store.file_rows("comparisons", self.batch.batch_id)
         compared = self.store.file_rows("pairs", self.batch.batch_id)
-        unmatched = json.loads(str(row["unmatched_tensors"]))
+        unmatched = lists_of_text(row["unmatched_tensors"])
         changes = [(float(str(pair["relative_change"])), _where(pair)) for pair in compared]
         largest, where = max(changes, key=lambda change: change[0], default=(None, ""))
         return ComparisonReport(

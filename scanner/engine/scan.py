@@ -38,6 +38,7 @@ from scanner.rmt.ensembles import ENSEMBLES, Ensemble, control
 from scanner.rmt.ks_null import KsNull
 from scanner.rmt.sigma import SigmaKind
 from scanner.store import ScanWriter, Store, finished_part, open_store
+from scanner.store.tables import lists_of_text
 from scanner.version import __version__
 
 #: Bytes of neighboring weights that one request may fetch together if the checkpoint is on a network.
@@ -375,10 +376,11 @@ class ScanWork(Work):
             return
         identity = scan_id(checkpoint.identity, self.method)
         self.shapes.update((ref.rows, ref.cols) for ref in inventory.matrices)
-        committed = self.store.scan_row(identity)
-        if committed is not None and not force:
-            self._report(_report_of_row(reference, committed))
-            return
+        if not force and identity in self.store.committed() and self._is_whole(identity):
+            committed = self.store.scan_row(identity)
+            if committed is not None:
+                self._report(_report_of_row(reference, committed))
+                return
         if identity in self.jobs:
             self.jobs[identity].references.append(reference)
             return
@@ -400,6 +402,13 @@ class ScanWork(Work):
             todo=todo,
             waiting=todo & waiting,
         )
+
+    def _is_whole(self, scan_id: str) -> bool:
+        """Whether a committed scan can be believed; the observer is told why not."""
+        problem = self.store.problem("scans", scan_id)
+        if problem is not None:
+            self.observer.damaged(f"{problem}: it is computed again")
+        return problem is None
 
     def tasks(self) -> list[Task]:
         """Matrices and controls without a result, largest first, behind the comparisons that some matrices wait for."""
@@ -591,7 +600,7 @@ def _report_of_row(reference: str, row: dict[str, Any], *, new: bool = False) ->
         revision=row["revision"] or "",
         scan_id=row["scan_id"],
         analysed=row["matrices"],
-        skipped=json.loads(row["skipped_tensors"] or "{}"),
+        skipped=lists_of_text(row["skipped_tensors"]),
         failed=row["failed"],
         new=new,
     )

@@ -24,6 +24,8 @@ from scanner.store.checksums import FileRecord, HashingFile, sealed, unsealed_me
 _SUFFIX = ".parquet"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _TEMPORARY = {"compression": "lz4", "use_dictionary": False, "write_statistics": False}
+#: Packages whose errors do not come from the file system.
+_OWN_ERRORS = {"builtins", "scanner", "pyarrow", "tests"}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -42,10 +44,16 @@ class StoreFiles:
         """
         if not url.strip():
             raise StoreError("the URL of the store is empty: name a folder or URL with `store`")
+        if "://" in url and "::" in url:
+            raise StoreError(f"store {url!r} contains '::', with which fsspec chains URLs: choose a name without it")
         try:
-            self.fs, path = fsspec.core.url_to_fs(url)
-        except (ValueError, ImportError) as error:
-            raise StoreError(f"store {url!r} cannot be reached: {error}") from error
+            if "://" in url:
+                self.fs, path = fsspec.core.url_to_fs(url)
+            else:  # a path means itself, whatever characters are in it
+                self.fs = LocalFileSystem()
+                path = os.path.abspath(os.path.expanduser(url))  # noqa: PTH100, PTH111 (resolve() would follow links)
+        except Exception as error:  # packages of object stores raise many kinds without a common base class
+            raise StoreError(f"store {url!r} cannot be reached: {_line(error)}") from error
         self.local = isinstance(self.fs, LocalFileSystem)
         self.root: str = path.rstrip("/") or "/"
         self.url: str = self.root if self.local else self.fs.unstrip_protocol(self.root)
@@ -265,7 +273,7 @@ class StoreFiles:
             return
         temporary = Path(folder) / f".{name}.{uuid.uuid4().hex}.tmp"
         try:
-            with temporary.open("wb") as file:
+            with temporary.open("xb") as file:
                 yield file
                 file.flush()
                 if lasting:
@@ -287,4 +295,18 @@ class StoreFiles:
                 state = "is not writable"
             advice = "choose another `store`" if doing == "written" else "check `store`"
             advice = f"free space or {advice}" if error.errno in _FULL else advice
-            raise StoreError(f"store {self.url!r} {state}: {error.strerror or error}; {advice}") from error
+            raise StoreError(f"store {self.url!r} {state}: {error.strerror or _line(error)}; {advice}") from error
+        except Exception as error:
+            # Packages of object stores (botocore, aiohttp, ...) raise many kinds of errors without a common base class.
+            if type(error).__module__.partition(".")[0] in _OWN_ERRORS:
+                raise
+            advice = "check the connection, the credentials and `store`, and run the command again"
+            raise StoreError(f"store {self.url!r} cannot be {doing}: {_line(error)}; {advice}") from error
+
+
+def _line(error: Exception) -> str:
+    """Describe an error in one line."""
+    text = (str(error).strip().splitlines() or [""])[0][:300]
+    printable = "".join(character if character.isprintable() else "?" for character in text)
+    known = isinstance(error, OSError | ValueError | ImportError) and printable
+    return printable if known else f"{type(error).__name__}: {printable}".rstrip(": ")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
@@ -476,7 +477,11 @@ def unfinished_scan(files: StoreFiles, scan_id: str) -> Unfinished:
     contents = (files.read_bytes(f"{folder}/finished/{name}{SUFFIX}") for name in names[:1])
     parts = [read_small_tables(checked(content), ScanWriter.small) for content in contents]
     found = [part.tables["matrices"] for part in parts if part is not None]
-    found += [rows for name in failures[:1] if (rows := files.read(f"{folder}/failures/{name}.parquet")) is not None]
+    for name in failures[:1]:
+        # Of an unfinished scan, or of a store that somebody else made: it may be damaged.
+        with suppress(StoreError, pa.ArrowException):
+            rows = files.read(f"{folder}/failures/{name}.parquet")
+            found += [] if rows is None else [complete("failures", rows)]
     tables = [table for table in found if table.num_rows]
     model = tables[0]["model"][0].as_py() if tables else None
     return Unfinished(scan_id=scan_id, model=model, parts=len(names), failures=len(failures))

@@ -1,13 +1,14 @@
 """A store: opening it by URL, listing and writing results, and queries."""
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 
-from scanner.errors import StoreError
+from scanner.errors import QueryError, StoreError, StoreWarning
 from scanner.extensions import load_extensions
 from scanner.store import heartbeat
 from scanner.store.checksums import FileRecord, checked, damage, is_safe_id, records_as_json, with_checksum
@@ -26,9 +27,12 @@ from scanner.store.tables import (
     listed_tables,
     method_in,
 )
+from scanner.store.verification import Verified, commit_row, problem_of, tables_around, verify
 
 _FOLDERS = ("scans", "controls", "staging")
 _STAGED = "staging-experiments"
+#: What DuckDB raises if a file cannot be read; errors of the statement itself are others.
+_OF_FILES = (duckdb.IOException, duckdb.InvalidInputException, duckdb.InternalException, duckdb.SerializationException)
 _ENSEMBLE = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -72,8 +76,36 @@ class Store:
         Raises:
             StoreError: the store cannot be read.
         """
-        table = self._files.read(f"scans/{scan_id}.parquet") if is_safe_id(scan_id) else None
-        return None if table is None else table.to_pylist()[0]
+        if not is_safe_id(scan_id) or not self._files.is_file(f"scans/{scan_id}.parquet"):
+            return None
+        try:
+            return commit_row(self._files, "scans", scan_id)
+        except StoreError as error:
+            raise StoreError(
+                f"{self._files.full(f'scans/{scan_id}.parquet')!r} is damaged ({error}): scan again with `force`"
+            ) from error
+
+    def verify(self) -> list[Verified]:
+        """Check every committed file: it is there, has its rows, and its checksum.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        return list(verify(self._files))
+
+    def problem(self, table: str, name: str) -> str | None:
+        """Return what is wrong with the files of a committed result, in one line that names the file; None if they are whole.
+
+        On an object store sizes and footers are compared, because checksums would be a download.
+
+        Args:
+            table: `scans`, `comparisons` or `experiments`.
+            name: id of the scan, comparison or run.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        return problem_of(self._files, table, name, deep=self.local)
 
     def committed(self) -> list[str]:
         """Return the sorted ids of the committed scans.
@@ -291,7 +323,7 @@ class Store:
         """
         query = find_query(name)
         values = query.bind(params)
-        return read(self._database(), query.sql, values)
+        return self._read(query.sql, values)
 
     def sql(self, text: str, params: Params = None) -> pa.Table:
         """Run one SELECT statement.
@@ -308,9 +340,8 @@ class Store:
             QueryError: it is not one SELECT statement, or DuckDB cannot run it.
             StoreError: the store cannot be read.
         """
-        connection = self._database()
-        refuse_all_but_select(connection, text)
-        return read(connection, text, params)
+        refuse_all_but_select(self._database(), text)
+        return self._read(text, params)
 
     def close(self) -> None:
         """Release the memory and threads of queries; the next query opens the database again."""
@@ -324,6 +355,39 @@ class Store:
         if self._connection is None or self._version != versions:
             self.close()
             names = {table: [name for name, _ in found] for table, found in versions.items()}
-            self._connection = connect(self._files, names)
+            try:
+                self._connection = connect(self._files, names)
+            except StoreError:
+                self._connection = self._without_damaged(names)
+                if self._connection is None:
+                    raise
             self._version = versions
         return self._connection
+
+    def _read(self, text: str, params: Params) -> pa.Table:
+        try:
+            return read(self._database(), text, params)
+        except QueryError as error:
+            if not isinstance(error.__cause__, _OF_FILES):
+                raise
+            self.close()
+            names = {table: self._files.names(table) for table in listed_tables()}
+            self._connection = self._without_damaged(names)
+            if self._connection is None:
+                raise
+            return read(self._connection, text, params)
+
+    def _without_damaged(self, names: Mapping[str, Sequence[str]]) -> duckdb.DuckDBPyConnection | None:
+        """Connect without results that have a missing or damaged file, and warn of each; None if there are none."""
+        damaged = [found for found in verify(self._files) if found.state == "damaged"]
+        lost = {(table, found.result) for found in damaged for table in tables_around(found.file)}
+        if not lost:
+            return None
+        for found in damaged:
+            warnings.warn(
+                f"{self._files.full(found.file)!r} {found.problem}; it is left out: {found.remedy}",
+                StoreWarning,
+                stacklevel=4,
+            )
+        kept = {table: [name for name in files if (table, name) not in lost] for table, files in names.items()}
+        return connect(self._files, kept)
