@@ -25,6 +25,7 @@ from scanner.checkpoint import (
     resolve_ties,
 )
 from scanner.checkpoint.sources.files import FileVersion, check_unchanged
+from scanner.checkpoint.sources.retry import may_pass
 from scanner.engine import rows
 from scanner.engine.method import Method, scan_id
 from scanner.engine.options import PoolOptions
@@ -125,7 +126,14 @@ class MatrixTask(Task):
             except Exception as raised:  # as above
                 error, stage = raised, "analyse"
         if error is not None:
-            row = rows.failure_row(self, ref, stage=stage, error=type(error).__name__, message=str(error))
+            row = rows.failure_row(
+                self,
+                ref,
+                stage=stage,
+                error=type(error).__name__,
+                message=str(error),
+                transient=stage == "read" and may_pass(error),
+            )
             return MatrixResult(key=ref.key, failure=rows.pack(row))
         measured = {
             "seconds": read_seconds + seconds["decompose"] + seconds["test"],
@@ -376,9 +384,12 @@ class ScanWork(Work):
             return
         identity = scan_id(checkpoint.identity, self.method)
         self.shapes.update((ref.rows, ref.cols) for ref in inventory.matrices)
+        retry = False
         if not force and identity in self.store.committed() and self._is_whole(identity):
             committed = self.store.scan_row(identity)
-            if committed is not None:
+            failures = self.store.file_rows("failures", identity) if committed and committed["failed"] else []
+            retry = any(row["transient"] for row in failures)
+            if committed is not None and not retry:
                 self._report(_report_of_row(reference, committed))
                 return
         if identity in self.jobs:
@@ -387,6 +398,8 @@ class ScanWork(Work):
         writer = self.store.writer(identity, method=self.method.as_dict(), model=checkpoint.model)
         if force:
             writer.discard()
+        elif retry:
+            writer.restage({ref.identity: ref.key for ref in inventory.matrices})
         # Until the bytes of possible copies are compared, no candidate is known to be a matrix of its own.
         waiting = {ref.key for check in inventory.tie_checks for ref in check.candidates}
         staged = writer.staged()

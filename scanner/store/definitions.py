@@ -299,6 +299,12 @@ _ALL = (
             ),
             _text("error", "type of the exception, or `WorkerLost`", required=True),
             _text("message", "what the exception says"),
+            Column(
+                "transient",
+                "bool",
+                "",
+                "whether the same read may succeed later (a busy server, a broken connection): the next scan tries it again",
+            ),
         ),
     ),
     Table(

@@ -9,7 +9,8 @@ bookkeeping is needed. The committing row is written last: readers see all of a 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from scanner.store.parts import (
     rows_of,
     sorted_by_rank,
 )
-from scanner.store.tables import SCHEMAS, TABLES, complete, described, file_metadata, to_json
+from scanner.store.tables import MATRIX_KEY, SCHEMAS, TABLES, complete, described, file_metadata, to_json
 from scanner.version import __version__
 
 ROW_GROUP = 250_000
@@ -328,6 +329,46 @@ class ScanWriter(Staging):
         """
         rows = rows_of("scan_id", self.scan_id, "failures", failures)
         self._files.write(self._failure_path(key_hash(key)), rows, self._metadata(), lasting=False)
+
+    def restage(self, keys: Mapping[tuple[object, ...], str]) -> None:
+        """Stage the matrices of the committed scan again, so that only those that failed are left to do.
+
+        Args:
+            keys: tensor, role, head and expert of a matrix -> its key; others are not staged.
+
+        Raises:
+            StoreError: the store cannot be read or written.
+        """
+        known = self.staged()
+        matrices = self._files.read(f"matrices/{self.scan_id}.parquet")
+        if matrices is None:
+            return
+        rows = complete("matrices", matrices)
+        for position, vectors in enumerate(self._by_matrix()):
+            row = rows.slice(position, 1)
+            place = tuple(row[name][0].as_py() for name in MATRIX_KEY)
+            if place != tuple(vectors[name][0].as_py() for name in MATRIX_KEY):
+                raise StoreError(
+                    f"scan {self.scan_id!r} has rows in another order than rmtscan writes: scan again with `force`"
+                )
+            key = keys.get(place)
+            if key is not None and key not in known:
+                self.stage(key, row, vectors)
+
+    def _by_matrix(self) -> Iterator[pa.Table]:
+        """Yield the rows of `vectors` of each matrix, in the order of the file, a row group at a time."""
+        waiting = SCHEMAS["vectors"].empty_table()
+        with self._files.reading(f"vectors/{self.scan_id}.parquet") as file:
+            for batch in pq.ParquetFile(file).iter_batches(batch_size=SMALLEST_ROW_GROUP):
+                waiting = pa.concat_tables(
+                    [waiting, complete("vectors", pa.Table.from_batches([batch]))]
+                ).combine_chunks()
+                starts = pc.indices_nonzero(pc.equal(waiting["k"], 0)).to_pylist()
+                for start, stop in itertools.pairwise(starts):
+                    yield waiting.slice(start, stop - start)
+                waiting = waiting.slice(starts[-1]) if starts else waiting
+        if waiting.num_rows:
+            yield waiting
 
     def commit(self, scan: Mapping[str, object], *, clean_up: bool = True) -> None:
         """Merge the staged parts into one sorted file per table and write the row of `scans`, which commits them.
