@@ -169,6 +169,9 @@ def damage(
             wanted = rows if record is None else record.rows
             if wanted is not None and parquet.metadata.num_rows != wanted:
                 return f"has {parquet.metadata.num_rows} rows instead of {wanted}"
+            wrong = _wrong_type(path, parquet.schema_arrow)
+            if wrong:
+                return wrong
             seal = (parquet.metadata.metadata or {}).get(SEAL.encode(), b"").decode("ascii", "replace")
             if not deep:
                 return None
@@ -181,6 +184,15 @@ def damage(
                 pass
     except (pa.ArrowException, OSError, ValueError) as error:
         return f"cannot be read as Parquet ({_first_line(error)})"
+    return None
+
+
+def _wrong_type(path: str, schema: pa.Schema) -> str | None:
+    """Say which column has another type than its table: it would change the type of that column in all answers."""
+    for field in TABLES[path.partition("/")[0]].schema:
+        found = schema.field(field.name).type if field.name in schema.names else field.type
+        if found != field.type:
+            return f"has a column {field.name} of type {found} instead of {field.type}"
     return None
 
 

@@ -128,6 +128,9 @@ def _make_relations(
 
     relation("files.scans", "scans", listed["scans"])
     connection.execute(_statements("scans"))
+    stored, declared = (connection.table(name).types for name in ("scans", "files.empty_scans"))
+    if stored != declared:
+        raise StoreError(f"store {files.url!r} cannot be read: a file of table 'scans' has columns of other types")
     scans = connection.sql("from files.counts").fetchall()
     _check_names(files, "scans", [row[0] for row in scans], listed["scans"])
     with_matrices = [scan_id for scan_id, matrices, _, _, _ in scans if matrices]
