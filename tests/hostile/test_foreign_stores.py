@@ -77,7 +77,6 @@ def test_no_verb_believes_a_hostile_row(
         ["models", "--store", str(foreign)],
         ["sql", "select count(*) from vectors", "--store", str(foreign)],
         ["publish", str(foreign), "--to", str(tmp_path / "to")],
-        ["report", "base", "tuned", "--store", str(foreign), "-o", str(tmp_path / "report.html")],
     ):
         with pytest.raises(SystemExit) as ended:
             main(arguments)

@@ -191,6 +191,8 @@ def test_an_older_file_without_a_column_gets_it(store: Store, tmp_path: Path) ->
     add_scan(store, "a", [Matrix()])
     path = Path(store.url, "matrices", "a.parquet")
     pq.write_table(pq.read_table(path).drop_columns(["module"]), path)
+    row = Path(store.url, "scans", "a.parquet")
+    pq.write_table(pq.read_table(row).drop_columns(["files"]), row)
     publish(store, tmp_path / "to")
     assert pq.read_schema(tmp_path / "to" / "matrices" / "a.parquet").names == SCHEMAS["matrices"].names
 
