@@ -57,6 +57,7 @@ def difference(base: Checkpoint, tuned: Checkpoint) -> Checkpoint:
         base_model=base.model,
         identity=identity,
         base=base,
+        versions=tuple(dict.fromkeys(base.versions + tuned.versions)),
     )
 
 

@@ -54,7 +54,7 @@ def list_matrices(
     """
     inventory = _list_by_headers(checkpoint, selection)
     if compare_bytes and inventory.tie_checks:
-        return inventory.without(resolve_ties(inventory.tie_checks))
+        return inventory.without(resolve_ties(inventory.tie_checks, checkpoint.versions))
     return inventory
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from scanner.checkpoint.names import printable
+from scanner.checkpoint.sources.versions import FileVersion
 from scanner.configuration import option
 from scanner.errors import ConfigError
 
@@ -99,6 +100,8 @@ class Checkpoint:
     """The checkpoint that is subtracted, for `delta:BASE..TUNED`."""
     beside: tuple[str, ...] = ()
     """References of other models in the same folder and in the folders inside it, which are not part of this one."""
+    versions: tuple[FileVersion, ...] = ()
+    """Versions of the files that `identity` is made of; whoever reads them checks that they are the same."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -66,6 +66,7 @@ def open_checkpoint(reference: str, *, download: bool = False, identify: bool = 
         tensors=weights.tensors,
         beside=weights.beside,
         left_out=weights.left_out,
+        versions=files.versions(sorted({*determining})),
     )
 
 

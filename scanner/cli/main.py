@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import Annotated
+import warnings
+from typing import Annotated, Any
 
 import typer
 
-from scanner.errors import ScannerError
+from scanner.errors import ScannerError, StoreWarning
 from scanner.extensions import load_extensions
 from scanner.version import __version__
 
@@ -26,6 +27,7 @@ VERBS = (
     "plot",
     "report",
     "publish",
+    "verify",
 )
 
 
@@ -68,11 +70,24 @@ def _options(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; a `ScannerError` becomes one line on stderr and exit status 1."""
+    warnings.showwarning = _show_warning
+    warnings.simplefilter("always", StoreWarning)
     try:
         application()(arguments, prog_name="rmtscan")
     except ScannerError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """Print a warning about a store as one line; Python adds the line of code to others."""
+    if issubclass(category, StoreWarning):
+        print(f"warning: {str(message).replace('`force`', '--force')}", file=sys.stderr)
+    else:
+        _SHOW(message, category, *where, **more)
+
+
+_SHOW = warnings.showwarning
 
 
 if __name__ == "__main__":

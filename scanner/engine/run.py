@@ -51,6 +51,8 @@ def _dispatch(
 
     def done(task: Task, result: Result) -> Iterable[Task]:
         started = time.perf_counter()
+        if result.failure is None:
+            work.check_inputs()
         stored = work.done(task, result.value) if result.failure is None else fail(task, result.failure)
         status.count(task, result, failed=len(stored.failed), seconds=time.perf_counter() - started)
         observer.task_done(task, failed=[*stored.failed])

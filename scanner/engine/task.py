@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from scanner.errors import ScannerError
+from scanner.errors import ChangedError, ScannerError
 
 Made = TypeVar("Made")
 
@@ -103,6 +103,8 @@ class Failure:
     """Where it happened, if the task said so."""
     fatal: bool = False
     """Every other task would fail for the same reason: the run ends."""
+    changed: bool = False
+    """A file is not the one that was hashed (`ChangedError`): what was read from it does not count."""
 
     @classmethod
     def of(cls, error: Exception) -> Failure:
@@ -110,8 +112,9 @@ class Failure:
         if isinstance(error, TaskError):
             cause = error.__cause__
             name = type(cause).__name__ if cause is not None else type(error).__name__
-            return cls(message=error.message, error=name, stage=error.stage, fatal=error.fatal)
-        return cls(message=one_line(error), error=type(error).__name__)
+            changed = isinstance(cause, ChangedError)
+            return cls(message=error.message, error=name, stage=error.stage, fatal=error.fatal, changed=changed)
+        return cls(message=one_line(error), error=type(error).__name__, changed=isinstance(error, ChangedError))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ import duckdb
 import pyarrow as pa
 
 from scanner.errors import QueryError, StoreError
+from scanner.store.checksums import is_safe_id
 from scanner.store.files import StoreFiles
 from scanner.store.tables import SCHEMAS, listed_tables, tables_of
 
@@ -44,6 +45,9 @@ def connect(files: StoreFiles, names: Mapping[str, Sequence[str]]) -> duckdb.Duc
         # DuckDB compares paths as written and as found, hence the name of the folder as a pattern, too.
         connection.execute(_statements("allow"), {"folders": [files.url, files.for_duckdb("")]})
         connection.execute(_statements("lock"))
+    except StoreError:
+        connection.close()
+        raise
     except duckdb.Error as error:
         connection.close()
         raise StoreError(f"store {files.url!r} cannot be read: {one_line(error)}") from error
@@ -112,6 +116,9 @@ def _make_relations(
         connection.execute(_statements("empty", table=table))
         connection.unregister("empty")
 
+    for table, found in listed.items():
+        _check_names(files, table, found, found)
+
     def relation(view: str, table: str, names: Sequence[str]) -> None:
         paths = [files.for_duckdb(f"{table}/{name}.parquet") for name in names]
         # read_parquet needs at least one file: without files, the view is the typed empty table alone.
@@ -121,7 +128,11 @@ def _make_relations(
 
     relation("files.scans", "scans", listed["scans"])
     connection.execute(_statements("scans"))
+    stored, declared = (connection.table(name).types for name in ("scans", "files.empty_scans"))
+    if stored != declared:
+        raise StoreError(f"store {files.url!r} cannot be read: a file of table 'scans' has columns of other types")
     scans = connection.sql("from files.counts").fetchall()
+    _check_names(files, "scans", [row[0] for row in scans], listed["scans"])
     with_matrices = [scan_id for scan_id, matrices, _, _, _ in scans if matrices]
     with_vectors = {scan_id for scan_id, _, vectors, _, _ in scans if vectors}
     relation("all_matrices", "matrices", with_matrices)
@@ -135,6 +146,7 @@ def _make_relations(
 
     connection.execute(_statements("comparisons"))
     again = connection.sql("from files.compared_again").fetchall()
+    _check_names(files, "comparisons", [pair_id for (pair_id,) in again], listed["comparisons"])
     relation("files.recompared", "pairs", [pair_id for (pair_id,) in again])
     connection.execute(_statements("superseded_pairs"))
 
@@ -148,6 +160,19 @@ def _make_relations(
         relation(f"files.whole_{table}", table, [name for name in whole if name in names])
         relation(f"files.partly_{table}", table, [name for name in partly if name in names])
     connection.execute(_statements("views"))
+
+
+def _check_names(files: StoreFiles, table: str, names: Sequence[object], listed: Sequence[str]) -> None:
+    """Refuse ids that are no names of files: a store may come from anybody, and ids in its rows become paths.
+
+    Raises:
+        StoreError: an id has other characters than rmtscan uses, or its row is in the file of another id.
+    """
+    for name in names:
+        if not is_safe_id(name) or name not in listed:
+            raise StoreError(
+                f"store {files.url!r} cannot be read: a file of table {table!r} has the id {str(name)[:80]!r}"
+            )
 
 
 def _statements(name: str, **names: str) -> str:

@@ -151,6 +151,7 @@ _FINISHED = _time("finished_at", "end of the run that completed it")
 _SCANNER = _text("scanner_version", "version of rmtscan")
 _METHOD = _text("method", "parameters that the id is made of (JSON)")
 _ENVIRONMENT = _text("environment", "workers, devices and library versions (JSON)")
+_FILES = _text("files", "size, rows and SHA-256 of the committed files (JSON); null in stores of earlier versions")
 _DATASET = _text("dataset", "name of the text or data")
 
 
@@ -211,6 +212,7 @@ _ALL = (
             _ENVIRONMENT,
             _text("skipped_tensors", "names of skipped tensors by reason (JSON)"),
             _text("identity", "hash of the content"),
+            _FILES,
         ),
     ),
     Table(
@@ -300,6 +302,12 @@ _ALL = (
             ),
             _text("error", "type of the exception, or `WorkerLost`", required=True),
             _text("message", "what the exception says"),
+            Column(
+                "transient",
+                "bool",
+                "",
+                "whether the same read may succeed later (a busy server, a broken connection): the next scan tries it again",
+            ),
         ),
     ),
     Table(
@@ -343,6 +351,7 @@ _ALL = (
             _SCANNER,
             _METHOD,
             _ENVIRONMENT,
+            _FILES,
         ),
     ),
     Table(
@@ -447,6 +456,7 @@ _ALL = (
             _METHOD,
             _ENVIRONMENT,
             _bigint("batch_tokens", "tokens that batches were reduced to because of memory; null if they were not"),
+            _FILES,
         ),
     ),
     Table(
