@@ -31,7 +31,7 @@ CODEC = "lora"
 # Longer than any name in a model: limits the work for an untrusted name.
 _MAX_LENGTH = 1024
 _FACTOR = re.compile(
-    r"(?P<module>.+)(?:\.lora_(?:embedding_)?(?P<factor>[ABab]|down|up)|[._]lora(?:_linear_layer)?\.(?P<older>down|up))"
+    r"(?P<module>.+)(?:\.lora_(?:embedding_)?(?P<factor>[ABab]|down|up)|[._]lora\d?(?:_(?:linear_)?layer)?\.(?P<older>down|up))"
     r"(?:\.(?P<adapter>[^.]+))??(?P<kind>\.weight|\.bias)?",
     re.DOTALL,
 )

@@ -91,7 +91,8 @@ def decode_weight_norm(
         raise CheckpointError(
             f"{printable(weight.entry.name)}: a direction of length zero, so that the weight is undefined"
         )
-    return direction * (norm.reshape(lengths.shape) / lengths)
+    scaled: torch.Tensor = direction * (norm.reshape(lengths.shape) / lengths)
+    return scaled
 
 
 def _grouped(by_name: Mapping[str, TensorEntry]) -> dict[str, dict[str, TensorEntry]]:
