@@ -6,6 +6,7 @@ kohya-ss take alpha = r if nothing is said.
 """
 
 import math
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,15 +26,9 @@ DIFFUSERS_METADATA = "lora_adapter_metadata"
 _USUAL_ALPHA = 8
 _LARGEST = 1e30
 _DIFFUSERS_FILE = "pytorch_lora_weights."
-_DIFFUSERS_PARTS = (
-    "diffusion_model",
-    "transformer",
-    "transformer_2",
-    "unet",
-    "text_encoder",
-    "text_encoder_2",
-    "text_encoder_3",
-    "controlnet",
+# Other models have a `transformer` too, but none of these.
+_DIFFUSERS_NAMES = re.compile(
+    r"(?:diffusion_model|unet|text_encoder(?:_\d)?|controlnet|transformer(?:_\d)?\.(?:single_)?transformer_blocks)\."
 )
 _KOHYA_PREFIXES = ("lora_unet_", "lora_te", "lora_transformer_", "lora_prior_", "lycoris_")
 
@@ -133,7 +128,7 @@ def _diffusers(described: Mapping[str, Any], ranks: Collection[int], *, plain: b
         if module.startswith(_KOHYA_PREFIXES):
             return 1.0
         # With several ranks, diffusers' alpha depends on the order of the tensors.
-        if (plain or part in _DIFFUSERS_PARTS) and len(ranks) == 1:
+        if (plain or _DIFFUSERS_NAMES.match(module)) and len(ranks) == 1:
             return 1.0
         raise CheckpointError(
             f"a LoRA factor without the alpha of its adapter, so that its scale is unknown: put {ADAPTER_CONFIG} beside it"

@@ -30,8 +30,9 @@ CODEC = "lora"
 
 # Longer than any name in a model: limits the work for an untrusted name.
 _MAX_LENGTH = 1024
+_MAX_DEPTH = 32
 _FACTOR = re.compile(
-    r"(?P<module>.+)(?:\.lora_(?:embedding_)?(?P<factor>[ABab]|down|up)|[._]lora(?:_linear_layer)?\.(?P<older>down|up))"
+    r"(?P<module>.+)(?:\.lora_(?:embedding_)?(?P<factor>[ABab]|down|up)|[._]lora\d?(?:_(?:linear_)?layer)?\.(?P<older>down|up))"
     r"(?:\.(?P<adapter>[^.]+))??(?P<kind>\.weight|\.bias)?",
     re.DOTALL,
 )
@@ -87,7 +88,7 @@ def low_rank_weights(
     if not groups and not skipped:
         return [], {}
     by_name = {entry.name: entry for entry in tensors}
-    bases = _bases(checkpoint)
+    based = _with_base({group.module for group in groups}, checkpoint)
     more = {entry.name.partition(f".{word}")[0]: word for entry in tensors if (word := _parameter(entry.name))}
     several = len({group.adapter for group in groups}) > 1
     scales = adapter_scales(
@@ -102,7 +103,7 @@ def low_rank_weights(
         alpha = by_name.get(f"{group.module}.alpha")
         parts = [entry for side in factors.values() for entry in side] + ([alpha] if alpha is not None else [])
         reason = ""
-        if _has_base(group.module, bases):
+        if group.module in based:
             reason = f"low-rank change of {group.shown}, not merged into it: merge it, or save the adapter alone, and scan that"
         elif group.module in more:
             what = printable(more[group.module])
@@ -132,8 +133,8 @@ def holds_factors(tensors: Sequence[TensorEntry]) -> bool:
     found = [match for entry in matrices if (match := _matched(entry.name)) is not None]
     if 2 * len(found) <= len(matrices):
         return False
-    bases = _bases(tensors)
-    alone = sum(not _has_base(match["module"], bases) for match in found)
+    based = _with_base({match["module"] for match in found}, tensors)
+    alone = sum(match["module"] not in based for match in found)
     return 2 * alone > len(matrices)
 
 
@@ -197,14 +198,18 @@ def _grouped(
     return groups, skipped
 
 
-def _bases(tensors: Sequence[TensorEntry]) -> set[str]:
-    """Return the matrices that are no factors, and the modules that they are in."""
-    names = [entry.name for entry in tensors if len(entry.shape) > 1 and not _of_adapter(entry.name)]
-    return {*names, *map(_module, names)}
-
-
-def _has_base(module: str, bases: Set[str]) -> bool:
-    return module in bases or f"{module}{_BASE_LAYER}" in bases
+def _with_base(modules: Set[str], tensors: Sequence[TensorEntry]) -> set[str]:
+    """Return the modules in which there is a matrix that is no factor."""
+    found: set[str] = set()
+    for entry in tensors:
+        if len(entry.shape) < 2 or len(entry.name) > _MAX_LENGTH or _of_adapter(entry.name):
+            continue
+        name = entry.name
+        for _ in range(_MAX_DEPTH):
+            if name in modules:
+                found.add(name)
+            name = _module(name)
+    return found
 
 
 def _of_adapter(name: str) -> bool:

@@ -148,7 +148,8 @@ def test_factors_whose_scale_nothing_tells_are_skipped(tmp_path: Path) -> None:
     lone = {f"base_model.model.{BLOCK}.lora_A.weight": a, f"base_model.model.{BLOCK}.lora_B.weight": b}
     ranks = {f"unet.{i}.lora_A.weight": one for i, one in enumerate((a, c))}
     ranks |= {f"unet.{i}.lora_B.weight": one for i, one in enumerate((b, d))}
-    for name, tensors in (("lone", lone), ("ranks", ranks)):
+    falcon = {"transformer.h.0.attn.q.lora_A.weight": a, "transformer.h.0.attn.q.lora_B.weight": b}
+    for name, tensors in (("lone", lone), ("ranks", ranks), ("falcon", falcon)):
         inventory = _listed(_saved(tmp_path / name, tensors))
         assert not inventory.matrices
         assert all("scale is unknown" in reason for reason in reasons(inventory).values())
@@ -186,7 +187,7 @@ def test_every_adapter_of_a_file_is_kept_apart_and_named(tmp_path: Path) -> None
         assert all(f"adapter '{name}'" in said[f"{module}.lora_A.{name}.weight"] for name in names)
 
 
-@pytest.mark.parametrize("base", ["base_layer.weight", "weight", "base_layer.qweight"])
+@pytest.mark.parametrize("base", ["base_layer.weight", "weight", "linear.weight", "base_layer.qweight"])
 def test_an_adapter_beside_its_base_weight_is_skipped_and_the_base_weight_is_not(tmp_path: Path, base: str) -> None:
     module = f"base_model.model.{BLOCK}"
     tensors: Tensors = {f"{module}.{base}": torch.randn(24, 16)}
@@ -198,9 +199,10 @@ def test_an_adapter_beside_its_base_weight_is_skipped_and_the_base_weight_is_not
     folder = _saved(tmp_path, tensors)
     inventory = _listed(folder)
     said = reasons(inventory)
+    expected = [] if "qweight" in base else [f"{module}.{base.removeprefix('base_layer.')}"]
     for name in ("default", "reward"):
         assert f"(adapter '{name}'), not merged" in said[f"{module}.lora_B.{name}.weight"]
-    assert [ref.tensor for ref in inventory.matrices] == ([f"{module}.weight"] if "qweight" not in base else [])
+    assert [ref.tensor for ref in inventory.matrices] == expected
     assert not is_change(open_checkpoint(folder))
 
 
