@@ -8,7 +8,7 @@ import typer
 
 from scanner.checkpoint import Selection
 from scanner.cli import options
-from scanner.cli.output import FormatOption, note, write
+from scanner.cli.output import FormatOption, note, note_skipped, write
 
 
 def register(app: typer.Typer) -> None:
@@ -61,8 +61,7 @@ def inspect(
     names = ("tensor", *columns, "cost_gflop", "cost_percent", "skipped")
     schema = pa.schema([(name, numbers.get(name, pa.string())) for name in names])
     write(pa.table(table, schema=schema), form, whole=True)
-    for reason, count in Counter(skip.reason for skip in inventory.skipped).most_common():
-        note(f"  {count} skipped: {reason}")
+    note_skipped(Counter(skip.reason for skip in inventory.skipped))
     for copy, original in inventory.perhaps_tied:
         note(
             f"  {printable(copy)} may be tied with {printable(original)}: they have the same shape; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
 
 #: Number of rows that the format `table` shows; the other formats print all rows.
 _SHOWN = 200
-
+#: Number of reasons that are listed: those of adapters name a single tensor each.
+_REASONS = 12
 
 Format = Literal["table", "json", "csv", "parquet"]
 FormatOption = Annotated[Format, typer.Option("--format", "-f", help="Format of the printed table.", show_default=True)]
@@ -30,6 +32,20 @@ DEFAULT_STORE = "results"
 def note(text: str) -> None:
     """Print a line on stderr."""
     print(text, file=sys.stderr, flush=True)
+
+
+def note_skipped(counts: Mapping[str, int], *, before: str = "") -> None:
+    """Print how many tensors were skipped for each reason, the most frequent reasons first; a reason may name a single tensor."""
+    from scanner.checkpoint.names import printable
+
+    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    for reason, count in ordered[:_REASONS]:
+        note(f"  {before}{count} skipped: {printable(reason)}")
+    rest = ordered[_REASONS:]
+    if rest:
+        note(
+            f"  {before}{sum(count for _, count in rest)} skipped for {len(rest)} other reasons: rmtscan inspect lists them"
+        )
 
 
 def write(table: pa.Table, form: Format, *, whole: bool = False) -> None:
