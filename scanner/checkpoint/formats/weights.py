@@ -30,7 +30,9 @@ _WHAT_TO_DO = (
 )
 
 _DISTRIBUTED = ".distcp"
-_CONVERT_DISTRIBUTED = "convert it with dcp_to_torch_save(FOLDER, 'model.pt') of torch.distributed.checkpoint.format_utils and scan model.pt"
+_CONVERT_DISTRIBUTED = (
+    "convert it with torch.distributed.checkpoint.format_utils.dcp_to_torch_save(FOLDER, 'model.pt') and scan that"
+)
 
 _GIT_LFS = b"version https://git-lfs"
 
