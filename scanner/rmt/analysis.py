@@ -24,7 +24,7 @@ from scanner.rmt.metrics import (
 from scanner.rmt.result import Analysis
 from scanner.rmt.sigma import SIGMA_KINDS, BulkFit, SigmaKind, fit_bulk, sigma_init, sigma_median, sigma_std
 
-__all__ = ["METHOD_VERSION", "Analysis", "NotFiniteError", "analyze", "decomposed", "summarize"]
+__all__ = ["METHOD_VERSION", "Analysis", "NotFiniteError", "SigmaError", "analyze", "decomposed", "summarize"]
 
 #: Increased when the same matrix would give different rows; part of the identity of every scan.
 METHOD_VERSION = 1
@@ -33,6 +33,10 @@ METHOD_VERSION = 1
 _KNOWN_FLOATS = ("float16", "float32", "float64")
 # Types of the package ml_dtypes, whose kind is "no number" in numpy.
 _SMALL_FLOATS = ("bfloat16", "float8", "float6", "float4")
+
+
+class SigmaError(ArithmeticError):
+    """The estimate of sigma that was asked for means nothing for this matrix."""
 
 
 class NotFiniteError(ValueError):
@@ -122,6 +126,11 @@ def _as_matrix(array: ArrayLike | torch.Tensor, device: str | torch.device | Non
 
 def _chosen_fit(kind: SigmaKind, estimates: dict[SigmaKind, float], bulk: BulkFit, rows: int, cols: int) -> BulkFit:
     if kind == "bulk":
+        if bulk.failed:
+            raise SigmaError(
+                "the fit to the bulk failed: it kept less than a quarter of the singular values, with "
+                f"{bulk.sigma / estimates['median']:.2f} times the sigma of the median: use another `sigma`, such as 'median'"
+            )
         return bulk
     sigma = estimates[kind]
     lower, upper = singular_value_edges(sigma, rows, cols)
@@ -150,6 +159,7 @@ def analyze(
     Raises:
         ValueError: not a real matrix, or one with masked entries or without memory; unknown `sigma` or `null`.
         NotFiniteError: NaN or infinite entries (a ValueError; its message counts them).
+        SigmaError: `sigma` is `bulk`, and its fit ran away.
         DecompositionError: no decomposition that reproduces the matrix was found.
     """
     if sigma not in SIGMA_KINDS:
@@ -178,7 +188,11 @@ def decomposed(
 
 
 def summarize(parts: Decomposition, sum_of_entries: float, *, sigma: SigmaKind, null: KsNull) -> Analysis:
-    """Compute the analysis that follows from a decomposition and the sum of the entries of the matrix."""
+    """Compute the analysis that follows from a decomposition and the sum of the entries of the matrix.
+
+    Raises:
+        SigmaError: `sigma` is `bulk`, and its fit ran away.
+    """
     rows, cols = parts.left.shape[1], parts.right.shape[1]
     s = parts.singular_values.cpu().numpy()
     # A product of thin factors has fewer triplets; its other singular values are zero, and count.
