@@ -33,7 +33,7 @@ from scanner.engine.plan import decomposition_cost, decomposition_limit, largest
 from scanner.engine.run import run
 from scanner.engine.task import Context, Failure, Task
 from scanner.engine.work import Observer, Stored, Work
-from scanner.errors import ChangedError, CheckpointError, ScannerError
+from scanner.errors import ChangedError, CheckpointError, ConfigError, ScannerError
 from scanner.rmt.analysis import Analysis, analyze, decomposed, summarize
 from scanner.rmt.ensembles import ENSEMBLES, Ensemble, control
 from scanner.rmt.ks_null import KsNull
@@ -654,8 +654,7 @@ def scan(
         ScannerError: nothing can continue: a store that cannot be written, no worker, no cluster.
         KeyboardInterrupt: interrupted; finished matrices are in the store, and the same call resumes.
     """
-    named = [references] if isinstance(references, str | os.PathLike) else references
-    unique = list(dict.fromkeys(os.fspath(reference) for reference in named))
+    unique = _references(references)
     observer, options = observer or Observer(), pool or PoolOptions()
     unknown = [ensemble for ensemble in ensembles if ensemble not in ENSEMBLES]
     if unknown:
@@ -666,6 +665,22 @@ def scan(
         work.add(reference, force=force, download=download)
     run([work], options, observer)
     return work.report(unique)
+
+
+def _references(references: object) -> list[str]:
+    """Return each reference once; a model or its weights in memory have no files, and so no identity."""
+    named = [references] if isinstance(references, str | os.PathLike) else references
+    wrong = [named]
+    if isinstance(named, Iterable) and not isinstance(named, Mapping | bytes):
+        found = list(named)
+        wrong = [one for one in found if not isinstance(one, str | os.PathLike)]
+        if not wrong:
+            return list(dict.fromkeys(os.fspath(one) for one in found))
+    raise ConfigError(
+        "references",
+        f"has a {type(wrong[0]).__name__}: name checkpoints by path, Hub id or URL. Save a model that is in memory first "
+        "(save_pretrained, safetensors), or pass a matrix to `scanner.analyze`",
+    )
 
 
 class _Callable(ModuleType):

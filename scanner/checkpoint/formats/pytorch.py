@@ -61,7 +61,7 @@ _MAX_NAMES_LENGTH = 2**26
 # DeepSpeed ZeRO-3 leaves no whole weight in any of these.
 _ZERO_PART = re.compile(r"zero_pp_rank_\d+_mp_rank_\d+_model_states\.pt")
 _CONVERT_ZERO = (
-    "run DeepSpeed's zero_to_fp32.py, which lies beside the folder of the checkpoint, and scan the file that it writes"
+    "run zero_to_fp32.py, which DeepSpeed writes beside the folder of the checkpoint, and scan the file that it makes"
 )
 
 

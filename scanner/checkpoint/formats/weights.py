@@ -37,8 +37,7 @@ _WHAT_TO_DO = (
 _INDEX = re.compile(r"(?P<stem>.+)\.index(?P<variant>\.[\w-]+)?\.json", re.ASCII | re.DOTALL)
 _DISTRIBUTED = ".distcp"
 _CONVERT_DISTRIBUTED = (
-    "convert it with dcp_to_torch_save(FOLDER, 'model.pt') "
-    "of torch.distributed.checkpoint.format_utils and scan model.pt"
+    "convert it with torch.distributed.checkpoint.format_utils.dcp_to_torch_save(FOLDER, 'model.pt') and scan that"
 )
 
 _GIT_LFS = b"version https://git-lfs"
