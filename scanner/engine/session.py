@@ -8,6 +8,8 @@ import os
 import secrets
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,8 +28,27 @@ _LOCAL_OBJECT_STORE = 256 << 20
 _LOOPBACK = "127.0.0.1"
 #: Seconds that a cluster may take to accept a connection.
 _CONNECT_SECONDS = 15.0
+#: Program of a process that waits until its stdin is closed, because the driver has ended in whatever way, and then ends the
+#: processes with the given ids. Ray's own agents would look for the others for a minute.
+_WATCHER = """
+import os, signal, sys, time
+def started(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[19]
+    except OSError:
+        return None
+seen = {pid: started(pid) for pid in map(int, sys.argv[1:])}
+sys.stdin.read()
+time.sleep(2)
+for pid, start in seen.items():
+    if start is not None and started(pid) == start:
+        os.kill(pid, signal.SIGKILL)
+"""
 #: Processes without which a Ray cannot continue.
 _ESSENTIAL = ("gcs_server", "raylet")
+
+_watcher: subprocess.Popen[bytes] | None = None
 
 
 @contextlib.contextmanager
@@ -45,6 +66,7 @@ def ray_session(options: PoolOptions) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+        _end_what_is_left()
 
 
 def address_of(options: PoolOptions) -> str:
@@ -115,8 +137,31 @@ def _start_local(settings: dict[str, Any]) -> None:
             _node_ip_address=_LOOPBACK,
             **settings,
         )
+        _end_with_this_process()
     finally:
         constants.ENABLE_RAY_CLUSTER = before
+
+
+def _end_with_this_process() -> None:
+    """See to it that the processes of the local Ray end even if this process is killed."""
+    import psutil  # that of Ray
+
+    ids = [str(process.pid) for process in psutil.Process().children(recursive=True)]
+    # Its own session: Ctrl-C of a terminal does not reach it. -I -S: it needs nothing but the standard library, and starts fast.
+    global _watcher
+    _watcher = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _WATCHER, *ids],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def _end_what_is_left() -> None:
+    """Let the watcher end what outlives an orderly end, too: agents whose Ray had died."""
+    if _watcher is not None and _watcher.stdin is not None:
+        _watcher.stdin.close()
 
 
 def _hide_token() -> None:

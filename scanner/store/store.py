@@ -1,13 +1,14 @@
 """A store: opening it by URL, listing and writing results, and queries."""
 
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 
-from scanner.errors import StoreError
+from scanner.errors import ConfigError, StoreError
 from scanner.extensions import load_extensions
 from scanner.store import heartbeat
 from scanner.store.database import Params, connect, read, refuse_all_but_select
@@ -284,7 +285,7 @@ class Store:
         values = query.bind(params)
         return read(self._database(), query.sql, values)
 
-    def sql(self, text: str, params: Params = None) -> pa.Table:
+    def sql(self, text: str, params: Params = None, *, timeout: float | None = None) -> pa.Table:
         """Run one SELECT statement.
 
         Every table has a view of its name (`scanner.store.tables.views()` lists them). `matrices`, `vectors`, `pairs`,
@@ -294,14 +295,18 @@ class Store:
         Args:
             text: the statement; `$name` or `?` stand for parameters.
             params: their values.
+            timeout: seconds that the statement may take; None: any time.
 
         Raises:
-            QueryError: it is not one SELECT statement, or DuckDB cannot run it.
+            QueryError: it is not one SELECT statement, DuckDB cannot run it, or it takes longer than `timeout`.
+            ConfigError: `timeout` is not a positive number.
             StoreError: the store cannot be read.
         """
+        if timeout is not None and not 0 < timeout <= threading.TIMEOUT_MAX:
+            raise ConfigError("timeout", f"must be a positive number of seconds, got {timeout:g}")
         connection = self._database()
         refuse_all_but_select(connection, text)
-        return read(connection, text, params)
+        return read(connection, text, params, timeout=timeout)
 
     def close(self) -> None:
         """Release the memory and threads of queries; the next query opens the database again."""
