@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from scanner.engine.options import PoolOptions
-from scanner.engine.pool import ray_session, run_tasks
+from scanner.engine.pool import run_tasks
+from scanner.engine.session import ray_session
 from scanner.engine.task import Failure, Result, Task
 from scanner.engine.work import Observer, Stored, Work
 from scanner.engine.worker import Worker

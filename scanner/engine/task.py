@@ -14,6 +14,9 @@ Made = TypeVar("Made")
 #: Stages whose seconds are counted; `compute` is everything of a computation that is no stage of its own.
 STAGES = ("read", "decompose", "test", "compute", "write")
 
+#: Time limit of tasks that do not estimate their own: no result within a day means that the worker hangs.
+LONGEST_SECONDS = 86_400.0
+
 
 class Context(Protocol):
     """What a worker offers to the task that it runs."""
@@ -65,7 +68,7 @@ class Task(Protocol):
     @property
     def time_limit(self) -> float | None:
         """Seconds after which a worker that has returned nothing is considered hung; None: no limit."""
-        return None
+        return LONGEST_SECONDS
 
     def run(self, context: Context) -> Any:
         """Compute the result in a worker. Exceptions become the `Failure` of the task."""

@@ -3,7 +3,8 @@
 import json
 import tempfile
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import duckdb
@@ -19,6 +20,9 @@ _READING_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CT
 _NO_EFFECT = (
     "only one SELECT statement can be run (WITH, FROM, VALUES, DESCRIBE, SUMMARIZE and SHOW TABLES are allowed, too)"
 )
+
+#: Seconds after which a query that ignored an interruption, because it had not begun, is interrupted again.
+_AGAIN_SECONDS = 0.05
 
 Params = Mapping[str, object] | Sequence[object] | None
 
@@ -54,21 +58,52 @@ def connect(files: StoreFiles, names: Mapping[str, Sequence[str]]) -> duckdb.Duc
     return connection
 
 
-def read(connection: duckdb.DuckDBPyConnection, text: str, params: Params = None) -> pa.Table:
-    """Run one statement.
+def read(
+    connection: duckdb.DuckDBPyConnection, text: str, params: Params = None, *, timeout: float | None = None
+) -> pa.Table:
+    """Run one statement, for at most `timeout` seconds; None: without a limit.
 
     Raises:
-        QueryError: DuckDB cannot run it (the message is that of DuckDB, on one line), or the statement or a value is not UTF-8.
+        QueryError: DuckDB cannot run it (the message is that of DuckDB, on one line), the statement or a value is not UTF-8, or the
+            time is over.
     """
     values = params.values() if isinstance(params, Mapping) else params or ()
     _refuse_broken_text(text, *(value for value in values if isinstance(value, str)))
-    try:
+
+    def run() -> pa.Table:
         relation = connection.sql(text, params=params or None)
         if relation is None:
             raise QueryError(_NO_EFFECT)
         return relation.to_arrow_table()
+
+    try:
+        return _interruptible(connection, run, timeout)
+    except TimeoutError:
+        raise QueryError(
+            f"the statement has not ended within {timeout:g} s: select fewer rows, or raise `timeout`"
+        ) from None
     except duckdb.Error as error:
         raise QueryError(one_line(error)) from error
+
+
+def _interruptible(
+    connection: duckdb.DuckDBPyConnection, run: Callable[[], pa.Table], timeout: float | None
+) -> pa.Table:
+    """Run a query in a thread: in the main thread, Python could not handle Ctrl-C before the query ends.
+
+    Raises:
+        TimeoutError: the query was interrupted after `timeout` seconds.
+    """
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="rmtscan-query") as thread:
+        answer = thread.submit(run)
+        try:
+            if not wait([answer], timeout).done:
+                raise TimeoutError
+        finally:
+            while not answer.done():
+                connection.interrupt()
+                wait([answer], _AGAIN_SECONDS)
+        return answer.result()
 
 
 def refuse_all_but_select(connection: duckdb.DuckDBPyConnection, text: str) -> None:

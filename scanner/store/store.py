@@ -1,14 +1,22 @@
 """A store: opening it by URL, listing and writing results, and queries."""
 
 import re
+<<<<<<< HEAD
 import warnings
+=======
+import threading
+>>>>>>> process
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 
+<<<<<<< HEAD
 from scanner.errors import QueryError, StoreError, StoreWarning
+=======
+from scanner.errors import ConfigError, StoreError
+>>>>>>> process
 from scanner.extensions import load_extensions
 from scanner.store import heartbeat
 from scanner.store.checksums import FileRecord, checked, damage, is_safe_id, records_as_json, with_checksum
@@ -325,7 +333,7 @@ class Store:
         values = query.bind(params)
         return self._read(query.sql, values)
 
-    def sql(self, text: str, params: Params = None) -> pa.Table:
+    def sql(self, text: str, params: Params = None, *, timeout: float | None = None) -> pa.Table:
         """Run one SELECT statement.
 
         Every table has a view of its name (`scanner.store.tables.views()` lists them). `matrices`, `vectors`, `pairs`,
@@ -335,13 +343,23 @@ class Store:
         Args:
             text: the statement; `$name` or `?` stand for parameters.
             params: their values.
+            timeout: seconds that the statement may take; None: any time.
 
         Raises:
-            QueryError: it is not one SELECT statement, or DuckDB cannot run it.
+            QueryError: it is not one SELECT statement, DuckDB cannot run it, or it takes longer than `timeout`.
+            ConfigError: `timeout` is not a positive number.
             StoreError: the store cannot be read.
         """
+<<<<<<< HEAD
         refuse_all_but_select(self._database(), text)
         return self._read(text, params)
+=======
+        if timeout is not None and not 0 < timeout <= threading.TIMEOUT_MAX:
+            raise ConfigError("timeout", f"must be a positive number of seconds, got {timeout:g}")
+        connection = self._database()
+        refuse_all_but_select(connection, text)
+        return read(connection, text, params, timeout=timeout)
+>>>>>>> process
 
     def close(self) -> None:
         """Release the memory and threads of queries; the next query opens the database again."""
