@@ -1,22 +1,15 @@
 """A store: opening it by URL, listing and writing results, and queries."""
 
 import re
-<<<<<<< HEAD
-import warnings
-=======
 import threading
->>>>>>> process
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 
-<<<<<<< HEAD
-from scanner.errors import QueryError, StoreError, StoreWarning
-=======
-from scanner.errors import ConfigError, StoreError
->>>>>>> process
+from scanner.errors import ConfigError, QueryError, StoreError, StoreWarning
 from scanner.extensions import load_extensions
 from scanner.store import heartbeat
 from scanner.store.checksums import FileRecord, checked, damage, is_safe_id, records_as_json, with_checksum
@@ -350,16 +343,10 @@ class Store:
             ConfigError: `timeout` is not a positive number.
             StoreError: the store cannot be read.
         """
-<<<<<<< HEAD
-        refuse_all_but_select(self._database(), text)
-        return self._read(text, params)
-=======
         if timeout is not None and not 0 < timeout <= threading.TIMEOUT_MAX:
             raise ConfigError("timeout", f"must be a positive number of seconds, got {timeout:g}")
-        connection = self._database()
-        refuse_all_but_select(connection, text)
-        return read(connection, text, params, timeout=timeout)
->>>>>>> process
+        refuse_all_but_select(self._database(), text)
+        return self._read(text, params, timeout=timeout)
 
     def close(self) -> None:
         """Release the memory and threads of queries; the next query opens the database again."""
@@ -382,9 +369,9 @@ class Store:
             self._version = versions
         return self._connection
 
-    def _read(self, text: str, params: Params) -> pa.Table:
+    def _read(self, text: str, params: Params, *, timeout: float | None = None) -> pa.Table:
         try:
-            return read(self._database(), text, params)
+            return read(self._database(), text, params, timeout=timeout)
         except QueryError as error:
             if not isinstance(error.__cause__, _OF_FILES):
                 raise
@@ -393,7 +380,7 @@ class Store:
             self._connection = self._without_damaged(names)
             if self._connection is None:
                 raise
-            return read(self._connection, text, params)
+            return read(self._connection, text, params, timeout=timeout)
 
     def _without_damaged(self, names: Mapping[str, Sequence[str]]) -> duckdb.DuckDBPyConnection | None:
         """Connect without results that have a missing or damaged file, and warn of each; None if there are none."""
