@@ -81,7 +81,8 @@ def check_local_ray() -> None:
         ScannerError: one of its processes has ended. Ray itself would wait for it forever, or end this process after a minute.
     """
     node = ray._private.worker._global_node
-    for kind, process in [] if node is None else node.dead_processes():
+    dead: list[tuple[str, subprocess.Popen[bytes]]] = [] if node is None else node.dead_processes()
+    for kind, process in dead:
         if kind not in _ESSENTIAL:
             continue
         code = process.returncode
