@@ -11,7 +11,7 @@ from checkpoints import LLAMA, QUICK_LLAMA, write_llama, write_matrices
 from scanning import Clock, Run, run_bare_loop, run_scan
 
 from scanner.engine import PoolOptions
-from scanner.engine.pool import ray_session
+from scanner.engine.session import ray_session
 
 NAME = "scaling"
 ASKED = 1.8

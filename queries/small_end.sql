@@ -1,12 +1,12 @@
 -- title: Roles and layers with information at the small end of the spectrum
--- about: Mean p-value of the singular vectors of decile 1, the smallest tenth of the singular values of each matrix, with that
---   of random matrices of the same shape. Random vectors have a mean of 0.5; a small p is information that a truncated SVD
---   would discard. The most significant row of a model comes first.
---   z = (p - control_p) / standard_error. Independent uniform p-values have a standard deviation of sqrt(1 / 12), so
---   standard_error is sqrt(1 / 12 / vectors) or, with a control, whose mean is noisy as well, sqrt(1 / 12 / vectors + 1 /
---   12 / vectors of the control). Without a control of that shape, control_p is NULL and 0.5 is used instead. p_value is
---   the two-sided p-value of a normal z, with a relative error below 2e-7. family_p_value is corrected for the number of
---   rows of the model (Bonferroni), so that family_p_value < 0.01 is significant for any selected row.
+-- about: Mean p-value of the singular vectors of decile 1, the smallest tenth of the singular values of each matrix. Random
+--   vectors have a mean of 0.5; a small p is information that a truncated SVD would discard. The most significant row of a
+--   model comes first.
+--   z = (p - 0.5) / standard_error. Independent uniform p-values have a standard deviation of sqrt(1 / 12), so
+--   standard_error is sqrt(1 / 12 / vectors). control_p, the same for random matrices of that shape, checks the method; it is
+--   a draw by itself and no part of z. p_value is the two-sided p-value of a normal z, with a relative error below 2e-7.
+--   family_p_value is corrected (Bonferroni) for the number of rows of the model, of all roles even if one is selected, so that
+--   family_p_value < 0.01 is significant for any selected row.
 -- param: model VARCHAR = NULL | this model only
 -- param: revision VARCHAR = NULL | the newest revision that begins with this, instead of the newest
 -- param: role VARCHAR = NULL | this role only
@@ -24,18 +24,16 @@
 -- column: vectors | number of singular vectors with a p-value in decile 1
 -- column: p | mean p-value of these vectors
 -- column: control_p | mean p-value of decile 1 of the random controls of that shape
--- column: standard_error | standard error of the difference for random vectors
--- column: z | difference in standard errors; negative = information
+-- column: standard_error | standard error of p for random vectors
+-- column: z | difference from 0.5 in standard errors; negative = information
 -- column: p_value | probability of a deviation of this size, of either sign, for random matrices
--- column: family_p_value | the same for the largest deviation of all rows of the model
+-- column: family_p_value | the same for the largest deviation of all rows of the model, whatever role is selected
 with control as (
     select
         rows,
         cols,
         avg(u_p) as u_p,
-        count(u_p) as u_vectors,
-        avg(v_p) as v_p,
-        count(v_p) as v_vectors
+        avg(v_p) as v_p
     from controls
     where (10 * k) // least(rows, cols) = 9
     group by rows, cols
@@ -60,7 +58,6 @@ measured as (
     semi join chosen_scans($model, $revision) using (scan_id)
     where
         (10 * k) // least(rows, cols) = 9
-        and ($role is null or role = $role)
         and (head is not null) = $heads
     group by all
 ),
@@ -78,8 +75,7 @@ sides as (
         measured.matrices,
         case side when 'u' then measured.u_vectors else measured.v_vectors end as vectors,
         case side when 'u' then measured.u_p else measured.v_p end as p,
-        case side when 'u' then control.u_p else control.v_p end as control_p,
-        case side when 'u' then control.u_vectors else control.v_vectors end as control_vectors
+        case side when 'u' then control.u_p else control.v_p end as control_p
     from measured
     cross join (values ('v'), ('u')) as both_sides (side)
     left join control using (rows, cols)
@@ -88,14 +84,15 @@ sides as (
 compared as (
     select
         *,
-        sqrt(1 / 12 / nullif(vectors, 0) + coalesce(1 / 12 / nullif(control_vectors, 0), 0)) as standard_error,
-        (p - coalesce(control_p, 0.5)) / standard_error as z,
+        sqrt(1 / 12 / nullif(vectors, 0)) as standard_error,
+        (p - 0.5) / standard_error as z,
         -- erfc(|z| / sqrt(2)), Chebyshev fit of Press et al., Numerical Recipes, section 6.2.
         1 / (1 + abs(z) / sqrt(8)) as t,
         t * exp(
             -(z * z) / 2 - 1.26551223 + t * (1.00002368 + t * (0.37409196 + t * (0.09678418 + t * (-0.18628806
             + t * (0.27886807 + t * (-1.13520398 + t * (1.48851587 + t * (-0.82215223 + t * 0.17087277))))))))
-        ) as p_value
+        ) as p_value,
+        count(z) over (partition by model) as tests
     from sides
 )
 
@@ -116,6 +113,8 @@ select
     z,
     -- least(1, null) is 1, so null needs its own case.
     case when compared.z is not null then least(1, compared.p_value) end as p_value,
-    case when compared.z is not null then least(1, compared.p_value * count(compared.z) over (partition by model)) end as family_p_value
+    case when compared.z is not null then least(1, compared.p_value * compared.tests) end as family_p_value
 from compared
+-- After the count: a selection must not make a p-value smaller.
+where $role is null or role = $role
 order by model, z nulls last, stack desc nulls first, layer, role_order(role), role, module nulls first, rows, cols, side desc;

@@ -43,8 +43,16 @@ class RateLimitedError(CheckpointError):
     """A server that limits the rate of requests: the same request succeeds later."""
 
 
+class ChangedError(CheckpointError):
+    """A file that is not the one that was hashed: it was replaced, cut short, written to or removed while it was in use."""
+
+
 class StoreError(ScannerError):
     """A store that cannot be read or written, or a query that it cannot answer."""
+
+
+class StoreWarning(UserWarning):
+    """A part of a store that is left out of the answer, because it is damaged."""
 
 
 class QueryError(StoreError):

@@ -5,7 +5,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 
-from scanner.checkpoint.formats import get_format
+from scanner.checkpoint.formats import is_change
 from scanner.checkpoint.model import Checkpoint, Inventory, Skipped
 from scanner.checkpoint.names import printable
 from scanner.checkpoint.structure.matching import match_matrices
@@ -38,7 +38,7 @@ def difference(base: Checkpoint, tuned: Checkpoint) -> Checkpoint:
             is a difference itself.
     """
     for one, other in ((base, tuned), (tuned, base)):
-        if get_format(one.format).holds_changes and not get_format(other.format).holds_changes:
+        if is_change(one) and not is_change(other):
             raise CheckpointError(
                 f"{one.model} is an adapter and therefore a difference already: scan it by itself, without {PREFIX} and "
                 f"without {other.model}"
@@ -57,6 +57,7 @@ def difference(base: Checkpoint, tuned: Checkpoint) -> Checkpoint:
         base_model=base.model,
         identity=identity,
         base=base,
+        versions=tuple(dict.fromkeys(base.versions + tuned.versions)),
     )
 
 

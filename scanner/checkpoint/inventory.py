@@ -1,7 +1,7 @@
 """The tensors of a checkpoint become matrices to analyze; every tensor that is not analyzed is listed with the reason."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 
 from scanner.checkpoint.differences import difference_inventory
@@ -17,12 +17,16 @@ from scanner.checkpoint.model import (
     Skipped,
     tied,
 )
+from scanner.checkpoint.names import is_average, is_optimizer_state
+from scanner.checkpoint.structure.blocks import Named, distinct_blocks
 from scanner.checkpoint.structure.heads import NOT_SPLIT, head_refs, is_split, misfit
 from scanner.checkpoint.structure.layouts import MAX_EXPERTS, Layout, Place, matrices_of
 from scanner.checkpoint.structure.ties import find_ties, resolve_ties, tie_check
 from scanner.errors import CheckpointError
 
 EVERYTHING = Selection()
+
+_AVERAGE = "a moving average of the weights (EMA): a copy"
 
 # The biases of stacks of experts are two-dimensional too.
 _BIAS = re.compile(r"(?:^|[._])bias\Z")
@@ -50,7 +54,7 @@ def list_matrices(
     """
     inventory = _list_by_headers(checkpoint, selection)
     if compare_bytes and inventory.tie_checks:
-        return inventory.without(resolve_ties(inventory.tie_checks))
+        return inventory.without(resolve_ties(inventory.tie_checks, checkpoint.versions))
     return inventory
 
 
@@ -63,8 +67,12 @@ def _list_by_headers(checkpoint: Checkpoint, selection: Selection) -> Inventory:
     form = get_format(checkpoint.format)
     weights, parts = form.weights(checkpoint.tensors, checkpoint.config)
     layout = form.layout(checkpoint.config, checkpoint.architecture, weights)
-    stack_of = layout.stacks(weight.name for weight in weights)
-    places = [layout.place(weight.name) for weight in weights]
+    stack_of = layout.stacks(weight.name_in_model for weight in weights)
+    places = [layout.place_of(weight) for weight in weights]
+    averages = {weight.name for weight in weights if is_average(weight.name)}
+    if len(averages) == len(weights):
+        averages = set()  # then they are the model
+    block_of = _blocks(weights, places, stack_of, averages)
     # Checked before the matrices are made: a stack takes a few bytes in a header and becomes thousands of matrices.
     _check_count(
         weight.shape[0]
@@ -72,13 +80,14 @@ def _list_by_headers(checkpoint: Checkpoint, selection: Selection) -> Inventory:
         if _is_stack(weight, place) and weight.shape[0] <= MAX_EXPERTS
     )
     matrices: list[MatrixRef] = []
-    skipped: list[Skipped] = list(parts)
+    skipped: list[Skipped] = [*parts, *checkpoint.left_out]
     for weight, place in zip(weights, places, strict=True):
         refs: tuple[MatrixRef, ...] = ()
-        reason = _not_a_matrix(weight, place)
+        reason = _AVERAGE if weight.name in averages else _not_a_matrix(weight, place)
         if reason is None:
             try:
-                refs = matrices_of(weight, place, layout, stack_of.get(weight.name))
+                stack, layer = block_of.get(weight.name, (stack_of.get(weight.name_in_model), place.layer))
+                refs = matrices_of(weight, place, layout, stack, layer)
             except CheckpointError as error:
                 reason = str(error)
             else:
@@ -97,6 +106,28 @@ def _list_by_headers(checkpoint: Checkpoint, selection: Selection) -> Inventory:
     )
 
 
+def _blocks(
+    weights: Sequence[LogicalWeight], places: Sequence[Place], stack_of: Mapping[str, str], averages: Set[str]
+) -> dict[str, tuple[str | None, int | None]]:
+    """Return the stack and the layer of the weights in blocks that their names do not tell apart."""
+    return distinct_blocks(
+        Named(
+            name=weight.name,
+            before=place.before,
+            layer=place.layer,
+            tail=place.tail,
+            role=place.role,
+            module=place.module,
+            stack=stack_of.get(weight.name_in_model),
+        )
+        for weight, place in zip(weights, places, strict=True)
+        if place.layer is not None
+        and place.tail is not None
+        and weight.name not in averages
+        and _not_a_matrix(weight, place) is None
+    )
+
+
 def _is_stack(weight: LogicalWeight, place: Place) -> bool:
     return len(weight.shape) == 3 and place.stacked
 
@@ -110,10 +141,14 @@ def _check_count(counts: Iterable[int]) -> None:
 
 def _not_a_matrix(weight: LogicalWeight, place: Place) -> str | None:
     dimensions = len(weight.shape)
-    if dimensions != 2 and not _is_stack(weight, place):
-        return f"{dimensions}-D: not a matrix"
+    if weight.shape == (0,):
+        return "no entries: if DeepSpeed ZeRO-3 left it as a placeholder, run zero_to_fp32.py and scan the file that it makes"
     if 0 in weight.shape:
         return f"{' x '.join(map(str, weight.shape))}: no entries"
+    if dimensions != 2 and not _is_stack(weight, place):
+        return f"{dimensions}-D: not a matrix"
+    if is_optimizer_state(weight.name):
+        return "state of an optimizer: not a weight"
     if _BIAS.search(weight.name):
         return "biases: not a matrix"
     return None

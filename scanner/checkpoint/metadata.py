@@ -63,6 +63,8 @@ def base_model(model: str, config: Mapping[str, Any], files: Files) -> str | Non
     """
     # Written by PEFT; it is always the base model of the adapter.
     loaded_from = config.get("base_model_name_or_path") or config.get("_name_or_path")
+    if loaded_from is None and "lora_parameters" in config:
+        loaded_from = config.get("model")  # written by mlx_lm
     candidates = [loaded_from] if isinstance(loaded_from, str) else []
     candidates += _readme_base_models(files)
     own_names = {model.lower()}

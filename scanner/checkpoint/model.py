@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from scanner.checkpoint.names import printable
+from scanner.checkpoint.sources.versions import FileVersion
 from scanner.configuration import option
 from scanner.errors import ConfigError
 
@@ -27,6 +28,12 @@ ROLES = (
 MAX_TENSORS = 500_000
 """Limit for the tensors of a checkpoint: the largest quantized mixtures of experts have some 300,000."""
 
+MAX_NAME_BYTES = 4096
+"""Limit for the name of a tensor, which is repeated in every row about it."""
+
+MAX_DIMENSIONS = 64
+"""Limit for the dimensions of a tensor, as PyTorch has it."""
+
 MAX_MATRICES = 500_000
 """Limit for the matrices of a checkpoint, with every head and expert counted."""
 
@@ -34,7 +41,7 @@ VOCABULARY_ROLES = frozenset({"embedding", "lm_head"})
 """Roles with one row per token (or position): large, and analyzed only on request."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TensorEntry:
     """One tensor as its file stores it.
 
@@ -87,11 +94,17 @@ class Checkpoint:
     identity: str
     config: Mapping[str, Any]
     tensors: tuple[TensorEntry, ...]
+    left_out: "tuple[Skipped, ...]" = ()
+    """What the files hold beside the model, such as optimizers, each with the reason."""
     base: "Checkpoint | None" = None
     """The checkpoint that is subtracted, for `delta:BASE..TUNED`."""
+    beside: tuple[str, ...] = ()
+    """References of other models in the same folder and in the folders inside it, which are not part of this one."""
+    versions: tuple[FileVersion, ...] = ()
+    """Versions of the files that `identity` is made of; whoever reads them checks that they are the same."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LogicalWeight:
     """One weight of a model: a tensor of numbers, decoded from one or more stored tensors.
 
@@ -103,6 +116,8 @@ class LogicalWeight:
         codec: name of the decoder; empty if the numbers are stored in the dtype of `entry`.
         companions: (kind, tensor) of the other stored tensors that the decoder needs (scales, zero points).
         settings: parameters of the decoder.
+        place: name of the weight in the model that it belongs to, if that is not `name`: two adapters change the same
+            weight, and some tools write names without dots.
     """
 
     name: str
@@ -112,6 +127,12 @@ class LogicalWeight:
     codec: str = ""
     companions: tuple[tuple[str, TensorEntry], ...] = ()
     settings: tuple[tuple[str, int | float | str], ...] = ()
+    place: str = ""
+
+    @property
+    def name_in_model(self) -> str:
+        """The name that says where in the model the weight is."""
+        return self.place or self.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +166,7 @@ class MatrixKey(NamedTuple):
     expert: int | None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class MatrixRef:
     """One matrix to analyze, with `rows` = out_features and `cols` = in_features.
 
@@ -154,8 +175,8 @@ class MatrixRef:
     row order that was changed for rotary embeddings in `rope_heads` heads is restored; `head_slice` selects one attention
     head; for a difference, the matrix of `minus` (its source and its ref) is subtracted.
 
-    `module` distinguishes matrices of the same role in one block: `cross_attention`, `shared_expert`, `mla_a` and `mla_b`
-    (the low-rank factors of multi-head latent attention), `indexer`; None for the usual ones.
+    `module` distinguishes matrices of the same role in one block: `cross_attention`, `shared_expert`, `context`, `mla_a` and
+    `mla_b` (the low-rank factors of multi-head latent attention), `indexer`; None for the usual ones.
     """
 
     tensor: str
@@ -192,7 +213,7 @@ class MatrixRef:
         return f"{readable}-{digest}" if readable else digest
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Skipped:
     """A tensor that is not analyzed, and why."""
 

@@ -64,6 +64,9 @@ def open_checkpoint(reference: str, *, download: bool = False, identify: bool = 
         identity=identity,
         config=config,
         tensors=weights.tensors,
+        beside=weights.beside,
+        left_out=weights.left_out,
+        versions=files.versions(sorted({*determining})),
     )
 
 

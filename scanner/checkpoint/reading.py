@@ -1,13 +1,13 @@
 """Reads matrices from their byte ranges; matrices that are parts of the same stored weight share one read."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from scanner.checkpoint.formats import decoder_of
 from scanner.checkpoint.model import MatrixRef, TensorEntry
 from scanner.checkpoint.names import printable
 from scanner.checkpoint.quantization.stored import Stored
-from scanner.checkpoint.sources.files import ByteRange, open_files
+from scanner.checkpoint.sources.files import ByteRange, FileVersion, open_files
 from scanner.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from scanner.rmt.decomposition import LowRank
 
 
-def read_matrix(source: str, ref: MatrixRef) -> "torch.Tensor | LowRank":
+def read_matrix(source: str, ref: MatrixRef, versions: Iterable[FileVersion] = ()) -> "torch.Tensor | LowRank":
     """Return a matrix as a CPU tensor of shape (rows, cols), in the dtype it is stored in or decoded to.
 
     The change that an adapter makes is returned as its two factors.
@@ -24,32 +24,37 @@ def read_matrix(source: str, ref: MatrixRef) -> "torch.Tensor | LowRank":
     Args:
         source: `Checkpoint.source`.
         ref: a matrix of that checkpoint.
+        versions: `Checkpoint.versions`, with which the files are compared before and after.
 
     Raises:
+        ChangedError: a file is not the version that was hashed.
         CheckpointError: a file is missing, unreadable or shorter than its header says, or cannot be decoded.
     """
-    return read_matrices(source, [ref])[0]
+    return read_matrices(source, [ref], versions)[0]
 
 
-def read_matrices(source: str, refs: Sequence[MatrixRef]) -> "list[torch.Tensor | LowRank]":
+def read_matrices(
+    source: str, refs: Sequence[MatrixRef], versions: Iterable[FileVersion] = ()
+) -> "list[torch.Tensor | LowRank]":
     """Return several matrices of a checkpoint, reading and decoding each stored weight once.
 
     Raises:
         CheckpointError: as `read_matrix`.
     """
     weights = {_weight_key(ref): ref for ref in refs}
-    stored = _read(source, refs)
+    versions = tuple(versions)
+    stored = _read(source, refs, versions)
     decoded = {
         key: decoder_of(ref.codec)(
             stored[ref.entry], {kind: stored[entry] for kind, entry in ref.companions}, dict(ref.settings)
         )
         for key, ref in weights.items()
     }
-    bases = _read_bases(refs)
+    bases = _read_bases(refs, versions)
     return [_cut(decoded[_weight_key(ref)], ref, bases.get(position)) for position, ref in enumerate(refs)]
 
 
-def _read_bases(refs: Sequence[MatrixRef]) -> "dict[int, torch.Tensor | LowRank]":
+def _read_bases(refs: Sequence[MatrixRef], versions: tuple[FileVersion, ...]) -> "dict[int, torch.Tensor | LowRank]":
     """Return what is subtracted from each matrix, by position; one read per source."""
     by_source: dict[str, list[tuple[int, MatrixRef]]] = {}
     for position, ref in enumerate(refs):
@@ -57,7 +62,7 @@ def _read_bases(refs: Sequence[MatrixRef]) -> "dict[int, torch.Tensor | LowRank]
             by_source.setdefault(ref.minus[0], []).append((position, ref.minus[1]))
     found: dict[int, torch.Tensor | LowRank] = {}
     for source, wanted in by_source.items():
-        matrices = read_matrices(source, [base for _, base in wanted])
+        matrices = read_matrices(source, [base for _, base in wanted], versions)
         found |= {position: matrix for (position, _), matrix in zip(wanted, matrices, strict=True)}
     return found
 
@@ -66,9 +71,9 @@ def _weight_key(ref: MatrixRef) -> tuple[object, ...]:
     return ref.codec, ref.entry, ref.companions, ref.settings
 
 
-def _read(source: str, refs: Sequence[MatrixRef]) -> dict[TensorEntry, Stored]:
+def _read(source: str, refs: Sequence[MatrixRef], versions: tuple[FileVersion, ...]) -> dict[TensorEntry, Stored]:
     entries = list(dict.fromkeys(entry for ref in refs for entry in (ref.entry, *(e for _, e in ref.companions))))
-    files = open_files(source)
+    files = open_files(source, versions)
     for entry in entries:
         # Checked before allocation, in case the file was truncated after its header was read.
         file_size = files.size(entry.file)

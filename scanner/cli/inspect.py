@@ -8,7 +8,7 @@ import typer
 
 from scanner.checkpoint import Selection
 from scanner.cli import options
-from scanner.cli.output import FormatOption, note, write
+from scanner.cli.output import FormatOption, note, note_skipped, write
 
 
 def register(app: typer.Typer) -> None:
@@ -37,6 +37,7 @@ def inspect(
     import pyarrow as pa
 
     from scanner.checkpoint import list_matrices, open_checkpoint
+    from scanner.checkpoint.formats.commands import beside_note
     from scanner.checkpoint.names import printable
     from scanner.engine.plan import decomposition_cost
 
@@ -45,25 +46,29 @@ def inspect(
     costs = [decomposition_cost(ref.rows, ref.cols) / 1e9 for ref in inventory.matrices]
     total = sum(costs)
     columns = ("stack", "layer", "role", "module", "head", "expert", "rows", "cols", "dtype", "role_source")
-    lines = [
-        {"tensor": printable(ref.tensor)}
-        | {name: getattr(ref, name) for name in columns}
-        | {"cost_gflop": cost, "cost_percent": 100.0 * cost / total}
-        for ref, cost in zip(inventory.matrices, costs, strict=True)
-    ]
-    lines += [{"tensor": printable(skip.tensor), "skipped": skip.reason} for skip in inventory.skipped]
+    # Columns, because a dictionary for each row takes most of the memory of large checkpoints.
+    tensors = [*(ref.tensor for ref in inventory.matrices), *(skip.tensor for skip in inventory.skipped)]
+    nothing = [None] * len(inventory.skipped)
+    table: dict[str, list[object]] = {
+        "tensor": [printable(name) for name in tensors],
+        **{name: [getattr(ref, name) for ref in inventory.matrices] + nothing for name in columns},
+        "cost_gflop": [*costs, *nothing],
+        "cost_percent": [*(100.0 * cost / total for cost in costs), *nothing],
+        "skipped": [None] * len(inventory.matrices) + [skip.reason for skip in inventory.skipped],
+    }
     numbers = {name: pa.int32() for name in ("layer", "head", "expert", "rows", "cols")}
     numbers |= {name: pa.float64() for name in ("cost_gflop", "cost_percent")}
     names = ("tensor", *columns, "cost_gflop", "cost_percent", "skipped")
     schema = pa.schema([(name, numbers.get(name, pa.string())) for name in names])
-    write(pa.Table.from_pylist(lines, schema=schema), form, whole=True)
-    for reason, count in Counter(skip.reason for skip in inventory.skipped).most_common():
-        note(f"  {count} skipped: {reason}")
+    write(pa.table(table, schema=schema), form, whole=True)
+    note_skipped(Counter(skip.reason for skip in inventory.skipped))
     for copy, original in inventory.perhaps_tied:
         note(
             f"  {printable(copy)} may be tied with {printable(original)}: they have the same shape; "
             "scan compares their weights and skips a copy"
         )
+    if checkpoint.beside:
+        note(f"  {beside_note(checkpoint.beside)}")
     note(
         f"{checkpoint.model}: {checkpoint.format}, {checkpoint.architecture or 'no config'}, "
         f"{checkpoint.parameters:,} parameters ({checkpoint.dtype}); "

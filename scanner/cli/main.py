@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
+import os
 import sys
-from typing import Annotated
+import warnings
+from typing import Annotated, Any
 
 import typer
 
-from scanner.errors import ScannerError
+from scanner.errors import ScannerError, StoreWarning
 from scanner.extensions import load_extensions
 from scanner.version import __version__
 
@@ -26,7 +30,11 @@ VERBS = (
     "plot",
     "report",
     "publish",
+    "verify",
 )
+
+#: Errors of a stdout that takes no more.
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 
 
 def application() -> typer.Typer:
@@ -67,12 +75,56 @@ def _options(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command; a `ScannerError` becomes one line on stderr and exit status 1."""
+    """Run the command; a `ScannerError` becomes one line on stderr and exit status 1, and so does output that cannot be written."""
+    warnings.showwarning = _show_warning
+    warnings.simplefilter("always", StoreWarning)
+    _prepare_streams()
     try:
-        application()(arguments, prog_name="rmtscan")
+        try:
+            application()(arguments, prog_name="rmtscan")
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough
+        _discard_output()
+        sys.exit(1)
     except ScannerError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in _UNWRITABLE or error.filename is not None:
+            raise
+        _discard_output()
+        print(f"error: the output cannot be written to stdout: {os.strerror(error.errno)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _prepare_streams() -> None:
+    """Open what the caller closed (`>&-`) to nothing, and write characters that the locale lacks as escapes."""
+    # In this order: a new file gets the lowest free number, which is that of the closed stream. The next file that is opened must
+    # not get it, because libraries print to it.
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 (stays open)
+        elif mode == "w" and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _discard_output() -> None:
+    """Let Python flush what is left of stdout to nothing when it ends."""
+    with open(os.devnull, "w") as nothing:  # noqa: PTH123
+        os.dup2(nothing.fileno(), sys.__stdout__.fileno() if sys.__stdout__ is not None else 1)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """Print a warning about a store as one line; Python adds the line of code to others."""
+    if issubclass(category, StoreWarning):
+        print(f"warning: {str(message).replace('`force`', '--force')}", file=sys.stderr)
+    else:
+        _SHOW(message, category, *where, **more)
+
+
+_SHOW = warnings.showwarning
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,9 +13,12 @@ import typer
 if TYPE_CHECKING:
     import pyarrow as pa
 
+#: First characters of a cell that spreadsheets take for a formula, or skip to find one.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 #: Number of rows that the format `table` shows; the other formats print all rows.
 _SHOWN = 200
-
+#: Number of reasons that are listed: those of adapters name a single tensor each.
+_REASONS = 12
 
 Format = Literal["table", "json", "csv", "parquet"]
 FormatOption = Annotated[Format, typer.Option("--format", "-f", help="Format of the printed table.", show_default=True)]
@@ -32,6 +36,20 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def note_skipped(counts: Mapping[str, int], *, before: str = "") -> None:
+    """Print how many tensors were skipped for each reason, the most frequent reasons first; a reason may name a single tensor."""
+    from scanner.checkpoint.names import printable
+
+    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    for reason, count in ordered[:_REASONS]:
+        note(f"  {before}{count} skipped: {printable(reason)}")
+    rest = ordered[_REASONS:]
+    if rest:
+        note(
+            f"  {before}{sum(count for _, count in rest)} skipped for {len(rest)} other reasons: rmtscan inspect lists them"
+        )
+
+
 def write(table: pa.Table, form: Format, *, whole: bool = False) -> None:
     """Print a table to stdout; the format `table` shows the first rows only, unless `whole` is true."""
     table = _with_distinct_names(table)
@@ -45,7 +63,7 @@ def write(table: pa.Table, form: Format, *, whole: bool = False) -> None:
         import pyarrow.csv as pc
 
         sys.stdout.flush()
-        pc.write_csv(_with_printable_text(_with_text_for(table, nested=True)), sys.stdout.buffer)
+        pc.write_csv(_with_printable_text(_with_text_for(table, nested=True), _inert), sys.stdout.buffer)
     else:
         if sys.stdout.isatty():
             raise typer.BadParameter(
@@ -81,8 +99,8 @@ def _with_text_for(table: pa.Table, *, nested: bool) -> pa.Table:
     return table
 
 
-def _with_printable_text(table: pa.Table) -> pa.Table:
-    """Escape control characters in text columns and in column names."""
+def _with_printable_text(table: pa.Table, printable: Callable[[str], str]) -> pa.Table:
+    """Apply `printable` to the texts of text columns and to column names."""
     import pyarrow as pa
 
     def is_text(kind: pa.DataType) -> bool:
@@ -96,10 +114,10 @@ def _with_printable_text(table: pa.Table) -> pa.Table:
         columns = []
         for chunk in table.column(position).chunks:
             coded = chunk if of_texts else chunk.cast(pa.string()).dictionary_encode()
-            texts = [None if text is None else _printable(text) for text in coded.dictionary.to_pylist()]
+            texts = [None if text is None else printable(text) for text in coded.dictionary.to_pylist()]
             columns.append(pa.array(texts, pa.string()).take(coded.indices))
         table = table.set_column(position, field.name, pa.chunked_array(columns, pa.string()))
-    return _with_distinct_names(table.rename_columns([_printable(name) for name in table.column_names]))
+    return _with_distinct_names(table.rename_columns([printable(name) for name in table.column_names]))
 
 
 def _write_json(table: pa.Table) -> None:
@@ -136,6 +154,11 @@ def _plain(value: Any) -> Any:
 def _printable(text: str) -> str:
     """Escape control characters: names come from untrusted checkpoints."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+
+
+def _inert(text: str) -> str:
+    """Escape control characters, and put `'` before a text that a spreadsheet would run as a formula: names are untrusted."""
+    return ("'" if text.startswith(_FORMULA) else "") + _printable(text)
 
 
 def _cell(value: Any) -> str:

@@ -51,6 +51,10 @@ class Progress(Observer):
         """A checkpoint is being opened."""
         self._say(f"reading {printable(reference)}")
 
+    def damaged(self, problem: str) -> None:
+        """A committed result is computed again."""
+        self._say(f"damaged: {problem}")
+
     def starting(self, items: int, cost: float, kept: int, what: str = "matrices and controls") -> None:
         """The queue is complete."""
         self.stop()  # the bar of an earlier queue

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from scanner.cli import options
-from scanner.cli.output import DEFAULT_STORE, Format, FormatOption, StoreOption, note, write
+from scanner.cli.output import DEFAULT_STORE, Format, FormatOption, StoreOption, note, note_skipped, write
 from scanner.cli.run import run_verb
 from scanner.engine.method import Method
 from scanner.engine.options import PoolOptions, ScanOptions
@@ -70,6 +70,7 @@ def scan(
 def _show(report: ScanReport, form: Format) -> None:
     import pyarrow as pa
 
+    from scanner.checkpoint.formats.commands import beside_note
     from scanner.checkpoint.names import printable
 
     scanned = [model for model in report.models if model.error is None]
@@ -89,8 +90,9 @@ def _show(report: ScanReport, form: Format) -> None:
     )
     write(pa.table(columns, schema=schema), form)
     for model in scanned:
-        for reason, tensors in sorted(model.skipped.items(), key=lambda item: -len(item[1])):
-            note(f"  {model.model}: {len(tensors)} skipped: {reason}")
+        note_skipped({reason: len(tensors) for reason, tensors in model.skipped.items()}, before=f"{model.model}: ")
+        if model.beside:
+            note(f"  {model.model}: {beside_note(model.beside)}")
         if model.failed:
             note(
                 f'  {model.model}: {model.failed} FAILED; see: rmtscan sql "SELECT * FROM failures" --store {report.store}'

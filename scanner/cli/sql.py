@@ -18,6 +18,12 @@ def register(app: typer.Typer) -> None:
 def sql(
     statement: Annotated[str, typer.Argument(help="One SELECT statement in DuckDB's SQL.", show_default=False)],
     store: StoreOption = DEFAULT_STORE,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--timeout", metavar="SECONDS", help="End the statement with an error after this time.", show_default=False
+        ),
+    ] = None,
     form: FormatOption = "table",
 ) -> None:
     """Ask with SQL.
@@ -35,4 +41,4 @@ def sql(
     """
     from scanner.store import open_store
 
-    write(open_store(store).sql(statement), form)
+    write(open_store(store).sql(statement, timeout=timeout), form)

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -33,23 +33,24 @@ from scanner.checkpoint import (
     read_matrix,
 )
 from scanner.checkpoint.names import printable
+from scanner.checkpoint.sources.files import FileVersion, check_unchanged
 from scanner.checkpoint.structure.matching import Matching
 from scanner.engine.method import Method, scan_id
 from scanner.engine.options import PoolOptions
 from scanner.engine.plan import decomposition_cost, decomposition_limit, largest_first
 from scanner.engine.rows import pack, unpack
 from scanner.engine.run import run
-from scanner.engine.scan import ScanWork, TieTask, bytes_of
+from scanner.engine.scan import ScanWork, TieTask, bytes_of, versions_read
 from scanner.engine.task import Context, Failure, Task
 from scanner.engine.work import Observer, Stored, Work
-from scanner.errors import CheckpointError, GatedError, RateLimitedError, ScannerError
+from scanner.errors import ChangedError, CheckpointError, GatedError, RateLimitedError, ScannerError
 from scanner.rmt import pairs
 from scanner.rmt.decomposition import Decomposition, LowRank, decompose
 from scanner.rmt.ensembles import ENSEMBLES, Ensemble
 from scanner.rmt.metrics import numerical_rank
 from scanner.store import SCHEMAS, Store, open_store
 from scanner.store.references import reference_of, scans_of
-from scanner.store.tables import MATRIX_KEY, rows
+from scanner.store.tables import MATRIX_KEY, lists_of_text, rows
 from scanner.version import __version__
 
 #: Increased whenever the same pair would give different rows; part of the identity of every comparison.
@@ -193,7 +194,7 @@ def compare(
     target = open_store(os.fspath(store), create=True)
     names = [os.fspath(named) for named in (base, tuned)]
     method = method or stored_method(target, names)
-    scans = ScanWork(target, method, observer, ensembles)
+    scans = ScanWork(target, method, observer, ensembles, strict=True)
     opened: list[Checkpoint] = []
     for named in names:
         reference = find_reference(target, named)
@@ -201,7 +202,10 @@ def compare(
         opened.append(_open(target, named, reference, download=download))
     comparison = ComparisonWork(target, method, opened[0], opened[1], force=force)
     if comparison.batch.committed and not force:
-        return comparison.report(new=False)
+        problem = target.problem("comparisons", comparison.batch.batch_id)
+        if problem is None:
+            return comparison.report(new=False)
+        observer.damaged(f"{problem}: it is computed again")
     for checkpoint in (*opened, comparison.delta):
         scans.add_opened(checkpoint.model, checkpoint, force=False)
     run([scans, comparison], options, observer)
@@ -229,6 +233,8 @@ class PairTask(Task):
     base: MatrixRef
     tuned_source: str
     tuned: MatrixRef
+    versions: tuple[FileVersion, ...] = ()
+    """Versions of the files that both are read from."""
 
     @property
     def name(self) -> str:
@@ -255,7 +261,7 @@ class PairTask(Task):
             return dataclasses.replace(compare_pair(base, tuned), seconds=time.perf_counter() - started)
 
     def _read(self, context: Context, source: str, ref: MatrixRef) -> torch.Tensor:
-        matrix = read_matrix(source, ref)
+        matrix = read_matrix(source, ref, self.versions)
         dense = matrix.left.double() @ matrix.right.double() if isinstance(matrix, LowRank) else matrix
         context.count_bytes(bytes_of([ref]))
         return dense.to(context.device)
@@ -349,7 +355,7 @@ class ComparisonWork(Work):
         if self.force:
             self.batch.discard()
         ties = [
-            TieTask(owner=side, checks=inventory.tie_checks)
+            TieTask(owner=side, checks=inventory.tie_checks, versions=self.delta.versions)
             for side, inventory in self.inventories.items()
             if inventory.tie_checks
         ]
@@ -379,7 +385,16 @@ class ComparisonWork(Work):
         """Return the pairs without a result, largest first."""
         staged = self.batch.staged([tuned.key for _, tuned in self.matching.pairs])
         found = largest_first(
-            PairTask(base_source=self.base.source, base=base, tuned_source=self.tuned.source, tuned=tuned)
+            PairTask(
+                base_source=self.base.source,
+                base=base,
+                tuned_source=self.tuned.source,
+                tuned=tuned,
+                versions=(
+                    *versions_read(self.base.source, [base], self.base.versions),
+                    *versions_read(self.tuned.source, [tuned], self.tuned.versions),
+                ),
+            )
             for base, tuned in self.matching.pairs
             if tuned.key not in staged
         )
@@ -408,6 +423,8 @@ class ComparisonWork(Work):
 
     def failed(self, task: Task, failure: Failure) -> Stored:
         """Keep the reason why a pair has no rows."""
+        if failure.changed:
+            self._changed(failure.message)
         if isinstance(task, TieTask):
             raise CheckpointError(failure.message)
         assert isinstance(task, PairTask)
@@ -466,7 +483,16 @@ class ComparisonWork(Work):
             self._p_values[side] = {key: rows.sort_by("k") for key, rows in _by_matrix(table)}
         return self._p_values[side]
 
+    def _changed(self, reason: str) -> NoReturn:
+        """End the run; no pair counts, because each may have been read from the changed file."""
+        self.batch.discard()
+        raise ChangedError(reason)
+
     def _commit(self) -> None:
+        try:
+            check_unchanged(self.delta.versions)
+        except ChangedError as error:
+            self._changed(str(error))
         keys = [tuned.key for _, tuned in self.matching.pairs if tuned.key not in self.failures]
         unmatched, failed = self._unmatched(), self._failures()
         finished_at = datetime.now(UTC)
@@ -494,7 +520,7 @@ class ComparisonWork(Work):
         """Read the report of this comparison from the store; called after the commit."""
         [row] = self.store.file_rows("comparisons", self.batch.batch_id)
         compared = self.store.file_rows("pairs", self.batch.batch_id)
-        unmatched = json.loads(str(row["unmatched_tensors"]))
+        unmatched = lists_of_text(row["unmatched_tensors"])
         changes = [(float(str(pair["relative_change"])), _where(pair)) for pair in compared]
         largest, where = max(changes, key=lambda change: change[0], default=(None, ""))
         return ComparisonReport(

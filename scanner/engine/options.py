@@ -25,7 +25,7 @@ class PoolOptions:
     """Share of a GPU for each worker; None: 1 where the cluster has GPUs, else 0."""
     task_timeout: float | None = option(None, metavar="SECONDS", min=0)
     """Seconds without a result after which a worker is replaced and its task retried; None: estimated from the size of matrices,
-    no limit in experiments."""
+    a day in experiments."""
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:

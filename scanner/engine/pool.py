@@ -6,26 +6,20 @@ retried. Errors of a task itself never get here: the worker returns them as data
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
 import platform
 import re
-import signal
-import socket
-import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Generic, Protocol, TypeVar
 
 import ray
 from ray import exceptions as ray_errors
-from ray.job_config import JobConfig
 
 from scanner.engine.options import PoolOptions
+from scanner.engine.session import LOCAL, address_of, check_local_ray, ray_session
 from scanner.errors import ScannerError
 
 
@@ -43,13 +37,12 @@ AnyTask = TypeVar("AnyTask", bound=Named)
 WINDOW = 2
 #: How often a task is tried before it is recorded as lost.
 ATTEMPTS = 3
-#: Bytes of the local object store, which only passes small tables; Ray's default would reserve a third of the memory.
-_LOCAL_OBJECT_STORE = 256 << 20
-_LOCAL = "local"
 #: Seconds without any worker before the reason is reported.
 WAITING_SECONDS = 60.0
-#: Seconds that a cluster may take to accept a connection.
-_CONNECT_SECONDS = 15.0
+#: Seconds that the process of a worker may take until it is ready; loading torch from a slow disk takes minutes.
+START_SECONDS = 900.0
+#: Seconds between two looks at what gives no sign of itself: the local Ray, and workers that have not started.
+_LOOK_SECONDS = 5.0
 #: Shortest wait for results, in seconds, when a time limit is about to expire.
 _SHORTEST_WAIT = 0.05
 
@@ -63,62 +56,6 @@ _LOSSES = (
     ray_errors.NodeDiedError,
     ray_errors.LocalRayletDiedError,
 )
-
-
-@contextlib.contextmanager
-def ray_session(options: PoolOptions) -> Iterator[None]:
-    """Connect to Ray: the connection of this process, a running cluster, or a local Ray that is shut down at the end.
-
-    Raises:
-        ScannerError: there is no cluster at the address, or Ray does not start on this machine.
-    """
-    if ray.is_initialized():
-        yield
-        return
-    try:
-        _connect(_address(options))
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _address(options: PoolOptions) -> str:
-    return options.address or os.environ.get("RAY_ADDRESS") or _LOCAL
-
-
-def _connect(address: str) -> None:
-    local: dict[str, Any] = (
-        {"include_dashboard": False, "object_store_memory": _LOCAL_OBJECT_STORE} if address == _LOCAL else {}
-    )
-    terminate = signal.getsignal(signal.SIGTERM)
-    try:
-        _check_reachable(address)
-        # Ray prints lost workers and nodes to stdout, between the data; the observer reports them anyway.
-        ray._private.worker._worker_logs_enabled = False
-        # Ray adds the working directory of the driver to the import path of the workers, where a file with the name of a module
-        # would be executed instead of the module. It does so for every job except those of its own client.
-        job = JobConfig(_client_job=True)
-        ray.init(address=address, job_config=job, logging_level=logging.ERROR, log_to_driver=False, **local)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if address == _LOCAL:
-            raise ScannerError(f"Ray does not start on this machine: {reason}; its logs are in /tmp/ray") from error
-        raise ScannerError(
-            f"no Ray cluster at {address!r}: {reason}; start one with `ray start --head`, or omit the address to use this machine"
-        ) from error
-    except SystemExit as stopped:  # Ray turns SIGTERM into this while it starts
-        raise KeyboardInterrupt from stopped
-    finally:
-        # Ray replaces the caller's handler of SIGTERM with one that ends the process.
-        if callable(terminate) and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, terminate)
-
-
-def _check_reachable(address: str) -> None:
-    """Raise OSError if nothing accepts connections at HOST:PORT: Ray itself would wait for minutes."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if colon and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +91,7 @@ class _Actor:
     refusals: int = 0  # consecutive failures to start, of this actor and of those it replaces
     running: dict[str, float | None] = field(default_factory=dict)  # tasks it holds, with their time limits
     since: float = 0.0  # when it became busy or last returned something
+    process_since: float | None = None  # when its process was first seen
     killed: str = ""  # why the pool killed it
     family: str | None = None  # of its last task
 
@@ -220,7 +158,7 @@ def run_tasks(
     with ray_session(options):
         resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
         shape = PoolShape.fit(options, resources, len(tasks))
-        if _address(options) == _LOCAL and shape.gpus > resources.get("GPU", 0.0):
+        if address_of(options) == LOCAL and shape.gpus > resources.get("GPU", 0.0):
             raise ScannerError(
                 f"`gpus_per_worker` is {shape.gpus:g}, but this machine has {resources.get('GPU', 0.0):g} GPUs: omit it, or give "
                 "the address of a cluster"
@@ -287,14 +225,23 @@ class Pool(Generic[AnyTask]):
         try:
             self._actors += [self._start() for _ in range(self._wanted)]
             on_start()
+            told = looked = time.monotonic()
             while self._queue or any(call.task is not None for call in self._calls.values()):
                 self._dispatch()
                 finished, _ = ray.wait(list(self._calls), num_returns=1, timeout=self._longest_wait())
-                if not finished and not self._alive:
-                    self._on_waiting(self._missing_resources())
+                check_local_ray()  # before its processes are asked for anything
                 for reference in finished:
                     self._collect(reference, self._calls.pop(reference))
                 self._kill_hung()
+                now = time.monotonic()
+                if now - looked >= _LOOK_SECONDS:
+                    looked = now
+                    self._kill_not_started()
+                if finished or self._alive:
+                    told = now
+                elif now - told >= WAITING_SECONDS:
+                    told = now
+                    self._on_waiting(self._missing_resources())
         finally:
             for actor in self._actors:
                 ray.kill(actor.handle)
@@ -354,10 +301,10 @@ class Pool(Generic[AnyTask]):
         self._queue.extendleft(self._on_done(call.task, result) or ())
 
     def _longest_wait(self) -> float:
-        """Seconds to wait for a result: up to the next time limit, and not longer than `WAITING_SECONDS`."""
+        """Seconds to wait for a result: up to the next time limit, and until something has to be looked at or told."""
         now = time.monotonic()
         left = [actor.since + limit - now for actor in self._actors if (limit := _limit(actor)) is not None]
-        return max(_SHORTEST_WAIT, min([WAITING_SECONDS, *left]))
+        return max(_SHORTEST_WAIT, min([WAITING_SECONDS, _LOOK_SECONDS, *left]))
 
     def _kill_hung(self) -> None:
         """Kill workers that exceeded their time limit; their calls then end like those of any lost worker."""
@@ -367,6 +314,18 @@ class Pool(Generic[AnyTask]):
             if limit is not None and now - actor.since > limit:
                 actor.killed = f"no result within {limit:g} s"
                 self._on_hung([*actor.running], limit)
+                ray.kill(actor.handle)
+
+    def _kill_not_started(self) -> None:
+        """Kill workers whose process exists, but has not become ready within `START_SECONDS`; others wait for resources."""
+        now = time.monotonic()
+        for actor in self._actors:
+            if actor.ready or actor.killed:
+                continue
+            if actor.process_since is None:
+                actor.process_since = now if _process_id(actor.handle) else None
+            elif now - actor.process_since > START_SECONDS:
+                actor.killed = f"it did not start within {START_SECONDS:g} s (process {_process_id(actor.handle)})"
                 ray.kill(actor.handle)
 
     def _lose(self, call: _Call[AnyTask], reason: str) -> None:
@@ -411,6 +370,13 @@ def _limit(actor: _Actor) -> float | None:
     if not actor.running or actor.killed:
         return None
     return max((limit for limit in actor.running.values() if limit is not None), default=None)
+
+
+def _process_id(handle: Any) -> int:
+    """Return the id of the process that an actor has been given, ready or not; 0: none yet, or Ray does not tell."""
+    if ray.util.client.ray.is_connected():  # type: ignore[no-untyped-call]
+        return 0  # only the cluster's side of the connection knows it
+    return int(ray._private.state.actors(handle._actor_id.hex()).get("Pid", 0))
 
 
 def _reason(loss: Exception) -> str:

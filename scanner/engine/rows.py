@@ -60,9 +60,13 @@ def matrix_row(
     return build("matrices", _place(task, ref) | analysis.matrix_columns() | other | dict(measured), 1)
 
 
-def failure_row(task: MatrixTask, ref: MatrixRef, *, stage: str, error: str, message: str) -> pa.Table:
-    """Return the row of `failures` for a matrix that could not be analyzed."""
-    columns = _known("failures", _place(task, ref)) | {"stage": stage, "error": error, "message": message}
+def failure_row(
+    task: MatrixTask, ref: MatrixRef, *, stage: str, error: str, message: str, transient: bool = False
+) -> pa.Table:
+    """Return the row of `failures` for a matrix that could not be analyzed; the message says whether it is tried again."""
+    kind = "transient: the next scan tries it again" if transient else "permanent: only `force` tries it again"
+    told = {"stage": stage, "error": error, "message": f"{message} ({kind})", "transient": transient}
+    columns = _known("failures", _place(task, ref)) | told
     return build("failures", columns, 1)
 
 

@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from scanner.engine.options import PoolOptions
-from scanner.engine.pool import ray_session, run_tasks
+from scanner.engine.pool import run_tasks
+from scanner.engine.session import ray_session
 from scanner.engine.task import Failure, Result, Task
 from scanner.engine.work import Observer, Stored, Work
 from scanner.engine.worker import Worker
@@ -51,6 +52,8 @@ def _dispatch(
 
     def done(task: Task, result: Result) -> Iterable[Task]:
         started = time.perf_counter()
+        if result.failure is None:
+            work.check_inputs()
         stored = work.done(task, result.value) if result.failure is None else fail(task, result.failure)
         status.count(task, result, failed=len(stored.failed), seconds=time.perf_counter() - started)
         observer.task_done(task, failed=[*stored.failed])

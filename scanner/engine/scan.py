@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from types import ModuleType
 from typing import Any
@@ -24,6 +24,8 @@ from scanner.checkpoint import (
     read_matrices,
     resolve_ties,
 )
+from scanner.checkpoint.sources.files import FileVersion, check_unchanged
+from scanner.checkpoint.sources.retry import may_pass
 from scanner.engine import rows
 from scanner.engine.method import Method, scan_id
 from scanner.engine.options import PoolOptions
@@ -31,12 +33,13 @@ from scanner.engine.plan import decomposition_cost, decomposition_limit, largest
 from scanner.engine.run import run
 from scanner.engine.task import Context, Failure, Task
 from scanner.engine.work import Observer, Stored, Work
-from scanner.errors import CheckpointError, ScannerError
+from scanner.errors import ChangedError, CheckpointError, ConfigError, ScannerError
 from scanner.rmt.analysis import Analysis, analyze, decomposed, summarize
 from scanner.rmt.ensembles import ENSEMBLES, Ensemble, control
 from scanner.rmt.ks_null import KsNull
 from scanner.rmt.sigma import SigmaKind
 from scanner.store import ScanWriter, Store, finished_part, open_store
+from scanner.store.tables import lists_of_text
 from scanner.version import __version__
 
 #: Bytes of neighboring weights that one request may fetch together if the checkpoint is on a network.
@@ -66,6 +69,8 @@ class MatrixTask(Task):
     refs: tuple[MatrixRef, ...]
     sigma: SigmaKind
     null: str
+    versions: tuple[FileVersion, ...] = ()
+    """Versions of the files that the matrices are read from."""
 
     @property
     def name(self) -> str:
@@ -88,7 +93,11 @@ class MatrixTask(Task):
         return decomposition_limit(self.cost)
 
     def run(self, context: Context) -> tuple[MatrixResult, ...]:
-        """Analyze every matrix; the failure of one does not affect the others."""
+        """Analyze every matrix; the failure of one does not affect the others.
+
+        Raises:
+            ChangedError: a file is not the one that was hashed.
+        """
         return tuple(
             self._result(context, ref, matrix, seconds) for ref, matrix, seconds in self._read(context, self.refs)
         )
@@ -98,7 +107,9 @@ class MatrixTask(Task):
         before = context.seconds("read")
         try:
             with context.stage("read"):
-                matrices = read_matrices(self.source, refs)
+                matrices = read_matrices(self.source, refs, self.versions)
+        except ChangedError:
+            raise
         except Exception as error:  # an error of one matrix must not stop the scan; a row records it
             if len(refs) == 1:
                 return [(refs[0], error, 0.0)]
@@ -115,7 +126,14 @@ class MatrixTask(Task):
             except Exception as raised:  # as above
                 error, stage = raised, "analyse"
         if error is not None:
-            row = rows.failure_row(self, ref, stage=stage, error=type(error).__name__, message=str(error))
+            row = rows.failure_row(
+                self,
+                ref,
+                stage=stage,
+                error=type(error).__name__,
+                message=str(error),
+                transient=stage == "read" and may_pass(error),
+            )
             return MatrixResult(key=ref.key, failure=rows.pack(row))
         measured = {
             "seconds": read_seconds + seconds["decompose"] + seconds["test"],
@@ -137,6 +155,7 @@ class TieTask(Task):
     owner: str
     """Identity of the scan or side of the comparison that needs the result."""
     checks: tuple[TieCheck, ...]
+    versions: tuple[FileVersion, ...] = ()
 
     @property
     def name(self) -> str:
@@ -161,7 +180,7 @@ class TieTask(Task):
     def run(self, context: Context) -> dict[str, dict[str, str]]:
         """Return the copies, as `Inventory.without` needs them."""
         with context.stage("read"):
-            return resolve_ties(self.checks)
+            return resolve_ties(self.checks, self.versions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,14 +227,25 @@ def analyze_timed(context: Context, matrix: Any, *, sigma: SigmaKind, null: str)
 
 def bytes_of(refs: Iterable[MatrixRef]) -> int:
     """Bytes of the stored tensors that matrices are made of, of both sides of a difference; each tensor counts once."""
+    return sum(entry.size for _, entry in _stored("", refs))
+
+
+def versions_read(source: str, refs: Iterable[MatrixRef], versions: Iterable[FileVersion]) -> tuple[FileVersion, ...]:
+    """Return the versions of those files that matrices of a checkpoint are read from."""
+    files = {(place, entry.file) for place, entry in _stored(source, refs)}
+    return tuple(version for version in versions if (version.source, version.name) in files)
+
+
+def _stored(source: str, refs: Iterable[MatrixRef]) -> set[tuple[str, TensorEntry]]:
+    """Return the stored tensors that matrices are made of, each with its source, of both sides of a difference."""
     found: set[tuple[str, TensorEntry]] = set()
     for ref in refs:
-        side: tuple[str, MatrixRef] | None = ("", ref)
+        side: tuple[str, MatrixRef] | None = (source, ref)
         while side is not None:
-            source, one = side
-            found |= {(source, entry) for entry in (one.entry, *(entry for _, entry in one.companions))}
+            place, one = side
+            found |= {(place, entry) for entry in (one.entry, *(entry for _, entry in one.companions))}
             side = one.minus
-    return sum(entry.size for _, entry in found)
+    return found
 
 
 def control_tasks(shapes: Iterable[tuple[int, int]], ensembles: Iterable[Ensemble]) -> list[ControlTask]:
@@ -245,6 +275,8 @@ class ModelReport:
     """False if the store already had this scan."""
     error: ScannerError | None = None
     """Why the reference cannot be scanned."""
+    beside: tuple[str, ...] = ()
+    """References of other models in the same folder, which are not part of this one."""
 
     @property
     def analyzed(self) -> int:
@@ -293,6 +325,7 @@ class _Job:
     waiting: set[str] = field(default_factory=set)  # those of them that may be copies of others
     committed: bool = False
     broken: bool = False  # nothing can be committed, and the reports say why
+    changed: set[FileVersion] = field(default_factory=set)  # files that are no longer what was hashed
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @property
@@ -311,13 +344,22 @@ class ScanWork(Work):
     start = staticmethod(warm_up)
 
     def __init__(
-        self, store: Store, method: Method, observer: Observer, ensembles: Sequence[Ensemble] = ENSEMBLES
+        self,
+        store: Store,
+        method: Method,
+        observer: Observer,
+        ensembles: Sequence[Ensemble] = ENSEMBLES,
+        *,
+        strict: bool = False,
     ) -> None:
+        """With `strict`, a model that cannot be scanned ends the run with an error, because other work needs its scan."""
         self.store, self.method, self.observer, self.ensembles = store, method, observer, ensembles
         self.jobs: dict[str, _Job] = {}
         self.reports: dict[str, ModelReport] = {}
         self.shapes: set[tuple[int, int]] = set()
         self.environment: dict[str, Any] = {}
+        self.beside: dict[str, tuple[str, ...]] = {}
+        self.strict = strict
 
     @property
     def names(self) -> list[str]:
@@ -336,6 +378,7 @@ class ScanWork(Work):
 
     def add_opened(self, reference: str, checkpoint: Checkpoint, *, force: bool) -> None:
         """Queue what an opened checkpoint lacks."""
+        self.beside[reference] = checkpoint.beside
         try:
             inventory = list_matrices(checkpoint, self.method.selection, compare_bytes=False)
             if not inventory.matrices:
@@ -345,16 +388,22 @@ class ScanWork(Work):
             return
         identity = scan_id(checkpoint.identity, self.method)
         self.shapes.update((ref.rows, ref.cols) for ref in inventory.matrices)
-        committed = self.store.scan_row(identity)
-        if committed is not None and not force:
-            self._report(_report_of_row(reference, committed))
-            return
+        retry = False
+        if not force and identity in self.store.committed() and self._is_whole(identity):
+            committed = self.store.scan_row(identity)
+            failures = self.store.file_rows("failures", identity) if committed and committed["failed"] else []
+            retry = any(row["transient"] for row in failures)
+            if committed is not None and not retry:
+                self._report(_report_of_row(reference, committed))
+                return
         if identity in self.jobs:
             self.jobs[identity].references.append(reference)
             return
         writer = self.store.writer(identity, method=self.method.as_dict(), model=checkpoint.model)
         if force:
             writer.discard()
+        elif retry:
+            writer.restage({ref.identity: ref.key for ref in inventory.matrices})
         # Until the bytes of possible copies are compared, no candidate is known to be a matrix of its own.
         waiting = {ref.key for check in inventory.tie_checks for ref in check.candidates}
         staged = writer.staged()
@@ -371,6 +420,13 @@ class ScanWork(Work):
             waiting=todo & waiting,
         )
 
+    def _is_whole(self, scan_id: str) -> bool:
+        """Whether a committed scan can be believed; the observer is told why not."""
+        problem = self.store.problem("scans", scan_id)
+        if problem is not None:
+            self.observer.damaged(f"{problem}: it is computed again")
+        return problem is None
+
     def tasks(self) -> list[Task]:
         """Matrices and controls without a result, largest first, behind the comparisons that some matrices wait for."""
         self.kept = sum(len(job.inventory.matrices) - len(job.todo) for job in self.jobs.values())
@@ -382,7 +438,9 @@ class ScanWork(Work):
         for job in self.jobs.values():
             found += self._matrix_tasks(job, job.todo - job.waiting)
         ties = [
-            TieTask(owner=job.scan_id, checks=job.inventory.tie_checks) for job in self.jobs.values() if job.waiting
+            TieTask(owner=job.scan_id, checks=job.inventory.tie_checks, versions=job.checkpoint.versions)
+            for job in self.jobs.values()
+            if job.waiting
         ]
         return [*ties, *largest_first(found)]
 
@@ -404,6 +462,7 @@ class ScanWork(Work):
                 refs=group,
                 sigma=self.method.sigma,
                 null=self.method.null,
+                versions=versions_read(checkpoint.source, group, checkpoint.versions),
             )
             for group in reads(refs, neighbors=neighbors)
         ]
@@ -424,6 +483,8 @@ class ScanWork(Work):
             return Stored(following=tuple(self._resolved(self.jobs[task.owner], value)))
         assert isinstance(task, MatrixTask)
         job = self.jobs[task.scan_id]
+        if not job.changed.isdisjoint(task.versions):
+            return Stored(failed=tuple(ref.tensor for ref in task.refs))
         tensors = {ref.key: ref.tensor for ref in task.refs}
         failed = []
         for result in value:
@@ -439,10 +500,13 @@ class ScanWork(Work):
         if isinstance(task, ControlTask):
             return Stored(failed=(task.name,))
         if isinstance(task, TieTask):
-            self._break(self.jobs[task.owner], failure.message)
+            self._break(self.jobs[task.owner], failure.message, changed=task.versions if failure.changed else ())
             return Stored()
         assert isinstance(task, MatrixTask)
         job = self.jobs[task.scan_id]
+        if failure.changed:
+            self._break(job, failure.message, changed=task.versions)
+            return Stored(failed=tuple(ref.tensor for ref in task.refs))
         for ref in task.refs:
             row = rows.failure_row(task, ref, stage="analyse", error=failure.error, message=failure.message)
             job.writer.stage_failure(ref.key, row)
@@ -477,13 +541,31 @@ class ScanWork(Work):
         self._commit_complete()
         return largest_first(following)
 
-    def _break(self, job: _Job, reason: str) -> None:
-        """Report that a model cannot be scanned. What is staged stays for the next run."""
+    def _break(self, job: _Job, reason: str, *, changed: Iterable[FileVersion] = ()) -> None:
+        """Report that a model cannot be scanned. What is staged stays for the next run, unless it is from a changed file."""
+        lost = {*changed} - job.changed
+        job.changed |= lost
+        checkpoint = job.checkpoint
+        job.writer.unstage(
+            ref.key
+            for ref in job.inventory.matrices
+            if not lost.isdisjoint(versions_read(checkpoint.source, [ref], lost))
+        )
+        if job.broken:
+            return
         job.broken = True
+        error = (ChangedError if lost else CheckpointError)(reason)
+        if self.strict:
+            raise error
         for reference in job.references:
-            self._report(ModelReport(reference=reference, error=CheckpointError(reason)))
+            self._report(ModelReport(reference=reference, error=error))
 
     def _commit(self, job: _Job) -> None:
+        try:
+            check_unchanged(job.checkpoint.versions)
+        except ChangedError as error:
+            self._break(job, str(error), changed=job.checkpoint.versions)
+            return
         checkpoint, finished_at = job.checkpoint, datetime.now(UTC)
         job.writer.commit(
             {
@@ -515,6 +597,7 @@ class ScanWork(Work):
         job.writer.clean_up()
 
     def _report(self, report: ModelReport) -> None:
+        report = replace(report, beside=self.beside.get(report.reference, ()))
         self.reports[report.reference] = report
         self.observer.model_done(report)
 
@@ -535,7 +618,7 @@ def _report_of_row(reference: str, row: dict[str, Any], *, new: bool = False) ->
         revision=row["revision"] or "",
         scan_id=row["scan_id"],
         analysed=row["matrices"],
-        skipped=json.loads(row["skipped_tensors"] or "{}"),
+        skipped=lists_of_text(row["skipped_tensors"]),
         failed=row["failed"],
         new=new,
     )
@@ -571,8 +654,7 @@ def scan(
         ScannerError: nothing can continue: a store that cannot be written, no worker, no cluster.
         KeyboardInterrupt: interrupted; finished matrices are in the store, and the same call resumes.
     """
-    named = [references] if isinstance(references, str | os.PathLike) else references
-    unique = list(dict.fromkeys(os.fspath(reference) for reference in named))
+    unique = _references(references)
     observer, options = observer or Observer(), pool or PoolOptions()
     unknown = [ensemble for ensemble in ensembles if ensemble not in ENSEMBLES]
     if unknown:
@@ -583,6 +665,22 @@ def scan(
         work.add(reference, force=force, download=download)
     run([work], options, observer)
     return work.report(unique)
+
+
+def _references(references: object) -> list[str]:
+    """Return each reference once; a model or its weights in memory have no files, and so no identity."""
+    named = [references] if isinstance(references, str | os.PathLike) else references
+    wrong = [named]
+    if isinstance(named, Iterable) and not isinstance(named, Mapping | bytes):
+        found = list(named)
+        wrong = [one for one in found if not isinstance(one, str | os.PathLike)]
+        if not wrong:
+            return list(dict.fromkeys(os.fspath(one) for one in found))
+    raise ConfigError(
+        "references",
+        f"has a {type(wrong[0]).__name__}: name checkpoints by path, Hub id or URL. Save a model that is in memory first "
+        "(save_pretrained, safetensors), or pass a matrix to `scanner.analyze`",
+    )
 
 
 class _Callable(ModuleType):

@@ -7,12 +7,15 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from scanner.errors import ScannerError
+from scanner.errors import ChangedError, ScannerError
 
 Made = TypeVar("Made")
 
 #: Stages whose seconds are counted; `compute` is everything of a computation that is no stage of its own.
 STAGES = ("read", "decompose", "test", "compute", "write")
+
+#: Time limit of tasks that do not estimate their own: no result within a day means that the worker hangs.
+LONGEST_SECONDS = 86_400.0
 
 
 class Context(Protocol):
@@ -65,7 +68,7 @@ class Task(Protocol):
     @property
     def time_limit(self) -> float | None:
         """Seconds after which a worker that has returned nothing is considered hung; None: no limit."""
-        return None
+        return LONGEST_SECONDS
 
     def run(self, context: Context) -> Any:
         """Compute the result in a worker. Exceptions become the `Failure` of the task."""
@@ -103,6 +106,8 @@ class Failure:
     """Where it happened, if the task said so."""
     fatal: bool = False
     """Every other task would fail for the same reason: the run ends."""
+    changed: bool = False
+    """A file is not the one that was hashed (`ChangedError`): what was read from it does not count."""
 
     @classmethod
     def of(cls, error: Exception) -> Failure:
@@ -110,8 +115,9 @@ class Failure:
         if isinstance(error, TaskError):
             cause = error.__cause__
             name = type(cause).__name__ if cause is not None else type(error).__name__
-            return cls(message=error.message, error=name, stage=error.stage, fatal=error.fatal)
-        return cls(message=one_line(error), error=type(error).__name__)
+            changed = isinstance(cause, ChangedError)
+            return cls(message=error.message, error=name, stage=error.stage, fatal=error.fatal, changed=changed)
+        return cls(message=one_line(error), error=type(error).__name__, changed=isinstance(error, ChangedError))
 
 
 @dataclass(frozen=True, kw_only=True)

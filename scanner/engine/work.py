@@ -19,6 +19,9 @@ class Observer:
     def opening(self, reference: str) -> None:
         """A checkpoint is being opened: its headers are read, its files are hashed."""
 
+    def damaged(self, problem: str) -> None:
+        """A committed result is not whole and is computed again."""
+
     def starting(self, items: int, cost: float, kept: int, what: str = "matrices and controls") -> None:
         """The queue is complete, with this number of `what`; `kept` more have results from an earlier run."""
 
@@ -77,6 +80,9 @@ class Work(ABC):
 
     def started(self, environment: dict[str, Any]) -> None:  # noqa: B027 (optional)
         """Workers are starting; `environment` describes them."""
+
+    def check_inputs(self) -> None:  # noqa: B027 (optional)
+        """Raise an error if a result must not be stored, because a file that it was made from has changed."""
 
     @abstractmethod
     def done(self, task: Task, value: Any) -> Stored:

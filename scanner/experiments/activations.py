@@ -291,6 +291,7 @@ class ActivationWork(ExperimentWork):
     ) -> None:
         super().__init__(store, force=force)
         self.checkpoint, self.parameters, self.dataset, self.tokens = checkpoint, parameters, dataset, tokens
+        self.versions = checkpoint.versions
         self.refs, self.workers = refs, workers
         self.run_id = run_hash(self.kind, checkpoint.identity, parameters)
         self.base = ActivationTask(run_id=self.run_id, blocks=(), work=0.0, **base)

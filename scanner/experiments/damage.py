@@ -147,6 +147,7 @@ class DamageWork(ExperimentWork):
         super().__init__(store, force=force)
         self.kind = kind
         self.checkpoint, self.measurement, self.parameters = checkpoint, measurement, parameters
+        self.versions = checkpoint.versions
         self.run_id = run_hash(kind, checkpoint.identity, parameters)
         self.base: dict[str, Any] = {
             "run_id": self.run_id,
@@ -194,6 +195,7 @@ class DamageWork(ExperimentWork):
     def failed(self, task: Task, failure: Failure) -> Stored:
         """Keep the reason; without the baseline nothing can continue."""
         assert isinstance(task, PointTask)
+        self.refuse_changed(failure)
         if task.intact:
             raise ScannerError(failure.message)
         self.failures[task.shown] = failure.message

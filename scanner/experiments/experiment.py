@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from scanner.checkpoint.sources.files import FileVersion, check_unchanged
 from scanner.engine.work import Observer, Stored, Work
-from scanner.errors import ScannerError
+from scanner.errors import ChangedError, ScannerError
 from scanner.extensions import load_extensions
 from scanner.version import __version__
 
@@ -93,6 +94,9 @@ class Report:
 class ExperimentWork(Work):
     """The work of one call of an experiment, and its report."""
 
+    versions: tuple[FileVersion, ...] = ()
+    """Versions of the files of the model, as they were hashed."""
+
     def __init__(self, store: Store, *, force: bool = False) -> None:
         """With `force`, existing results are computed again."""
         self.store, self.force = store, force
@@ -115,10 +119,32 @@ class ExperimentWork(Work):
         """Keep the description of the workers."""
         self.environment |= environment
 
+    def check_inputs(self) -> None:
+        """Compare the files of the model with those that were hashed: the weights of a loaded model may be pages of them.
+
+        Raises:
+            ChangedError: a file is another version, or gone.
+        """
+        check_unchanged(self.versions)
+
     def failed(self, task: Task, failure: Failure) -> Stored:
-        """Keep the reason; the same call tries the task again."""
+        """Keep the reason; the same call tries the task again.
+
+        Raises:
+            ChangedError: a file of the model is not the one that was hashed: no other task can use it.
+        """
+        self.refuse_changed(failure)
         self.failures[task.name] = failure.message
         return Stored(failed=(task.name,))
+
+    def refuse_changed(self, failure: Failure) -> None:
+        """End the run if a file of the model is not the one that was hashed.
+
+        Raises:
+            ChangedError: it is not.
+        """
+        if failure.changed:
+            raise ChangedError(failure.message)
 
     @abstractmethod
     def report(self) -> Report:
@@ -130,7 +156,8 @@ class ExperimentWork(Work):
         return (datetime.now(UTC) - self.started_at).total_seconds()
 
     def write_run(self, run_id: str, method: Mapping[str, object], /, **columns: object) -> None:
-        """Write the row of `experiments`."""
+        """Write the row of `experiments`, unless a file of the model has changed."""
+        self.check_inputs()
         write_run(self.store, run_id, method, self.environment, **{"started_at": self.started_at, **columns})
 
 
@@ -150,6 +177,7 @@ def write_run(
         "scanner_version": __version__,
         "method": json.dumps(method, sort_keys=True),
         "environment": json.dumps(environment),
+        "files": store.written(run_id),
     }
     store.write_rows("experiments", run_id, rows("experiments", row | columns, 1), method=method)
 

@@ -278,6 +278,7 @@ class FineTuneWork(ExperimentWork):
         """`keeping` is the folder of the tuned models."""
         super().__init__(store, force=force)
         self.run_id, self.checkpoint, self.data, self.method = run_id, checkpoint, data, method
+        self.versions = checkpoint.versions
         self.points, self.keeping = points, keeping
         self.roles: str = base["roles"]
         folder = None if keeping is None else str(keeping)
@@ -308,6 +309,7 @@ class FineTuneWork(ExperimentWork):
     def failed(self, task: Task, failure: Failure) -> Stored:
         """Keep the reason for every point of the task."""
         assert isinstance(task, FineTuneTask)
+        self.refuse_changed(failure)
         return self._missing(task, task.points, failure.message)
 
     def report(self) -> Report:

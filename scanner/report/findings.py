@@ -29,6 +29,8 @@ SIGNIFICANT = 0.01
 """Family-wise p-value below which a difference is stated."""
 CLEAR = 4.0
 """Number of standard errors beyond which a difference among many is stated."""
+RUNAWAY = 0.25
+"""Ratio of the `bulk` estimate of sigma to the median one below which the fit kept a few of the values, and failed."""
 SAME = 0.05
 """Relative difference up to which estimates of sigma agree."""
 _NAMED = 4
@@ -47,7 +49,7 @@ def small_end(rows: Sequence[Row], model: str) -> Finding | None:
         least = min(tested, key=lambda row: row["z"])
         return Finding(
             headline="The smallest singular values look random in every role",
-            detail="In the smallest tenth of the spectrum, no role differs from its random control by more than chance; "
+            detail="In the smallest tenth of the spectrum, no role differs from random vectors by more than chance; "
             f"the largest deviation is {_side(least)}.",
             query=shown_by,
         )
@@ -165,10 +167,23 @@ def sigma(rows: Sequence[Row], model: str) -> Finding | None:
         return None
     std, bulk = (median(ratios[kind]) for kind in ("std", "bulk"))
     kinds = listing(used)
+    failed = [row for row in rows if row["sigma_bulk"] and row["sigma_bulk"] < RUNAWAY * (row["sigma_median"] or 0)]
+    told = ""
+    if failed:
+        shown = listing([where(row) for row in failed[:_NAMED]]) + (", ..." if len(failed) > _NAMED else "")
+        told = (
+            f" The fit of the bulk failed in {counted(len(failed), 'matrix', 'matrices')} ({shown}): it kept few values, and its σ "
+            "means nothing there."
+        )
     if abs(std - 1) <= SAME and abs(bulk - 1) <= SAME:
         detail = f"Relative to the median estimate, std is {std:.2f} and bulk {bulk:.2f} times as large (median over "
         f"{len(rows):,} matrices)."
-        return Finding(headline="The estimates of σ agree", detail=detail + f" The edges come from: {kinds}.")
+        headline = (
+            "The estimates of σ agree"
+            if not failed
+            else "The estimates of σ agree, where the fit of the bulk has not failed"
+        )
+        return Finding(headline=headline, detail=f"{detail} The edges come from: {kinds}.{told}", warning=bool(failed))
     furthest = max(rows, key=lambda row: abs((row["sigma_std"] or 0) / (row["sigma_median"] or 1) - 1))
     ratio = (furthest["sigma_std"] or 0) / (furthest["sigma_median"] or 1)
     detail = (
@@ -176,9 +191,9 @@ def sigma(rows: Sequence[Row], model: str) -> Finding | None:
         f"self-consistent fit of the bulk {bulk:.2f} times (median over {len(rows):,} matrices). The difference is largest in "
         f"{where(furthest)}, {ratio:.2f} times. The edges here come from: {kinds}. A larger σ means fewer values above the "
         f"bulk and more below it, so counts of outliers are comparable within one estimate only. The p-values of the "
-        f"vectors do not depend on σ."
+        f"vectors do not depend on σ.{told}"
     )
-    shown_by = f"rmtscan scan REF --sigma {'bulk' if 'bulk' not in used else 'median'}"
+    shown_by = f"rmtscan scan REF --sigma {'bulk' if 'bulk' not in used and not failed else 'median'}"
     return Finding(
         headline="The estimates of σ disagree: the edges of the bulk depend on the choice",
         detail=detail,
@@ -348,9 +363,8 @@ def _side(row: Row) -> str:
 
 
 def _expected(row: Row) -> str:
-    return (
-        "random vectors have 0.50" if row["control_p"] is None else f"the random control has {number(row['control_p'])}"
-    )
+    control = "" if row["control_p"] is None else f" (their random control has {number(row['control_p'])})"
+    return f"random vectors have 0.50{control}"
 
 
 def _more(count: int) -> str:

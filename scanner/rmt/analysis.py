@@ -24,10 +24,19 @@ from scanner.rmt.metrics import (
 from scanner.rmt.result import Analysis
 from scanner.rmt.sigma import SIGMA_KINDS, BulkFit, SigmaKind, fit_bulk, sigma_init, sigma_median, sigma_std
 
-__all__ = ["METHOD_VERSION", "Analysis", "NotFiniteError", "analyze", "decomposed", "summarize"]
+__all__ = ["METHOD_VERSION", "Analysis", "NotFiniteError", "SigmaError", "analyze", "decomposed", "summarize"]
 
 #: Increased when the same matrix would give different rows; part of the identity of every scan.
 METHOD_VERSION = 1
+
+
+_KNOWN_FLOATS = ("float16", "float32", "float64")
+# Types of the package ml_dtypes, whose kind is "no number" in numpy.
+_SMALL_FLOATS = ("bfloat16", "float8", "float6", "float4")
+
+
+class SigmaError(ArithmeticError):
+    """The estimate of sigma that was asked for means nothing for this matrix."""
 
 
 class NotFiniteError(ValueError):
@@ -57,17 +66,54 @@ def _side(vectors: torch.Tensor, rank: int, null: KsNull) -> _Side:
     )
 
 
+def _strided(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor whose entries are all in memory, without its gradient."""
+    if tensor.device.type == "meta":
+        raise ValueError("a matrix with entries is required, got a tensor on the device `meta`, which has none")
+    if tensor.is_quantized:
+        raise ValueError("a matrix of plain numbers is required, got a quantized tensor: call dequantize() first")
+    dense = tensor.detach() if tensor.layout == torch.strided else tensor.detach().to_dense()
+    return dense.resolve_conj().resolve_neg()
+
+
+def _native(array: ArrayLike) -> np.ndarray:
+    """Return a contiguous, writable array of a type that torch knows, with the same numbers."""
+    if np.ma.is_masked(array):
+        raise ValueError("a matrix without masked entries is required: fill them first (`array.filled(...)`)")
+    try:
+        found = np.asarray(array)
+    except (TypeError, ValueError) as error:  # rows of different lengths
+        raise ValueError(
+            f"a matrix is required, and numpy makes none of this {type(array).__name__}: {error}"
+        ) from error
+    kind = found.dtype.kind
+    if kind == "c":
+        raise ValueError("a real matrix is required, got complex entries")
+    if found.ndim == 0 and kind == "O":
+        raise ValueError(f"a matrix is required, got a {type(array).__name__}")
+    plain = kind in "biufO" or found.dtype.name.startswith(_SMALL_FLOATS)
+    if not plain:
+        raise ValueError(f"a matrix of real numbers is required, got entries of the type {found.dtype}")
+    kept = kind in "biu" or found.dtype.name in _KNOWN_FLOATS
+    known = found.dtype.newbyteorder("=") if kept else np.dtype(np.float64)
+    try:
+        with np.errstate(over="ignore"):  # a longdouble beyond float64 becomes infinite, which is reported
+            native = np.ascontiguousarray(found, dtype=known)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"a matrix of real numbers is required: {error}") from error
+    return native if native.flags.writeable else native.copy()
+
+
 def _as_matrix(array: ArrayLike | torch.Tensor, device: str | torch.device | None) -> torch.Tensor:
     """Convert the array to a floating-point (m, n) tensor on the device, and check that it has singular values."""
-    tensor = array if isinstance(array, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(array))
-    tensor = tensor.detach()
+    tensor = _strided(array) if isinstance(array, torch.Tensor) else torch.from_numpy(_native(array))
     if tensor.ndim != 2 or 0 in tensor.shape:
         raise ValueError(
             f"a matrix with at least one row and one column is required, got an array of shape {tuple(tensor.shape)}"
         )
     if tensor.is_complex():
         raise ValueError("a real matrix is required, got complex entries")
-    if not tensor.is_floating_point():
+    if not tensor.is_floating_point() or tensor.itemsize == 1:
         tensor = tensor.to(torch.float64)
     tensor = tensor if device is None else tensor.to(device)
     # One sum instead of a mask: entries are counted only if the sum is not finite.
@@ -80,6 +126,11 @@ def _as_matrix(array: ArrayLike | torch.Tensor, device: str | torch.device | Non
 
 def _chosen_fit(kind: SigmaKind, estimates: dict[SigmaKind, float], bulk: BulkFit, rows: int, cols: int) -> BulkFit:
     if kind == "bulk":
+        if bulk.failed:
+            raise SigmaError(
+                "the fit to the bulk failed: it kept less than a quarter of the singular values, with "
+                f"{bulk.sigma / estimates['median']:.2f} times the sigma of the median: use another `sigma`, such as 'median'"
+            )
         return bulk
     sigma = estimates[kind]
     lower, upper = singular_value_edges(sigma, rows, cols)
@@ -98,15 +149,17 @@ def analyze(
     The spectrum is compared with the Marchenko-Pastur law, the entries of singular vectors with the Gaussian.
 
     Args:
-        array: anything that numpy converts to a real matrix, a torch tensor, or the factors of a product of thin matrices;
-            rows = out_features, cols = in_features.
+        array: anything that numpy converts to a real matrix (any layout and byte order, integers, bool, float16 to longdouble,
+            bfloat16; computed in float64), a torch tensor, or the factors of a product of thin matrices; rows = out_features,
+            cols = in_features. It is not changed.
         sigma: the estimate that the edges come from: `median`, `std`, `init` or `bulk`. All four are in the result.
         null: source of the p-values: `table` (shipped, 10^6 draws per length) or `mc:N` (N simulated vectors of the exact length).
         device: where to compute; None leaves a tensor where it is.
 
     Raises:
-        ValueError: not a real matrix, unknown `sigma` or `null`.
+        ValueError: not a real matrix, or one with masked entries or without memory; unknown `sigma` or `null`.
         NotFiniteError: NaN or infinite entries (a ValueError; its message counts them).
+        SigmaError: `sigma` is `bulk`, and its fit ran away.
         DecompositionError: no decomposition that reproduces the matrix was found.
     """
     if sigma not in SIGMA_KINDS:
@@ -135,14 +188,19 @@ def decomposed(
 
 
 def summarize(parts: Decomposition, sum_of_entries: float, *, sigma: SigmaKind, null: KsNull) -> Analysis:
-    """Compute the analysis that follows from a decomposition and the sum of the entries of the matrix."""
+    """Compute the analysis that follows from a decomposition and the sum of the entries of the matrix.
+
+    Raises:
+        SigmaError: `sigma` is `bulk`, and its fit ran away.
+    """
     rows, cols = parts.left.shape[1], parts.right.shape[1]
     s = parts.singular_values.cpu().numpy()
     # A product of thin factors has fewer triplets; its other singular values are zero, and count.
     spectrum = np.pad(s, (0, min(rows, cols) - len(s)))
     rank = numerical_rank(s, rows, cols)
     # In units of a power of two near the largest value, so that squares do not overflow or underflow; this does not round.
-    unit = 2.0 ** (int(np.frexp(s[0])[1]) - 1) if s[0] > 0.0 else 1.0
+    # Not smaller than 2^-1000, whose inverse is finite.
+    unit = 2.0 ** max(int(np.frexp(s[0])[1]) - 1, -1000) if s[0] > 0.0 else 1.0
     scaled = spectrum / unit
     bulk = fit_bulk(scaled, rows, cols)
     in_units: dict[SigmaKind, float] = {

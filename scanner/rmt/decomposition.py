@@ -214,7 +214,8 @@ def decompose(matrix: torch.Tensor) -> Decomposition:
     largest = float(matrix.abs().max())
     if not np.isfinite(largest):
         raise ValueError(f"a {tuple(matrix.shape)} matrix with NaN or infinite entries has no singular values")
-    scale = 2.0 ** (int(np.frexp(largest)[1]) - 1) if largest > 0.0 else 1.0
+    # Not smaller than 2^-1000, whose inverse is finite.
+    scale = 2.0 ** max(int(np.frexp(largest)[1]) - 1, -1000) if largest > 0.0 else 1.0
 
     def load() -> torch.Tensor:
         """Convert the matrix to float64; done again when needed, so that it does not take memory beside the workspace of eigh."""

@@ -58,7 +58,9 @@ class Analysis:
     sigma_median: float = field(metadata=of_matrix("float64", "σ from the median singular value"))
     sigma_std: float = field(metadata=of_matrix("float64", "σ as the standard deviation of the entries"))
     sigma_init: float = field(metadata=of_matrix("float64", "σ of an initialization with variance 1/m"))
-    sigma_bulk: float = field(metadata=of_matrix("float64", "σ from a fit to the bulk"))
+    sigma_bulk: float = field(
+        metadata=of_matrix("float64", "σ from a fit to the bulk; far below `sigma_median`, the fit failed")
+    )
     mp_lower: float = field(
         metadata=of_matrix("float64", "lower edge of the Marchenko-Pastur bulk, as a singular value")
     )

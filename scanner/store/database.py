@@ -3,13 +3,15 @@
 import json
 import tempfile
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
 
 from scanner.errors import QueryError, StoreError
+from scanner.store.checksums import is_safe_id
 from scanner.store.files import StoreFiles
 from scanner.store.tables import SCHEMAS, listed_tables, tables_of
 
@@ -18,6 +20,9 @@ _READING_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CT
 _NO_EFFECT = (
     "only one SELECT statement can be run (WITH, FROM, VALUES, DESCRIBE, SUMMARIZE and SHOW TABLES are allowed, too)"
 )
+
+#: Seconds after which a query that ignored an interruption, because it had not begun, is interrupted again.
+_AGAIN_SECONDS = 0.05
 
 Params = Mapping[str, object] | Sequence[object] | None
 
@@ -44,27 +49,61 @@ def connect(files: StoreFiles, names: Mapping[str, Sequence[str]]) -> duckdb.Duc
         # DuckDB compares paths as written and as found, hence the name of the folder as a pattern, too.
         connection.execute(_statements("allow"), {"folders": [files.url, files.for_duckdb("")]})
         connection.execute(_statements("lock"))
+    except StoreError:
+        connection.close()
+        raise
     except duckdb.Error as error:
         connection.close()
         raise StoreError(f"store {files.url!r} cannot be read: {one_line(error)}") from error
     return connection
 
 
-def read(connection: duckdb.DuckDBPyConnection, text: str, params: Params = None) -> pa.Table:
-    """Run one statement.
+def read(
+    connection: duckdb.DuckDBPyConnection, text: str, params: Params = None, *, timeout: float | None = None
+) -> pa.Table:
+    """Run one statement, for at most `timeout` seconds; None: without a limit.
 
     Raises:
-        QueryError: DuckDB cannot run it (the message is that of DuckDB, on one line), or the statement or a value is not UTF-8.
+        QueryError: DuckDB cannot run it (the message is that of DuckDB, on one line), the statement or a value is not UTF-8, or the
+            time is over.
     """
     values = params.values() if isinstance(params, Mapping) else params or ()
     _refuse_broken_text(text, *(value for value in values if isinstance(value, str)))
-    try:
+
+    def run() -> pa.Table:
         relation = connection.sql(text, params=params or None)
         if relation is None:
             raise QueryError(_NO_EFFECT)
         return relation.to_arrow_table()
+
+    try:
+        return _interruptible(connection, run, timeout)
+    except TimeoutError:
+        raise QueryError(
+            f"the statement has not ended within {timeout:g} s: select fewer rows, or raise `timeout`"
+        ) from None
     except duckdb.Error as error:
         raise QueryError(one_line(error)) from error
+
+
+def _interruptible(
+    connection: duckdb.DuckDBPyConnection, run: Callable[[], pa.Table], timeout: float | None
+) -> pa.Table:
+    """Run a query in a thread: in the main thread, Python could not handle Ctrl-C before the query ends.
+
+    Raises:
+        TimeoutError: the query was interrupted after `timeout` seconds.
+    """
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="rmtscan-query") as thread:
+        answer = thread.submit(run)
+        try:
+            if not wait([answer], timeout).done:
+                raise TimeoutError
+        finally:
+            while not answer.done():
+                connection.interrupt()
+                wait([answer], _AGAIN_SECONDS)
+        return answer.result()
 
 
 def refuse_all_but_select(connection: duckdb.DuckDBPyConnection, text: str) -> None:
@@ -112,6 +151,9 @@ def _make_relations(
         connection.execute(_statements("empty", table=table))
         connection.unregister("empty")
 
+    for table, found in listed.items():
+        _check_names(files, table, found, found)
+
     def relation(view: str, table: str, names: Sequence[str]) -> None:
         paths = [files.for_duckdb(f"{table}/{name}.parquet") for name in names]
         # read_parquet needs at least one file: without files, the view is the typed empty table alone.
@@ -121,7 +163,11 @@ def _make_relations(
 
     relation("files.scans", "scans", listed["scans"])
     connection.execute(_statements("scans"))
+    stored, declared = (connection.table(name).types for name in ("scans", "files.empty_scans"))
+    if stored != declared:
+        raise StoreError(f"store {files.url!r} cannot be read: a file of table 'scans' has columns of other types")
     scans = connection.sql("from files.counts").fetchall()
+    _check_names(files, "scans", [row[0] for row in scans], listed["scans"])
     with_matrices = [scan_id for scan_id, matrices, _, _, _ in scans if matrices]
     with_vectors = {scan_id for scan_id, _, vectors, _, _ in scans if vectors}
     relation("all_matrices", "matrices", with_matrices)
@@ -135,6 +181,7 @@ def _make_relations(
 
     connection.execute(_statements("comparisons"))
     again = connection.sql("from files.compared_again").fetchall()
+    _check_names(files, "comparisons", [pair_id for (pair_id,) in again], listed["comparisons"])
     relation("files.recompared", "pairs", [pair_id for (pair_id,) in again])
     connection.execute(_statements("superseded_pairs"))
 
@@ -148,6 +195,19 @@ def _make_relations(
         relation(f"files.whole_{table}", table, [name for name in whole if name in names])
         relation(f"files.partly_{table}", table, [name for name in partly if name in names])
     connection.execute(_statements("views"))
+
+
+def _check_names(files: StoreFiles, table: str, names: Sequence[object], listed: Sequence[str]) -> None:
+    """Refuse ids that are no names of files: a store may come from anybody, and ids in its rows become paths.
+
+    Raises:
+        StoreError: an id has other characters than rmtscan uses, or its row is in the file of another id.
+    """
+    for name in names:
+        if not is_safe_id(name) or name not in listed:
+            raise StoreError(
+                f"store {files.url!r} cannot be read: a file of table {table!r} has the id {str(name)[:80]!r}"
+            )
 
 
 def _statements(name: str, **names: str) -> str:

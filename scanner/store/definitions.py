@@ -127,7 +127,10 @@ _RUN_ID = _text("run_id", "run: hash of content, data and parameters", required=
 _MODEL = _text("model", "name of the model", required=True)
 _REVISION = _text("revision", "commit on the Hub; of local files a hash of their content")
 _TENSOR = _text("tensor", "name of the tensor", required=True)
-_STACK = _text("stack", "`encoder decoder vision audio qformer`, where a model has several stacks")
+_STACK = _text(
+    "stack",
+    "`encoder decoder vision audio qformer` or a part of the name (`up_blocks`, `teacher`), where a model has several",
+)
 _LAYER = _int("layer", "index of the block; null outside blocks")
 _ROLE = _text(
     "role",
@@ -140,7 +143,7 @@ _ROWS = _int("rows", "output features m", required=True)
 _COLS = _int("cols", "input features n", required=True)
 _MODULE = _text(
     "module",
-    "`cross_attention shared_expert mla_a mla_b indexer`, where a block has one role twice",
+    "`cross_attention shared_expert context mla_a mla_b indexer`, where a block has one role twice",
 )
 _K = _int("k", "rank of the singular value, 0 = largest", required=True)
 _STARTED = _time("started_at", "start of the run that completed it")
@@ -148,6 +151,7 @@ _FINISHED = _time("finished_at", "end of the run that completed it")
 _SCANNER = _text("scanner_version", "version of rmtscan")
 _METHOD = _text("method", "parameters that the id is made of (JSON)")
 _ENVIRONMENT = _text("environment", "workers, devices and library versions (JSON)")
+_FILES = _text("files", "size, rows and SHA-256 of the committed files (JSON); null in stores of earlier versions")
 _DATASET = _text("dataset", "name of the text or data")
 
 
@@ -208,6 +212,7 @@ _ALL = (
             _ENVIRONMENT,
             _text("skipped_tensors", "names of skipped tensors by reason (JSON)"),
             _text("identity", "hash of the content"),
+            _FILES,
         ),
     ),
     Table(
@@ -297,6 +302,12 @@ _ALL = (
             ),
             _text("error", "type of the exception, or `WorkerLost`", required=True),
             _text("message", "what the exception says"),
+            Column(
+                "transient",
+                "bool",
+                "",
+                "whether the same read may succeed later (a busy server, a broken connection): the next scan tries it again",
+            ),
         ),
     ),
     Table(
@@ -340,6 +351,7 @@ _ALL = (
             _SCANNER,
             _METHOD,
             _ENVIRONMENT,
+            _FILES,
         ),
     ),
     Table(
@@ -444,6 +456,7 @@ _ALL = (
             _METHOD,
             _ENVIRONMENT,
             _bigint("batch_tokens", "tokens that batches were reduced to because of memory; null if they were not"),
+            _FILES,
         ),
     ),
     Table(

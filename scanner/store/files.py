@@ -2,6 +2,7 @@
 
 import errno
 import glob
+import hashlib
 import io
 import os
 import shutil
@@ -18,10 +19,13 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from scanner.errors import StoreError
+from scanner.store.checksums import FileRecord, HashingFile, sealed, unsealed_metadata
 
 _SUFFIX = ".parquet"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _TEMPORARY = {"compression": "lz4", "use_dictionary": False, "write_statistics": False}
+#: Packages whose errors do not come from the file system.
+_OWN_ERRORS = {"builtins", "scanner", "pyarrow", "tests"}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -40,10 +44,16 @@ class StoreFiles:
         """
         if not url.strip():
             raise StoreError("the URL of the store is empty: name a folder or URL with `store`")
+        if "://" in url and "::" in url:
+            raise StoreError(f"store {url!r} contains '::', with which fsspec chains URLs: choose a name without it")
         try:
-            self.fs, path = fsspec.core.url_to_fs(url)
-        except (ValueError, ImportError) as error:
-            raise StoreError(f"store {url!r} cannot be reached: {error}") from error
+            if "://" in url:
+                self.fs, path = fsspec.core.url_to_fs(url)
+            else:  # a path means itself, whatever characters are in it
+                self.fs = LocalFileSystem()
+                path = os.path.abspath(os.path.expanduser(url))  # noqa: PTH100, PTH111 (resolve() would follow links)
+        except Exception as error:  # packages of object stores raise many kinds without a common base class
+            raise StoreError(f"store {url!r} cannot be reached: {_line(error)}") from error
         self.local = isinstance(self.fs, LocalFileSystem)
         self.root: str = path.rstrip("/") or "/"
         self.url: str = self.root if self.local else self.fs.unstrip_protocol(self.root)
@@ -94,6 +104,28 @@ class StoreFiles:
                 return None
             return content
 
+    def size(self, path: str) -> int | None:
+        """Return the size of a file in bytes, or None if it does not exist."""
+        with self._explained("read"):
+            self.fs.invalidate_cache()
+            try:
+                info = self.fs.info(self.full(path))
+            except FileNotFoundError:
+                return None
+            return int(info["size"]) if info["type"] == "file" else None
+
+    @contextmanager
+    def reading(self, path: str) -> Iterator[IO[bytes]]:
+        """Open a file for reading.
+
+        Raises:
+            StoreError: it cannot be opened.
+        """
+        with self._explained("read"):
+            file = self.fs.open(self.full(path), "rb")
+        with file:
+            yield file
+
     def read(self, path: str) -> pa.Table | None:
         """Return the rows of one Parquet file, with its key-value metadata in the schema; None if it does not exist.
 
@@ -123,8 +155,8 @@ class StoreFiles:
 
     def write(
         self, path: str, table: pa.Table, metadata: Mapping[str, str], *, lasting: bool = True, rows: int | None = None
-    ) -> None:
-        """Replace one small Parquet file.
+    ) -> FileRecord:
+        """Replace one small Parquet file, which has its own checksum in its metadata, and return its record.
 
         Args:
             path: where it is written.
@@ -139,8 +171,11 @@ class StoreFiles:
         """
         buffer = io.BytesIO()
         options = {"compression": "zstd"} if lasting else _TEMPORARY
-        pq.write_table(table.replace_schema_metadata(dict(metadata)), buffer, row_group_size=rows, **options)
-        self.write_bytes(path, buffer.getvalue(), lasting=lasting)
+        described = table.replace_schema_metadata({**metadata, **unsealed_metadata()})
+        pq.write_table(described, buffer, row_group_size=rows, **options)
+        content = sealed(buffer.getvalue())
+        self.write_bytes(path, content, lasting=lasting)
+        return FileRecord(bytes=len(content), rows=table.num_rows, sha256=hashlib.sha256(content).hexdigest())
 
     def write_bytes(self, path: str, content: bytes, *, lasting: bool = True) -> None:
         """Replace one small file; `lasting` as for `write`.
@@ -156,14 +191,16 @@ class StoreFiles:
                 self._put(path, content, lasting=lasting)
 
     @contextmanager
-    def replacing(self, path: str) -> Iterator[IO[bytes]]:
+    def replacing(self, path: str) -> Iterator[HashingFile]:
         """Open a file for writing; its content appears under `path` when the block ends without an exception.
+
+        What is written is hashed on the way, so that nobody has to read it again.
 
         Raises:
             StoreError: the store is full or cannot be written.
         """
         with self._explained("written"), self._new_file(path) as file:
-            yield file
+            yield HashingFile(file)
 
     def remove(self, path: str) -> None:
         """Remove a file if it exists."""
@@ -236,7 +273,7 @@ class StoreFiles:
             return
         temporary = Path(folder) / f".{name}.{uuid.uuid4().hex}.tmp"
         try:
-            with temporary.open("wb") as file:
+            with temporary.open("xb") as file:
                 yield file
                 file.flush()
                 if lasting:
@@ -258,4 +295,18 @@ class StoreFiles:
                 state = "is not writable"
             advice = "choose another `store`" if doing == "written" else "check `store`"
             advice = f"free space or {advice}" if error.errno in _FULL else advice
-            raise StoreError(f"store {self.url!r} {state}: {error.strerror or error}; {advice}") from error
+            raise StoreError(f"store {self.url!r} {state}: {error.strerror or _line(error)}; {advice}") from error
+        except Exception as error:
+            # Packages of object stores (botocore, aiohttp, ...) raise many kinds of errors without a common base class.
+            if type(error).__module__.partition(".")[0] in _OWN_ERRORS:
+                raise
+            advice = "check the connection, the credentials and `store`, and run the command again"
+            raise StoreError(f"store {self.url!r} cannot be {doing}: {_line(error)}; {advice}") from error
+
+
+def _line(error: Exception) -> str:
+    """Describe an error in one line."""
+    text = (str(error).strip().splitlines() or [""])[0][:300]
+    printable = "".join(character if character.isprintable() else "?" for character in text)
+    known = isinstance(error, OSError | ValueError | ImportError) and printable
+    return printable if known else f"{type(error).__name__}: {printable}".rstrip(": ")

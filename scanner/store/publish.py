@@ -5,11 +5,13 @@ lists the files that were written: the next publication into the same folder rep
 """
 
 import filecmp
+import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +20,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scanner.errors import StoreError
+from scanner.store.checksums import SEAL, FileRecord, records_as_json, records_in, sealed, unsealed_metadata
 from scanner.store.database import one_line
 from scanner.store.files import StoreFiles
 from scanner.store.publish_card import card
 from scanner.store.staging import ROW_GROUP
 from scanner.store.store import Store
 from scanner.store.tables import SCHEMAS, TABLES, complete, described, tables_of
+from scanner.store.verification import COMMITTING
 from scanner.version import __version__
 
 MANIFEST = "rmtscan.json"
@@ -77,6 +81,12 @@ def publish(
             f"`license_id` {license_id!r} is not a license identifier of the Hub: use one such as cc-by-4.0, mit or other"
         )
     source = StoreFiles(store.url)
+    damaged = [found for found in store.verify() if found.state == "damaged"]
+    if damaged:
+        raise StoreError(
+            f"{len(damaged)} files of store {store.url!r} are missing or damaged, so nothing is published: "
+            f"{damaged[0].file} {damaged[0].problem}; {damaged[0].remedy} (rmtscan verify lists all)"
+        )
     chosen = _committed_files(store, source)
     target = _usable_folder(os.fspath(to), source, force=force)
     scans = _scans(source, chosen["scans"])
@@ -85,7 +95,11 @@ def publish(
         paths = sorted(f"{table}/{file}.parquet" for table, files in chosen.items() for file in files)
         # Written first, so that an interrupted publication can be resumed.
         _replace_text(target / MANIFEST, _manifest({*before, *paths}))
-        published = [_publish_table(source, target, table, files) for table, files in chosen.items()]
+        records: dict[str, FileRecord] = {}
+        # Rows that commit others come last: they hold the checksums of the published files.
+        last = sorted(chosen, key=lambda table: table in COMMITTING)
+        of_table = {table: _publish_table(source, target, table, chosen[table], records) for table in last}
+        published = [of_table[table] for table in chosen]
         for path in sorted({*before} - {*paths}):
             (target / path).unlink(missing_ok=True)
             with _ignored():
@@ -147,6 +161,11 @@ def _usable_folder(to: str, source: StoreFiles, *, force: bool) -> Path:
                 "keep its content and write beside it"
             )
         target.mkdir(parents=True, exist_ok=True)
+        links = [table for table in SCHEMAS if (target / table).is_symlink()]
+        if links:
+            raise StoreError(
+                f"{str(target / links[0])!r} is a symbolic link, which leads out of the publication: remove it"
+            )
     return target
 
 
@@ -167,17 +186,23 @@ def _manifest(paths: Iterable[str]) -> str:
     return json.dumps(written, indent=1) + "\n"
 
 
-def _publish_table(source: StoreFiles, target: Path, table: str, names: list[str]) -> Published:
+def _publish_table(
+    source: StoreFiles, target: Path, table: str, names: list[str], records: dict[str, FileRecord]
+) -> Published:
     (target / table).mkdir(exist_ok=True)
     rows = size = 0
     for name in names:
         path = target / table / f"{name}.parquet"
-        rows += _publish_file(source, f"{table}/{name}.parquet", path, table)
+        count = _publish_file(source, f"{table}/{name}.parquet", path, table, records)
+        rows += count
         size += path.stat().st_size
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        records[f"{table}/{name}.parquet"] = FileRecord(bytes=path.stat().st_size, rows=count, sha256=digest)
     return Published(table=table, files=len(names), rows=rows, bytes=size)
 
 
-def _publish_file(source: StoreFiles, path: str, to: Path, table: str) -> int:
+def _publish_file(source: StoreFiles, path: str, to: Path, table: str, records: Mapping[str, FileRecord]) -> int:
     """Copy one file unchanged, or by row groups if a column is missing or paths are removed; returns the number of rows."""
     try:
         with source.fs.open(source.full(path), "rb") as file:
@@ -186,14 +211,19 @@ def _publish_file(source: StoreFiles, path: str, to: Path, table: str) -> int:
             metadata = {key.decode(): value.decode() for key, value in found.items()}
             clean = {key: without_local_paths(value) for key, value in metadata.items()}
             may_hold_paths = clean != metadata or bool(TABLES[table].paths)
-            as_it_is = parquet.schema_arrow.remove_metadata().equals(SCHEMAS[table]) and not may_hold_paths
+            clean.pop(SEAL, None)
+            as_it_is = (
+                table not in COMMITTING
+                and parquet.schema_arrow.remove_metadata().equals(SCHEMAS[table])
+                and not may_hold_paths
+            )
             with _replacing(to) as temporary:
                 if as_it_is:
                     file.seek(0)
                     with temporary.open("wb") as out:
                         shutil.copyfileobj(file, out, 1 << 20)
                 else:
-                    _rewrite(parquet, temporary, table, clean)
+                    _rewrite(parquet, temporary, table, clean, records)
             return int(parquet.metadata.num_rows)
     except FileNotFoundError as error:
         raise StoreError(f"{source.full(path)!r} is missing in the store: scan again with `force`") from error
@@ -201,11 +231,31 @@ def _publish_file(source: StoreFiles, path: str, to: Path, table: str) -> int:
         raise StoreError(f"{source.full(path)!r} is damaged ({one_line(error)}): remove it and scan again") from error
 
 
-def _rewrite(parquet: pq.ParquetFile, to: Path, table: str, metadata: dict[str, str]) -> None:
-    schema = TABLES[table].described.with_metadata(metadata)
+def _rewrite(
+    parquet: pq.ParquetFile, to: Path, table: str, metadata: dict[str, str], records: Mapping[str, FileRecord]
+) -> None:
+    small = not TABLES[table].listed_by
+    schema = TABLES[table].described.with_metadata({**metadata, **(unsealed_metadata() if small else {})})
     with pq.ParquetWriter(to, schema, compression="zstd") as writer:
         for batch in parquet.iter_batches(batch_size=ROW_GROUP):
-            writer.write_table(_redacted(table, pa.Table.from_batches([batch])), row_group_size=ROW_GROUP)
+            rows = _redacted(table, pa.Table.from_batches([batch]))
+            if table in COMMITTING:
+                rows = _with_records(rows, COMMITTING[table], records)
+            writer.write_table(rows, row_group_size=ROW_GROUP)
+    if small:
+        to.write_bytes(sealed(to.read_bytes()))
+
+
+def _with_records(rows: pa.Table, id_column: str, records: Mapping[str, FileRecord]) -> pa.Table:
+    """Return committing rows with the checksums of the published files, which differ where paths were removed."""
+    texts = []
+    for text, name in zip(rows["files"].to_pylist(), rows[id_column].to_pylist(), strict=True):
+        paths = records_in(text)
+        own = {path: records[path] for path in paths or {} if path in records}
+        own |= {path: record for path, record in records.items() if path.partition("/")[2] == f"{name}.parquet"}
+        texts.append(records_as_json(own))
+    position = rows.column_names.index("files")
+    return rows.set_column(position, rows.schema.field("files"), pa.array(texts, pa.string()))
 
 
 def _redacted(table: str, rows: pa.Table) -> pa.Table:
@@ -236,13 +286,17 @@ def _replace_text(path: Path, text: str) -> None:
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """Open a file for writing that replaces `path` at the end, unless both are equal."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    # A random name in a new folder of our own: nobody can have planted a link under it.
+    folder = Path(tempfile.mkdtemp(prefix=".rmtscan-", dir=path.parent))
+    temporary = folder / "new"
     try:
         yield temporary
+        if path.is_symlink():
+            path.unlink()
         if not (path.is_file() and filecmp.cmp(temporary, path, shallow=False)):
             temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

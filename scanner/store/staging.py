@@ -9,9 +9,10 @@ bookkeeping is needed. The committing row is written last: readers see all of a 
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
@@ -20,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from scanner.errors import StoreError
+from scanner.store.checksums import FileRecord, checked, is_safe_id, records_as_json, with_checksum
 from scanner.store.files import StoreFiles
 from scanner.store.parts import (
     SUFFIX,
@@ -32,7 +34,7 @@ from scanner.store.parts import (
     rows_of,
     sorted_by_rank,
 )
-from scanner.store.tables import SCHEMAS, TABLES, complete, described, file_metadata, to_json
+from scanner.store.tables import MATRIX_KEY, SCHEMAS, TABLES, complete, described, file_metadata, to_json
 from scanner.version import __version__
 
 ROW_GROUP = 250_000
@@ -42,7 +44,6 @@ SMALLEST_ROW_GROUP = 100_000
 
 _FIRST = "first"
 _READERS = 16
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 AnyRead = TypeVar("AnyRead")
 Tables = Mapping[str, pa.Table]
@@ -54,11 +55,6 @@ class _PartsGoneError(Exception):
     def __init__(self, count: int = 1) -> None:
         super().__init__(count)
         self.count = count
-
-
-def is_safe_id(text: str) -> bool:
-    """Whether the text can be the id of a result: letters, digits, `.`, `_`, `-`, so that it is safe as a file name."""
-    return _ID.fullmatch(text) is not None
 
 
 def key_hash(key: str) -> str:
@@ -109,9 +105,20 @@ class Staging:
             StoreError: the store is full or cannot be written.
         """
         name = key_hash(key)
-        self._files.write_bytes(self._path(name), part, lasting=False)
+        self._files.write_bytes(self._path(name), with_checksum(part), lasting=False)
         self._files.remove(self._failure_path(name))
         self._finished.add(name)
+
+    def unstage(self, keys: Iterable[str]) -> None:
+        """Remove the parts and failures of some keys, so that they are computed again.
+
+        Raises:
+            StoreError: they cannot be removed.
+        """
+        for name in map(key_hash, keys):
+            self._files.remove(self._path(name))
+            self._files.remove(self._failure_path(name))
+            self._finished.discard(name)
 
     def discard(self) -> None:
         """Remove all staged parts of this result.
@@ -183,12 +190,13 @@ class Staging:
         merged |= {name: _stack(name, [parts[part][name] for part in sequence]) for name in others}
         merged |= self._merged_failures(failure_names)
 
-        rows = self._write_largest(self._largest_table(name) for name in sequence)
+        largest = self._write_largest(self._largest_table(name) for name in sequence)
+        records = {f"{self.largest}/{self.result_id}.parquet": largest}
         for name, table in merged.items():
-            self._files.write(
-                f"{name}/{self.result_id}.parquet", described(name, table), self._metadata(), rows=ROW_GROUP
-            )
-        self._write_row(self._complete_row(row_of(merged), merged, rows))
+            path = f"{name}/{self.result_id}.parquet"
+            records[path] = self._files.write(path, described(name, table), self._metadata(), rows=ROW_GROUP)
+        row = self._complete_row(row_of(merged), merged, largest.rows)
+        self._write_row({**row, "files": records_as_json(records)})
 
     def _complete_row(self, row: Mapping[str, object], merged: Tables, rows: int) -> Mapping[str, object]:
         """Add what follows from the merged tables; `rows` is the number of rows of the largest table."""
@@ -197,26 +205,24 @@ class Staging:
     def _merged_failures(self, names: Sequence[str]) -> Tables:
         return {}
 
-    def _write_largest(self, parts: Iterable[pa.Table]) -> int:
-        """Append the parts to one file, in the given order, a row group at a time; returns the number of rows."""
+    def _write_largest(self, parts: Iterable[pa.Table]) -> FileRecord:
+        """Append the parts to one file, in the given order, a row group at a time; returns its record."""
         schema = TABLES[self.largest].described.with_metadata(self._metadata())
         waiting: list[pa.Table] = []
         rows = written = 0
-        with (
-            self._files.replacing(f"{self.largest}/{self.result_id}.parquet") as file,
-            pq.ParquetWriter(file, schema, compression="zstd") as writer,
-        ):
-            for part in parts:
-                waiting.append(described(self.largest, part))
-                rows += part.num_rows
-                while rows - written >= ROW_GROUP + SMALLEST_ROW_GROUP:
-                    together = pa.concat_tables(waiting)
-                    writer.write_table(together.slice(0, ROW_GROUP), row_group_size=ROW_GROUP)
-                    waiting = [together.slice(ROW_GROUP)]
-                    written += ROW_GROUP
-            if rows > written:
-                writer.write_table(pa.concat_tables(waiting), row_group_size=ROW_GROUP + SMALLEST_ROW_GROUP)
-        return rows
+        with self._files.replacing(f"{self.largest}/{self.result_id}.parquet") as file:
+            with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+                for part in parts:
+                    waiting.append(described(self.largest, part))
+                    rows += part.num_rows
+                    while rows - written >= ROW_GROUP + SMALLEST_ROW_GROUP:
+                        together = pa.concat_tables(waiting)
+                        writer.write_table(together.slice(0, ROW_GROUP), row_group_size=ROW_GROUP)
+                        waiting = [together.slice(ROW_GROUP)]
+                        written += ROW_GROUP
+                if rows > written:
+                    writer.write_table(pa.concat_tables(waiting), row_group_size=ROW_GROUP + SMALLEST_ROW_GROUP)
+            return file.record(rows)
 
     def _write_row(self, row: Mapping[str, object]) -> None:
         self._check_row(row)
@@ -244,17 +250,24 @@ class Staging:
         return f"{self._folder}/failures/{name}.parquet"
 
     def _small_tables(self, name: str) -> SmallTables | None:
-        return read_small_tables(self._files.read_bytes(self._path(name)), self.small)
+        return read_small_tables(checked(self._files.read_bytes(self._path(name))), self.small)
 
     def _largest_table(self, name: str) -> pa.Table:
         path = self._path(name)
-        content = self._files.read_bytes(path)
-        if content is None:
+        stored = self._files.read_bytes(path)
+        if stored is None:
             raise _PartsGoneError
+        content = checked(stored)
         try:
+            if content is None:
+                raise DamagedPartError("its checksum is another")
             return read_largest_table(content, self.largest)
         except DamagedPartError as error:
-            raise StoreError(f"{self._files.full(path)!r} is damaged ({error}): remove it and scan again") from error
+            self._files.remove(path)
+            raise StoreError(
+                f"{self._files.full(path)!r} was damaged after it was written ({error}): run the command again, which computes it "
+                "again"
+            ) from error
 
     def _metadata(self) -> dict[str, str]:
         return file_metadata(self._method)
@@ -316,6 +329,46 @@ class ScanWriter(Staging):
         """
         rows = rows_of("scan_id", self.scan_id, "failures", failures)
         self._files.write(self._failure_path(key_hash(key)), rows, self._metadata(), lasting=False)
+
+    def restage(self, keys: Mapping[tuple[object, ...], str]) -> None:
+        """Stage the matrices of the committed scan again, so that only those that failed are left to do.
+
+        Args:
+            keys: tensor, role, head and expert of a matrix -> its key; others are not staged.
+
+        Raises:
+            StoreError: the store cannot be read or written.
+        """
+        known = self.staged()
+        matrices = self._files.read(f"matrices/{self.scan_id}.parquet")
+        if matrices is None:
+            return
+        rows = complete("matrices", matrices)
+        for position, vectors in enumerate(self._by_matrix()):
+            row = rows.slice(position, 1)
+            place = tuple(row[name][0].as_py() for name in MATRIX_KEY)
+            if place != tuple(vectors[name][0].as_py() for name in MATRIX_KEY):
+                raise StoreError(
+                    f"scan {self.scan_id!r} has rows in another order than rmtscan writes: scan again with `force`"
+                )
+            key = keys.get(place)
+            if key is not None and key not in known:
+                self.stage(key, row, vectors)
+
+    def _by_matrix(self) -> Iterator[pa.Table]:
+        """Yield the rows of `vectors` of each matrix, in the order of the file, a row group at a time."""
+        waiting = SCHEMAS["vectors"].empty_table()
+        with self._files.reading(f"vectors/{self.scan_id}.parquet") as file:
+            for batch in pq.ParquetFile(file).iter_batches(batch_size=SMALLEST_ROW_GROUP):
+                waiting = pa.concat_tables(
+                    [waiting, complete("vectors", pa.Table.from_batches([batch]))]
+                ).combine_chunks()
+                starts = pc.indices_nonzero(pc.equal(waiting["k"], 0)).to_pylist()
+                for start, stop in itertools.pairwise(starts):
+                    yield waiting.slice(start, stop - start)
+                waiting = waiting.slice(starts[-1]) if starts else waiting
+        if waiting.num_rows:
+            yield waiting
 
     def commit(self, scan: Mapping[str, object], *, clean_up: bool = True) -> None:
         """Merge the staged parts into one sorted file per table and write the row of `scans`, which commits them.
@@ -463,9 +516,13 @@ def unfinished_scan(files: StoreFiles, scan_id: str) -> Unfinished:
     names = files.names(f"{folder}/finished", SUFFIX)
     failures = sorted({*files.names(f"{folder}/failures")} - {*names})
     contents = (files.read_bytes(f"{folder}/finished/{name}{SUFFIX}") for name in names[:1])
-    parts = [read_small_tables(content, ScanWriter.small) for content in contents]
+    parts = [read_small_tables(checked(content), ScanWriter.small) for content in contents]
     found = [part.tables["matrices"] for part in parts if part is not None]
-    found += [rows for name in failures[:1] if (rows := files.read(f"{folder}/failures/{name}.parquet")) is not None]
+    for name in failures[:1]:
+        # Of an unfinished scan, or of a store that somebody else made: it may be damaged.
+        with suppress(StoreError, pa.ArrowException):
+            rows = files.read(f"{folder}/failures/{name}.parquet")
+            found += [] if rows is None else [complete("failures", rows)]
     tables = [table for table in found if table.num_rows]
     model = tables[0]["model"][0].as_py() if tables else None
     return Unfinished(scan_id=scan_id, model=model, parts=len(names), failures=len(failures))

@@ -1,20 +1,23 @@
 """A store: opening it by URL, listing and writing results, and queries."""
 
 import re
+import threading
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 
-from scanner.errors import StoreError
+from scanner.errors import ConfigError, QueryError, StoreError, StoreWarning
 from scanner.extensions import load_extensions
 from scanner.store import heartbeat
+from scanner.store.checksums import FileRecord, checked, damage, is_safe_id, records_as_json, with_checksum
 from scanner.store.database import Params, connect, read, refuse_all_but_select
 from scanner.store.files import StoreFiles
 from scanner.store.heartbeat import Heartbeat
 from scanner.store.queries import Query, find_query, load_queries
-from scanner.store.staging import ROW_GROUP, ComparisonWriter, ScanWriter, Unfinished, is_safe_id, unfinished_scan
+from scanner.store.staging import ROW_GROUP, ComparisonWriter, ScanWriter, Unfinished, unfinished_scan
 from scanner.store.tables import (
     SCHEMAS,
     complete,
@@ -25,9 +28,12 @@ from scanner.store.tables import (
     listed_tables,
     method_in,
 )
+from scanner.store.verification import Verified, commit_row, problem_of, tables_around, verify
 
 _FOLDERS = ("scans", "controls", "staging")
 _STAGED = "staging-experiments"
+#: What DuckDB raises if a file cannot be read; errors of the statement itself are others.
+_OF_FILES = (duckdb.IOException, duckdb.InvalidInputException, duckdb.InternalException, duckdb.SerializationException)
 _ENSEMBLE = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -61,6 +67,7 @@ class Store:
         self.url: str = files.url
         """Absolute path or URL."""
         self._files = files
+        self._written: dict[str, FileRecord] = {}
         self._connection: duckdb.DuckDBPyConnection | None = None
         self._version: object = None
 
@@ -70,8 +77,36 @@ class Store:
         Raises:
             StoreError: the store cannot be read.
         """
-        table = self._files.read(f"scans/{scan_id}.parquet") if is_safe_id(scan_id) else None
-        return None if table is None else table.to_pylist()[0]
+        if not is_safe_id(scan_id) or not self._files.is_file(f"scans/{scan_id}.parquet"):
+            return None
+        try:
+            return commit_row(self._files, "scans", scan_id)
+        except StoreError as error:
+            raise StoreError(
+                f"{self._files.full(f'scans/{scan_id}.parquet')!r} is damaged ({error}): scan again with `force`"
+            ) from error
+
+    def verify(self) -> list[Verified]:
+        """Check every committed file: it is there, has its rows, and its checksum.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        return list(verify(self._files))
+
+    def problem(self, table: str, name: str) -> str | None:
+        """Return what is wrong with the files of a committed result, in one line that names the file; None if they are whole.
+
+        On an object store sizes and footers are compared, because checksums would be a download.
+
+        Args:
+            table: `scans`, `comparisons` or `experiments`.
+            name: id of the scan, comparison or run.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        return problem_of(self._files, table, name, deep=self.local)
 
     def committed(self) -> list[str]:
         """Return the sorted ids of the committed scans.
@@ -115,12 +150,12 @@ class Store:
         return f"controls/{int(rows)}x{int(cols)}-{ensemble}-{int(seed)}.parquet"
 
     def has_control(self, rows: int, cols: int, ensemble: str, seed: int) -> bool:
-        """Return whether the control is in the store.
+        """Return whether the control is in the store, and whole.
 
         Raises:
             StoreError: the store cannot be read.
         """
-        return self._files.is_file(self.control_path(rows, cols, ensemble, seed))
+        return damage(self._files, self.control_path(rows, cols, ensemble, seed), None, deep=self.local) is None
 
     def write_control(self, table: pa.Table, rows: int, cols: int, ensemble: str, seed: int) -> None:
         """Write one control, with one row per singular triplet.
@@ -165,12 +200,13 @@ class Store:
         return ComparisonWriter(self._files, pair_id, method=method)
 
     def has_rows(self, table: str, name: str) -> bool:
-        """Return whether a file of a table of experiments exists.
+        """Return whether a file of a table of experiments exists, and is whole.
 
         Raises:
             StoreError: the store cannot be read.
         """
-        return self._files.is_file(f"{table}/{name}.parquet")
+        path = f"{table}/{name}.parquet"
+        return table in SCHEMAS and is_safe_id(name) and damage(self._files, path, None, deep=self.local) is None
 
     def write_rows(self, table: str, name: str, rows: pa.Table, *, method: Mapping[str, object]) -> None:
         """Write one file of a table of experiments: a finished point or run, which is not computed again.
@@ -188,7 +224,13 @@ class Store:
         if table not in experiment_tables() or not is_safe_id(name):
             raise ValueError(f"no experiment can write {table!r}/{name!r}")
         content = described(table, conform(table, rows))
-        self._files.write(f"{table}/{name}.parquet", content, file_metadata(method), rows=ROW_GROUP)
+        path = f"{table}/{name}.parquet"
+        self._written[path] = self._files.write(path, content, file_metadata(method), rows=ROW_GROUP)
+
+    def written(self, run_id: str) -> str:
+        """Return the records of the files of a run that this object wrote, for column `files` of `experiments`."""
+        own = re.compile(rf"[a-z_]+/{re.escape(run_id)}([.-].*)?\.parquet")
+        return records_as_json({path: record for path, record in self._written.items() if own.fullmatch(path)})
 
     def method_of(self, table: str, name: str) -> dict[str, Any]:
         """Return the `method` that a file of an experiment was written with; empty if the file does not exist.
@@ -207,15 +249,15 @@ class Store:
         Raises:
             StoreError: the store is full or cannot be written.
         """
-        self._files.write_bytes(f"{_STAGED}/{run_id}/{name}", content)
+        self._files.write_bytes(f"{_STAGED}/{run_id}/{name}", with_checksum(content))
 
     def staged(self, run_id: str, name: str) -> bytes | None:
-        """Return what `stage` kept under a name, or None.
+        """Return what `stage` kept under a name, or None if there is nothing, or it is damaged.
 
         Raises:
             StoreError: the store cannot be read.
         """
-        return self._files.read_bytes(f"{_STAGED}/{run_id}/{name}")
+        return checked(self._files.read_bytes(f"{_STAGED}/{run_id}/{name}"))
 
     def unstage(self, run_id: str, name: str | None = None) -> None:
         """Remove what `stage` kept under a name (None: everything of the run), if there is anything.
@@ -282,9 +324,9 @@ class Store:
         """
         query = find_query(name)
         values = query.bind(params)
-        return read(self._database(), query.sql, values)
+        return self._read(query.sql, values)
 
-    def sql(self, text: str, params: Params = None) -> pa.Table:
+    def sql(self, text: str, params: Params = None, *, timeout: float | None = None) -> pa.Table:
         """Run one SELECT statement.
 
         Every table has a view of its name (`scanner.store.tables.views()` lists them). `matrices`, `vectors`, `pairs`,
@@ -294,14 +336,17 @@ class Store:
         Args:
             text: the statement; `$name` or `?` stand for parameters.
             params: their values.
+            timeout: seconds that the statement may take; None: any time.
 
         Raises:
-            QueryError: it is not one SELECT statement, or DuckDB cannot run it.
+            QueryError: it is not one SELECT statement, DuckDB cannot run it, or it takes longer than `timeout`.
+            ConfigError: `timeout` is not a positive number.
             StoreError: the store cannot be read.
         """
-        connection = self._database()
-        refuse_all_but_select(connection, text)
-        return read(connection, text, params)
+        if timeout is not None and not 0 < timeout <= threading.TIMEOUT_MAX:
+            raise ConfigError("timeout", f"must be a positive number of seconds, got {timeout:g}")
+        refuse_all_but_select(self._database(), text)
+        return self._read(text, params, timeout=timeout)
 
     def close(self) -> None:
         """Release the memory and threads of queries; the next query opens the database again."""
@@ -315,6 +360,39 @@ class Store:
         if self._connection is None or self._version != versions:
             self.close()
             names = {table: [name for name, _ in found] for table, found in versions.items()}
-            self._connection = connect(self._files, names)
+            try:
+                self._connection = connect(self._files, names)
+            except StoreError:
+                self._connection = self._without_damaged(names)
+                if self._connection is None:
+                    raise
             self._version = versions
         return self._connection
+
+    def _read(self, text: str, params: Params, *, timeout: float | None = None) -> pa.Table:
+        try:
+            return read(self._database(), text, params, timeout=timeout)
+        except QueryError as error:
+            if not isinstance(error.__cause__, _OF_FILES):
+                raise
+            self.close()
+            names = {table: self._files.names(table) for table in listed_tables()}
+            self._connection = self._without_damaged(names)
+            if self._connection is None:
+                raise
+            return read(self._connection, text, params, timeout=timeout)
+
+    def _without_damaged(self, names: Mapping[str, Sequence[str]]) -> duckdb.DuckDBPyConnection | None:
+        """Connect without results that have a missing or damaged file, and warn of each; None if there are none."""
+        damaged = [found for found in verify(self._files) if found.state == "damaged"]
+        lost = {(table, found.result) for found in damaged for table in tables_around(found.file)}
+        if not lost:
+            return None
+        for found in damaged:
+            warnings.warn(
+                f"{self._files.full(found.file)!r} {found.problem}; it is left out: {found.remedy}",
+                StoreWarning,
+                stacklevel=4,
+            )
+        kept = {table: [name for name in files if (table, name) not in lost] for table, files in names.items()}
+        return connect(self._files, kept)

@@ -32,7 +32,9 @@ __all__ = [
     "described",
     "experiment_tables",
     "file_metadata",
+    "json_object",
     "listed_tables",
+    "lists_of_text",
     "method_in",
     "pack",
     "rows",
@@ -148,8 +150,22 @@ def file_metadata(method: Mapping[str, object], **more: str) -> dict[str, str]:
 
 def method_in(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
     """Return the method in the metadata of a file; empty if there is none."""
-    method: dict[str, Any] = json.loads((metadata or {}).get(b"rmtscan.method", b"{}"))
-    return method
+    return json_object((metadata or {}).get(b"rmtscan.method"))
+
+
+def json_object(text: object) -> dict[str, Any]:
+    """Return the object in a column with JSON; empty if there is none, or something else: a store may come from anybody."""
+    try:
+        found = json.loads(text) if isinstance(text, str | bytes) else {}
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def lists_of_text(text: object) -> dict[str, list[str]]:
+    """Return the lists of names in a column with JSON; what is not one is left out."""
+    lists = ((key, value) for key, value in json_object(text).items() if isinstance(value, list))
+    return {key: [str(item) for item in value] for key, value in lists}
 
 
 def to_json(value: object) -> str:

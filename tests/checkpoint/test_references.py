@@ -72,6 +72,81 @@ def test_spellings_of_a_model_on_the_hub(hub: Hub, commit: str, reference: str, 
     assert [entry.name for entry in opened.tensors] == ["w.weight"]
 
 
+@pytest.mark.parametrize(
+    ("reference", "path"),
+    [
+        ("org/name/", ""),
+        (" org/name\n", ""),
+        ("org/name.git", ""),
+        ("git@hf.co:org/name.git", ""),
+        ("models--org--name", ""),
+        ("hf.co/org/name", ""),
+        ("huggingface.co/org/name/", ""),
+        ("https://hf.co/org/name", ""),
+        ("https://www.huggingface.co/org/name", ""),
+        ("https://huggingface.co/org/name.git", ""),
+        ("https://huggingface.co/org/name?library=transformers", ""),
+        ("https://huggingface.co/org/name/tree/refs%2Fpr%2F1", ""),
+        ("org/name@refs%2Fpr%2F1", ""),
+        ("org/name/tree/main", ""),
+        ("org/name/tree/main/sub", "/sub/"),
+        ("org/name:q4.safetensors", "/q4.safetensors"),
+        ("org/name@main:q4.safetensors", "/q4.safetensors"),
+        ("org/name/blob/main/q4.safetensors", "/q4.safetensors"),
+        ("https://huggingface.co/org/name/resolve/main/q4.safetensors?download=true", "/q4.safetensors"),
+        ("https://hf.co/org/name/raw/main/q4.safetensors#L1", "/q4.safetensors"),
+        ("hf.co/org/name/resolve/main/sub/model.safetensors?download=true", "/sub/model.safetensors"),
+    ],
+)
+def test_spellings_of_browsers_and_colleagues(hub: Hub, commit: str, reference: str, path: str) -> None:
+    hub.repositories["org/name"].branches["refs/pr/1"] = commit
+    assert find_place(reference).source == f"hf://org/name@{commit}{path}"
+    assert len(hub.requests) == 1
+    assert [entry.name for entry in open_checkpoint(reference).tensors] == ["w.weight"]
+
+
+@pytest.mark.parametrize(
+    ("reference", "advice"),
+    [
+        ("https://hf-mirror.com/org/name", "set HF_ENDPOINT=https://hf-mirror.com and write org/name"),
+        ("https://hf-mirror.com/org/name/tree/main", "set HF_ENDPOINT=https://hf-mirror.com and write org/name"),
+        ("org\\name", "write org/name"),
+        ("org/name:Q4_K_M", "write org/name/FILE"),
+        ("datasets/org/name", "is a dataset, not a model"),
+        ("org/name/sub", "write hf://org/name/sub"),
+        ("https://huggingface.co/org/name/commits/main", "write org/name"),
+    ],
+)
+def test_other_spellings_say_what_to_write(hub: Hub, commit: str, reference: str, advice: str) -> None:
+    assert advice in refused(reference)
+    assert hub.requests == []
+
+
+def test_a_folder_of_the_cache_is_the_snapshot_of_its_main_branch(tmp_path: Path) -> None:
+    folder = tmp_path / "models--org--name"
+    for digit in "ab":
+        checkpoint(folder / "snapshots" / (digit * 40), {"w.weight": torch.ones(2, 2)})
+    assert "name one of" in refused(str(folder))
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("b" * 40)
+    for reference in (folder, f"{folder}/", folder / "snapshots", folder.as_uri()):
+        place = find_place(str(reference))
+        assert (place.source, place.model) == (str(folder / "snapshots" / ("b" * 40)), "org/name")
+    (folder / "refs" / "main").write_text("c" * 40)
+    assert "2 snapshots" in refused(str(folder / "snapshots"))
+
+
+def test_offline_the_first_digits_of_a_cached_commit_are_enough(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    checkpoint(tmp_path / "hub-cache" / "models--org--name" / "snapshots" / ("ab" * 20), {"w.weight": torch.ones(2, 2)})
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert find_place("org/name@abababa").source == f"hf://org/name@{'ab' * 20}"
+    assert "not in the local cache" in refused("org/name@abcabca")
+
+
 def test_a_branch_a_tag_and_a_commit_lead_to_one_commit(hub: Hub, commit: str) -> None:
     hub.repositories["org/name"].branches["refs/pr/1"] = commit
     hub.repositories["org/name"].branches["v1.0"] = commit
@@ -99,7 +174,19 @@ def test_an_old_model_without_an_organisation_has_its_present_name(hub: Hub, com
     hub.renamed["gpt2"] = "org/name"
     assert find_place("hf://gpt2").source == f"hf://org/name@{commit}"
     assert find_place("hf://gpt2@main/q4.safetensors").source == f"hf://org/name@{commit}/q4.safetensors"
-    assert "does not exist" in refused("gpt2")
+    assert find_place("gpt2").source == f"hf://org/name@{commit}"
+    assert find_place("gpt2@main").source == f"hf://org/name@{commit}"
+    for page in ("gpt2", "gpt2/", "gpt2/tree/main", "gpt2/resolve/main/q4.safetensors?download=true"):
+        assert find_place(f"https://huggingface.co/{page}").source.startswith(f"hf://org/name@{commit}")
+
+
+@pytest.mark.parametrize(
+    ("name", "present"), [("gpt2", "openai-community/gpt2"), ("bert-base-uncased", "google-bert/bert-base-uncased")]
+)
+def test_a_name_without_an_owner_is_found_where_the_hub_has_it_now(hub: Hub, name: str, present: str) -> None:
+    commit = hub.commit(present, FILES)
+    assert find_place(name).source == f"hf://{present}@{commit}"
+    assert "no model" in refused("t5-small")
 
 
 @pytest.mark.parametrize(

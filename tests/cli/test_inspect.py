@@ -77,3 +77,10 @@ def test_embeddings_are_not_compared_and_it_is_said_that_they_may_be_tied(rmtsca
     assert "lm_head" not in [row["role"] for row in json.loads(told.out)]
     assert "may be tied" not in told.err
     assert "1 skipped: tied with model.embed_tokens.weight" in told.err
+
+
+def test_models_that_the_folder_also_holds_are_mentioned_with_their_command(rmtscan: Run, tmp_path: Path) -> None:
+    checkpoint(tmp_path / "model", {"encoder.layer.0.attention.self.query.weight": torch.zeros(4, 4)})
+    dense = checkpoint(tmp_path / "model" / "2_Dense", {"linear.weight": torch.zeros(2, 4)})
+    told = rmtscan("inspect", str(tmp_path / "model"))
+    assert (told.status, f"rmtscan scan {dense}" in told.err) == (0, True)

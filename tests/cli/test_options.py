@@ -272,7 +272,7 @@ OPTIONS = {
     "inspect": f"{SELECTION} --format",
     "compare": f"--store {SELECTION} --sigma --null --download --force {POOL} --format",
     "query": "--param --list --store --format",
-    "sql": "--store --format",
+    "sql": "--store --timeout --format",
     "models": "--store --format",
     "status": "--store --running --format",
     "calibrate": "--output --draws --seed --format",

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scanner.cli.output import write
+from scanner.cli.output import note_skipped, write
 from scanner.store import open_store
 from tests.store.rows import Matrix, add_scan
 
@@ -192,3 +192,10 @@ def test_json_parses_back_whatever_the_values_and_names(values: list[Any], names
     assert len(row) == len(names)
     for value, found in zip([column[0].as_py() for column in columns], row.values(), strict=True):
         assert found == (None if isinstance(value, float) and not math.isfinite(value) else value)
+
+
+def test_reasons_beyond_the_most_frequent_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    note_skipped({f"factor of matrix {index}": 1 for index in range(20)} | {"1-D\x1b[2J": 5}, before="m: ")
+    lines = capsys.readouterr().err.splitlines()
+    assert (lines[0], lines[1]) == ("  m: 5 skipped: 1-D\\x1b[2J", "  m: 1 skipped: factor of matrix 0")
+    assert lines[12:] == ["  m: 9 skipped for 9 other reasons: rmtscan inspect lists them"]

@@ -57,6 +57,17 @@ class DiesInTheConstructor(Mortal):
         os._exit(1)
 
 
+class HangsWhileItStarts(Mortal):
+    """The first one stops; those that follow start."""
+
+    marker = Path()
+
+    def __init__(self) -> None:
+        if not self.marker.exists():
+            self.marker.touch()
+            time.sleep(10_000)
+
+
 class RefusesOnce(Mortal):
     """Leaves a marker when it fails; subclasses decide where it fails."""
 

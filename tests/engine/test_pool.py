@@ -14,7 +14,7 @@ from scanner.engine.options import PoolOptions
 from scanner.engine.pool import ATTEMPTS, Pool, PoolShape, run_tasks
 from scanner.errors import ScannerError
 
-from .mortal import DiesInTheConstructor, Mortal, Refuses, RefusesOnce, TellsWhere, Work
+from .mortal import DiesInTheConstructor, HangsWhileItStarts, Mortal, Refuses, RefusesOnce, TellsWhere, Work
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -100,6 +100,34 @@ def test_a_worker_that_hangs_is_replaced_and_its_task_tried_again_then_recorded(
     assert len(hung) == ATTEMPTS
     assert all("hangs" in names and seconds == 5.0 for names, seconds in hung)
     assert log.read_text().splitlines().count("hangs") == ATTEMPTS
+
+
+def test_a_worker_that_hangs_while_it_starts_is_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("scanner.engine.pool.START_SECONDS", 5.0)
+    monkeypatch.setattr("scanner.engine.pool._LOOK_SECONDS", 0.5)
+    started = type("HangsOnce", (HangsWhileItStarts,), {"marker": tmp_path / "marker"})
+    told = Told()
+    told.pool(started, 1).run([Work(name="a", log=tmp_path / "log")])
+    assert (told.done, told.lost) == ([("a", "A")], [])
+
+
+def test_workers_that_always_hang_while_they_start_are_given_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("scanner.engine.pool.START_SECONDS", 0.3)
+    monkeypatch.setattr("scanner.engine.pool._LOOK_SECONDS", 0.1)
+    started = type("Hangs", (HangsWhileItStarts,), {"marker": tmp_path / "missing" / "marker"})
+    monkeypatch.setattr(started, "__init__", lambda self: time.sleep(10_000))
+    with pytest.raises(ScannerError, match=r"no worker can start: it did not start within 0\.3 s \(process \d+\)"):
+        Told().pool(started, 1).run([Work(name="a", log=tmp_path / "log")])
+
+
+def test_tasks_without_an_estimate_have_a_time_limit() -> None:
+    from scanner.engine.task import Task
+    from scanner.experiments.lazy_learning import Point
+
+    assert Task.time_limit.fget(object()) == 86_400.0
+    assert Point.time_limit is Task.time_limit
 
 
 def test_a_slow_task_within_its_limit_is_not_disturbed(tmp_path: Path) -> None:

@@ -308,7 +308,7 @@ def test_a_worker_that_cannot_start_is_one_clear_error(tmp_path: Path, monkeypat
     assert open_store(str(tmp_path / "store")).committed() == []
 
 
-def test_a_file_cut_short_while_it_is_scanned_is_a_failure_of_stage_read(tmp_path: Path) -> None:
+def test_a_file_cut_short_while_it_is_scanned_ends_its_scan(tmp_path: Path) -> None:
     model = checkpoint(tmp_path / "model", tensors(layers=1, hidden=24))
     file = Path(model) / "model.safetensors"
 
@@ -319,11 +319,10 @@ def test_a_file_cut_short_while_it_is_scanned_is_a_failure_of_stage_read(tmp_pat
                 opened.truncate(file.stat().st_size - 4 * 24 * 24)
 
     report = run_scan(model, store=tmp_path / "store", observer=Cut(), pool=ONE)
-    failures = open_store(str(tmp_path / "store")).sql("SELECT * FROM failures").to_pylist()
-    assert report.failed == len(failures) >= 1
-    assert report.models[0].analysed + len(failures) == 4
-    assert {row["stage"] for row in failures} == {"read"}
-    assert all("cut short" in row["message"] for row in failures)
+    assert report.exit_status == 1
+    assert "model.safetensors" in str(report.models[0].error)
+    assert "run the command again" in str(report.models[0].error)
+    assert open_store(str(tmp_path / "store")).committed() == []
 
 
 def test_an_unknown_ensemble_is_refused_before_anything_is_made(tmp_path: Path) -> None:
@@ -375,3 +374,11 @@ def without_reading(list_matrices: Any) -> Any:
         return list_matrices(checkpoint, selection, compare_bytes=False)
 
     return checked
+
+
+def test_the_report_names_models_that_the_folder_also_holds(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "model", {"encoder.layer.0.attention.self.query.weight": torch.randn(8, 8)})
+    dense = checkpoint(tmp_path / "model" / "2_Dense", {"linear.weight": torch.randn(4, 8)})
+    for new in (True, False):
+        (model,) = scanned(str(tmp_path / "model"), tmp_path / "store", pool=ONE).report.models
+        assert (model.new, model.beside) == (new, (dense,))

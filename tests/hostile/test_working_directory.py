@@ -24,7 +24,7 @@ SESSION = """
 import json, os, sys
 from scanner.cli.main import main
 from scanner.engine import PoolOptions
-from scanner.engine.pool import ray_session
+from scanner.engine.session import ray_session
 with ray_session(PoolOptions(workers=1)):
     for arguments in json.loads(sys.argv[1]):
         try:

@@ -40,8 +40,8 @@ def test_the_small_end_names_the_lowest_role_its_control_and_the_silent_ones() -
     assert found is not None
     assert found.headline == "mlp_up carries information in its smallest singular values"
     assert (
-        "right (input-side) singular vectors have a mean p-value of 0.13, where the random control has 0.46"
-        in found.detail
+        "right (input-side) singular vectors have a mean p-value of 0.13, where random vectors have 0.50 "
+        "(their random control has 0.46)" in found.detail
     )
     assert "z = −8.5, 228 vectors of 6 matrices" in found.detail
     assert "Also beyond chance: query, left (0.33, control 0.47; z = −9.0)." in found.detail
@@ -95,6 +95,15 @@ def test_estimates_of_sigma_agree_or_are_warned_about() -> None:
     assert "2.00 times as large" in apart.detail
     assert "query of layer 1, 2.50 times" in apart.detail
     assert findings.sigma([matrix(0, 0.5, sigma_bulk=None)], "m") is None
+
+
+def test_a_bulk_fit_that_ran_away_is_named() -> None:
+    rows = [matrix(0, 0.5), matrix(1, 0.5, role="key", sigma_bulk=0.17), *(matrix(n, 0.5) for n in range(2, 5))]
+    found = findings.sigma(rows, "m")
+    assert found is not None
+    assert found.warning
+    assert "The fit of the bulk failed in 1 matrix (key of layer 1): it kept few values" in found.detail
+    assert "failed" in found.headline
 
 
 def test_quantized_weights_failures_and_odd_controls_are_warned_about() -> None:

@@ -1,9 +1,12 @@
 """Estimates of sigma for matrices whose sigma is known."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from scanner.rmt.analysis import analyze
+from scanner.checkpoint import Selection, list_matrices, open_checkpoint, read_matrix
+from scanner.rmt.analysis import SigmaError, analyze
 from scanner.rmt.sigma import fit_bulk, sigma_init, sigma_median, sigma_std
 from tests.rmt.matrices import bbp_threshold, spiked
 
@@ -52,3 +55,30 @@ def test_every_spike_from_one_and_a_half_thresholds_on_is_found(shape: tuple[int
 def test_a_spectrum_without_a_bulk_ends_in_some_fit(s: np.ndarray) -> None:
     fit = fit_bulk(s, len(s), len(s) + 5)
     assert np.isfinite([fit.sigma, fit.lower, fit.upper]).all()
+
+
+@pytest.mark.parametrize("decades", [6, 8])
+@pytest.mark.parametrize("shape", [(384, 384), (300, 400)])
+def test_a_bulk_fit_that_runs_away_has_failed(decades: int, shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(decades)
+    lo = min(shape)
+    u, v = (np.linalg.qr(rng.standard_normal((size, lo)))[0] for size in shape)
+    w = u * np.geomspace(1.0, 10.0**-decades, lo) @ v.T  # no bulk: every half of the values has outliers
+    with pytest.raises(SigmaError, match="the fit to the bulk failed: it kept less than a quarter") as caught:
+        analyze(w, sigma="bulk")
+    assert "'median'" in str(caught.value)
+    found = analyze(w)
+    assert np.isfinite(found.u_p).sum() > 0, "the other estimates are not affected"
+
+
+def test_the_bulk_fit_of_a_trained_matrix_that_runs_away_has_failed(minilm: Path) -> None:
+    opened = open_checkpoint(str(minilm), identify=False)
+    (key,) = list_matrices(opened, Selection(only=("key",), layers=(1,))).matrices
+    with pytest.raises(SigmaError):
+        analyze(read_matrix(opened.source, key), sigma="bulk")
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (384, 384), (768, 256)])
+def test_the_bulk_fit_of_noise_has_not_failed(shape: tuple[int, int]) -> None:
+    s = np.linalg.svd(np.random.default_rng(5).standard_normal(shape), compute_uv=False)
+    assert not fit_bulk(s, *shape).failed

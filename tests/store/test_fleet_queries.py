@@ -59,7 +59,7 @@ def test_small_end_compares_decile_1_with_controls_of_the_same_shape(store: Stor
     for side in "uv":
         mine = decile_of(getattr(informative, f"{side}_p"), 1)
         theirs = [p for pair in controls.values() for p in decile_of(pair["uv".index(side)], 1)]
-        error = math.sqrt((1 / len(mine) + 1 / len(theirs)) / 12)
+        error = math.sqrt(1 / 12 / len(mine))
         expected[0, "query", side] = (1, len(mine), np.mean(mine), np.mean(theirs), error)
         mine = [p for one in experts for p in decile_of(getattr(one, f"{side}_p"), 1)]
         expected[1, "mlp_up", side] = (2, 4, np.mean(mine), None, math.sqrt(1 / 12 / 4))
@@ -72,11 +72,39 @@ def test_small_end_compares_decile_1_with_controls_of_the_same_shape(store: Stor
         assert row["p"] == pytest.approx(p, abs=1e-6)
         assert row["control_p"] == (None if control_p is None else pytest.approx(control_p, abs=1e-6))
         assert row["standard_error"] == pytest.approx(error)
-        z = (p - (0.5 if control_p is None else control_p)) / error
+        z = (p - 0.5) / error  # one draw of a control is no reference
         assert row["z"] == pytest.approx(z, abs=1e-5)
         assert row["p_value"] == pytest.approx(2 * scipy.stats.norm.sf(abs(row["z"])), rel=1e-6)
         assert row["family_p_value"] == pytest.approx(min(1, 4 * row["p_value"]))
     assert {row["matrices"] for row in store.query("small_end", heads=True).to_pylist()} == {1}
+
+
+@pytest.mark.parametrize("filters", [{"role": "query"}, {"role": "mlp_up"}, {"role": "query", "layers": False}])
+def test_a_filter_does_not_make_the_p_value_of_a_family_smaller(filters: dict[str, Any], store: Store) -> None:
+    add_scan(
+        store, "one", [drawn(1, "a", 0, 30, 30), *(drawn(n, f"b{n}", n, 30, 40, role="mlp_up") for n in range(2, 6))]
+    )
+    whole = {
+        (row["layer"], row["role"], row["side"]): row
+        for row in store.query("small_end", **{**filters, "role": None}).to_pylist()
+    }
+    some = store.query("small_end", **filters).to_pylist()
+    assert some
+    assert {row["role"] for row in some} == {filters["role"]}
+    assert all(row == whole[row["layer"], row["role"], row["side"]] for row in some)
+
+
+@pytest.mark.parametrize(("draw", "measured"), [(0.435, 0.336), (0.3, 0.3), (0.6, 0.5)])
+def test_small_end_does_not_take_a_draw_of_a_control_for_chance(draw: float, measured: float, store: Store) -> None:
+    p = [0.5] * 540 + [measured] * 60
+    add_scan(store, "one", [Matrix(rows=600, cols=600, singular_values=[1.0] * 600, u_p=p, v_p=p)])
+    random = [0.5] * 540 + [draw] * 60
+    store.write_control(
+        control(600, 600, singular_values=[1] * 600, u_p=random, v_p=random, seed=0), 600, 600, "gaussian", 0
+    )
+    for row in store.query("small_end").to_pylist():
+        assert row["control_p"] == pytest.approx(draw, abs=1e-6)
+        assert row["z"] == pytest.approx((measured - 0.5) * math.sqrt(12 * 60), abs=1e-4)
 
 
 def test_small_end_s_p_value_holds_far_out(store: Store) -> None:

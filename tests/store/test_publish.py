@@ -190,7 +190,9 @@ def test_publishing_again_changes_nothing_and_follows_the_store(full: Store, tmp
 def test_an_older_file_without_a_column_gets_it(store: Store, tmp_path: Path) -> None:
     add_scan(store, "a", [Matrix()])
     path = Path(store.url, "matrices", "a.parquet")
-    pq.write_table(pq.read_table(path).drop_columns(["module"]), path)
+    pq.write_table(pq.read_table(path).drop_columns(["module"]).replace_schema_metadata({}), path)
+    row = Path(store.url, "scans", "a.parquet")
+    pq.write_table(pq.read_table(row).drop_columns(["files"]).replace_schema_metadata({}), row)
     publish(store, tmp_path / "to")
     assert pq.read_schema(tmp_path / "to" / "matrices" / "a.parquet").names == SCHEMAS["matrices"].names
 

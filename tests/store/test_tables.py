@@ -20,7 +20,7 @@ from .rows import Matrix, add_scan, control, scan_values, table
 CONTRACT = {
     "scans": "scan_id model revision source format architecture base_model parameters:int64 dtype started_at:time "
     "finished_at:time seconds:double matrices:int32 vectors:int32 failed:int32 skipped:int32 scanner_version method "
-    "environment skipped_tensors identity",
+    "environment skipped_tensors identity files",
     "matrices": "scan_id model revision tensor stack layer:int32 role role_source head:int32 expert:int32 rows:int32 "
     "cols:int32 module dtype sigma:double sigma_kind sigma_median:double sigma_std:double sigma_init:double "
     "sigma_bulk:double mp_lower:double mp_upper:double outliers_left:int32 outliers_right:int32 rank:int32 "
@@ -32,7 +32,7 @@ CONTRACT = {
     "u_ipr:float v_ipr:float u_peak:float v_peak:float",
     "controls": "rows:int32 cols:int32 ensemble seed:int64 k:int32 singular_value:double u_p:float v_p:float "
     "u_p_local:float v_p_local:float",
-    "failures": "scan_id model tensor stage error message",
+    "failures": "scan_id model tensor stage error message transient:bool",
 }
 REQUIRED = {
     "scans": "scan_id model matrices vectors failed",
@@ -55,7 +55,7 @@ REQUIRED = {
 LATER = {
     "comparisons": "pair_id base_scan_id tuned_scan_id delta_scan_id base_model tuned_model started_at:time "
     "finished_at:time seconds:double matrices:int32 identical:int32 unmatched:int32 failed:int32 "
-    "unmatched_tensors scanner_version method environment",
+    "unmatched_tensors scanner_version method environment files",
     "pairs": "pair_id base_scan_id tuned_scan_id base_model tuned_model stack layer:int32 role head:int32 "
     "expert:int32 rows:int32 cols:int32 module base_tensor tuned_tensor relative_change:double "
     "cosine:double identical:bool outliers_left_base:int32 outliers_left_tuned:int32 "
@@ -70,7 +70,7 @@ LATER = {
     "decile:int32 dimensions:int32 overlap:double angle_smallest:double angle_mean:double "
     "angle_largest:double",
     "experiments": "run_id kind model revision source dataset started_at:time finished_at:time seconds:double "
-    "tokens:int64 scanner_version method environment batch_tokens:int64",
+    "tokens:int64 scanner_version method environment batch_tokens:int64 files",
     "overlaps": "run_id model revision tensor stack layer:int32 role module expert:int32 rows:int32 cols:int32 "
     "k:int32 singular_value:double region overlap:float match:int32 eigenvalue:double peak:float "
     "centred:bool tokens:int64",

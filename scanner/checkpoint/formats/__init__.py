@@ -3,7 +3,7 @@
 The order of registration is the order of preference when a folder holds weights in several formats.
 """
 
-from scanner.checkpoint.formats.adapters import PeftAdapter
+from scanner.checkpoint.formats.adapters import MlxAdapter, PeftAdapter, is_change
 from scanner.checkpoint.formats.format import (
     Format,
     Headers,
@@ -26,8 +26,9 @@ __all__ = [
     "format_of",
     "formats",
     "get_format",
+    "is_change",
     "register_format",
 ]
 
-for _built_in in (Safetensors(), Gguf(), PyTorch(), PeftAdapter()):
+for _built_in in (Safetensors(), Gguf(), PyTorch(), PeftAdapter(), MlxAdapter()):
     register_format(_built_in)

@@ -1,47 +1,27 @@
-"""LoRA adapters saved by PEFT. The change of each weight is kept as two factors of rank r.
+"""Folders that hold a LoRA adapter and its config, as PEFT and mlx_lm save them; the factors are paired elsewhere.
 
-Delta W = scale B A, with B (out x r) and A (r x in); scale = alpha / r, or alpha / sqrt(r) for rank-stabilized adapters.
-Source: Hu et al., arXiv 2106.09685; Kalajdzievski, arXiv 2312.03732 (rsLoRA); the file format is PEFT's.
+See `scanner.checkpoint.quantization.low_rank`, which also finds factors in files of other formats.
 """
 
-import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from scanner.checkpoint.formats.format import Format, format_of
-from scanner.checkpoint.model import LogicalWeight, Skipped, TensorEntry
+from scanner.checkpoint.formats.format import Format, format_of, get_format
+from scanner.checkpoint.model import Checkpoint, TensorEntry
 from scanner.checkpoint.names import printable
+from scanner.checkpoint.quantization.adapter_scales import ADAPTER_CONFIG
+from scanner.checkpoint.quantization.low_rank import CODEC, decode_low_rank, holds_factors
 from scanner.checkpoint.sources.files import Files
-from scanner.checkpoint.structure.module_patterns import by_pattern
+from scanner.checkpoint.sources.json_object import read_json_object
 from scanner.errors import CheckpointError
 
-if TYPE_CHECKING:
-    from scanner.checkpoint.quantization.stored import Stored
-    from scanner.rmt.decomposition import LowRank
-
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-CODEC = "lora"
+_MAX_CONFIG_BYTES = 2**20
+_MLX_NAMES = re.compile(r"(?:\d+_)?adapters\.safetensors")
 
-# Prefix that PEFT adds to the names of modules.
-_WRAPPER = "base_model.model."
-_USUAL_ALPHA = 8
-_LARGEST_ALPHA = 1e30
 # Initializations that move a part of the base weights into the factors, so that B A is not what was learned.
 _MOVED_WEIGHTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
-
-# `.default` is the name of the adapter. PEFT removes it when it saves; some tools do not.
-_FACTOR = re.compile(
-    r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<factor>[AB])(?:\.[\w-]+)??(?:\.weight)?", re.DOTALL
-)
-
-
-def decode_lora(weight: "Stored", companions: "Mapping[str, Stored]", settings: Mapping[str, Any]) -> "LowRank":
-    """Return scale B (out x r) and A (r x in) in float64: the factors of Delta W."""
-    from scanner.rmt.decomposition import LowRank
-
-    return LowRank(left=weight.tensor().double() * settings["scale"], right=companions["A"].tensor().double())
 
 
 class PeftAdapter(Format):
@@ -51,7 +31,7 @@ class PeftAdapter(Format):
     title = "PEFT adapter"
     config_file = ADAPTER_CONFIG
     holds_changes = True
-    decoders = {CODEC: decode_lora}  # noqa: RUF012
+    decoders = {CODEC: decode_low_rank}  # noqa: RUF012
 
     def claims(self, files: Files, names: Sequence[str]) -> bool:
         """Tell whether the weights files are those of an adapter."""
@@ -68,11 +48,34 @@ class PeftAdapter(Format):
         """Refuse adapters whose change of the weights is not scale B A."""
         check_adapter(config, tensors)
 
-    def weights(
-        self, tensors: Sequence[TensorEntry], config: Mapping[str, Any]
-    ) -> tuple[tuple[LogicalWeight, ...], tuple[Skipped, ...]]:
-        """Pair the factors; see `adapter_weights`."""
-        return adapter_weights(tensors, config)
+
+class MlxAdapter(PeftAdapter):
+    """A folder that mlx_lm saved: the factors of an adapter in a safetensors file, and their scale in the config."""
+
+    name = "mlx_adapter"
+    title = "MLX adapter"
+    decoders = {}  # noqa: RUF012
+
+    def claims(self, files: Files, names: Sequence[str]) -> bool:
+        """Tell whether the weights files are those of an adapter: mlx_lm saves whole weights under the same name."""
+        if not _MLX_NAMES.fullmatch(names[0]) or not files.has(ADAPTER_CONFIG):
+            return False
+        config = read_json_object(files, ADAPTER_CONFIG, max_bytes=_MAX_CONFIG_BYTES)
+        return "peft_type" not in config and config.get("fine_tune_type") != "full"
+
+    def check(self, config: Mapping[str, Any], tensors: Sequence[TensorEntry]) -> None:
+        """Refuse adapters whose change of the weights is not scale B A."""
+        kind = config.get("fine_tune_type", "lora")
+        if kind != "lora":
+            raise CheckpointError(
+                f"{ADAPTER_CONFIG} describes an adapter of type '{printable(str(kind))}', but only lora is supported: run "
+                "`mlx_lm.fuse` and scan delta:BASE..FUSED"
+            )
+
+
+def is_change(checkpoint: Checkpoint) -> bool:
+    """Tell whether the tensors of a checkpoint are changes to the weights of another model, as those of an adapter are."""
+    return get_format(checkpoint.format).holds_changes or holds_factors(checkpoint.tensors)
 
 
 def check_adapter(config: Mapping[str, Any], tensors: Sequence[TensorEntry]) -> None:
@@ -103,64 +106,3 @@ def check_adapter(config: Mapping[str, Any], tensors: Sequence[TensorEntry]) -> 
             f"this adapter was initialized by {printable(start)} with a part of the base model's weights, so its factors "
             f"are not what was learned: {merge}"
         )
-
-
-def adapter_weights(
-    tensors: Sequence[TensorEntry], config: Mapping[str, Any]
-) -> tuple[tuple[LogicalWeight, ...], tuple[Skipped, ...]]:
-    """Pair the factors of an adapter; other tensors (modules saved whole) are ordinary weights.
-
-    Returns:
-        The weights, and the other stored tensors: the second factors, and factors without a partner or with shapes that
-        do not match.
-    """
-    factors: dict[str, dict[str, TensorEntry]] = {}
-    weights: list[LogicalWeight] = []
-    skipped: list[Skipped] = []
-    for entry in tensors:
-        found = _FACTOR.fullmatch(entry.name)
-        if found is None:
-            weights.append(LogicalWeight(name=entry.name, shape=entry.shape, dtype=entry.dtype, entry=entry))
-        else:
-            factors.setdefault(found["module"], {})[found["factor"]] = entry
-    names = {module: module.removeprefix(_WRAPPER) for module in factors}
-    alphas = by_pattern(config.get("alpha_pattern"), list(names.values()), "alpha_pattern")
-    for module, parts in factors.items():
-        a, b = parts.get("A"), parts.get("B")
-        reason = _misfit(a, b)
-        if a is None or b is None or reason:
-            skipped += [Skipped(tensor=entry.name, reason=reason) for entry in parts.values()]
-            continue
-        # Embeddings: PEFT stores A as (r x tokens) and B as (width x r); the weight itself is (tokens x width).
-        alpha = alphas.get(names[module], config.get("lora_alpha", _USUAL_ALPHA))
-        settings = (("scale", _scale(config, alpha, a.shape[0])),)
-        weights.append(
-            LogicalWeight(
-                name=f"{module}.weight",
-                shape=(b.shape[0], a.shape[1]),
-                dtype=b.dtype,
-                entry=b,
-                codec=CODEC,
-                companions=(("A", a),),
-                settings=settings,
-            )
-        )
-        skipped.append(Skipped(tensor=a.name, reason=f"factor A of {printable(module)}"))
-    return tuple(weights), tuple(skipped)
-
-
-def _misfit(a: TensorEntry | None, b: TensorEntry | None) -> str:
-    if a is None or b is None:
-        return "a LoRA factor without its partner"
-    if len(a.shape) != 2 or len(b.shape) != 2:
-        return f"LoRA factors of shapes {a.shape} and {b.shape}: not matrices"
-    if a.shape[0] != b.shape[1] or 0 in a.shape or 0 in b.shape:
-        return f"LoRA factors of shapes {a.shape} and {b.shape} cannot be multiplied"
-    return ""
-
-
-def _scale(config: Mapping[str, Any], alpha: object, rank: int) -> float:
-    """Return alpha / r of a module. The rank is that of the factors; the ranks in the config are not needed."""
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < _LARGEST_ALPHA:
-        raise CheckpointError(f"{ADAPTER_CONFIG} gives lora_alpha as {printable(repr(alpha))}: it must be a number")
-    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)

@@ -1,17 +1,25 @@
 """The interface of a file format, and the registry of the formats that checkpoints are read in."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from scanner.checkpoint.model import MAX_TENSORS, LogicalWeight, Skipped, TensorEntry
+from scanner.checkpoint.formats.commands import several_models
+from scanner.checkpoint.formats.parts import check_ranks, numbered_parts, without_variants
+from scanner.checkpoint.model import MAX_NAME_BYTES, MAX_TENSORS, LogicalWeight, Skipped, TensorEntry
 from scanner.checkpoint.names import printable
 from scanner.checkpoint.quantization.decoding import DECODERS, Decoder
 from scanner.checkpoint.quantization.weights import logical_weights
 from scanner.checkpoint.sources.files import Files
 from scanner.checkpoint.structure.layouts import Layout
 from scanner.errors import CheckpointError
+
+_TRAINING_STATE = re.compile(
+    r"(?:(?:training_args|optimizer\w*|scheduler\w*|scaler|rng_state\w*|random_states\w*)"
+    r"|\w*(?:optim_states|optimizer_states?))\.(?:bin|pt|pth|ckpt|safetensors)"
+)
 
 INDEX_SUFFIX = ".index.json"
 """Ending of the name of an index: the file that maps tensors to the files (shards) that hold them."""
@@ -32,10 +40,17 @@ class Headers:
     Attributes:
         tensors: every stored tensor, file by file, in the order of their bytes.
         config: what the files say about the model, under the keys of a transformers config.
+        left_out: what the files hold beside the model, such as optimizers, each with the reason.
     """
 
     tensors: tuple[TensorEntry, ...]
     config: Mapping[str, Any] = field(default_factory=dict)
+    left_out: tuple[Skipped, ...] = ()
+
+
+def is_training_state(name: str) -> bool:
+    """Tell whether a file holds the state of an optimizer or a trainer, by its name: it has the suffix of a weights file."""
+    return _TRAINING_STATE.fullmatch(name) is not None
 
 
 class Format(ABC):
@@ -68,10 +83,13 @@ class Format(ABC):
 
     def recognizes(self, name: str) -> bool:
         """Tell whether a file is a weights file of this format, by its name."""
-        return bool(self.suffixes) and name.endswith(self.suffixes)
+        return bool(self.suffixes) and name.endswith(self.suffixes) and not is_training_state(name)
 
     def parts(self, name: str) -> tuple[str, ...]:
-        """Return the names of all files of the model that the weights file `name` is a part of, in order."""
+        """Return the names of all files of the model that the weights file `name` is a part of, in order.
+
+        Only needed for conventions of the format: `...-00001-of-00003...` means three files in every format.
+        """
         return (name,)
 
     def find(self, files: Files) -> WeightFiles | None:
@@ -92,13 +110,14 @@ class Format(ABC):
         Raises:
             CheckpointError: the folder holds several models.
         """
-        names = [name for name in files.names() if self.recognizes(name)]
+        names = tuple(name for name in files.names() if self.recognizes(name))
         if not names:
             return None
-        parts = self.parts(names[0])
-        if set(names) - set(parts):
-            shown = ", ".join(map(printable, names[:20])) + (", ..." if len(names) > 20 else "")
-            raise CheckpointError(f"{files.place} holds several models ({shown}): name the file to scan")
+        check_ranks(names, names)
+        main = without_variants(names)
+        parts = numbered_parts(main[0], names.__contains__)
+        if set(main) - set(parts):
+            raise CheckpointError(several_models(files, main))
         return WeightFiles(names=parts)
 
     def claims(self, files: Files, names: Sequence[str]) -> bool:
@@ -161,6 +180,15 @@ def check_tensor_count(count: int, name: str) -> None:
     if count > MAX_TENSORS:
         raise CheckpointError(
             f"the checkpoint has more than {MAX_TENSORS} tensors up to {printable(name)}, more than any model"
+        )
+
+
+def check_name(tensor: str, file: str) -> None:
+    """Raise CheckpointError if the name of a tensor is longer than any model's: it is repeated in every row about it."""
+    if len(tensor) > MAX_NAME_BYTES or len(tensor.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
+        raise CheckpointError(
+            f"{printable(file)} has a tensor whose name is longer than {MAX_NAME_BYTES} bytes "
+            f"('{printable(tensor)}'): no model needs such names"
         )
 
 

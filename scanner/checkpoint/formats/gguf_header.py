@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from scanner.checkpoint.model import MAX_TENSORS, TensorEntry
+from scanner.checkpoint.model import MAX_NAME_BYTES, MAX_TENSORS, TensorEntry
 from scanner.checkpoint.names import printable
 from scanner.checkpoint.sources.files import Files
 from scanner.errors import CheckpointError
@@ -26,7 +26,6 @@ merges."""
 MAX_KEPT_TEXT = 4096
 MAX_KEPT_NUMBERS = 1024
 
-_MAX_NAME = 2**16 - 1
 _MAX_DIMENSIONS = 4
 _MAX_NESTING = 4
 _MAX_ENTRIES = 2**56
@@ -129,7 +128,7 @@ class _Reader:
 
     def name(self, of: str) -> str:
         length = self.number(_U64)
-        if not 0 < length <= _MAX_NAME:
+        if not 0 < length <= MAX_NAME_BYTES:
             self.wrong(f"the name of a {of} has {length} bytes")
         try:
             return self.take(length).decode("utf-8")

@@ -9,12 +9,12 @@ import math
 import re
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import IO, Any, NoReturn, cast
 
-from scanner.checkpoint.formats.format import Format, WeightFiles
+from scanner.checkpoint.formats.format import Format, Headers, WeightFiles, check_name, check_tensor_count
 from scanner.checkpoint.formats.torch_pickle import (
     MAX_PICKLE_BYTES,
     Pickle,
@@ -23,7 +23,7 @@ from scanner.checkpoint.formats.torch_pickle import (
     PickleError,
     read_pickle,
 )
-from scanner.checkpoint.model import MAX_TENSORS, TensorEntry
+from scanner.checkpoint.model import MAX_NAME_BYTES, MAX_TENSORS, Skipped, TensorEntry
 from scanner.checkpoint.names import printable
 from scanner.checkpoint.sources.files import ByteRange, Files
 from scanner.errors import CheckpointError
@@ -46,19 +46,23 @@ _LONGEST_EXTRA = 32  # sizes of 8 bytes, and the head of the padding
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _MAX_ENTRIES = 2**56
 
-# Keys under which training scripts store the weights, beside optimizers and counters; the first that exists counts.
-_WEIGHTS_KEYS = ("state_dict", "model_state_dict", "model", "module", "net", "weights", "params")
-_TRAINER_KEYS = re.compile(r"(?:optim|sched|lr_sched|scaler|grad_scaler|rng|random)", re.IGNORECASE)
+# Keys under which training scripts store the weights, beside optimizers and counters; the first that holds tensors counts.
+_WEIGHTS_KEYS = ("state_dict", "model_state_dict", "model", "module", "net", "weights", "params", "state")
+_TRAINER_KEYS = re.compile(
+    r"(?:optim|opt(?:_\w+)?\Z|sched|lr_sched|scaler|grad_scaler|rng|random|(?:\w+_)?rng_state|(?:\w+_)?loss\Z|criterion)",
+    re.IGNORECASE,
+)
+_AVERAGE_KEYS = re.compile(r"(?:\w+_)?ema(?:_\w+)?", re.IGNORECASE)
 _MAX_NESTING = 16
 # A name consists of all keys around a tensor, and a long key may contain many tensors.
 _MAX_NAMES_LENGTH = 2**26
 
 
-# The state of a trainer, whatever the suffix says.
-_NOT_WEIGHTS = re.compile(
-    r"(?:training_args|optimizer|scheduler|scaler|rng_state\w*|random_states\w*)\.(?:bin|pt|pth|ckpt)"
+# DeepSpeed ZeRO-3 leaves no whole weight in any of these.
+_ZERO_PART = re.compile(r"zero_pp_rank_\d+_mp_rank_\d+_model_states\.pt")
+_CONVERT_ZERO = (
+    "run zero_to_fp32.py, which DeepSpeed writes beside the folder of the checkpoint, and scan the file that it makes"
 )
-_SHARD = re.compile(r"pytorch_model-\d{5}-of-\d{5}\.bin")
 
 
 class PyTorch(Format):
@@ -69,20 +73,35 @@ class PyTorch(Format):
     suffixes = (".bin", ".pt", ".pth", ".ckpt")
     single_file = "pytorch_model.bin"
 
-    def recognizes(self, name: str) -> bool:
-        """Tell whether a file holds weights, by its name: the state of an optimizer has the same suffixes."""
-        return super().recognizes(name) and not _NOT_WEIGHTS.fullmatch(name)
-
     def find_other(self, files: Files) -> WeightFiles | None:
-        """Return all shards of a model whose index is missing, or the only weights file."""
+        """Return the only weights file, or its parts."""
         names = tuple(name for name in files.names() if self.recognizes(name))
-        if names and all(map(_SHARD.fullmatch, names)):
-            return WeightFiles(names=names)
+        if names and all(map(_ZERO_PART.fullmatch, names)):
+            raise CheckpointError(f"{files.place} holds the parts of a DeepSpeed ZeRO-3 checkpoint: {_CONVERT_ZERO}")
         return super().find_other(files)
+
+    def read_headers(self, files: Files, names: Sequence[str]) -> Headers:
+        """Read which bytes of the files are tensors, and what else a training script stored beside them."""
+        contents = []
+        for name in names:
+            contents.append(torch_file(files, name))
+            check_tensor_count(sum(len(content.tensors) for content in contents), name)
+        return Headers(
+            tensors=tuple(entry for content in contents for entry in content.tensors),
+            left_out=tuple(skip for content in contents for skip in content.left_out),
+        )
 
     def read_file(self, files: Files, name: str) -> list[TensorEntry]:
         """Read which bytes of a file are tensors; see `read_torch_file`."""
         return read_torch_file(files, name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchFile:
+    """The tensors of a file that are weights, in the order of their bytes, and what was left out."""
+
+    tensors: list[TensorEntry]
+    left_out: tuple[Skipped, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,15 +121,22 @@ class _Place:
 
 
 def read_torch_file(files: Files, name: str) -> list[TensorEntry]:
+    """Return the tensors of a PyTorch checkpoint, in the order of their bytes; see `torch_file`."""
+    return torch_file(files, name).tensors
+
+
+def torch_file(files: Files, name: str) -> TorchFile:
     """Return the tensors of a PyTorch checkpoint, in the order of their bytes.
 
     Of a training checkpoint only the weights are returned: the tensors under `state_dict`, `model` or a similar key, with
-    that key removed from their names. Tensors that share their bytes (tied weights) are entries with the same file, start
+    that key removed from their names; what is beside them is left out, with the reason.
+
+    Tensors that share their bytes (tied weights) are entries with the same file, start
     and size. A tensor that is not contiguous cannot be read; the dtype of its entry says so.
 
     Raises:
-        CheckpointError: the file is not a PyTorch checkpoint, can only be read by running code, is incomplete, or
-            contradicts itself.
+        CheckpointError: the file is not a PyTorch checkpoint, can only be read by running code, is incomplete,
+            contradicts itself, or holds no model: the state of an optimizer, or a part of every weight.
     """
     stream = _Stream(files, name)
     is_archive = stream.read(4) == b"PK\x03\x04"
@@ -124,11 +150,11 @@ def read_torch_file(files: Files, name: str) -> list[TensorEntry]:
         ) from error
     except PickleError as error:
         raise CheckpointError(f"{printable(name)} {error}: download it again") from error
-    tensors = _weights(name, pickle.content)
+    tensors, left_out = _weights(name, pickle.content)
     entries = [_entry(name, label, tensor, places) for label, tensor in tensors]
     if len({entry.name for entry in entries}) < len(entries):
         _wrong(name, "two tensors of it have the same name")
-    return sorted(entries, key=lambda entry: (entry.start, entry.name))
+    return TorchFile(tensors=sorted(entries, key=lambda entry: (entry.start, entry.name)), left_out=left_out)
 
 
 def _archive(files: Files, name: str, stream: "_Stream") -> tuple[Pickle, dict[str, _Place]]:
@@ -280,32 +306,124 @@ def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     return True
 
 
-def _weights(file: str, content: Any) -> list[tuple[str, PickledTensor]]:
-    """Return the names and tensors of the weights in the content of a pickle."""
+def _weights(file: str, content: Any) -> tuple[list[tuple[str, PickledTensor]], tuple[Skipped, ...]]:
+    """Return the names and tensors of the weights in the content of a pickle, and what is left out beside them."""
+    beside: dict[str, tuple[Any, str]] = {}
+    path: tuple[str, ...] = ()
     for _ in range(_MAX_NESTING):
-        if not isinstance(content, dict) or any(isinstance(value, PickledTensor) for value in content.values()):
+        if not isinstance(content, dict):
             break
-        inside = next((content[key] for key in _WEIGHTS_KEYS if isinstance(content.get(key), dict)), None)
+        _check_state(file, content)
+        inside = next(
+            (key for key in _WEIGHTS_KEYS if isinstance(content.get(key), dict) and _holds(content[key])), None
+        )
+        others = {str(key): value for key, value in content.items() if key != inside}
+        averages = {key for key in others if _AVERAGE_KEYS.fullmatch(key)}
+        networks = [
+            key for key in others if key not in averages and not _TRAINER_KEYS.match(key) and _is_network(others[key])
+        ]
+        for key, value in others.items():
+            if _TRAINER_KEYS.match(key) or (inside is not None and isinstance(value, PickledTensor)):
+                reason = "state of the training: not a weight"
+            elif key in averages and isinstance(value, dict) and (inside is not None or networks):
+                reason = "a moving average of the weights (EMA): a copy"
+            elif inside is not None:
+                reason = f"beside the weights in '{inside}': scan it from a file of its own"
+            else:
+                continue
+            beside[".".join((*path, key))] = (value, reason)
         if inside is None:
-            content = {key: value for key, value in content.items() if not _TRAINER_KEYS.match(str(key))}
+            content = {key: value for key, value in content.items() if ".".join((*path, str(key))) not in beside}
             break
-        content = inside
+        content, path = content[inside], (*path, inside)
     found: list[tuple[str, PickledTensor]] = []
+    optimizers: list[tuple[tuple[str, ...], Any]] = []
     length = 0
-    for path, tensor in _tensors(content):
-        length += sum(map(len, path))
-        if len(found) == MAX_TENSORS or length > _MAX_NAMES_LENGTH:
+    for inner, tensor in _tensors(content, set(), optimizers):
+        own = sum(map(len, inner)) + len(inner)
+        length += own
+        if len(found) == MAX_TENSORS or length > _MAX_NAMES_LENGTH or own > 2 * MAX_NAME_BYTES:
             _wrong(file, "it has more tensors, or longer names of them, than any model")
-        found.append((".".join(path) or "tensor", tensor))
-    return found
+        name = ".".join(inner) or "tensor"
+        check_name(name, file)
+        found.append((name, tensor))
+    beside |= {".".join((*path, *inner)): (value, "state of an optimizer: not a weight") for inner, value in optimizers}
+    left_out = _left_out(file, beside)
+    if left_out and not found:
+        raise CheckpointError(
+            f"{printable(file)} holds the state of a training and no weights ({printable(left_out[0].tensor)}): name the file "
+            "that holds the model"
+        )
+    return found, left_out
 
 
-def _tensors(content: Any) -> Iterator[tuple[tuple[str, ...], PickledTensor]]:
+def _check_state(file: str, content: dict[Any, Any]) -> None:
+    """Refuse what is not a model, or only a part of every weight, by the keys of DeepSpeed and of optimizers."""
+    if _is_optimizer(content):
+        raise CheckpointError(
+            f"{printable(file)} holds the state of an optimizer, not a model: name the file of the weights"
+        )
+    if "optimizer_state_dict" in content and isinstance(content["optimizer_state_dict"], dict):
+        state = content["optimizer_state_dict"]
+        if "zero_stage" in state or "partition_count" in state:
+            raise CheckpointError(
+                f"{printable(file)} holds a part of the state of DeepSpeed's optimizer: {_CONVERT_ZERO}"
+            )
+    if "ds_version" not in content and "param_shapes" not in content:
+        return
+    if any(0 in tensor.shape for _, tensor in _tensors(content.get("module"), set(), [])):
+        raise CheckpointError(
+            f"{printable(file)} holds placeholders without entries instead of weights, as DeepSpeed ZeRO-3 writes them: "
+            f"{_CONVERT_ZERO}"
+        )
+    parts = content.get("mp_world_size")
+    if type(parts) is int and parts > 1:
+        raise CheckpointError(
+            f"{printable(file)} holds one of {parts} parts of every weight (model parallelism): {_CONVERT_ZERO}"
+        )
+
+
+def _left_out(file: str, beside: Mapping[str, tuple[Any, str]]) -> tuple[Skipped, ...]:
+    """Return what holds tensors, with their number. Containers that are in several places are counted once."""
+    skipped: list[Skipped] = []
+    seen: set[int] = set()
+    length = 0
+    for name, (value, reason) in beside.items():
+        count = sum(1 for _ in _tensors(value, seen))
+        length += len(name)
+        if length > _MAX_NAMES_LENGTH:
+            _wrong(file, "it has more tensors, or longer names of them, than any model")
+        if count:
+            what = "" if isinstance(value, PickledTensor) else f"{count} {'tensor' if count == 1 else 'tensors'}, "
+            skipped.append(Skipped(tensor=name, reason=what + reason))
+    return tuple(skipped)
+
+
+def _is_optimizer(value: Any) -> bool:
+    return isinstance(value, dict) and "param_groups" in value and "state" in value
+
+
+def _is_network(value: Any) -> bool:
+    return isinstance(value, dict) and not _is_optimizer(value) and _holds(value)
+
+
+def _holds(value: Any) -> bool:
+    """Tell whether there is a tensor that is not the state of an optimizer."""
+    return next(_tensors(value, set(), []), None) is not None
+
+
+def _tensors(
+    content: Any, seen: set[int], optimizers: list[tuple[tuple[str, ...], Any]] | None = None
+) -> Iterator[tuple[tuple[str, ...], PickledTensor]]:
     """Yield the tensors in nested containers, each with the keys that lead to it.
 
     Every container is entered once: they may hold each other, or be many times as many along all paths as they are.
+
+    Args:
+        content: a tensor or a container.
+        seen: the containers that were entered; extended.
+        optimizers: if given, the state of an optimizer is put here, with its keys, and not entered.
     """
-    seen: set[int] = set()
     levels: list[Iterator[tuple[tuple[str, ...], Any]]] = [iter([((), content)])]
     while levels:
         path, value = next(levels[-1], ((), None))
@@ -313,6 +431,8 @@ def _tensors(content: Any) -> Iterator[tuple[tuple[str, ...], PickledTensor]]:
             levels.pop()
         elif isinstance(value, PickledTensor):
             yield path, value
+        elif optimizers is not None and _is_optimizer(value):
+            optimizers.append((path, value))
         elif isinstance(value, dict | list | tuple) and id(value) not in seen and len(path) < _MAX_NESTING:
             seen.add(id(value))
             levels.append(_inside(path, value))

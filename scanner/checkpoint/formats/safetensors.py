@@ -7,16 +7,24 @@ tensors cover the data without a gap or an overlap.
 
 import itertools
 import json
+import re
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from scanner.checkpoint.formats.format import Format, WeightFiles
-from scanner.checkpoint.model import MAX_TENSORS, TensorEntry
+from scanner.checkpoint.formats.format import Format, Headers, WeightFiles, check_name
+from scanner.checkpoint.formats.parts import without_variants
+from scanner.checkpoint.model import MAX_DIMENSIONS, MAX_TENSORS, TensorEntry
 from scanner.checkpoint.names import printable
+from scanner.checkpoint.quantization.adapter_scales import DIFFUSERS_METADATA
+from scanner.checkpoint.quantization.low_rank import holds_factors
 from scanner.checkpoint.quantization.stored import DTYPE_BITS
 from scanner.checkpoint.sources.files import Files
+from scanner.checkpoint.sources.json_object import check_json_size
 from scanner.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000
+_MAX_ADAPTER_METADATA = 2**20
+_STEP = re.compile(r"\d+_(?P<last>adapters\.safetensors)")
 
 # More entries than any file can hold. It also limits the size of products over untrusted shapes.
 _MAX_ENTRIES = 2**56
@@ -33,15 +41,27 @@ class Safetensors(Format):
     single_file = "model.safetensors"
 
     def find(self, files: Files) -> WeightFiles | None:
-        """Return model.safetensors or the files of its index; without both, every .safetensors file of the folder."""
+        """Return model.safetensors or the files of its index; without both, every .safetensors file of the folder.
+
+        Copies in another precision (`x.fp16.safetensors` beside `x.safetensors`) are left out.
+        """
         found = super().find(files)
         if found is not None:
             return found
-        names = tuple(name for name in files.names() if self.recognizes(name))
+        names = without_variants(tuple(name for name in files.names() if self.recognizes(name)))
+        # mlx_lm keeps `0000100_adapters.safetensors`, the same adapter at an earlier step, beside `adapters.safetensors`.
+        names = tuple(name for name in names if (step := _STEP.fullmatch(name)) is None or step["last"] not in names)
         return WeightFiles(names=names) if names else None
 
     def find_other(self, files: Files) -> None:
         """Return None: `find` leaves no file."""
+
+    def read_headers(self, files: Files, names: Sequence[str]) -> Headers:
+        """Read the headers of all weights files; for an adapter of diffusers also the description in its metadata."""
+        found = super().read_headers(files, names)
+        if not holds_factors(found.tensors):
+            return found
+        return Headers(tensors=found.tensors, config=_adapter_metadata(files, names[0]))
 
     def read_file(self, files: Files, name: str) -> list[TensorEntry]:
         """Read the header of a file; see `read_header`."""
@@ -75,6 +95,24 @@ def read_header(files: Files, name: str) -> list[TensorEntry]:
     return _checked_entries(header, name, data_start=8 + length, file_size=file_size)
 
 
+def _adapter_metadata(files: Files, name: str) -> dict[str, Any]:
+    """Return what the header of a file, which was checked before, says about the adapter in it."""
+    length = int.from_bytes(files.read(name, 0, 8), "little")
+    metadata = _parse_json(files.read(name, 8, length), printable(name)).get("__metadata__") or {}
+    text = metadata.get(DIFFUSERS_METADATA)
+    if text is None:
+        return {}
+    try:
+        described = json.loads(text) if len(text) < _MAX_ADAPTER_METADATA else None
+    except (ValueError, RecursionError):
+        described = None
+    if not isinstance(described, dict):
+        raise CheckpointError(
+            f"the {DIFFUSERS_METADATA} of {printable(name)} is not a JSON object: save the adapter again"
+        )
+    return {DIFFUSERS_METADATA: described}
+
+
 def _checked_entries(header: dict[str, Any], name: str, *, data_start: int, file_size: int) -> list[TensorEntry]:
     shown = printable(name)
     _check_metadata(header.pop("__metadata__", None), shown)
@@ -102,6 +140,7 @@ def _entry(tensor: str, info: Any, file: str, data_start: int) -> TensorEntry:
     def wrong(what: str) -> NoReturn:
         raise CheckpointError(f"the header of {printable(file)} is damaged: tensor '{printable(tensor)}' {what}")
 
+    check_name(tensor, file)
     if not _is_text(tensor):
         wrong("has a name that is not Unicode text")
     if not isinstance(info, dict):
@@ -122,6 +161,8 @@ def _entry(tensor: str, info: Any, file: str, data_start: int) -> TensorEntry:
         bound *= max(extent, 1)
         if bound > _MAX_ENTRIES:
             wrong("has a shape larger than any file")
+    if len(shape) > MAX_DIMENSIONS:
+        wrong(f"has {len(shape)} dimensions, more than any tensor")
     bits = entries * DTYPE_BITS[dtype]
     if end - begin != bits // 8 or bits % 8:
         wrong(f"has {end - begin} bytes where dtype {dtype} and shape {_shape_text(shape)} need {-(-bits // 8)}")
@@ -142,6 +183,8 @@ def _check_metadata(metadata: Any, shown: str) -> None:
 def _parse_json(data: bytes, shown: str) -> dict[str, Any]:
     if not data.startswith(b"{"):
         raise CheckpointError(f"{shown} is not a safetensors file: its header does not begin with a JSON object")
+    # A tensor has about ten values: its name, dtype, shape and offsets. Too many tensors are counted below.
+    check_json_size(data, f"the header of {shown}", max_values=40 * MAX_TENSORS, max_lists=5 * MAX_TENSORS)
     objects = itertools.count(1)
 
     def one_more(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,10 +1,11 @@
-"""The decoders of quantized weights: from stored bytes to numbers, one function per codec."""
+"""The decoders of quantized and reparametrized weights: from stored bytes to numbers, one function per codec."""
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from scanner.checkpoint.quantization.float4 import decode_float4
 from scanner.checkpoint.quantization.packed_integers import decode_awq, decode_gptq, decode_packed_integers
+from scanner.checkpoint.quantization.reparametrized import decode_weight_norm
 from scanner.checkpoint.quantization.scaled import decode_scaled
 from scanner.checkpoint.quantization.stored import Stored
 
@@ -35,5 +36,6 @@ DECODERS: Mapping[str, Decoder] = {
     "gptq": decode_gptq,
     "awq": decode_awq,
     "packed_integers": decode_packed_integers,
+    "weight_norm": decode_weight_norm,
 }
 """Decoder of each codec (`MatrixRef.codec`) that does not belong to one file format."""

@@ -1,4 +1,4 @@
-"""The weights of a checkpoint: every stored tensor is a weight, a part of a weight, or skipped."""
+"""The weights of a checkpoint: every stored tensor is a weight, a part of a weight, or skipped with a reason."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -9,8 +9,11 @@ from typing import Any
 from scanner.checkpoint.model import LogicalWeight, Skipped, TensorEntry
 from scanner.checkpoint.names import printable
 from scanner.checkpoint.quantization.config import quantization_settings
+from scanner.checkpoint.quantization.low_rank import low_rank_weights, without_base_layer
+from scanner.checkpoint.quantization.modules import foreign_modules
 from scanner.checkpoint.quantization.names import FLOAT8, WHAT_TO_DO, find_parts, is_lone_part
 from scanner.checkpoint.quantization.parts import PART_NAMES, Parts
+from scanner.checkpoint.quantization.reparametrized import reparametrized_weights
 from scanner.checkpoint.quantization.stored import DTYPE_BITS, TORCH_DTYPES
 from scanner.errors import CheckpointError
 
@@ -45,7 +48,8 @@ def logical_weights(
     """Return the weights of a checkpoint, and the stored tensors that are not the main tensor of a weight.
 
     Every stored tensor is accounted for once: as the `entry` of a weight, or as skipped with the reason. Scales, zero
-    points and other companions are skipped as parts of their weight. A weight whose parts are missing or contradict each
+    points and other companions are skipped as parts of their weight. The factors of adapters become products, and the
+    tensors of weight norm the weight that is computed from them. A weight whose parts are missing or contradict each
     other is skipped. Every returned weight can be decoded to floating-point numbers and may have any number of dimensions.
     Only headers and config are used.
 
@@ -56,12 +60,19 @@ def logical_weights(
     """
     by_name = {entry.name: entry for entry in tensors}
     settings = quantization_settings(config)
-    skipped = _foreign(tensors, settings)
+    refused = _foreign(tensors, settings)
+    skipped = dict(refused)
     found: dict[str, LogicalWeight] = {}
+    for combine in (reparametrized_weights, low_rank_weights):
+        rest = [entry for entry in tensors if entry.name not in found and entry.name not in skipped]
+        weights, reasons = combine(rest, config, tensors)
+        found |= {weight.entry.name: weight for weight in weights}
+        skipped |= reasons
+    composed = found.keys() | skipped.keys()
     # Find all companions first: they are not weights, whatever their names.
-    groups = [parts for entry in tensors if entry.name not in skipped and (parts := find_parts(entry, by_name))]
+    groups = [parts for entry in tensors if entry.name not in composed and (parts := find_parts(entry, by_name))]
     companions = {entry.name for parts in groups for _, entry in parts.companions}
-    taken = set(by_name)
+    taken = set(by_name) | {weight.name for weight in found.values()}
     for parts in groups:
         if parts.entry.name in companions:
             continue
@@ -90,6 +101,15 @@ def logical_weights(
                 entry=entry,
                 codec=codecs.get(entry.dtype, ""),
             )
+    foreign = foreign_modules(tensors, found, companions | {parts.entry.name for parts in groups}, codecs)
+    skipped |= {name: reason for name, reason in foreign.items() if name not in refused}
+    for name in foreign.keys() & found.keys():
+        weight = found.pop(name)
+        skipped |= {entry.name: foreign[name] for entry in (weight.entry, *(part for _, part in weight.companions))}
+    for name, weight in found.items():
+        if (moved := without_base_layer(weight, taken)) != weight.name:
+            found[name] = replace(weight, name=moved)
+            taken.add(moved)
     return (
         tuple(found[entry.name] for entry in tensors if entry.name in found),
         tuple(Skipped(tensor=entry.name, reason=skipped[entry.name]) for entry in tensors if entry.name in skipped),

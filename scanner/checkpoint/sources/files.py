@@ -7,12 +7,23 @@ from typing import TYPE_CHECKING, Protocol
 from scanner.checkpoint.names import is_plain_name
 from scanner.checkpoint.sources.local_files import LocalFiles
 from scanner.checkpoint.sources.ranges import ByteRange
+from scanner.checkpoint.sources.versions import FileVersion, versions_of
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["BLOCK_BYTES", "SCHEME", "ByteRange", "Files", "LocalFiles", "is_plain_name", "open_files"]
+__all__ = [
+    "BLOCK_BYTES",
+    "SCHEME",
+    "ByteRange",
+    "FileVersion",
+    "Files",
+    "LocalFiles",
+    "check_unchanged",
+    "is_plain_name",
+    "open_files",
+]
 
 BLOCK_BYTES = 8 * 2**20
 
@@ -46,6 +57,9 @@ class Files(Protocol):
     def folder(self, name: str) -> "Files":
         """Return the files in one of the folders."""
 
+    def neighbors(self) -> tuple[str, ...]:
+        """Return the names of the folders beside this one and its own, sorted; none for the top of a repository."""
+
     def has(self, name: str) -> bool:
         """Tell whether there is a file of this name."""
 
@@ -67,19 +81,27 @@ class Files(Protocol):
     def identity(self, names: Iterable[str]) -> str:
         """Return a hash (hexadecimal) of the names and contents of the files."""
 
+    def versions(self, names: Sequence[str]) -> tuple[FileVersion, ...]:
+        """Return the versions of the files that `identity` hashed; none if the source cannot change."""
+
     def keep_whole(self, *, branch: str | None) -> None:
         """Download whole files to this machine before reading them; `branch` is the branch or tag that the user named."""
 
 
-def open_files(source: str) -> Files:
+def open_files(source: str, versions: Iterable[FileVersion] = ()) -> Files:
     """Return the files of a checkpoint by its `Checkpoint.source`.
 
+    Args:
+        source: `Checkpoint.source`.
+        versions: `Checkpoint.versions`; reading a file of which another version is there raises ChangedError.
+
     Raises:
+        ChangedError: the source was removed.
         CheckpointError: the source does not exist.
     """
     scheme = SCHEME.match(source)
     if scheme is None:
-        return LocalFiles(source)
+        return LocalFiles(source, versions_of(source, versions))
     # Imported here, so that local files can be listed without importing an HTTP client.
     if scheme[1].lower() == "hf":
         from scanner.checkpoint.sources.hub_files import hub_files
@@ -87,4 +109,17 @@ def open_files(source: str) -> Files:
         return hub_files(source)
     from scanner.checkpoint.sources.fsspec_files import FsspecFiles
 
-    return FsspecFiles(source)
+    return FsspecFiles(source, versions_of(source, versions))
+
+
+def check_unchanged(versions: Sequence[FileVersion]) -> None:
+    """Compare files with the versions that were hashed.
+
+    Raises:
+        ChangedError: a file is another version, or gone.
+        CheckpointError: a remote file cannot be looked up.
+    """
+    for source in dict.fromkeys(version.source for version in versions):
+        files = open_files(source, versions)
+        for version in versions_of(source, versions):
+            files.size(version.name)

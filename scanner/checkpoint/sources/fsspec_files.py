@@ -1,7 +1,7 @@
 """The files of a folder in any store that fsspec reaches: object stores, web servers, memory."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NoReturn
@@ -13,6 +13,7 @@ from scanner.checkpoint.names import is_plain_name, printable
 from scanner.checkpoint.sources.ranges import Sink
 from scanner.checkpoint.sources.remote_files import RemoteFiles
 from scanner.checkpoint.sources.retry import is_temporary, with_retries
+from scanner.checkpoint.sources.versions import FileVersion, changed
 from scanner.errors import CheckpointError, MissingError
 
 # Bytes per request: larger blocks would be a second copy of a large tensor in memory.
@@ -31,11 +32,13 @@ class FsspecFiles(RemoteFiles):
     Credentials come from where the package of the store looks for them: environment variables, files in the home folder.
 
     Raises:
+        ChangedError: from every method, when a file is not the one of `versions`.
         MissingError: from every method, when a file is not there.
         CheckpointError: the package for this kind of store is not installed, or the store does not respond.
     """
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, versions: Iterable[FileVersion] = ()) -> None:
+        self._versions = {version.name: version for version in versions}
         folder, _, name = source.rpartition("/")
         super().__init__(source, named=name or None)
         with _reported(source):
@@ -53,6 +56,11 @@ class FsspecFiles(RemoteFiles):
     def folder(self, name: str) -> "FsspecFiles":
         """Return the files in one of the folders."""
         return FsspecFiles(f"{self.source.rpartition('/')[0]}/{self._checked(name)}/")
+
+    def neighbors(self) -> tuple[str, ...]:
+        """Return the names of the folders beside this one and its own, sorted."""
+        above = self._root.rpartition("/")[0]
+        return self._entries("directory", above) if above else ()
 
     def has(self, name: str) -> bool:
         """Tell whether there is a file of this name."""
@@ -79,14 +87,16 @@ class FsspecFiles(RemoteFiles):
         """
         lines, complete = [], True
         for name in sorted(names):
-            info = {key.lower(): value for key, value in self._info(name).items() if value}
-            checksums = [f"{key}={info[key]}" for key in _CHECKSUMS if key in info]
-            complete = complete and bool(checksums)
-            evidence = checksums or [f"{key}={info[key]}" for key in _TIMES if key in info]
+            evidence, is_checksum = _evidence(self._info(name))
+            complete = complete and is_checksum
             lines.append("\0".join([name, str(self.size(name)), *evidence]))
         if not complete:
             lines.append(self._root)
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def versions(self, names: Sequence[str]) -> tuple[FileVersion, ...]:
+        """Return size and checksum (or time of the last change) of files, as the store reports them."""
+        return tuple(self._version(name, self._info(name)) for name in names)
 
     def keep_whole(self, *, branch: str | None) -> NoReturn:
         """Raise an error: only files of the Hub can be cached whole."""
@@ -94,21 +104,37 @@ class FsspecFiles(RemoteFiles):
             f"only models on the Hugging Face Hub can be downloaded (download): copy {self.place} to a local folder and open that"
         )
 
-    def _entries(self, kind: str) -> tuple[str, ...]:
+    def _entries(self, kind: str, root: str = "") -> tuple[str, ...]:
+        folder = root or self._root
         with _reported(self.place):
-            entries = with_retries(partial(self._store.ls, self._root, detail=True))
+            entries = with_retries(partial(self._store.ls, folder, detail=True))
         # A store may list the folder itself, as an empty file.
         names = {
             str(entry["name"]).rstrip("/").rpartition("/")[2]
             for entry in entries
-            if entry["type"] == kind and str(entry["name"]).rstrip("/") != self._root
+            if entry["type"] == kind and str(entry["name"]).rstrip("/") != folder
         }
         return tuple(sorted(name for name in names if is_plain_name(name)))
 
     def _info(self, name: str) -> Mapping[str, Any]:
         path = self._path(name)
-        with _reported(name, self.place):
-            return dict(with_retries(partial(self._store.info, path)))
+        known = self._versions.get(name)
+        if known is not None:
+            self._store.invalidate_cache()  # a listing from before the change would answer
+        try:
+            with _reported(name, self.place):
+                info = dict(with_retries(partial(self._store.info, path)))
+        except MissingError:
+            if known is not None:
+                raise changed(name, self.place, "it was removed") from None
+            raise
+        if known is not None:
+            known.check(self._version(name, info), self.place)
+        return info
+
+    def _version(self, name: str, info: Mapping[str, Any]) -> FileVersion:
+        evidence, _ = _evidence(info)
+        return FileVersion(source=self.source, name=name, size=int(info.get("size") or 0), modified="\0".join(evidence))
 
     def _fill(self, name: str, start: int, sink: Sink) -> None:
         path = self._path(name)
@@ -125,6 +151,13 @@ class FsspecFiles(RemoteFiles):
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{self._checked(name)}"
+
+
+def _evidence(info: Mapping[str, Any]) -> tuple[list[str], bool]:
+    """Return what a store reports that changes with the content, and whether it is a checksum."""
+    known = {key.lower(): value for key, value in info.items() if value}
+    checksums = [f"{key}={known[key]}" for key in _CHECKSUMS if key in known]
+    return checksums or [f"{key}={known[key]}" for key in _TIMES if key in known], bool(checksums)
 
 
 def _open(source: str) -> tuple[Any, str]:

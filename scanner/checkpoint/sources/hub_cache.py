@@ -23,6 +23,17 @@ def cached_file(repository: str, commit: str, path: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
+def cached_commits(repository: str, start: str) -> list[str]:
+    """Return the commit in the cache that begins with at least seven digits, `start`; none if there are several."""
+    if not re.fullmatch(r"[0-9a-f]{7,63}", start):
+        return []
+    name = "--".join(["models", *repository.split("/")])
+    found = [
+        path.name for path in (Path(constants.HF_HUB_CACHE) / name / "snapshots").glob(f"{start}*") if path.is_dir()
+    ]
+    return [one for one in found if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", one)] if len(found) == 1 else []
+
+
 def cached_listing(repository: str, commit: str) -> dict[str, int | None] | None:
     """Return the paths of all files of a commit with their sizes, if a download has recorded them in the cache."""
     try:

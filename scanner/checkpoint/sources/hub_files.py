@@ -17,7 +17,7 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 from scanner.checkpoint.names import is_plain_name, printable
 from scanner.checkpoint.sources.hub_cache import cached_file, cached_listing, cached_snapshot, download
 from scanner.checkpoint.sources.hub_errors import hub_errors
-from scanner.checkpoint.sources.hub_lookup import look_up
+from scanner.checkpoint.sources.hub_lookup import look_up, warn_of_clear_text
 from scanner.checkpoint.sources.local_files import LocalFiles
 from scanner.checkpoint.sources.ranges import ByteRange, Sink
 from scanner.checkpoint.sources.remote_files import RemoteFiles
@@ -93,6 +93,13 @@ class HubFiles(RemoteFiles):
         """Return the files in one of the folders."""
         path = self._path(name)
         return hub_files(f"hf://{self.repository}@{self._commit}/{path}/")
+
+    def neighbors(self) -> tuple[str, ...]:
+        """Return the names of the folders beside this one and its own, sorted; none for the top of the repository."""
+        if not self._folder:
+            return ()
+        above = self._folder.rpartition("/")[0]
+        return hub_files(f"hf://{self.repository}@{self._commit}/{above}{'/' if above else ''}").folders()
 
     def has(self, name: str) -> bool:
         """Tell whether there is a file of this name."""
@@ -294,6 +301,8 @@ class HubFiles(RemoteFiles):
 def _headers(address: str) -> dict[str, str]:
     """Return the headers of a request. The token is sent to the Hub only, never to the storage that it redirects to."""
     trusted = _origin(address) in (_origin(constants.ENDPOINT), ("https", "huggingface.co", None))
+    if trusted:
+        warn_of_clear_text(constants.ENDPOINT)
     headers = build_hf_headers(token=None if trusted else False, library_name="rmtscan", library_version=__version__)
     return dict(headers)
 

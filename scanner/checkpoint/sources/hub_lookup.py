@@ -1,18 +1,25 @@
 """The commit of a model that a reference means, and its files: one request to the Hub."""
 
+import ipaddress
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from urllib.parse import urlsplit
 
-from huggingface_hub import HfApi, constants, parse_hf_uri
+from huggingface_hub import HfApi, constants, get_token, parse_hf_uri
 from huggingface_hub.errors import HfUriError, HFValidationError
 from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from scanner.checkpoint.names import is_plain_name, printable
+from scanner.checkpoint.sources.hub_cache import cached_commits
 from scanner.checkpoint.sources.hub_errors import hub_errors
 from scanner.checkpoint.sources.retry import with_retries
 from scanner.errors import CheckpointError
+
+_log = logging.getLogger(__name__)
 
 COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
@@ -77,6 +84,8 @@ def find_commit(reference: HubReference) -> Commit:
         return Commit(repository=repository, commit=revision, sizes=None)
     if not constants.is_offline_mode():
         return look_up(repository, revision)
+    if revision is not None and (commits := cached_commits(repository, revision)):
+        return Commit(repository=repository, commit=commits[0], sizes=None)
     with hub_errors(repository, revision=revision):
         found = HfApi().resolve_revision(
             repository, revision=revision, cache_dir=constants.HF_HUB_CACHE, local_files_only=True
@@ -104,7 +113,27 @@ def look_up(repository: str, revision: str | None) -> Commit:
     return Commit(repository=name, commit=commit, sizes=sizes)
 
 
+@cache
+def warn_of_clear_text(endpoint: str) -> None:
+    """Log a warning, once, if a token is sent to the Hub at `endpoint` without encryption and over a network."""
+    address = urlsplit(endpoint)
+    if address.scheme == "http" and not _is_loopback(address.hostname or "") and get_token():
+        _log.warning(
+            "warning: HF_ENDPOINT is %s: your token for the Hub is sent without encryption, and others on the network can read it; "
+            "use https, or unset the token",
+            printable(f"http://{address.netloc.rpartition('@')[2]}"),
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
 def _model_info(repository: str, revision: str | None) -> ModelInfo:
+    warn_of_clear_text(constants.ENDPOINT)
     try:
         return HfApi(endpoint=constants.ENDPOINT).model_info(
             repository, revision=revision, files_metadata=True, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT

@@ -4,11 +4,13 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scanner.checkpoint.names import is_plain_name, printable
 from scanner.checkpoint.sources.ranges import ByteRange
+from scanner.checkpoint.sources.versions import FileVersion, changed, settle
 from scanner.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -28,16 +30,22 @@ class LocalFiles:
     itself or, for a snapshot in a Hugging Face cache, into the part of the cache that belongs to the same model or is
     shared by all. The exception is a file that the user named: it may be a link to anywhere.
 
+    One object reads one version of each file: that of `versions`, otherwise the one that it found first.
+
     Raises:
+        ChangedError: from every method that reads, if a file is another version, or gone.
         CheckpointError: `source` does not exist; from every method, when a name is not plain, leads outside, or
             cannot be read.
     """
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, versions: Iterable[FileVersion] = ()) -> None:
+        self._versions = {version.name: version for version in versions}
         path = Path(source)
         with _reported(source):
             # Otherwise a folder that was removed would be taken for a file, and the files beside it for its contents.
             if not path.is_dir() and not path.is_file():
+                for name in self._versions:
+                    raise changed(name, printable(source), "it was removed")
                 raise CheckpointError(f"{printable(source)} does not exist on this machine, or cannot be read from it")
             self.named: str | None = None if path.is_dir() else path.name
         self.root = path if self.named is None else path.parent
@@ -61,6 +69,11 @@ class LocalFiles:
             raise CheckpointError(f"'{printable(name)}' is not the name of a folder inside {self.place}: not read")
         return LocalFiles(str(self.root / name))
 
+    def neighbors(self) -> tuple[str, ...]:
+        """Return the names of the folders beside this one and its own, sorted."""
+        with _reported(self.root.name):
+            return tuple(sorted(path.name for path in self.root.parent.iterdir() if path.is_dir()))
+
     def has(self, name: str) -> bool:
         """Tell whether there is a regular file of this name."""
         with _reported(name):
@@ -70,20 +83,20 @@ class LocalFiles:
         """Return the size of a file in bytes."""
         path = self._path(name)
         with _reported(name):
-            return path.stat().st_size
+            found = path.stat()
+        self._check(name, found)
+        return found.st_size
 
     def read(self, name: str, start: int, size: int) -> bytes:
         """Return `size` bytes from byte `start` on; fewer only at the end of the file."""
-        path = self._path(name)
-        with _reported(name), path.open("rb") as file:
+        with self._opened(name) as file:
             file.seek(start)
             return file.read(size)
 
     def read_into(self, name: str, start: int, buffer: memoryview) -> int:
         """Fill `buffer` (bytes) with the file from byte `start` on; return how many bytes were read."""
-        path = self._path(name)
         filled = 0
-        with _reported(name), path.open("rb", buffering=0) as file:
+        with self._opened(name) as file:
             file.seek(start)
             # One read returns at most 2 GB on Linux.
             while filled < len(buffer):
@@ -117,7 +130,8 @@ class LocalFiles:
         """Return the SHA-256 of a file as hexadecimal digits."""
         digest = hashlib.sha256()
         buffer = memoryview(bytearray(_BLOCK_BYTES))
-        with _reported(name), self._path(name).open("rb", buffering=0) as file:
+        with self._opened(name) as file:
+            settle(os.fstat(file.fileno()))
             while count := file.readinto(buffer):
                 digest.update(buffer[:count])
         return digest.hexdigest()
@@ -132,11 +146,31 @@ class LocalFiles:
             digest.update(self.sha256(name).encode() + b"\n")
         return digest.hexdigest()
 
+    def versions(self, names: Iterable[str]) -> tuple[FileVersion, ...]:
+        """Return the versions of files that were read or hashed; other objects check against them what they read."""
+        names = tuple(names)
+        for name in names:
+            self.size(name)
+        return tuple(self._versions[name] for name in names)
+
     def expect(self, names: Sequence[str]) -> None:
         """Do nothing: local files need no prefetching."""
 
     def keep_whole(self, *, branch: str | None) -> None:
         """Do nothing: the files are local already."""
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[BufferedReader]:
+        """Open a file for reading; it has to be the same version before and after."""
+        path = self._path(name)
+        with _reported(name), path.open("rb") as file:
+            self._check(name, os.fstat(file.fileno()))
+            yield file
+            self._check(name, os.fstat(file.fileno()))
+
+    def _check(self, name: str, found: os.stat_result) -> None:
+        now = FileVersion.of_stat(self.source, name, found)
+        self._versions.setdefault(name, now).check(now, self.place)
 
     def _path(self, name: str) -> Path:
         shown = printable(name)
@@ -145,6 +179,8 @@ class LocalFiles:
         path = self.root / name
         with _reported(name):
             if not path.is_file():
+                if name in self._versions:
+                    raise changed(name, self.place, "it was removed")
                 raise CheckpointError(f"{shown} is missing from {self.place} or is not a regular file")
             if name == self.named:
                 return path

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from scanner.checkpoint.names import is_plain_name, printable
 from scanner.checkpoint.sources.ranges import ByteRange, Sink, plan_reads, sink_of
+from scanner.checkpoint.sources.versions import FileVersion
 from scanner.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -83,6 +84,10 @@ class RemoteFiles(ABC):
         for read in plan_reads(ranges):
             self._fill(read.name, read.start, sink_of(read, ranges, contents))
         return contents
+
+    def versions(self, names: Sequence[str]) -> tuple[FileVersion, ...]:
+        """Return nothing: a source whose files can change overrides this."""
+        return ()
 
     def expect(self, names: Sequence[str]) -> None:
         """Fetch the first bytes of files, several files at a time."""

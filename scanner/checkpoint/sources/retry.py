@@ -13,6 +13,8 @@ from typing import TypeVar
 import httpx2
 from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
 
+from scanner.errors import RateLimitedError
+
 _log = logging.getLogger(__name__)
 
 MAX_TRIES = 6
@@ -30,6 +32,8 @@ MAX_RETRY_AFTER = 86_400.0
 _TEMPORARY = frozenset({408, 429, 500, 502, 503, 504})
 # Errors of the operating system that some stores raise instead of reporting a status.
 _TEMPORARY_ERRNO = frozenset({errno.EAGAIN, errno.EBUSY, errno.ETIMEDOUT})
+# After which the file itself may still be good: an error of a disk or network file system, too many open files, no memory.
+_MAY_PASS_ERRNO = _TEMPORARY_ERRNO | {errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR}
 # Exceptions of client libraries; they can only occur if the module has been imported.
 _TEMPORARY_CLASSES = {
     "aiohttp": ("ClientConnectionError", "ClientPayloadError"),
@@ -38,6 +42,20 @@ _TEMPORARY_CLASSES = {
 _NOT_CONNECTED_CLASSES = {"aiohttp": ("ClientConnectorError",), "botocore.exceptions": ("EndpointConnectionError",)}
 
 T = TypeVar("T")
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether the same read may succeed later: a limit of requests, or a temporary error of a server, connection or disk."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, RateLimitedError | httpx2.TransportError | ConnectionError | TimeoutError):
+            return True
+        if isinstance(seen, OSError) and seen.errno in _MAY_PASS_ERRNO:
+            return True
+        if isinstance(seen, Exception) and is_temporary(seen):
+            return True
+        seen = seen.__cause__
+    return False
 
 
 class RetryPolicy:

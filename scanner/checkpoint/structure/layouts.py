@@ -11,7 +11,7 @@ from typing import Any
 
 from scanner.checkpoint.model import LogicalWeight, MatrixRef, TensorEntry
 from scanner.checkpoint.quantization.weights import narrow
-from scanner.checkpoint.structure.packings import Part, concatenated_or_thirds, gate_first, split_rows
+from scanner.checkpoint.structure.packings import Part, concatenated_or_thirds, gate_first, split_rows, up_first
 from scanner.checkpoint.structure.roles import RoleOf, classify, stacks
 from scanner.checkpoint.structure.sizes import Sizes, sizes_of
 from scanner.errors import CheckpointError
@@ -34,8 +34,13 @@ _TRANSPOSED_NAMES = ("mm_input_projection_weight",)
 _UNTRANSPOSED_CODECS = frozenset({"awq", "float4", "gptq", "lora", "packed_integers"})
 """Codecs whose matrices are (out, in) in every model, because their groups or factors distinguish inputs from outputs."""
 
-_STACK_COMPONENTS = frozenset({"experts", "moe", "block_sparse_moe"})
+EXPERT_ROLES = frozenset({"mlp_up", "mlp_gate", "mlp_down"})
+"""The roles of the matrices of an expert."""
+
+_EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
+_STACK_COMPONENTS = frozenset({"experts", "moe", "block_sparse_moe", "switch_mlp", "switch_glu"})
 _STACK_ENDINGS = (".input_linear", ".output_linear")
+_NET_UP = ("ff.net.0.proj", "ffn.net.0.proj", "ff_context.net.0.proj")
 _ROW_STACKS = ("experts.mlp.w1", "experts.mlp.v1", "experts.mlp.w2")
 """DBRX stores the experts of a layer one after another in the rows of one matrix; w2 is (in, out)."""
 
@@ -76,7 +81,13 @@ class Layout:
     def __init__(self, config: Mapping[str, Any], architecture: str | None, weights: Iterable[LogicalWeight]) -> None:
         self.config = config
         self.architecture = architecture
+        weights = list(weights)
         self._conv1d = _stores_conv1d(config, architecture, weights)
+        self._net_widths = {
+            weight.name.removesuffix("net.2.weight"): weight.shape[1]
+            for weight in weights
+            if weight.name.endswith(".net.2.weight") and len(weight.shape) == 2
+        }
         self._sizes: dict[tuple[str, int | None], Sizes] = {}
 
     def place(self, name: str) -> Place:
@@ -92,6 +103,14 @@ class Layout:
             tail=found.tail,
             stacked=_is_stack(found),
         )
+
+    def place_of(self, weight: LogicalWeight) -> Place:
+        """Return the same for a weight, whose shape may say that it is a stack of experts although its name does not."""
+        place = self.place(weight.name_in_model)
+        if place.stacked or len(weight.shape) != 3 or place.role not in EXPERT_ROLES or place.expert is not None:
+            return place
+        counts = {self.sizes(place).section.get(key) for key in _EXPERT_COUNTS}
+        return replace(place, stacked=weight.shape[0] > 1 and weight.shape[0] in counts)
 
     def stacks(self, names: Iterable[str]) -> dict[str, str]:
         """Return the stack of each name; empty unless the model has blocks in several stacks."""
@@ -117,10 +136,19 @@ class Layout:
             return concatenated_or_thirds(sizes, whole.rows, whole.cols)
         if place.tail is None:
             return self.split_outside_blocks(whole, place)
+        if place.tail.endswith(_NET_UP):
+            return self._split_net(whole, sizes)
         parts = split_rows(place.before, place.tail, sizes, whole.rows, whole.cols)
         if parts and place.stacked and _contradicts(whole, sizes):
             return ()
         return parts
+
+    def _split_net(self, whole: MatrixRef, sizes: Sizes) -> tuple[Part, ...] | None:
+        """Split the first layer of a feed-forward of diffusers if it is gated, which only the width of the second one says."""
+        width = self._net_widths.get(whole.tensor.removesuffix("net.0.proj.weight"))
+        if width == whole.rows:
+            return None
+        return up_first(sizes, whole.rows, whole.cols) if width is not None and whole.rows == 2 * width else ()
 
     def split_outside_blocks(self, whole: MatrixRef, place: Place) -> tuple[Part, ...] | None:
         """Do the same for a matrix outside of blocks."""
@@ -138,7 +166,9 @@ class Layout:
             inside = second if place.role == "mlp_down" else first
             outside = first if place.role == "mlp_down" else second
             known = (inside in sizes.widths, outside in sizes.widths)
-            return known[0] if known[0] != known[1] else sizes.is_one_of(_TRANSPOSED_STACK_TYPES)
+            # The stacks of these types are parameters; a module's `weight`, as MLX writes it, is (out, in) in every model.
+            by_type = sizes.is_one_of(_TRANSPOSED_STACK_TYPES) and not weight.name.endswith(".weight")
+            return known[0] if known[0] != known[1] else by_type
         if not self._conv1d or place.tail.rpartition(".")[2] not in _CONV1D_TAILS:
             return False
         return sizes.is_one_of(_CONV1D_TYPES) or not sizes.model_type
@@ -148,10 +178,13 @@ class Layout:
         return None
 
 
-def matrices_of(weight: LogicalWeight, place: Place, layout: Layout, stack: str | None) -> tuple[MatrixRef, ...]:
+def matrices_of(
+    weight: LogicalWeight, place: Place, layout: Layout, stack: str | None, layer: int | None
+) -> tuple[MatrixRef, ...]:
     """Return the matrices in a weight of two dimensions, or of three if it is stacked; none of them is empty.
 
-    No two of them have the same role, head and expert.
+    No two of them have the same role, head and expert. Their block is `stack` and `layer`, which may differ from the index in
+    the name (see `scanner.checkpoint.structure.blocks`).
 
     Raises:
         CheckpointError: there are more matrices in a stack than any model has, or its bytes do not divide among them.
@@ -162,16 +195,18 @@ def matrices_of(weight: LogicalWeight, place: Place, layout: Layout, stack: str 
             return tuple(
                 ref
                 for expert in range(row_stack)
-                for ref in _parts(_rows_of(weight, expert, row_stack), place, layout, stack, expert)
+                for ref in _parts(_rows_of(weight, expert, row_stack), place, layout, (stack, layer), expert)
             )
-        return _parts(weight, replace(place, stacked=False), layout, stack, place.expert)
+        return _parts(weight, replace(place, stacked=False), layout, (stack, layer), place.expert)
     if place.flattened:
         entry = replace(weight.entry, shape=_flat(weight.entry.shape))
-        return _parts(replace(weight, shape=_flat(weight.shape), entry=entry), place, layout, stack, None)
+        return _parts(replace(weight, shape=_flat(weight.shape), entry=entry), place, layout, (stack, layer), None)
     if weight.shape[0] > MAX_EXPERTS:
         raise CheckpointError(f"{weight.shape[0]} matrices in one stack: more than any model has")
     refs = [
-        ref for index in range(weight.shape[0]) for ref in _parts(narrow(weight, index), place, layout, stack, index)
+        ref
+        for index in range(weight.shape[0])
+        for ref in _parts(narrow(weight, index), place, layout, (stack, layer), index)
     ]
     if place.counts_heads:
         return tuple(replace(ref, head=ref.expert, expert=None) for ref in refs)
@@ -179,15 +214,15 @@ def matrices_of(weight: LogicalWeight, place: Place, layout: Layout, stack: str 
 
 
 def _parts(
-    weight: LogicalWeight, place: Place, layout: Layout, stack: str | None, expert: int | None
+    weight: LogicalWeight, place: Place, layout: Layout, block: tuple[str | None, int | None], expert: int | None
 ) -> tuple[MatrixRef, ...]:
     """Return the matrices in a two-dimensional weight, each as (out, in)."""
     transposed = layout.is_transposed(weight, place)
     rows, cols = reversed(weight.shape) if transposed else weight.shape
     whole = MatrixRef(
         tensor=weight.name,
-        stack=stack,
-        layer=place.layer,
+        stack=block[0],
+        layer=block[1],
         role=place.role,
         role_source=place.source,
         head=None,
@@ -200,7 +235,7 @@ def _parts(
         codec=weight.codec,
         companions=weight.companions,
         settings=weight.settings,
-        rope_heads=layout.rope_heads(weight.name, rows),
+        rope_heads=layout.rope_heads(weight.name_in_model, rows),
         module=place.module,
     )
     parts = layout.split(whole, place)

@@ -171,7 +171,8 @@ def gate_first(sizes: Sizes, rows: int, cols: int) -> tuple[Part, ...]:
     return repeated(rows, ("mlp_gate", rows // 2), ("mlp_up", rows // 2)) if rows % 2 == 0 else ()
 
 
-def _up_first(sizes: Sizes, rows: int, cols: int) -> tuple[Part, ...]:
+def up_first(sizes: Sizes, rows: int, cols: int) -> tuple[Part, ...]:
+    """Two halves; the second one goes through the activation."""
     return repeated(rows, ("mlp_up", rows // 2), ("mlp_gate", rows // 2)) if rows % 2 == 0 else ()
 
 
@@ -185,7 +186,7 @@ def _gate_first_if_double(sizes: Sizes, rows: int, cols: int) -> tuple[Part, ...
 
 
 def _up_first_if_double(sizes: Sizes, rows: int, cols: int) -> tuple[Part, ...]:
-    return _up_first(sizes, rows, cols) if sizes.intermediate and rows == 2 * sizes.intermediate else ()
+    return up_first(sizes, rows, cols) if sizes.intermediate and rows == 2 * sizes.intermediate else ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,10 +249,10 @@ _RULES = (
         r"experts\.(?:gate_up_proj|w13_weight)", _alternating, "gpt_oss inkling inkling_mm_model inkling2 inkling2_text"
     ),
     _rule(r"w13_dn|shared_w13_weight", _alternating, "inkling inkling_mm_model inkling2 inkling2_text"),
-    _rule(r"feed_forward_(?:in|out)\.gate_up_proj", _up_first, "phi4_multimodal phi4_multimodal_audio"),
+    _rule(r"feed_forward_(?:in|out)\.gate_up_proj", up_first, "phi4_multimodal phi4_multimodal_audio"),
     _rule(r"experts\.fc1", gate_first, "aria aria_text"),
     _rule(r"mlp\.dense_h_to_4h", gate_first, "chatglm"),
-    _rule(r"up_gated_layer|ff_proj", _up_first),
+    _rule(r"up_gated_layer|ff_proj", up_first),
     _rule(
         r"gate_up_proj|gated_layers|w12|w13|weights_in|(?:mlp|moe|block_sparse_moe|shared_mlp)\.input_linear|mlp\.Wi|ffn_gate_up_exps",
         gate_first,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from scanner.checkpoint.model import VOCABULARY_ROLES, MatrixRef, TensorEntry, TieCheck
-from scanner.checkpoint.sources.files import BLOCK_BYTES, ByteRange, Files, open_files
+from scanner.checkpoint.sources.files import BLOCK_BYTES, ByteRange, Files, FileVersion, open_files
 
 _FIRST_BLOCK_BYTES = 64 * 2**10
 # How many with the same beginning are compared to their ends; speech models have some dozens of embeddings of one shape.
@@ -35,21 +35,23 @@ def tie_check(source: str, matrices: Iterable[MatrixRef], config: Mapping[str, o
     )
 
 
-def resolve_ties(checks: Iterable[TieCheck]) -> dict[str, dict[str, str]]:
+def resolve_ties(checks: Iterable[TieCheck], versions: Iterable[FileVersion] = ()) -> dict[str, dict[str, str]]:
     """Compare the bytes of embeddings and output heads and return which are copies.
 
     This reads weights, in blocks that grow: different weights differ at once, and reading may be a download.
 
     Args:
         checks: `Inventory.tie_checks`.
+        versions: `Checkpoint.versions`, with which the files are compared.
 
     Returns:
         For the source of each check, stored tensor -> name of the matrix that it repeats; see `Inventory.without`.
 
     Raises:
-        CheckpointError: a file cannot be read.
+        CheckpointError: a file cannot be read, or is not the version that was hashed.
     """
-    return {check.source: dict(find_ties(check, open_files(check.source)).copies) for check in checks}
+    versions = tuple(versions)
+    return {check.source: dict(find_ties(check, open_files(check.source, versions)).copies) for check in checks}
 
 
 def find_ties(check: TieCheck, files: Files | None = None) -> Ties:

@@ -16,9 +16,9 @@ from typing import Any, Literal, TypeVar, get_args
 import torch
 
 from scanner.checkpoint import Checkpoint
-from scanner.checkpoint.formats import get_format
+from scanner.checkpoint.formats import get_format, is_change
 from scanner.checkpoint.names import printable
-from scanner.checkpoint.sources.files import SCHEME
+from scanner.checkpoint.sources.files import SCHEME, FileVersion, check_unchanged
 from scanner.engine.task import Context
 from scanner.errors import ScannerError
 from scanner.experiments.nlp.options import Precision
@@ -50,6 +50,8 @@ class ModelPlace:
     """Commit on the Hub."""
     gguf_file: str | None = None
     """Name of the file in it, if it is a GGUF file."""
+    versions: tuple[FileVersion, ...] = ()
+    """Versions of its files, as they were hashed."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -71,7 +73,7 @@ def model_place(checkpoint: Checkpoint) -> ModelPlace:
         ScannerError: the checkpoint cannot be run: it is an adapter, a difference of two, in a folder of a repository, or at a URL.
     """
     shown, source, form = printable(checkpoint.model), checkpoint.source, get_format(checkpoint.format)
-    if checkpoint.base is not None or form.holds_changes:
+    if checkpoint.base is not None or is_change(checkpoint):
         kind = "a difference of two checkpoints" if checkpoint.base is not None else "an adapter"
         raise ScannerError(f"{shown} is {kind}, which cannot be run by itself: give a complete model")
     files = sorted({entry.file for entry in checkpoint.tensors})
@@ -86,7 +88,9 @@ def model_place(checkpoint: Checkpoint) -> ModelPlace:
         raise ScannerError(f"{shown} is at a URL: to run it, download it and give its folder")
     path = Path(source)
     folder = path if path.is_dir() else path.parent
-    return ModelPlace(model=checkpoint.model, path=str(folder), **form.transformers_options(files))
+    return ModelPlace(
+        model=checkpoint.model, path=str(folder), versions=checkpoint.versions, **form.transformers_options(files)
+    )
 
 
 def load_config(place: ModelPlace) -> Any:
@@ -142,8 +146,10 @@ def load_model(
         config: result of `load_config`; None: it is read.
 
     Raises:
+        ChangedError: a file is not the one that was hashed.
         ScannerError: transformers does not know the class, a weight or a library is missing, or there is not enough memory.
     """
+    check_unchanged(place.versions)
     transformers = _transformers()
     options = place.options | {"dtype": getattr(torch, dtype), "output_loading_info": True}
     if place.gguf_file is not None:
@@ -164,7 +170,9 @@ def load_model(
     if dtype == "float64" and hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation("eager")  # the kernel for all experts at once does not support float64
     model.requires_grad_(False)
-    return _explained(place, lambda: model.to(device)).eval()
+    model = _explained(place, lambda: model.to(device)).eval()
+    check_unchanged(place.versions)
+    return model
 
 
 def resident_model(context: Context, place: ModelPlace, head: Head, dtype: Precision, config: Any = None) -> Any:

@@ -148,7 +148,7 @@ def test_the_formats_that_come_with_the_scanner() -> None:
     }.items():
         found = format_of(file)
         assert (found.name if found else None) == name
-    assert [known.name for known in formats() if known.holds_changes] == ["peft"]
+    assert [known.name for known in formats() if known.holds_changes] == ["peft", "mlx_adapter"]
     assert get_format("gguf").transformers_options(["b.gguf", "a.gguf"]) == {"gguf_file": "a.gguf"}
     assert get_format("safetensors").transformers_options(["a.safetensors"]) == {}
     assert decoder_of("lora") is get_format("peft").decoders["lora"]

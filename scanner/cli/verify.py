@@ -1,0 +1,54 @@
+"""`rmtscan verify`: check that every committed file of a store is there and whole."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from scanner.cli import options
+from scanner.cli.output import FormatOption, note, write
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command."""
+    options.register(app, "verify", verify)
+
+
+def verify(
+    store: Annotated[
+        str, typer.Argument(metavar="STORE", help="The store: a folder or any fsspec URL.", show_default=False)
+    ],
+    everything: Annotated[bool, typer.Option("--all", help="List whole files, too.")] = False,
+    form: FormatOption = "table",
+) -> None:
+    """Check that every committed file of a store is there, has its rows, and has not changed since it was written.
+
+    Files that are missing or damaged are listed, each with what is wrong and what to do; then the exit status is 3.
+    Stores of earlier versions have no checksums: their rows are counted, and everything is read.
+
+    Examples:
+
+        rmtscan verify results
+
+        rmtscan verify s3://bucket/results --format json
+    """
+    import pyarrow as pa
+
+    from scanner.store import open_store
+
+    checked = open_store(store).verify()
+    damaged = [found for found in checked if found.state == "damaged"]
+    unsure = sum(found.state == "readable" for found in checked)
+    listed = checked if everything else damaged
+    names = ("file", "result", "state", "problem", "remedy")
+    rows = {name: [getattr(found, name).replace("`force`", "--force") for found in listed] for name in names}
+    if listed or form != "table":
+        write(pa.table(rows, schema=pa.schema([(name, pa.string()) for name in names])), form)
+    note(f"{len(checked)} files: {len(checked) - len(damaged)} whole, {len(damaged)} missing or damaged")
+    if unsure:
+        note(
+            f"{unsure} of them have no checksum, because an earlier version wrote them: rows and readability were checked"
+        )
+    if damaged:
+        raise typer.Exit(3)
