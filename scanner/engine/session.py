@@ -142,8 +142,9 @@ def _check_head() -> None:
 
 def _connect(address: str) -> None:
     terminate = signal.getsignal(signal.SIGTERM)
+    answered = False
     try:
-        _check_reachable(address)
+        answered = _check_reachable(address)
         # Ray prints lost workers and nodes to stdout, between the data; the observer reports them anyway.
         ray._private.worker._worker_logs_enabled = False
         # Ray adds the working directory of the driver to the import path of the workers, where a file with the name of a module
@@ -159,6 +160,11 @@ def _connect(address: str) -> None:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if address == LOCAL:
             raise ScannerError(f"Ray does not start on this machine: {_cause(reason)}") from error
+        if answered:
+            raise ScannerError(
+                f"the Ray cluster at {address!r} does not admit this process: {reason}; it may need its token "
+                "(RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token), or be of another version of Ray"
+            ) from error
         raise ScannerError(
             f"no Ray cluster at {address!r}: {reason}; start one with `ray start --head`, or omit the address to use this machine"
         ) from error
@@ -293,8 +299,10 @@ def _cause(reason: str) -> str:
     return f"{reason}; its logs are in {folder / f'rmtscan-{os.getuid()}'}"
 
 
-def _check_reachable(address: str, *, timeout: float = _CONNECT_SECONDS) -> None:
-    """Raise OSError if nothing accepts connections at HOST:PORT: Ray itself would wait for minutes."""
+def _check_reachable(address: str, *, timeout: float = _CONNECT_SECONDS) -> bool:
+    """Raise OSError if nothing accepts connections at HOST:PORT: Ray itself would wait for minutes. False: no such address."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if colon and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=timeout).close()
+    if not colon or not port.isdecimal():
+        return False
+    socket.create_connection((host.strip("[]"), int(port)), timeout=timeout).close()
+    return True
