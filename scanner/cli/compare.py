@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from scanner.cli import options
+from scanner.cli.logs import LogFormatOption
 from scanner.cli.output import DEFAULT_STORE, Format, FormatOption, StoreOption, note, write
 from scanner.cli.run import run_verb
 from scanner.engine.method import Method
@@ -35,6 +36,7 @@ def compare(
     how: ReadOptions,
     pool: PoolOptions,
     form: FormatOption = "table",
+    log_format: LogFormatOption = None,
 ) -> None:
     """Compare a pretrained model with its fine-tune: what changed, how much, and in which singular vectors.
 
@@ -65,7 +67,7 @@ def compare(
             observer=observer,
         )
 
-    run_verb(call, lambda report: _show(report, form), store=store)
+    run_verb(call, lambda report: _show(report, form), store=store, log_format=log_format)
 
 
 def _show(report: ComparisonReport, form: Format) -> None:

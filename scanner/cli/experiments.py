@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from scanner.cli import options
+from scanner.cli.logs import LogFormatOption
 from scanner.cli.output import DEFAULT_STORE, FormatOption, StoreOption, note, write
 from scanner.cli.run import run_verb
 from scanner.engine.options import PoolOptions, ReuseOptions
@@ -33,6 +34,7 @@ def add_experiment(app: typer.Typer, experiment: Experiment[Any], run: Callable[
         reuse: ReuseOptions,
         pool: PoolOptions,
         form: FormatOption = "table",
+        log_format: LogFormatOption = None,
     ) -> None:
         from scanner.checkpoint.names import printable
         from scanner.store import open_store
@@ -53,7 +55,7 @@ def add_experiment(app: typer.Typer, experiment: Experiment[Any], run: Callable[
             counts = f"{report.kept} of them from earlier runs, {len(report.failed)} failed"
             note(f"{runs}: {report.total} {report.unit}, {counts}")
 
-        run_verb(call, show, store=store)
+        run_verb(call, show, store=store, log_format=log_format)
 
     verb.__annotations__["config"] = experiment.config
     options.register(app, experiment.name, verb, help=experiment.help.strip())

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from scanner.cli import logs
 from scanner.errors import ScannerError, StoreWarning
 from scanner.extensions import load_extensions
 from scanner.version import __version__
@@ -79,6 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.showwarning = _show_warning
     warnings.simplefilter("always", StoreWarning)
     _prepare_streams()
+    logs.use()
     try:
         try:
             application()(arguments, prog_name="rmtscan")
@@ -88,13 +90,13 @@ def main(arguments: list[str] | None = None) -> None:
         _discard_output()
         sys.exit(1)
     except ScannerError as error:
-        print(f"error: {error}", file=sys.stderr)
+        logs.say_error(str(error))
         sys.exit(1)
     except OSError as error:
         if error.errno not in _UNWRITABLE or error.filename is not None:
             raise
         _discard_output()
-        print(f"error: the output cannot be written to stdout: {os.strerror(error.errno)}", file=sys.stderr)
+        logs.say_error(f"the output cannot be written to stdout: {os.strerror(error.errno)}")
         sys.exit(1)
 
 
@@ -119,7 +121,8 @@ def _discard_output() -> None:
 def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
     """Print a warning about a store as one line; Python adds the line of code to others."""
     if issubclass(category, StoreWarning):
-        print(f"warning: {str(message).replace('`force`', '--force')}", file=sys.stderr)
+        text = str(message).replace("`force`", "--force")
+        logs.say(text if logs.is_json() else f"warning: {text}", event="warning", level="warning")
     else:
         _SHOW(message, category, *where, **more)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from functools import cache
@@ -17,6 +16,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import typer
 from typer.core import TyperCommand
 
+from scanner.cli.logs import say_error
 from scanner.configuration import Option, declaration, default_of
 from scanner.errors import ScannerError
 
@@ -78,7 +78,7 @@ class _Command(TyperCommand):
             return super().invoke(ctx)
         except ScannerError as error:
             names = {param.name: _shown_name(param) for param in self.params if param.name}
-            print(f"error: {_with_flags(str(error), names)}", file=sys.stderr)
+            say_error(_with_flags(str(error), names))
             raise typer.Exit(1) from error
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from scanner.cli.logs import say
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -32,8 +34,8 @@ DEFAULT_STORE = "results"
 
 
 def note(text: str) -> None:
-    """Print a line on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """Print a line on stderr, in the format of the other messages there."""
+    say(text)
 
 
 def note_skipped(counts: Mapping[str, int], *, before: str = "") -> None:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import typer
 
-from scanner.cli.output import note
+from scanner.cli import logs
 
 if TYPE_CHECKING:
+    from scanner.cli.progress import Progress
     from scanner.engine import Observer
 
 
@@ -38,6 +39,7 @@ def run_verb(
     show: Callable[[AnyReport], None],
     *,
     store: str,
+    log_format: logs.LogFormat | None = None,
 ) -> None:
     """Call the library with progress on stderr, show what it reports, and end with its exit status.
 
@@ -45,25 +47,42 @@ def run_verb(
         call: does the work and reports its progress to the observer.
         show: prints the results.
         store: where the results are kept.
+        log_format: format of the messages on stderr; None: that of the environment, or text.
 
     Raises:
         typer.Exit: the exit status of the report, if it is not 0.
         KeyboardInterrupt: interrupted by Ctrl-C or SIGTERM; existing results are kept.
     """
-    from scanner.cli.progress import Progress
-
+    logs.use(log_format)
     started = time.monotonic()
-    with terminate_like_interrupt(), Progress(sys.stderr) as progress:
+    with terminate_like_interrupt(), _observer() as progress:
         try:
             report = call(progress)
         except KeyboardInterrupt:
             progress.stop()
-            note(f"\ninterrupted: existing results are kept in {store}; the same command resumes")
+            text = f"\ninterrupted: existing results are kept in {store}; the same command resumes"
+            logs.say(text, event="interrupted", level="warning", store=store)
             raise
     show(report)
-    note(f"store: {report.store} ({time.monotonic() - started:.0f} s)")
+    seconds = time.monotonic() - started
+    logs.say(
+        f"store: {report.store} ({seconds:.0f} s)",
+        event="summary",
+        level="error" if report.exit_status else "info",
+        store=report.store,
+        seconds=round(seconds, 3),
+        exit_status=report.exit_status,
+    )
     if report.exit_status:
         raise typer.Exit(report.exit_status)
+
+
+def _observer() -> Progress | logs.Events:
+    if logs.is_json():
+        return logs.Events()
+    from scanner.cli.progress import Progress
+
+    return Progress(sys.stderr)
 
 
 @contextlib.contextmanager

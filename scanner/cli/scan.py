@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from scanner.cli import options
+from scanner.cli.logs import LogFormatOption, say_error
 from scanner.cli.output import DEFAULT_STORE, Format, FormatOption, StoreOption, note, note_skipped, write
 from scanner.cli.run import run_verb
 from scanner.engine.method import Method
@@ -34,6 +35,7 @@ def scan(
     how: ScanOptions,
     pool: PoolOptions,
     form: FormatOption = "table",
+    log_format: LogFormatOption = None,
 ) -> None:
     """Scan checkpoints: compare every weight matrix with random matrix theory, one row per singular triplet.
 
@@ -64,7 +66,7 @@ def scan(
             observer=observer,
         )
 
-    run_verb(call, lambda report: _show(report, form), store=store)
+    run_verb(call, lambda report: _show(report, form), store=store, log_format=log_format)
 
 
 def _show(report: ScanReport, form: Format) -> None:
@@ -98,4 +100,4 @@ def _show(report: ScanReport, form: Format) -> None:
                 f'  {model.model}: {model.failed} FAILED; see: rmtscan sql "SELECT * FROM failures" --store {report.store}'
             )
     for model in report.errors if scanned else ():  # else they have just been shown
-        note(f"error: cannot scan {printable(model.reference)}: {model.error}")
+        say_error(f"cannot scan {printable(model.reference)}: {model.error}")

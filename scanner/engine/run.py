@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
+from scanner.engine.metrics import Metrics
 from scanner.engine.options import PoolOptions
 from scanner.engine.pool import run_tasks
 from scanner.engine.session import ray_session
@@ -112,6 +113,7 @@ class _Status:
         self._done = self._failed = self._alive = self._wanted = self._bytes_read = 0
         self._cost_done = 0.0
         self._stages: dict[str, float] = defaultdict(float)
+        self._metrics = Metrics(work.kind)
 
     def count(self, task: Task, result: Result, *, failed: int, seconds: float) -> None:
         """Count a finished task; `seconds` is the time that staging its result took in the driver."""
@@ -123,12 +125,19 @@ class _Status:
             for stage, taken in result.stages.items():
                 self._stages[stage] += taken
             self._stages["write"] += seconds
+            left = self._fixed["total"] - self._done
+        stages = {**result.stages, "write": seconds}
+        self._metrics.task(items=task.items, failed=failed, bytes_read=result.bytes_read, stages=stages)
+        self._metrics.queue(left)
 
     def workers(self, alive: int, wanted: int) -> None:
         """Note the number of workers."""
         with self._lock:
             self.begun = self.begun or alive > 0
             self._alive, self._wanted = alive, wanted
+            left = self._fixed["total"] - self._done
+        self._metrics.workers(alive, wanted)
+        self._metrics.queue(left)
 
     @contextmanager
     def visible(self) -> Iterator[None]:
@@ -150,6 +159,7 @@ class _Status:
         try:
             yield
         finally:
+            self._metrics.ended()
             ended.set()
             thread.join()  # otherwise a slow write could follow the removal
             with suppress(StoreError):  # the next run removes what has expired

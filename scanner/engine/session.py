@@ -8,9 +8,12 @@ import os
 import secrets
 import signal
 import socket
+import stat
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,9 @@ _LOCAL_OBJECT_STORE = 256 << 20
 _LOOPBACK = "127.0.0.1"
 #: Seconds that a cluster may take to accept a connection.
 _CONNECT_SECONDS = 15.0
+#: Seconds between two looks at the head of a cluster, and without an answer until it is given up. Its head may be restarted in the
+#: meantime; after 60 seconds Ray ends this process.
+_HEAD_LOOK, _HEAD_PATIENCE = 5.0, 40.0
 #: Program of a process that waits until its stdin is closed, because the driver has ended in whatever way, and then ends the
 #: processes with the given ids. Ray's own agents would look for the others for a minute.
 _WATCHER = """
@@ -47,8 +53,18 @@ for pid, start in seen.items():
 """
 #: Processes without which a Ray cannot continue.
 _ESSENTIAL = ("gcs_server", "raylet")
+#: Settings of a local Ray's own processes: they would serve the metrics of the machine over HTTP to everybody, without a token.
+_PRIVATE = {"enable_metrics_collection": False}
+#: Environment variables with the ports of further metrics. Ray cannot be told not to serve them, but it goes on without them if
+#: the number is not one of a port.
+_PORTS, _NO_PORT = ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT"), "-1"
+#: Those, and the ones from which Ray takes its token.
+_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", *_PORTS)
 
 _watcher: subprocess.Popen[bytes] | None = None
+_before: dict[str, str | None] = {}  # the variables of the caller, while there is a local Ray
+_private = False
+_head_looked = _head_answered = float("-inf")
 
 
 @contextlib.contextmanager
@@ -67,6 +83,12 @@ def ray_session(options: PoolOptions) -> Iterator[None]:
     finally:
         ray.shutdown()
         _end_what_is_left()
+        _forget_token()
+
+
+def is_private() -> bool:
+    """Whether this process is connected to a local Ray that it has started for itself, whose metrics nobody can read."""
+    return _private and bool(ray.is_initialized())
 
 
 def address_of(options: PoolOptions) -> str:
@@ -75,10 +97,11 @@ def address_of(options: PoolOptions) -> str:
 
 
 def check_local_ray() -> None:
-    """Check that the Ray which this process has started, if it has, can go on; asks neither Ray nor the network.
+    """Check that Ray can go on: the processes that this process has started, if it has, or the head of the cluster.
 
     Raises:
-        ScannerError: one of its processes has ended. Ray itself would wait for it forever, or end this process after a minute.
+        ScannerError: one of the processes has ended, or the head does not answer any more. Ray itself would wait forever, or end
+            this process after a minute.
     """
     node = ray._private.worker._global_node
     dead: list[tuple[str, subprocess.Popen[bytes]]] = [] if node is None else node.dead_processes()
@@ -91,18 +114,44 @@ def check_local_ray() -> None:
             f"Ray has ended on this machine ({kind}: {how}; the memory may have been exhausted): existing results are kept, and "
             "the same command resumes"
         )
+    if node is None or not node.is_head():
+        _check_head()
+
+
+def _check_head() -> None:
+    """Raise an error if nothing has accepted a connection at the address of the cluster's head for `_HEAD_PATIENCE` seconds."""
+    global _head_looked, _head_answered
+    client = getattr(ray._private.worker.global_worker, "gcs_client", None)
+    now = time.monotonic()
+    if client is None or now - _head_looked < _HEAD_LOOK:
+        return
+    if now - _head_looked > 2 * _HEAD_PATIENCE:  # the looks of another run
+        _head_answered = now
+    _head_looked = now
+    try:
+        _check_reachable(client.address, timeout=_HEAD_LOOK)
+    except OSError as error:
+        if now - _head_answered > _HEAD_PATIENCE:
+            raise ScannerError(
+                f"the head of the Ray cluster at {client.address} has not answered for {_HEAD_PATIENCE:g} s: existing results are "
+                "kept, and the same command resumes on a new cluster"
+            ) from error
+        return
+    _head_answered = now
 
 
 def _connect(address: str) -> None:
     terminate = signal.getsignal(signal.SIGTERM)
+    answered = False
     try:
-        _check_reachable(address)
+        answered = _check_reachable(address)
         # Ray prints lost workers and nodes to stdout, between the data; the observer reports them anyway.
         ray._private.worker._worker_logs_enabled = False
         # Ray adds the working directory of the driver to the import path of the workers, where a file with the name of a module
         # would be executed instead of the module. It does so for every job except those of its own client.
         job = JobConfig(_client_job=True)
         settings: dict[str, Any] = {"job_config": job, "logging_level": logging.ERROR, "log_to_driver": False}
+        _close_token_file()
         if address == LOCAL:
             _start_local(settings)
         else:
@@ -111,6 +160,11 @@ def _connect(address: str) -> None:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if address == LOCAL:
             raise ScannerError(f"Ray does not start on this machine: {_cause(reason)}") from error
+        if answered:
+            raise ScannerError(
+                f"the Ray cluster at {address!r} does not admit this process: {reason}; it may need its token "
+                "(RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token), or be of another version of Ray"
+            ) from error
         raise ScannerError(
             f"no Ray cluster at {address!r}: {reason}; start one with `ray start --head`, or omit the address to use this machine"
         ) from error
@@ -123,11 +177,12 @@ def _connect(address: str) -> None:
 
 
 def _start_local(settings: dict[str, Any]) -> None:
-    """Start a Ray whose ports are open on the loopback interface only.
+    """Start a Ray whose ports are open on the loopback interface only, and whose token and files are closed to other users.
 
     Ray replaces a loopback address with that of the network, except where it does not support clusters, which a constant says.
     """
-    _hide_token()
+    global _private
+    _use_fresh_token()
     constants = ray._private.ray_constants
     before, constants.ENABLE_RAY_CLUSTER = constants.ENABLE_RAY_CLUSTER, False
     try:
@@ -137,8 +192,11 @@ def _start_local(settings: dict[str, Any]) -> None:
                 include_dashboard=False,
                 object_store_memory=_LOCAL_OBJECT_STORE,
                 _node_ip_address=_LOOPBACK,
+                _temp_dir=str(_private_folder()),
+                _system_config=dict(_PRIVATE),
                 **settings,
             )
+        _private = True
         _end_with_this_process()
     finally:
         constants.ENABLE_RAY_CLUSTER = before
@@ -189,38 +247,86 @@ def _end_what_is_left() -> None:
         _watcher.stdin.close()
 
 
-def _hide_token() -> None:
-    """Let no other user read the token of a local Ray: Ray would write a new one to a file with ordinary permissions.
+def _use_fresh_token() -> None:
+    """Protect the local Ray of this run with a token that nobody else has; the variables of the caller are restored at its end.
 
-    A new token is passed to the processes of Ray through the environment instead. The file of the user's own token is closed to
-    others.
+    The token is passed to the processes of Ray through the environment, which only their user can read, and is in no file: Ray
+    would write it to one with ordinary permissions. The user's own token, which may be that of a cluster, is not used.
     """
-    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
-        return
-    try:
-        saved = Path(os.environ["HOME"], ".ray", "auth_token")
-        if saved.read_text().strip():
-            if saved.stat().st_mode & 0o077:
-                saved.chmod(0o600)
-            return
-    except (KeyError, OSError, UnicodeDecodeError):
-        pass
+    _before.update({name: os.environ.pop(name, None) for name in _VARIABLES})
+    os.environ.update(dict.fromkeys(_PORTS, _NO_PORT))
+    os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    _reload_token()
+
+
+def _forget_token() -> None:
+    """Restore what `_use_fresh_token` has replaced."""
+    global _private
+    _private = False
+    if not _before:
+        return
+    for name, value in _before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    _before.clear()
+    _reload_token()
+
+
+def _reload_token() -> None:
+    """Let Ray read mode and token from the environment again: it keeps those of an earlier connection of this process."""
+    raylet: Any = ray._raylet
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _close_token_file() -> None:
+    """Let no other user read the token of this user: Ray writes it to a file with ordinary permissions."""
+    with contextlib.suppress(KeyError, OSError):
+        saved = Path(os.environ["HOME"], ".ray", "auth_token")
+        if saved.stat().st_mode & 0o077:
+            saved.chmod(0o600)
+
+
+def _private_folder() -> Path:
+    """Return a folder for the files and sockets of local Rays that only this user can enter.
+
+    Ray's default folder and everything in it is writable by every user: another user could replace the sockets and read the logs.
+    """
+    root = _temporary()
+    shared = root / f"rmtscan-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        shared.mkdir(mode=0o700)
+    found = shared.lstat()
+    closed = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
+    if not closed:  # another user was here first
+        shared = Path(tempfile.mkdtemp(prefix="rmtscan-", dir=root))
+    # Ray opens the folder that it is given to everybody, so it gets one inside.
+    return shared / "ray"
+
+
+def _temporary() -> Path:
+    """Return the folder for temporary files that Ray would use."""
+    return Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")
 
 
 def _cause(reason: str) -> str:
     """Say what to do about the reason for which a local Ray did not start."""
-    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    folder = _temporary()
     if "AF_UNIX path" in reason:
         return (
             f"the paths of its sockets in {folder} are longer than the system allows; set RAY_TMPDIR to a folder with a short "
             "path, such as RAY_TMPDIR=/tmp"
         )
-    return f"{reason}; its logs are in {Path(folder, 'ray')}"
+    return f"{reason}; its logs are in {folder / f'rmtscan-{os.getuid()}'}"
 
 
-def _check_reachable(address: str) -> None:
-    """Raise OSError if nothing accepts connections at HOST:PORT: Ray itself would wait for minutes."""
+def _check_reachable(address: str, *, timeout: float = _CONNECT_SECONDS) -> bool:
+    """Raise OSError if nothing accepts connections at HOST:PORT: Ray itself would wait for minutes. False: no such address."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if colon and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+    if not colon or not port.isdecimal():
+        return False
+    socket.create_connection((host.strip("[]"), int(port)), timeout=timeout).close()
+    return True
