@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 # Before numpy and torch are imported: at these sizes one thread is faster than two that compete with Ray's workers.
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
+# Tests leave no file in the home folder.
+_hashes = tempfile.TemporaryDirectory(prefix="rmtscan-tests-")
+os.environ["RMTSCAN_HASH_CACHE"] = os.path.join(_hashes.name, "sha256.json")  # noqa: PTH118
 
 from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402

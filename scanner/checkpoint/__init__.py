@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from scanner.checkpoint.model import Skipped as Skipped
     from scanner.checkpoint.model import TensorEntry as TensorEntry
     from scanner.checkpoint.model import TieCheck as TieCheck
+    from scanner.checkpoint.opening import identified as identified
     from scanner.checkpoint.opening import open_checkpoint as open_checkpoint
     from scanner.checkpoint.reading import read_matrices as read_matrices
     from scanner.checkpoint.reading import read_matrix as read_matrix
@@ -40,6 +41,7 @@ _LAZY = {
     "TensorEntry": "model",
     "TieCheck": "model",
     "difference": "differences",
+    "identified": "opening",
     "list_matrices": "inventory",
     "match_matrices": "structure.matching",
     "open_checkpoint": "opening",

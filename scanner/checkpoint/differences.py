@@ -50,13 +50,19 @@ def difference(base: Checkpoint, tuned: Checkpoint) -> Checkpoint:
     if (base.identity or base.source) == (tuned.identity or tuned.source):
         raise CheckpointError(f"{base.model} and {tuned.model} are the same checkpoint: every difference would be zero")
     identity = _identity(base.identity, tuned.identity)
+    provisional = ""
+    if base.provisional or tuned.provisional:  # then the content of at least one of them is not known yet
+        provisional = _identity(base.identity or base.provisional, tuned.identity or tuned.provisional)
+        identity = ""
     return dataclasses.replace(
         tuned,
         model=f"{PREFIX}{base.model}..{tuned.model}",
         revision=identity[:12],
         base_model=base.model,
         identity=identity,
+        provisional=provisional,
         base=base,
+        tuned=tuned,
         versions=tuple(dict.fromkeys(base.versions + tuned.versions)),
     )
 

@@ -60,7 +60,7 @@ def list_matrices(
 
 def _list_by_headers(checkpoint: Checkpoint, selection: Selection) -> Inventory:
     if checkpoint.base is not None:
-        tuned = replace(checkpoint, base=None)
+        tuned = replace(checkpoint, base=None, tuned=None)
         return difference_inventory(
             checkpoint.base, _list_by_headers(checkpoint.base, selection), _list_by_headers(tuned, selection)
         )

@@ -78,7 +78,7 @@ class Checkpoint:
         base_model: Hub id of the model that it was made from.
         parameters: number of stored floating-point entries.
         dtype: the dtype that most of them have.
-        identity: hash of the contents, independent of the place.
+        identity: hash of the contents, independent of the place; empty if it is not known yet.
         config: the model's config.
         tensors: every stored tensor.
     """
@@ -102,6 +102,10 @@ class Checkpoint:
     """References of other models in the same folder and in the folders inside it, which are not part of this one."""
     versions: tuple[FileVersion, ...] = ()
     """Versions of the files that `identity` is made of; whoever reads them checks that they are the same."""
+    provisional: str = ""
+    """Hash of names, headers, sizes and times of the files, while `identity` is not known."""
+    tuned: "Checkpoint | None" = None
+    """The checkpoint from which `base` is subtracted."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

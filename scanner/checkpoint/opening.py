@@ -1,8 +1,10 @@
 """Opens checkpoints: finds, names, checks and identifies what a reference means."""
 
+import dataclasses
+import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from scanner.checkpoint.differences import PREFIX, difference, split_reference
 from scanner.checkpoint.formats import Format, get_format
@@ -10,24 +12,33 @@ from scanner.checkpoint.formats.weights import find_weights
 from scanner.checkpoint.metadata import MAX_CONFIG_BYTES, architecture, base_model
 from scanner.checkpoint.model import Checkpoint, TensorEntry
 from scanner.checkpoint.references import find_place
-from scanner.checkpoint.sources.files import open_files
+from scanner.checkpoint.sources import hashes
+from scanner.checkpoint.sources.files import FileVersion, open_files
 from scanner.checkpoint.sources.json_object import read_json_object
 from scanner.extensions import load_extensions
 
+#: Local files of at most this many bytes in total are hashed at once: this takes less than Ray's start.
+HASHED_AT_ONCE = 64 << 20
 
-def open_checkpoint(reference: str, *, download: bool = False, identify: bool = True) -> Checkpoint:
+
+def open_checkpoint(
+    reference: str, *, download: bool = False, identify: bool = True, hash_at_most: float = math.inf
+) -> Checkpoint:
     """Open a checkpoint by its reference.
 
     A reference is a local folder or file, `org/name[@revision]` or `hf://...` on the Hub, any fsspec URL, or
     `delta:BASE..TUNED`, the difference of two of these.
 
-    Headers are read and checked; no weights stay in memory. Local files are read once, in blocks, to hash them. On the
-    Hub the commit is the identity, and in other stores the checksums that the store reports.
+    Headers are read and checked; no weights stay in memory. Local files are read once, in blocks, to hash them, unless their
+    hash is known from an earlier run or from their names in a Hugging Face cache. On the Hub the commit is the identity, and in
+    other stores the checksums that the store reports.
 
     Args:
         reference: what to open.
         download: download whole files from the Hub into its cache instead of reading byte ranges.
         identify: if False, local files are not hashed, and identity and revision are empty.
+        hash_at_most: if more bytes than this would have to be hashed, identity and revision stay empty, the checkpoint has a
+            `provisional` identity, and `identified` hashes later.
 
     Raises:
         GatedError, MissingError, RateLimitedError: as the Hub responds.
@@ -36,7 +47,8 @@ def open_checkpoint(reference: str, *, download: bool = False, identify: bool = 
     load_extensions()
     if reference.startswith(PREFIX):
         base, tuned = (
-            open_checkpoint(part, download=download, identify=identify) for part in split_reference(reference)
+            open_checkpoint(part, download=download, identify=identify, hash_at_most=hash_at_most)
+            for part in split_reference(reference)
         )
         return difference(base, tuned)
     place = find_place(reference)
@@ -51,7 +63,14 @@ def open_checkpoint(reference: str, *, download: bool = False, identify: bool = 
     for name in own_config:
         config |= read_json_object(files, name, max_bytes=MAX_CONFIG_BYTES)
     form.check(config, weights.tensors)
-    identity = files.identity(determining) if identify or files.commit is not None else ""
+    versions = files.versions(sorted({*determining}))
+    identity = provisional = ""
+    if files.commit is not None or (identify and files.unhashed(determining) <= hash_at_most):
+        identity = files.identity(determining)
+        hashes.flush()
+    elif identify:
+        provisional = _provisional(files.source, versions, weights.tensors)
+    files.opened()
     return Checkpoint(
         model=place.model,
         revision=files.commit or identity[:12],
@@ -66,8 +85,46 @@ def open_checkpoint(reference: str, *, download: bool = False, identify: bool = 
         tensors=weights.tensors,
         beside=weights.beside,
         left_out=weights.left_out,
-        versions=files.versions(sorted({*determining})),
+        versions=versions,
+        provisional=provisional,
     )
+
+
+def identified(checkpoint: Checkpoint, *, check: Callable[[], None] = lambda: None) -> Checkpoint:
+    """Return a checkpoint with its identity: local files that are not hashed yet are read once, in blocks.
+
+    Args:
+        checkpoint: an open checkpoint.
+        check: called between blocks; it may raise, which ends the hashing.
+
+    Raises:
+        ChangedError: a file is not the version that was opened.
+        CheckpointError: a file cannot be read, or both sides of a difference have the same content.
+    """
+    if checkpoint.identity or not checkpoint.provisional:
+        return checkpoint
+    if checkpoint.base is not None and checkpoint.tuned is not None:
+        return difference(identified(checkpoint.base, check=check), identified(checkpoint.tuned, check=check))
+    files = open_files(checkpoint.source, checkpoint.versions)
+    identity = files.identity([version.name for version in checkpoint.versions], check=check)
+    return dataclasses.replace(checkpoint, identity=identity, revision=identity[:12], provisional="")
+
+
+def _provisional(source: str, versions: Iterable[FileVersion], tensors: Iterable[TensorEntry]) -> str:
+    """Hash what is known of local files without reading their weights: place, names, sizes, times, inodes and headers.
+
+    What was computed under this identity counts for the next run, too, if the files are the same versions. So it contains all
+    that tells one version from another, apart from the number of the device, which may change when a machine starts.
+    """
+    digest = hashlib.sha256(f"provisional\0{source}".encode("utf-8", "surrogatepass"))
+    for version in versions:
+        _, inode, changed = version.inode
+        facts = (version.name, version.size, version.modified, inode, changed)
+        digest.update("\0".join(["", *map(str, facts)]).encode("utf-8", "surrogatepass"))
+    for entry in tensors:
+        place = (entry.dtype, *entry.shape, entry.file, entry.start, entry.size, entry.column_major)
+        digest.update("\0".join([entry.name, *map(str, place)]).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
 
 
 def _most_common_dtype(tensors: Iterable[TensorEntry], form: Format) -> str:

@@ -28,6 +28,7 @@ class Progress(Observer):
         self._bar: Bar | None = None
         self._bar_task: TaskID | None = None
         self._items = self._done = self._failed = 0
+        self._more = ""  # `+` while further checkpoints are opened
         self._cost = self._cost_done = 0.0
         self._alive = 0
         self._last_line = time.monotonic()
@@ -56,9 +57,9 @@ class Progress(Observer):
         self._say(f"damaged: {problem}")
 
     def starting(self, items: int, cost: float, kept: int, what: str = "matrices and controls") -> None:
-        """The queue is complete."""
+        """There is work."""
         self.stop()  # the bar of an earlier queue
-        self._items, self._cost = items, cost
+        self._items, self._cost, self._more = items, cost, ""
         self._done, self._failed, self._cost_done, self._alive = 0, 0, 0.0, 0
         resumed = f" ({kept} have results from an earlier run)" if kept else ""
         self._say(f"{items} {what} to do{resumed}; starting workers")
@@ -76,6 +77,16 @@ class Progress(Observer):
             )
             self._bar_task = self._bar.add_task("waiting for workers", total=cost, count=f"0/{items}")
             self._bar.start()
+
+    def expecting(self, items: int, cost: float, kept: int, *, more: bool) -> None:
+        """Further checkpoints were opened."""
+        self._items, self._cost, self._more = items, cost, "+" if more else ""
+        if self._bar is not None and self._bar_task is not None:
+            self._bar.update(self._bar_task, total=cost, count=self._count)
+
+    @property
+    def _count(self) -> str:
+        return f"{self._done}/{self._items}{self._more}"
 
     def workers(self, alive: int, wanted: int) -> None:
         """A worker has started or was lost."""
@@ -97,6 +108,11 @@ class Progress(Observer):
         names = ", ".join(printable(name) for name in tasks)
         self._say(f"no result within {seconds:.0f} s: the worker is replaced and its tasks are retried ({names})")
 
+    def hashing(self, models: list[str]) -> None:
+        """The commit waits for the hash of the files."""
+        named = ", ".join(map(printable, models[:3])) + (" and others" if len(models) > 3 else "")
+        self._say(f"every matrix is done; the files of {named} are hashed before the commit")
+
     def task_done(self, task: Task, *, failed: list[str]) -> None:
         """The results of a task are stored."""
         self._done += task.items
@@ -105,11 +121,12 @@ class Progress(Observer):
         for name in failed:
             self._say(f"FAILED {printable(name)}")
         if self._bar is not None and self._bar_task is not None:
-            self._bar.update(self._bar_task, completed=self._cost_done, count=f"{self._done}/{self._items}")
+            self._bar.update(self._bar_task, completed=self._cost_done, count=self._count)
         elif time.monotonic() - self._last_line > _INTERVAL:
             self._last_line = time.monotonic()
             share = self._cost_done / self._cost if self._cost else 1.0
-            self._say(f"{self._done} of {self._items} done ({share:.0%} of the work), {self._failed} failed")
+            known = f"{share:.0%} of the work{' that is known so far' if self._more else ''}"
+            self._say(f"{self._done} of {self._items}{self._more} done ({known}), {self._failed} failed")
 
     def model_done(self, model: ModelReport) -> None:
         """A model is committed, was already in the store, or cannot be scanned."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,9 +15,14 @@ from scanner.cli.output import DEFAULT_STORE, Format, FormatOption, StoreOption,
 from scanner.cli.run import run_verb
 from scanner.engine.method import Method
 from scanner.engine.options import PoolOptions, ScanOptions
+from scanner.errors import ConfigError, ScannerError
 
 if TYPE_CHECKING:
     from scanner.engine import Observer, ScanReport
+
+
+#: Above this number of models, the tensors that each of them skips are not summed up.
+_MOST_NOTES = 20
 
 
 def register(app: typer.Typer) -> None:
@@ -24,12 +32,21 @@ def register(app: typer.Typer) -> None:
 
 def scan(
     references: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="REF", help=r"Checkpoints: a folder or file, org/name\[@revision], a URL, delta:BASE..TUNED."
         ),
-    ],
+    ] = None,
     *,
+    listed: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="Also the references in a text file, one a line; # begins a comment; - reads them from stdin.",
+            show_default=False,
+        ),
+    ] = None,
     store: StoreOption = DEFAULT_STORE,
     method: Method,
     how: ScanOptions,
@@ -50,13 +67,17 @@ def scan(
         rmtscan scan org/name@main model.gguf delta:org/base..org/tuned --heads
 
         rmtscan scan ./my-model --address auto --gpus-per-worker 0.5
+
+        rmtscan scan --from models.txt --store s3://bucket/results
     """
+    if not references and listed is None:
+        raise typer.BadParameter("name a checkpoint, or a file of references with --from", param_hint="REF")
 
     def call(observer: Observer) -> ScanReport:
         from scanner.engine.scan import scan as run_scan
 
         return run_scan(
-            references,
+            _named(references or [], listed),
             store=store,
             method=method,
             ensembles=how.ensembles,
@@ -67,6 +88,50 @@ def scan(
         )
 
     run_verb(call, lambda report: _show(report, form), store=store, log_format=log_format)
+
+
+def _named(references: list[str], listed: str | None) -> Iterable[str]:
+    """Return the references of the command line, then those of a file; those on stdin are read as the scan proceeds.
+
+    Raises:
+        ScannerError: the file cannot be read, or names nothing.
+    """
+    if listed is None:
+        return references
+    if listed == "-":
+        return _with_stdin(references)
+    try:
+        text = Path(listed).read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError("listed", f"is {listed!r}, which is not a text file in UTF-8") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError("listed", f"is {listed!r}, which cannot be read: {reason}") from error
+    found = [*references, *_references_in(text.splitlines())]
+    if not found:
+        raise ConfigError("listed", f"is {listed!r}, which names no checkpoint: write one reference a line")
+    return found
+
+
+def _with_stdin(references: list[str]) -> Iterator[str]:
+    yield from references
+    found = len(references)
+    try:
+        for reference in _references_in(sys.stdin):
+            found += 1
+            yield reference
+    except UnicodeDecodeError as error:
+        raise ScannerError("the references on stdin are not text in UTF-8") from error
+    if not found:
+        raise ScannerError("stdin names no checkpoint: write one reference a line")
+
+
+def _references_in(lines: Iterable[str]) -> Iterator[str]:
+    """Yield the references in lines; a comment begins with # at the start of a line or after a space."""
+    for line in lines:
+        reference = "" if line.lstrip().startswith("#") else line.replace("\t", " ").partition(" #")[0].strip()
+        if reference:
+            yield reference
 
 
 def _show(report: ScanReport, form: Format) -> None:
@@ -92,7 +157,8 @@ def _show(report: ScanReport, form: Format) -> None:
     )
     write(pa.table(columns, schema=schema), form)
     for model in scanned:
-        note_skipped({reason: len(tensors) for reason, tensors in model.skipped.items()}, before=f"{model.model}: ")
+        if len(scanned) <= _MOST_NOTES:
+            note_skipped({reason: len(names) for reason, names in model.skipped.items()}, before=f"{model.model}: ")
         if model.beside:
             note(f"  {model.model}: {beside_note(model.beside)}")
         if model.failed:

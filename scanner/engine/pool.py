@@ -6,6 +6,7 @@ retried. Errors of a task itself never get here: the worker returns them as data
 
 from __future__ import annotations
 
+import heapq
 import platform
 import re
 import time
@@ -43,6 +44,8 @@ WAITING_SECONDS = 60.0
 START_SECONDS = 900.0
 #: Seconds between two looks at what gives no sign of itself: the local Ray, and workers that have not started.
 _LOOK_SECONDS = 5.0
+#: Longest wait for results, in seconds, while a worker has nothing to do and further tasks may be found, and for these tasks.
+_IDLE_SECONDS = 0.05
 #: Shortest wait for results, in seconds, when a time limit is about to expire.
 _SHORTEST_WAIT = 0.05
 
@@ -66,8 +69,8 @@ class PoolShape:
     gpus: float
 
     @classmethod
-    def fit(cls, options: PoolOptions, resources: dict[str, float], tasks: int) -> PoolShape:
-        """One worker per GPU (or share of one) where there are GPUs, else one per core; never more than tasks.
+    def fit(cls, options: PoolOptions, resources: dict[str, float], tasks: int | None) -> PoolShape:
+        """One worker per GPU (or share of one) where there are GPUs, else one per core; never more than tasks (None: unknown).
 
         The number that a user asks for may exceed the present resources: the rest waits, which an autoscaler notices.
         """
@@ -81,7 +84,8 @@ class PoolShape:
             slots = int(gpus) * int(1 / share + 1e-9)  # no worker gets its share from two GPUs
         else:
             slots = int(resources.get("CPU", 1.0))
-        return cls(workers=min(options.workers or max(1, slots), tasks), gpus=share)
+        workers = options.workers or max(1, slots)
+        return cls(workers=workers if tasks is None else min(workers, tasks), gpus=share)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -132,6 +136,10 @@ def run_tasks(
     on_workers: Callable[[int, int], None] = lambda alive, wanted: None,
     on_waiting: Callable[[str], None] = lambda reason: None,
     on_hung: Callable[[list[str], float], None] = lambda names, seconds: None,
+    on_dropped: Callable[[AnyTask], None] = lambda task: None,
+    more: Callable[[float], tuple[Sequence[AnyTask], bool]] = lambda patience: ((), False),
+    wanted: Callable[[AnyTask], bool] = lambda task: True,
+    order: Callable[[AnyTask], Any] = lambda task: 0,
     family: Callable[[AnyTask], str | None] = lambda task: None,
     time_limit: Callable[[AnyTask], float | None] = lambda task: None,
     arguments: tuple[Any, ...] = (),
@@ -148,6 +156,10 @@ def run_tasks(
         on_workers: called with the numbers of running and wanted workers whenever a worker starts or is lost.
         on_waiting: called once a minute, while there is no worker, with the resources that are missing.
         on_hung: called with the tasks of a worker that exceeded its time limit, and the limit in seconds.
+        on_dropped: called instead of `on_done` and `on_lost` with a task that is no longer `wanted` when its turn comes.
+        more: returns further tasks, and whether there may be others later; waits for a task for the given time (seconds).
+        wanted: whether a task still has to be run.
+        order: key of the order of further tasks among those that wait.
         family: tasks of one family go to the same worker, as long as the other workers have other tasks.
         time_limit: seconds without a result after which the worker of a task is replaced; None: no limit.
         arguments: positional arguments of the constructor of `worker_class`.
@@ -157,7 +169,9 @@ def run_tasks(
     """
     with ray_session(options):
         resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        shape = PoolShape.fit(options, resources, len(tasks))
+        further, not_all = more(0.0)  # found while Ray started
+        tasks = [*heapq.merge(tasks, further, key=order)]
+        shape = PoolShape.fit(options, resources, None if not_all else len(tasks))
         if address_of(options) == LOCAL and shape.gpus > resources.get("GPU", 0.0):
             raise ScannerError(
                 f"`gpus_per_worker` is {shape.gpus:g}, but this machine has {resources.get('GPU', 0.0):g} GPUs: omit it, or give "
@@ -171,6 +185,10 @@ def run_tasks(
             on_workers=on_workers,
             on_waiting=on_waiting,
             on_hung=on_hung,
+            on_dropped=on_dropped,
+            more=more,
+            wanted=wanted,
+            order=order,
             family=family,
             time_limit=time_limit,
             arguments=arguments,
@@ -185,7 +203,7 @@ class Pool(Generic[AnyTask]):
     and calls to a restarting actor fail until the cluster has noticed the loss of its node.
 
     `on_done(task, result)` and `on_lost(task, reason)` are called in the driver, in the order of events, exactly one of them once
-    for every task.
+    for every task, or `on_dropped(task)`.
     """
 
     def __init__(
@@ -198,12 +216,18 @@ class Pool(Generic[AnyTask]):
         on_workers: Callable[[int, int], None] = lambda alive, wanted: None,
         on_waiting: Callable[[str], None] = lambda reason: None,
         on_hung: Callable[[list[str], float], None] = lambda names, seconds: None,
+        on_dropped: Callable[[AnyTask], None] = lambda task: None,
+        more: Callable[[float], tuple[Sequence[AnyTask], bool]] = lambda patience: ((), False),
+        wanted: Callable[[AnyTask], bool] = lambda task: True,
+        order: Callable[[AnyTask], Any] = lambda task: 0,
         family: Callable[[AnyTask], str | None] = lambda task: None,
         time_limit: Callable[[AnyTask], float | None] = lambda task: None,
         arguments: tuple[Any, ...] = (),
     ) -> None:
         self._family, self._time_limit, self._arguments = family, time_limit, arguments
-        self._on_hung = on_hung
+        self._on_hung, self._on_dropped = on_hung, on_dropped
+        self._more, self._still_wanted, self._order = more, wanted, order
+        self._open = True  # whether further tasks may be found
         self._on_done, self._on_lost = on_done, on_lost
         self._on_workers, self._on_waiting = on_workers, on_waiting
         self._shape = shape
@@ -226,9 +250,14 @@ class Pool(Generic[AnyTask]):
             self._actors += [self._start() for _ in range(self._wanted)]
             on_start()
             told = looked = time.monotonic()
-            while self._queue or any(call.task is not None for call in self._calls.values()):
+            while True:
+                self._look_for_more()
                 self._dispatch()
-                finished, _ = ray.wait(list(self._calls), num_returns=1, timeout=self._longest_wait())
+                if not (self._queue or self._open or any(call.task is not None for call in self._calls.values())):
+                    break
+                finished: list[Any] = []
+                if self._calls:
+                    finished, _ = ray.wait(list(self._calls), num_returns=1, timeout=self._longest_wait())
                 check_local_ray()  # before its processes are asked for anything
                 for reference in finished:
                     self._collect(reference, self._calls.pop(reference))
@@ -246,6 +275,12 @@ class Pool(Generic[AnyTask]):
             for actor in self._actors:
                 ray.kill(actor.handle)
 
+    def _look_for_more(self) -> None:
+        """Queue further tasks, each before smaller ones; waits for them only if nothing else can happen."""
+        found, self._open = self._more(0.0 if self._calls or self._queue else _IDLE_SECONDS)
+        if found:
+            self._queue = deque(heapq.merge(self._queue, found, key=self._order))
+
     def _start(self, *, refusals: int = 0) -> _Actor:
         actor = _Actor(handle=self._actor_class.remote(*self._arguments), refusals=refusals)
         self._calls[actor.handle.ready.remote()] = _Call(actor=actor, task=None)
@@ -259,6 +294,7 @@ class Pool(Generic[AnyTask]):
         """Fill the windows in rounds: no worker gets a second task while another has none."""
         for room in range(1, WINDOW + 1):
             for actor in self._actors:
+                self._drop_unwanted()
                 if not (self._queue and actor.ready and len(actor.running) < room):
                     continue
                 place = self._next(actor)
@@ -270,6 +306,10 @@ class Pool(Generic[AnyTask]):
                         actor.since = time.monotonic()
                     actor.running[task.name] = self._time_limit(task)
                     self._calls[actor.handle.run.remote(task)] = _Call(actor=actor, task=task)
+
+    def _drop_unwanted(self) -> None:
+        while self._queue and not self._still_wanted(self._queue[0]):
+            self._on_dropped(self._queue.popleft())
 
     def _next(self, actor: _Actor) -> int:
         """Position in the queue of the next task of an actor: of its family, else of no other actor's family, else the first."""
@@ -304,6 +344,8 @@ class Pool(Generic[AnyTask]):
         """Seconds to wait for a result: up to the next time limit, and until something has to be looked at or told."""
         now = time.monotonic()
         left = [actor.since + limit - now for actor in self._actors if (limit := _limit(actor)) is not None]
+        if self._open and any(actor.ready and len(actor.running) < WINDOW for actor in self._actors):
+            left.append(_IDLE_SECONDS)
         return max(_SHORTEST_WAIT, min([WAITING_SECONDS, _LOOK_SECONDS, *left]))
 
     def _kill_hung(self) -> None:

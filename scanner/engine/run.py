@@ -25,6 +25,8 @@ from scanner.store import Heartbeat
 
 #: Seconds between two heartbeats, in a local store and in one on a network.
 _BEAT_SECONDS, _REMOTE_BEAT_SECONDS = 5.0, 20.0
+#: Models that a heartbeat names.
+_MOST_NAMES = 100
 
 
 def run(works: Sequence[Work], options: PoolOptions, observer: Observer) -> None:
@@ -35,8 +37,10 @@ def run(works: Sequence[Work], options: PoolOptions, observer: Observer) -> None
             task would share.
         KeyboardInterrupt: interrupted; results are in the store, and the same call resumes.
     """
-    planned = [(work, work.tasks()) for work in works]
     with ExitStack() as connected:
+        for work in works:
+            connected.callback(work.close)
+        planned = [(work, work.tasks()) for work in works]
         for work, tasks in planned:
             if tasks:
                 items, cost = work.expected(tasks)
@@ -68,6 +72,25 @@ def _dispatch(
     def lost(task: Task, reason: str) -> None:
         done(task, Result(failure=Failure(message=reason, error="WorkerLost")))
 
+    def dropped(task: Task) -> None:
+        status.count(task, Result(), failed=0, seconds=0.0)
+        observer.task_done(task, failed=[])
+
+    expected = [items, cost]
+    told_more = False
+
+    def more(patience: float) -> tuple[Sequence[Task], bool]:
+        nonlocal told_more
+        found = work.more(patience)
+        if found.tasks or found.more != told_more:
+            further = work.expected(found.tasks)
+            expected[0] += further[0]
+            expected[1] += further[1]
+            told_more = found.more
+            status.expect(int(expected[0]), expected[1], work.names)
+            observer.expecting(int(expected[0]), expected[1], work.kept, more=found.more)
+        return found.tasks, found.more
+
     def workers(alive: int, wanted: int) -> None:
         first = not status.begun and alive > 0
         status.workers(alive, wanted)
@@ -87,6 +110,10 @@ def _dispatch(
             on_workers=workers,
             on_waiting=observer.waiting,
             on_hung=observer.hung,
+            on_dropped=dropped,
+            more=more,
+            wanted=work.wanted,
+            order=lambda task: (not task.precedes, -task.cost),
             family=lambda task: task.family,
             time_limit=lambda task: options.task_timeout or task.time_limit,
         )
@@ -103,7 +130,7 @@ class _Status:
         self._fixed: dict[str, Any] = {
             "run_id": self._run_id,
             "kind": work.kind,
-            "what": tuple(work.names),
+            "what": tuple(work.names[:_MOST_NAMES]),
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "started_at": datetime.now(UTC),
@@ -129,6 +156,11 @@ class _Status:
         stages = {**result.stages, "write": seconds}
         self._metrics.task(items=task.items, failed=failed, bytes_read=result.bytes_read, stages=stages)
         self._metrics.queue(left)
+
+    def expect(self, items: int, cost: float, names: Sequence[str]) -> None:
+        """Note the totals and models that are known by now."""
+        with self._lock:
+            self._fixed |= {"total": items, "cost": cost, "what": tuple(names[:_MOST_NAMES])}
 
     def workers(self, alive: int, wanted: int) -> None:
         """Note the number of workers."""

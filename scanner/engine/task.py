@@ -56,6 +56,11 @@ class Task(Protocol):
         """Expected work, in units that only have to agree within one run."""
 
     @property
+    def precedes(self) -> bool:
+        """Whether it runs before larger tasks, because others wait for its result."""
+        return False
+
+    @property
     def items(self) -> int:
         """Number of things that progress counts: matrices of a scan, for example."""
         return 1

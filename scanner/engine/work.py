@@ -23,7 +23,10 @@ class Observer:
         """A committed result is not whole and is computed again."""
 
     def starting(self, items: int, cost: float, kept: int, what: str = "matrices and controls") -> None:
-        """The queue is complete, with this number of `what`; `kept` more have results from an earlier run."""
+        """There is work: this number of `what` so far; `kept` more have results from an earlier run."""
+
+    def expecting(self, items: int, cost: float, kept: int, *, more: bool) -> None:
+        """The totals have changed, because further checkpoints were opened; `more`: they will change again."""
 
     def workers(self, alive: int, wanted: int) -> None:
         """A worker has started or was lost."""
@@ -36,6 +39,9 @@ class Observer:
 
     def dispatching(self) -> None:
         """The first worker is ready."""
+
+    def hashing(self, models: list[str]) -> None:
+        """Every matrix is done; these models are committed as soon as their files are hashed."""
 
     def task_done(self, task: Task, *, failed: list[str]) -> None:
         """The results of a task are stored; `failed` holds the names of the items without a result."""
@@ -50,6 +56,14 @@ class Stored:
 
     failed: tuple[str, ...] = ()
     following: tuple[Task, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What `Work.more` returns: further tasks, and whether there may be others later."""
+
+    tasks: tuple[Task, ...] = ()
+    more: bool = False
 
 
 class Work(ABC):
@@ -74,6 +88,18 @@ class Work(ABC):
     def tasks(self) -> Sequence[Task]:
         """Tasks without a result, in the order in which they are run."""
 
+    def more(self, patience: float) -> Found:
+        """Return tasks that were found since the last call; called again and again while the work runs.
+
+        Args:
+            patience: seconds to wait for a task if there is none.
+        """
+        return Found()
+
+    def wanted(self, task: Task) -> bool:
+        """Whether a task that waits in the queue is still needed."""
+        return True
+
     def expected(self, tasks: Sequence[Task]) -> tuple[int, float]:
         """Number of items and cost of the tasks, including tasks that will follow from them."""
         return sum(task.items for task in tasks), sum(task.cost for task in tasks)
@@ -94,3 +120,6 @@ class Work(ABC):
 
     def finish(self) -> None:  # noqa: B027 (optional)
         """Commit what is complete; called at the end even if there was no task."""
+
+    def close(self) -> None:  # noqa: B027 (optional)
+        """Release what the work holds; called at the end of a run, also after an error."""

@@ -92,6 +92,12 @@ class Staging:
         self._generation = self._committed_generation()
         self._folder = f"{self._root}/{self._generation}"
         self._finished: set[str] = set()
+        self._columns: dict[str, str] = {}  # of every row, if they were not known when the parts were staged
+
+    @property
+    def replaces(self) -> bool:
+        """Whether a committed result was there when this writer was made; a commit replaces it."""
+        return self._generation != _FIRST
 
     @property
     def committed(self) -> bool:
@@ -137,6 +143,9 @@ class Staging:
         Raises:
             StoreError: they cannot be removed.
         """
+        if self._columns:  # no later result has parts in this folder
+            self._files.remove_folder(self._root)
+            return
         current = self._committed_generation()
         for name in self._files.folders(self._root):
             if name != current:
@@ -189,6 +198,7 @@ class Staging:
         merged = {first: order.drop_columns("part")}
         merged |= {name: _stack(name, [parts[part][name] for part in sequence]) for name in others}
         merged |= self._merged_failures(failure_names)
+        merged = {name: self._renamed(table) for name, table in merged.items()}
 
         largest = self._write_largest(self._largest_table(name) for name in sequence)
         records = {f"{self.largest}/{self.result_id}.parquet": largest}
@@ -213,7 +223,7 @@ class Staging:
         with self._files.replacing(f"{self.largest}/{self.result_id}.parquet") as file:
             with pq.ParquetWriter(file, schema, compression="zstd") as writer:
                 for part in parts:
-                    waiting.append(described(self.largest, part))
+                    waiting.append(described(self.largest, self._renamed(part)))
                     rows += part.num_rows
                     while rows - written >= ROW_GROUP + SMALLEST_ROW_GROUP:
                         together = pa.concat_tables(waiting)
@@ -223,6 +233,13 @@ class Staging:
                 if rows > written:
                     writer.write_table(pa.concat_tables(waiting), row_group_size=ROW_GROUP + SMALLEST_ROW_GROUP)
             return file.record(rows)
+
+    def _renamed(self, table: pa.Table) -> pa.Table:
+        """Fill in the columns that were not known when the parts were staged."""
+        for name in self._columns.keys() & {*table.column_names}:
+            at, kind = table.column_names.index(name), table.schema.field(name)
+            table = table.set_column(at, kind, pa.repeat(pa.scalar(self._columns[name], kind.type), table.num_rows))
+        return table
 
     def _write_row(self, row: Mapping[str, object]) -> None:
         self._check_row(row)
@@ -298,6 +315,21 @@ class ScanWriter(Staging):
     def scan_id(self) -> str:
         """Id of the scan."""
         return self.result_id
+
+    def become(self, scan_id: str, revision: str) -> None:
+        """Let `commit` write what was staged under a provisional id as the scan of this id and revision.
+
+        The parts stay where they are, so that a run that ends before the commit can be resumed under the provisional id.
+
+        Raises:
+            ValueError: the id is not a safe file name.
+            StoreError: the store cannot be read.
+        """
+        if not is_safe_id(scan_id):
+            raise ValueError(f"scan id {scan_id!r} is not a safe file name")
+        self.result_id = scan_id
+        self._columns = {"scan_id": scan_id, "revision": revision}
+        self._generation = self._committed_generation()
 
     def staged(self) -> set[str]:
         """Return the keys of the finished matrices. A damaged part does not count: its matrix is scanned again."""

@@ -27,6 +27,10 @@ class Recorder(ScanObserver):
         self.queues.append(tasks)
         self.kept = kept
 
+    def expecting(self, items: int, cost: float, kept: int, *, more: bool) -> None:
+        self.queues[-1] = items
+        self.kept = kept
+
     def workers(self, alive: int, wanted: int) -> None:
         self.alive.append(alive)
 

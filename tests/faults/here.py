@@ -17,7 +17,12 @@ def run_here(monkeypatch: pytest.MonkeyPatch, *works: Work, before: Callable[[Ta
     one = worker.Worker()
     planned = [(work, list(work.tasks())) for work in works]
     for work, queue in planned:
-        while queue:
+        open_ = True
+        while queue or open_:
+            found = work.more(0.0 if queue else 0.1)
+            queue, open_ = [*queue, *found.tasks], found.more
+            if not queue:
+                continue
             task = queue.pop(0)
             before(task)
             result = one.run(task)

@@ -1,7 +1,7 @@
 """The interface of file sources: the files of one folder, local or remote, readable in part."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from scanner.checkpoint.names import is_plain_name
@@ -78,8 +78,14 @@ class Files(Protocol):
     def expect(self, names: Sequence[str]) -> None:
         """Announce that the starts of these files are read next, so that remote sources can fetch them concurrently."""
 
-    def identity(self, names: Iterable[str]) -> str:
-        """Return a hash (hexadecimal) of the names and contents of the files."""
+    def identity(self, names: Iterable[str], *, check: Callable[[], None] = lambda: None) -> str:
+        """Return a hash (hexadecimal) of the names and contents of the files; `check` is called now and then and may raise."""
+
+    def unhashed(self, names: Iterable[str]) -> int:
+        """Return the number of bytes that `identity` has to read."""
+
+    def opened(self) -> None:
+        """Drop what was cached of headers, because the checkpoint is open."""
 
     def versions(self, names: Sequence[str]) -> tuple[FileVersion, ...]:
         """Return the versions of the files that `identity` hashed; none if the source cannot change."""

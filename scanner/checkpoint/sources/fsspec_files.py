@@ -1,7 +1,7 @@
 """The files of a folder in any store that fsspec reaches: object stores, web servers, memory."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NoReturn
@@ -80,7 +80,7 @@ class FsspecFiles(RemoteFiles):
             )
         return size
 
-    def identity(self, names: Iterable[str]) -> str:
+    def identity(self, names: Iterable[str], *, check: Callable[[], None] = lambda: None) -> str:
         """Return a SHA-256 over name, size and checksum of the files, as the store reports them; no file is read.
 
         If the store reports no checksum for one of them, the time of its last change and the place are hashed instead.

@@ -3,7 +3,7 @@
 import hashlib
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -45,7 +45,7 @@ _ADDRESS_SECONDS = 900.0
 _EXPIRED = frozenset({400, 401, 403, 404, 410})
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
 def hub_files(source: str) -> "HubFiles":
     """Return the files of a source; the object is cached with its sizes and addresses, because a commit does not change."""
     return HubFiles(source)
@@ -127,7 +127,7 @@ class HubFiles(RemoteFiles):
         """Set the listing: the paths of all files of the commit, and their sizes where they are known."""
         self._tree = dict(sizes)
 
-    def identity(self, names: Iterable[str]) -> str:
+    def identity(self, names: Iterable[str], *, check: Callable[[], None] = lambda: None) -> str:
         """Return a hash of repository, commit and path: a commit does not change, so nothing is read."""
         path = "/".join(filter(None, [self._folder, self.named]))
         text = f"hub:{self.repository}@{self._commit}" + (f":{path}" if path else "")

@@ -2,13 +2,15 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scanner.checkpoint.names import is_plain_name, printable
+from scanner.checkpoint.sources import hashes
 from scanner.checkpoint.sources.ranges import ByteRange
 from scanner.checkpoint.sources.versions import FileVersion, changed, settle
 from scanner.errors import CheckpointError
@@ -18,9 +20,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _BLOCK_BYTES = 8 * 2**20
-
-# The file by which huggingface_hub marks the folder of its cache with files that several models share.
-_SHARED_BLOBS_MARK = ".huggingface-shared-blobs"
 
 
 class LocalFiles:
@@ -81,11 +80,7 @@ class LocalFiles:
 
     def size(self, name: str) -> int:
         """Return the size of a file in bytes."""
-        path = self._path(name)
-        with _reported(name):
-            found = path.stat()
-        self._check(name, found)
-        return found.st_size
+        return self._stat(name)[1].st_size
 
     def read(self, name: str, start: int, size: int) -> bytes:
         """Return `size` bytes from byte `start` on; fewer only at the end of the file."""
@@ -126,25 +121,39 @@ class LocalFiles:
             found.append(content)
         return found
 
-    def sha256(self, name: str) -> str:
-        """Return the SHA-256 of a file as hexadecimal digits."""
+    def sha256(self, name: str, *, check: Callable[[], None] = lambda: None) -> str:
+        """Return the SHA-256 of a file as hexadecimal digits; `check` is called between blocks and may raise, which ends it."""
+        known = self._known_sha256(name)
+        if known is not None:
+            return known
         digest = hashlib.sha256()
         buffer = memoryview(bytearray(_BLOCK_BYTES))
         with self._opened(name) as file:
             settle(os.fstat(file.fileno()))
+            found, began = os.fstat(file.fileno()), time.time_ns()
             while count := file.readinto(buffer):
                 digest.update(buffer[:count])
+                check()
+        hashes.remember(self.root / name, found, digest.hexdigest(), began=began)
         return digest.hexdigest()
 
-    def identity(self, names: Iterable[str]) -> str:
+    def identity(self, names: Iterable[str], *, check: Callable[[], None] = lambda: None) -> str:
         """Return a SHA-256 (hexadecimal) over the SHA-256 of the files, in order of their names.
 
-        It depends on the contents of the files only, not on where they are or when they were written.
+        It depends on the contents of the files only, not on where they are or when they were written. `check` is called between
+        blocks and may raise.
         """
         digest = hashlib.sha256()
         for name in sorted(names):
-            digest.update(self.sha256(name).encode() + b"\n")
+            digest.update(self.sha256(name, check=check).encode() + b"\n")
         return digest.hexdigest()
+
+    def unhashed(self, names: Iterable[str]) -> int:
+        """Return the number of bytes that `identity` has to read, because their hash is not known."""
+        return sum(self.size(name) for name in names if self._known_sha256(name) is None)
+
+    def opened(self) -> None:
+        """Do nothing: no headers are cached."""
 
     def versions(self, names: Iterable[str]) -> tuple[FileVersion, ...]:
         """Return the versions of files that were read or hashed; other objects check against them what they read."""
@@ -159,11 +168,29 @@ class LocalFiles:
     def keep_whole(self, *, branch: str | None) -> None:
         """Do nothing: the files are local already."""
 
+    def _known_sha256(self, name: str) -> str | None:
+        """Return the SHA-256 of a file if it is known without reading the file."""
+        path, found = self._stat(name)
+        with _reported(name):
+            return hashes.of_hub_cache(path) or hashes.known(path, found)
+
+    def _stat(self, name: str) -> tuple[Path, os.stat_result]:
+        path = self._path(name)
+        with _reported(name):
+            found = path.stat()
+            if name not in self._versions and settle(found):
+                found = path.stat()
+        self._check(name, found)
+        return path, found
+
     @contextmanager
     def _opened(self, name: str) -> Iterator[BufferedReader]:
         """Open a file for reading; it has to be the same version before and after."""
         path = self._path(name)
         with _reported(name), path.open("rb") as file:
+            if name not in self._versions:
+                # Otherwise a write within the same step of the clock would give the version that is noted now.
+                settle(os.fstat(file.fileno()))
             self._check(name, os.fstat(file.fileno()))
             yield file
             self._check(name, os.fstat(file.fileno()))
@@ -187,7 +214,7 @@ class LocalFiles:
             root, target = self.root.resolve(), path.resolve()
             cached = [folder for folder in root.parents if folder.name.startswith("models--")]
             shared = [folder.parent / "blobs" for folder in cached]
-            homes = [root, *cached, *(folder for folder in shared if (folder / _SHARED_BLOBS_MARK).is_file())]
+            homes = [root, *cached, *(folder for folder in shared if (folder / hashes.SHARED_BLOBS_MARK).is_file())]
         if not any(target.is_relative_to(home) for home in homes):
             raise CheckpointError(
                 f"{shown} is a symbolic link that leaves the checkpoint's folder: put the file itself into the folder"

@@ -2,7 +2,7 @@
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -84,6 +84,15 @@ class RemoteFiles(ABC):
         for read in plan_reads(ranges):
             self._fill(read.name, read.start, sink_of(read, ranges, contents))
         return contents
+
+    def unhashed(self, names: Iterable[str]) -> int:
+        """Return 0: the source reports what the identity is made of."""
+        return 0
+
+    def opened(self) -> None:
+        """Drop the cached starts of files."""
+        with self._lock:
+            self._heads.clear()
 
     def versions(self, names: Sequence[str]) -> tuple[FileVersion, ...]:
         """Return nothing: a source whose files can change overrides this."""

@@ -74,8 +74,10 @@ def versions_of(source: str, versions: Iterable[FileVersion]) -> tuple[FileVersi
     return tuple(version for version in versions if version.source == source)
 
 
-def settle(found: os.stat_result) -> None:
-    """Wait until a later write of the file has a later time, if it has just been written."""
+def settle(found: os.stat_result) -> bool:
+    """Wait until a later write of the file has a later time, if it has just been written; tell whether it had been."""
     age = time.time() - max(found.st_mtime, found.st_ctime)
-    if 0 <= age < CLOCK_STEP:
-        time.sleep(CLOCK_STEP - age)
+    if not 0 <= age < CLOCK_STEP:
+        return False
+    time.sleep(CLOCK_STEP - age)
+    return True
