@@ -98,7 +98,7 @@ def partial_reads(place: Path, of: fleet.Fleet, *, judged: bool) -> list[measure
 
 def explain(store: Store, query: Query, params: dict[str, object]) -> dict[str, Any]:
     """Return DuckDB's profile of the query: operators and bytes read."""
-    connection: duckdb.DuckDBPyConnection = store._database()
+    connection: duckdb.DuckDBPyConnection = store._database().connection
     [(_, profile)] = connection.execute(f"explain (analyze, format json) {query.sql}", query.bind(params)).fetchall()
     found: dict[str, Any] = json.loads(profile)
     return found

@@ -32,6 +32,9 @@ VERBS = (
     "report",
     "publish",
     "verify",
+    "compact",
+    "merge",
+    "rm",
 )
 
 #: Errors of a stdout that takes no more.

@@ -59,7 +59,7 @@ def records_in(text: object) -> dict[str, FileRecord] | None:
         found = json.loads(str(text))
         if not isinstance(found, dict):
             raise ValueError("not an object")
-        return {_path(path): _record(record) for path, record in found.items()}
+        return {_path(path): record_in(record) for path, record in found.items()}
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"column `files` is not a list of files: {type(error).__name__}") from None
 
@@ -71,7 +71,12 @@ def _path(path: str) -> str:
     return path
 
 
-def _record(values: Any) -> FileRecord:
+def record_in(values: Any) -> FileRecord:
+    """Return the record in its form as JSON.
+
+    Raises:
+        ValueError: it is none; also KeyError and TypeError.
+    """
     size, rows, digest = values["bytes"], values["rows"], values["sha256"]
     if type(size) is not int or type(rows) is not int or size < 0 or rows < 0 or not _SHA256.fullmatch(digest):
         raise ValueError("not a record")

@@ -1,19 +1,26 @@
-"""A locked-down DuckDB connection to the committed files of a store, and a check that a statement only reads."""
+"""A locked-down DuckDB connection to the committed files of a store, and a check that a statement only reads.
+
+Views are made when a statement needs them, so that a question about scans neither lists nor opens the files of other tables.
+"""
 
 import json
 import tempfile
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
 
-from scanner.errors import QueryError, StoreError
+from scanner.errors import QueryError, ScannerError, StoreError
 from scanner.store.checksums import is_safe_id
-from scanner.store.files import StoreFiles
-from scanner.store.tables import SCHEMAS, listed_tables, tables_of
+from scanner.store.files import StoreFiles, foreign_error
+from scanner.store.groups import GROUPED, NOTICE, Catalog, catalog, empty, is_group
+from scanner.store.remote import RemoteFiles
+from scanner.store.tables import SCHEMAS, TABLES, complete, listed_tables, tables_of, views
 
 _SQL = Path(__file__).resolve().parent / "sql"
 _READING_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
@@ -23,39 +30,329 @@ _NO_EFFECT = (
 
 #: Seconds after which a query that ignored an interruption, because it had not begun, is interrupted again.
 _AGAIN_SECONDS = 0.05
+#: Rows of scans that are read at the same time from an object store, where latency dominates.
+_READERS = 16
+
+#: Parts of the database, and those that each is made from. The others are tables of the store, made from their files.
+_NEEDS: dict[str, tuple[str, ...]] = {
+    "failures": ("scans",),
+    "all_matrices": ("scans",),
+    "all_vectors": ("scans",),
+    "superseded": ("scans",),
+    "matrices": ("superseded",),
+    "vectors": ("superseded",),
+    "compared": ("scans", "comparisons"),
+    **{f"all_{table}": ("comparisons",) for table in tables_of("comparisons")},
+    **{table: ("compared", f"all_{table}") for table in tables_of("comparisons")},
+    "activations": ("overlaps", "experiments"),
+    "ablation_points": ("ablations", "experiments"),
+    "scanned_deciles": ("ablation_points", "vectors"),
+    "random_sets": ("ablations",),
+}
+#: Relations and macros with other names than the part that they are in.
+_PART_OF = {
+    "counts": "scans",
+    "chosen_scans": "scans",
+    "not_superseded": "superseded",
+    "superseded_counts": "superseded",
+    **dict.fromkeys(
+        "comparing compared_again model_pairs superseded_pairs chosen_comparisons chosen_results".split(), "compared"
+    ),
+    **{f"chosen_{table}": table for table in tables_of("comparisons")},
+    "chosen_activations": "activations",
+    "chosen_overlaps": "activations",
+}
+#: Relations that list others, so that all have to be there.
+_ABOUT_ALL = ("duckdb_", "pg_", "pragma_", "sqlite_", "information_schema", "query")
 
 Params = Mapping[str, object] | Sequence[object] | None
 
 
-def connect(files: StoreFiles, names: Mapping[str, Sequence[str]]) -> duckdb.DuckDBPyConnection:
-    """Open an in-memory database with the views, which can read nothing but the store.
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """The committed results of one table at one moment."""
 
-    Args:
-        files: the store.
-        names: files of each table of `listed_tables()`.
+    own: tuple[tuple[str, str], ...]
+    """Names of the files that hold one result each, with a text that changes when the file is replaced."""
+    catalog: Catalog
+
+    @property
+    def version(self) -> object:
+        """A value that changes with the results."""
+        return self.own, self.catalog.files
+
+    @property
+    def names(self) -> list[str]:
+        """All results, sorted."""
+        return sorted({*(name for name, _ in self.own), *self.catalog.group_of})
+
+
+def listing(files: StoreFiles, table: str) -> Listing:
+    """List the committed results of a table of `listed_tables()`.
 
     Raises:
-        StoreError: a committed file is missing or damaged.
+        StoreError: the store cannot be read.
     """
-    # DuckDB creates this folder when memory runs out, and removes it with the connection.
-    spill = Path(tempfile.gettempdir()) / f"rmtscan-{uuid.uuid4().hex}"
-    connection = duckdb.connect(":memory:", config={"temp_directory": str(spill)})
-    try:
-        if not files.local:
-            connection.register_filesystem(files.fs)
-        connection.execute(_statements("session"))
-        connection.execute(_statements("keys"))
-        _make_relations(connection, files, names)
-        # DuckDB compares paths as written and as found, hence the name of the folder as a pattern, too.
-        connection.execute(_statements("allow"), {"folders": [files.url, files.for_duckdb("")]})
-        connection.execute(_statements("lock"))
-    except StoreError:
-        connection.close()
-        raise
-    except duckdb.Error as error:
-        connection.close()
-        raise StoreError(f"store {files.url!r} cannot be read: {one_line(error)}") from error
-    return connection
+    # In this order: what is moved into a group between the two is then found in both or in the group.
+    own = [(name, version) for name, version in files.versions(table) if name != NOTICE and not is_group(name)]
+    return Listing(own=tuple(own), catalog=catalog(files, table) if table in GROUPED else empty("scans"))
+
+
+def parts() -> frozenset[str]:
+    """Return the names of all parts of the database."""
+    return frozenset({*listed_tables(), *views(), *_NEEDS})
+
+
+def closure(wanted: Iterable[str]) -> list[str]:
+    """Return these parts and those that they are made from, in the order in which they can be made."""
+    found: dict[str, None] = {}
+
+    def add(part: str) -> None:
+        for needed in _NEEDS.get(part, ()):
+            add(needed)
+        found[part] = None
+
+    for part in sorted(wanted):
+        add(part)
+    return [*found]
+
+
+class Database:
+    """An in-memory database with views over the files of a store, which can read nothing else."""
+
+    def __init__(self, files: StoreFiles) -> None:
+        """Connect.
+
+        Raises:
+            StoreError: the database cannot be opened.
+        """
+        self.listings: dict[str, Listing] = {}
+        """The results that it was made from, by table."""
+        self.left_out: frozenset[tuple[str, str]] = frozenset()
+        """Results that it does not have, because they are damaged: table and id."""
+        self._files = files
+        self._made: set[str] = set()
+        # DuckDB creates this folder when memory runs out, and removes it with the connection.
+        spill = Path(tempfile.gettempdir()) / f"rmtscan-{uuid.uuid4().hex}"
+        self.connection = duckdb.connect(":memory:", config={"temp_directory": str(spill)})
+        with self._explained():
+            if not files.local:
+                self.connection.register_filesystem(RemoteFiles(files))
+            for name in ("session", "keys", "vocabulary"):
+                self._run(name)
+            for table, schema in SCHEMAS.items():
+                self.connection.register("empty", schema.empty_table())
+                self._run("empty", table=table)
+                self.connection.unregister("empty")
+            # DuckDB compares paths as written and as found, hence the name of the folder as a pattern, too.
+            self._run("allow", {"folders": [files.url, files.for_duckdb("")]})
+            self._run("lock")
+
+    def close(self) -> None:
+        """Release memory and threads."""
+        self.connection.close()
+
+    def needed(self, text: str) -> frozenset[str]:
+        """Return the parts that a statement needs. If it cannot be told, these are all."""
+        try:
+            [(parsed,)] = self.connection.execute(_statements("parse"), {"statement": text}).fetchall()
+        except duckdb.Error:
+            return parts()
+        tree = json.loads(parsed)
+        names = None if tree["error"] else _relations_in(tree)
+        return parts() if names is None else frozenset(_PART_OF.get(name, name) for name in names) & parts()
+
+    @staticmethod
+    def tables_for(wanted: Iterable[str]) -> list[str]:
+        """Return the tables that have to be in `listings` for these parts."""
+        return [part for part in closure(wanted) if part in listed_tables()]
+
+    def prepare(self, wanted: Iterable[str]) -> None:
+        """Make parts of the database that are not there yet; their tables are in `listings`.
+
+        Raises:
+            StoreError: a committed file is missing or damaged.
+        """
+        with self._explained():
+            for part in closure(wanted):
+                if part not in self._made:
+                    self._make(part)
+                    self._made.add(part)
+
+    def _make(self, part: str) -> None:
+        if part == "scans":
+            self._make_scans()
+        elif part == "comparisons":
+            self._committed("comparisons")
+            self._run("committed")
+        elif part in ("matrices", "vectors"):
+            self._make_newest(part)
+        elif part == "superseded":
+            self._make_superseded()
+        elif part == "failures":
+            self._relation("failures", "failures", [scan_id for scan_id, _, _, failed, _ in self._scans if failed])
+        elif part in ("all_matrices", "all_vectors"):
+            self._relation(part, part.removeprefix("all_"), self._with_rows(part.removeprefix("all_")))
+        elif part == "compared":
+            self._run("comparisons")
+            again = [pair_id for (pair_id,) in self.connection.sql("from files.compared_again").fetchall()]
+            self._check_names("comparisons", again)
+            self._relation("files.recompared", "pairs", again)
+            self._run("superseded_pairs")
+            self._run("chosen_comparisons")
+        elif part.startswith("all_"):
+            self._relation(part, part.removeprefix("all_"), self._names("comparisons"))
+        elif part in tables_of("comparisons"):
+            self._run(f"newest_{part}")
+        elif part in TABLES:
+            self._check_names(part, [name for name, _ in self.listings[part].own])
+            self._relation(part, part, self._names(part))
+        else:
+            self._run(part)
+
+    def _make_scans(self) -> None:
+        self._committed("scans")
+        self._run("scans")
+        stored, declared = (self.connection.table(name).types for name in ("scans", "files.empty_scans"))
+        if stored != declared:
+            raise StoreError(
+                f"store {self._files.url!r} cannot be read: a file of table 'scans' has columns of other types"
+            )
+        self._scans = self.connection.sql("from files.counts").fetchall()
+        self._check_names("scans", [row[0] for row in self._scans])
+
+    def _with_rows(self, table: str) -> list[str]:
+        """Return the scans with rows of `matrices` or `vectors`."""
+        return [row[0] for row in self._scans if row[1] and (table == "matrices" or row[2])]
+
+    def _make_superseded(self) -> None:
+        # Only models and revisions with more than one scan can have superseded results.
+        again = [scan_id for scan_id, matrices, _, _, again in self._scans if matrices and again]
+        self._relation("files.rescanned", "matrices", again)
+        self._run("superseded")
+        superseded = dict(self.connection.sql("from files.superseded_counts").fetchall())
+        self._whole = {row[0] for row in self._scans} - superseded.keys()
+        self._partly = {row[0] for row in self._scans if 0 < superseded.get(row[0], 0) < row[1]}
+        self._run("newest")
+
+    def _make_newest(self, table: str) -> None:
+        names = self._with_rows(table)
+        self._relation(f"files.whole_{table}", table, [name for name in names if name in self._whole])
+        self._relation(f"files.partly_{table}", table, [name for name in names if name in self._partly])
+        self._run(f"newest_{table}")
+
+    def _names(self, table: str) -> list[str]:
+        return [name for name in self.listings[table].names if (table, name) not in self.left_out]
+
+    def _committed(self, table: str) -> None:
+        """Make `files.<table>`: the rows that commit results, from their files and from catalogs."""
+        found = self.listings[table]
+        self._check_names(table, [name for name, _ in found.own])
+        own = [name for name, _ in found.own if (table, name) not in self.left_out]
+        grouped = {*self._names(table)} - {name for name, _ in found.own}
+        tables = [row for name in sorted(grouped) if (row := found.catalog.row(name)) is not None]
+        if not self._files.local:
+            tables += self._rows_of(table, own)
+            own = []
+        relations = [f"files.own_{table}"]
+        self._files_view(relations[0], table, [f"{table}/{name}.parquet" for name in own])
+        if tables:
+            self.connection.register("rows", pa.concat_tables(tables))
+            self._run("rows", quoted=_quoted(f"files.read_{table}"))
+            self.connection.unregister("rows")
+            relations.append(f"files.read_{table}")
+        self._several(f"files.{table}", table, relations)
+
+    def _rows_of(self, table: str, names: Sequence[str]) -> list[pa.Table]:
+        def read(name: str) -> pa.Table:
+            row = self._files.read(f"{table}/{name}.parquet")
+            if row is None:
+                raise StoreError(f"{self._files.full(f'{table}/{name}.parquet')!r} is missing")
+            try:
+                return complete(table, row)
+            except (pa.ArrowException, ValueError, TypeError):
+                raise StoreError(
+                    f"store {self._files.url!r} cannot be read: a file of table {table!r} has columns of other types"
+                ) from None
+
+        with ThreadPoolExecutor(_READERS) as pool:
+            return list(pool.map(read, names))
+
+    def _relation(self, view: str, table: str, names: Sequence[str]) -> None:
+        """Make a view of the rows of some results, in files of their own or in groups."""
+        commits = TABLES[table].listed_by or table
+        found = self.listings[commits]
+        own = {name for name, _ in found.own}
+        paths = [f"{table}/{name}.parquet" for name in names if name in own]
+        wanted: dict[str, list[str]] = {}
+        for name in names:
+            if name not in own:
+                wanted.setdefault(found.catalog.group_of[name], []).append(name)
+        partly: list[tuple[str, list[str]]] = []
+        for name, results in sorted(wanted.items()):
+            group = found.catalog.groups[name]
+            path = group.path(table)
+            if path is None:
+                raise StoreError(f"store {self._files.url!r} cannot be read: group {name!r} has no rows of {table!r}")
+            if group.dead or len(results) < len(found.catalog.live(name)):
+                partly.append((path, results))
+            else:
+                paths.append(path)
+        if not partly:
+            self._files_view(view, table, paths)
+            return
+        relations = [f"files.{view.removeprefix('files.')} {index}" for index in range(len(partly) + 1)]
+        self._files_view(relations[0], table, paths)
+        for relation, (path, results) in zip(relations[1:], partly, strict=True):
+            self._run("paths", {"paths": [self._files.for_duckdb(path)]}, view=relation)
+            self._run("ids", {"ids": results}, view=relation)
+            self._run("group", view=relation, quoted=_quoted(relation), id_column=GROUPED[commits])
+        self._several(view, table, relations)
+
+    def _files_view(self, view: str, table: str, paths: Sequence[str]) -> None:
+        # read_parquet needs at least one file: without files, the view is the typed empty table alone.
+        self._run("paths", {"paths": [self._files.for_duckdb(path) for path in paths]}, view=view)
+        self._run("files" if paths else "no_files", view=view, quoted=_quoted(view), table=table)
+
+    def _several(self, view: str, table: str, relations: Sequence[str]) -> None:
+        more = "".join(_statements("and", quoted=_quoted(relation)).rstrip() for relation in relations)
+        self._run("several", quoted=_quoted(view), table=table, relations=more)
+
+    def _check_names(self, table: str, names: Iterable[object]) -> None:
+        """Refuse ids that are no names of files: a store may come from anybody, and ids in its rows become paths.
+
+        Raises:
+            StoreError: an id has other characters than rmtscan uses, or its row is in the file of another id.
+        """
+        listed = {*self.listings[table].names}
+        for name in names:
+            if not is_safe_id(name) or name not in listed:
+                raise StoreError(
+                    f"store {self._files.url!r} cannot be read: a file of table {table!r} has the id {str(name)[:80]!r}"
+                )
+
+    def _run(self, statement: str, params: Params = None, **names: str) -> None:
+        self.connection.execute(_statements(statement, **names), params)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except ScannerError:
+            raise
+        except duckdb.Error as error:
+            raise StoreError(f"store {self._files.url!r} cannot be read: {one_line(error)}") from error
+        except Exception as error:
+            found = foreign_error(self._files.url, error)
+            if found is None:
+                raise
+            raise found from error
+
+
+def _quoted(relation: str) -> str:
+    """Quote a name, with that of its schema: `overlaps` is a keyword of SQL."""
+    schema, dot, name = relation.rpartition(".")
+    return f'{schema}{dot}"{name}"'
 
 
 def read(
@@ -84,6 +381,13 @@ def read(
         ) from None
     except duckdb.Error as error:
         raise QueryError(one_line(error)) from error
+    except ScannerError:
+        raise
+    except Exception as error:  # of the package that reads the object store
+        found = foreign_error("", error)
+        if found is None:
+            raise
+        raise found from error
 
 
 def _interruptible(
@@ -143,73 +447,6 @@ def one_line(error: Exception) -> str:
     return "".join(character if character.isprintable() else "?" for character in words)
 
 
-def _make_relations(
-    connection: duckdb.DuckDBPyConnection, files: StoreFiles, listed: Mapping[str, Sequence[str]]
-) -> None:
-    for table, schema in SCHEMAS.items():
-        connection.register("empty", schema.empty_table())
-        connection.execute(_statements("empty", table=table))
-        connection.unregister("empty")
-
-    for table, found in listed.items():
-        _check_names(files, table, found, found)
-
-    def relation(view: str, table: str, names: Sequence[str]) -> None:
-        paths = [files.for_duckdb(f"{table}/{name}.parquet") for name in names]
-        # read_parquet needs at least one file: without files, the view is the typed empty table alone.
-        connection.execute(_statements("paths", view=view), {"paths": paths})
-        quoted = ".".join(f'"{part}"' for part in view.split("."))  # `overlaps` is a keyword of SQL
-        connection.execute(_statements("files" if paths else "no_files", view=view, quoted=quoted, table=table))
-
-    relation("files.scans", "scans", listed["scans"])
-    connection.execute(_statements("scans"))
-    stored, declared = (connection.table(name).types for name in ("scans", "files.empty_scans"))
-    if stored != declared:
-        raise StoreError(f"store {files.url!r} cannot be read: a file of table 'scans' has columns of other types")
-    scans = connection.sql("from files.counts").fetchall()
-    _check_names(files, "scans", [row[0] for row in scans], listed["scans"])
-    with_matrices = [scan_id for scan_id, matrices, _, _, _ in scans if matrices]
-    with_vectors = {scan_id for scan_id, _, vectors, _, _ in scans if vectors}
-    relation("all_matrices", "matrices", with_matrices)
-    relation("all_vectors", "vectors", [name for name in with_matrices if name in with_vectors])
-    relation("failures", "failures", [scan_id for scan_id, _, _, failed, _ in scans if failed])
-    for table in tables_of("comparisons"):
-        relation(f"all_{table}", table, listed["comparisons"])
-    for table in listed_tables():
-        if table != "scans":
-            relation(table, table, listed[table])
-
-    connection.execute(_statements("comparisons"))
-    again = connection.sql("from files.compared_again").fetchall()
-    _check_names(files, "comparisons", [pair_id for (pair_id,) in again], listed["comparisons"])
-    relation("files.recompared", "pairs", [pair_id for (pair_id,) in again])
-    connection.execute(_statements("superseded_pairs"))
-
-    # Only models and revisions with more than one scan can have superseded results.
-    relation("files.rescanned", "matrices", [scan_id for scan_id, matrices, _, _, again in scans if matrices and again])
-    connection.execute(_statements("superseded"))
-    superseded = dict(connection.sql("from files.superseded_counts").fetchall())
-    whole = [name for name in with_matrices if name not in superseded]
-    partly = [name for name, matrices, _, _, _ in scans if 0 < superseded.get(name, 0) < matrices]
-    for table, names in (("matrices", {*with_matrices}), ("vectors", with_vectors)):
-        relation(f"files.whole_{table}", table, [name for name in whole if name in names])
-        relation(f"files.partly_{table}", table, [name for name in partly if name in names])
-    connection.execute(_statements("views"))
-
-
-def _check_names(files: StoreFiles, table: str, names: Sequence[object], listed: Sequence[str]) -> None:
-    """Refuse ids that are no names of files: a store may come from anybody, and ids in its rows become paths.
-
-    Raises:
-        StoreError: an id has other characters than rmtscan uses, or its row is in the file of another id.
-    """
-    for name in names:
-        if not is_safe_id(name) or name not in listed:
-            raise StoreError(
-                f"store {files.url!r} cannot be read: a file of table {table!r} has the id {str(name)[:80]!r}"
-            )
-
-
 def _statements(name: str, **names: str) -> str:
     """Return a file of `sql/`; only names that the code itself chooses are inserted, values are bound."""
     text = (_SQL / f"{name}.sql").read_text("utf-8")
@@ -227,3 +464,33 @@ def _node_types(tree: object) -> set[str]:
     kinds = {kind for branch in tree.values() for kind in _node_types(branch)}
     own = tree.get("type")
     return kinds | {own} if isinstance(own, str) and own.endswith("_NODE") else kinds
+
+
+def _relations_in(tree: object) -> set[str] | None:
+    """Return the names of relations and macros in a parsed statement, in lower case, and its texts; None if it may need any."""
+    found: set[str] = set()
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, list):
+            waiting += node
+        if not isinstance(node, dict):
+            continue
+        waiting += node.values()
+        if node.get("type") == "SHOW_REF" and node.get("query") is None:
+            return None
+        named = [node.get(key) for key in ("table_name", "function_name", "schema_name")]
+        names = {name.lower() for name in named if isinstance(name, str)}
+        if any(name.startswith(_ABOUT_ALL) and name != "query_table" for name in names):
+            return None
+        names |= {text.lower()} if isinstance(text := node.get("text"), str) else set()
+        if node.get("function_name") == "query_table" and not _is_constant(node.get("arguments")):
+            return None
+        found |= names
+    return found
+
+
+def _is_constant(arguments: object) -> bool:
+    """Whether the arguments of a function are literals."""
+    listed = arguments if isinstance(arguments, list) else []
+    return all(isinstance(one, dict) and one.get("expression", {}).get("class") == "CONSTANT" for one in listed)

@@ -7,17 +7,20 @@ import io
 import os
 import shutil
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, TypeVar
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
+from scanner.checkpoint.sources.retry import is_temporary
 from scanner.errors import StoreError
 from scanner.store.checksums import FileRecord, HashingFile, sealed, unsealed_metadata
 
@@ -27,6 +30,16 @@ _TEMPORARY = {"compression": "lz4", "use_dictionary": False, "write_statistics":
 #: Packages whose errors do not come from the file system.
 _OWN_ERRORS = {"builtins", "scanner", "pyarrow", "tests"}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_BUSY = {errno.EBUSY, errno.EIO, errno.ETIMEDOUT, errno.EAGAIN, getattr(errno, "EREMOTEIO", errno.EIO)}
+#: Stores of objects, which have no folders to create.
+_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
+#: Seconds for which a store that has answered before may be gone or busy until an operation fails.
+PATIENCE = 300.0
+#: The same for a store that has not answered yet: its address may be wrong.
+FIRST_PATIENCE = 15.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
+
+Answer = TypeVar("Answer")
 
 
 class StoreFiles:
@@ -48,13 +61,22 @@ class StoreFiles:
             raise StoreError(f"store {url!r} contains '::', with which fsspec chains URLs: choose a name without it")
         try:
             if "://" in url:
-                self.fs, path = fsspec.core.url_to_fs(url)
+                self.fs, path = fsspec.core.url_to_fs(url, **_options(url))
             else:  # a path means itself, whatever characters are in it
                 self.fs = LocalFileSystem()
                 path = os.path.abspath(os.path.expanduser(url))  # noqa: PTH100, PTH111 (resolve() would follow links)
         except Exception as error:  # packages of object stores raise many kinds without a common base class
             raise StoreError(f"store {url!r} cannot be reached: {_line(error)}") from error
         self.local = isinstance(self.fs, LocalFileSystem)
+        protocols = {self.fs.protocol} if isinstance(self.fs.protocol, str) else {*self.fs.protocol}
+        self._has_folders = not protocols & _OBJECT_STORES
+        if "s3" in protocols:
+            self.fs.retries = (
+                1  # requests are repeated here, for a limited time; s3fs would multiply that by its own tries
+            )
+        self._answered = False
+        self.memory: dict[str, tuple[object, Any]] = {}
+        """What other modules have read from files, with the versions of these files."""
         self.root: str = path.rstrip("/") or "/"
         self.url: str = self.root if self.local else self.fs.unstrip_protocol(self.root)
 
@@ -69,15 +91,11 @@ class StoreFiles:
 
     def is_folder(self, path: str) -> bool:
         """Return whether the folder exists (on object stores: anything below that name)."""
-        with self._explained("read"):
-            self.fs.invalidate_cache()
-            return bool(self.fs.isdir(self.full(path)))
+        return bool(self._asked("read", lambda: self.fs.isdir(self.full(path))))
 
     def is_file(self, path: str) -> bool:
         """Return whether the file exists."""
-        with self._explained("read"):
-            self.fs.invalidate_cache()
-            return bool(self.fs.isfile(self.full(path)))
+        return bool(self._asked("read", lambda: self.fs.isfile(self.full(path))))
 
     def names(self, folder: str, suffix: str = _SUFFIX) -> list[str]:
         """Return the sorted names of the complete files in a folder, without the suffix; none if it does not exist."""
@@ -91,40 +109,78 @@ class StoreFiles:
                 found.append((name.removesuffix(suffix), repr(sorted((key, str(info[key])) for key in info))))
         return sorted(found)
 
+    def entries(self, folder: str, suffix: str = _SUFFIX) -> list[tuple[str, datetime | None]]:
+        """Return the same as `names`, each with the time of its last change; None if the file system does not tell."""
+        listed = self._list(folder)
+        return sorted(
+            (name.removesuffix(suffix), _time_in(info))
+            for name, info in listed
+            if info["type"] != "directory" and name.endswith(suffix)
+        )
+
     def folders(self, folder: str) -> list[str]:
         """Return the sorted names of the folders in a folder, without those that are being removed."""
         return sorted(name for name, info in self._list(folder) if info["type"] == "directory")
 
     def read_bytes(self, path: str) -> bytes | None:
         """Return the content of a file, or None if it does not exist."""
-        with self._explained("read"):
+        return self.content_of(self.full(path))
+
+    def content_of(self, full: str) -> bytes | None:
+        """Return the same as `read_bytes` for a path as the file system knows it."""
+
+        def read() -> bytes | None:
             try:
-                content: bytes = self.fs.cat_file(self.full(path))
+                content: bytes = self.fs.cat_file(full)
             except FileNotFoundError:
                 return None
             return content
 
+        return self._asked("read", read)
+
     def size(self, path: str) -> int | None:
         """Return the size of a file in bytes, or None if it does not exist."""
-        with self._explained("read"):
-            self.fs.invalidate_cache()
+        info = self.info_of(self.full(path))
+        return int(info["size"]) if info is not None and info["type"] == "file" else None
+
+    def modified(self, path: str) -> datetime | None:
+        """Return when a file was written, or None if it does not exist or the file system does not say."""
+        info = self.info_of(self.full(path))
+        return None if info is None else _time_in(info)
+
+    def info_of(self, full: str) -> dict[str, Any] | None:
+        """Return what fsspec says of a path as the file system knows it; None if it does not exist."""
+
+        def ask() -> dict[str, Any] | None:
             try:
-                info = self.fs.info(self.full(path))
+                found: dict[str, Any] = self.fs.info(full)
             except FileNotFoundError:
                 return None
-            return int(info["size"]) if info["type"] == "file" else None
+            return found
+
+        return self._asked("read", ask)
 
     @contextmanager
     def reading(self, path: str) -> Iterator[IO[bytes]]:
         """Open a file for reading.
 
         Raises:
-            StoreError: it cannot be opened.
+            StoreError: it cannot be opened, or, on an object store, not be read on.
         """
         with self._explained("read"):
-            file = self.fs.open(self.full(path), "rb")
+            file = self.fs.open(self.full(path), "rb") if self.local else self.open_remote(self.full(path))
         with file:
             yield file
+
+    def open_remote(self, full: str, block_bytes: int | None = None) -> IO[bytes]:
+        """Open a file of an object store by its path as the file system knows it; reads are repeated like all requests.
+
+        Raises:
+            StoreError: it does not exist, or the store cannot be read.
+        """
+        options = {} if block_bytes is None else {"block_size": block_bytes}
+        file = self._asked("read", lambda: self.fs.open(full, "rb", **options))
+        return io.BufferedReader(_RemoteFile(file, self._asked), 1 << 16)
 
     def read(self, path: str) -> pa.Table | None:
         """Return the rows of one Parquet file, with its key-value metadata in the schema; None if it does not exist.
@@ -146,10 +202,9 @@ class StoreFiles:
         Raises:
             StoreError: it is not a Parquet file or cannot be read.
         """
-        with self._explained("read"):
+        with self._explained("read"), self.reading(path) as file:
             try:
-                with self.fs.open(self.full(path)) as file:
-                    return pq.read_table(file, columns=list(columns))
+                return pq.read_table(file, columns=list(columns))
             except pa.ArrowException as error:
                 raise StoreError(f"{self.full(path)!r} is damaged ({error}): remove it and scan again") from error
 
@@ -183,12 +238,41 @@ class StoreFiles:
         Raises:
             StoreError: the store is full or cannot be written.
         """
-        with self._explained("written"):
+
+        def put() -> None:
             try:
                 self._put(path, content, lasting=lasting)
             except FileNotFoundError:
                 # Another driver of the same scan committed and removed the folder after it was created here.
                 self._put(path, content, lasting=lasting)
+
+        self._asked("written", put)
+
+    def create(self, path: str, content: bytes) -> bool:
+        """Write a small file unless it exists; returns whether it was written. Of several processes, one succeeds.
+
+        Raises:
+            StoreError: the store is full or cannot be written.
+        """
+        if self.local:
+            with self._explained("written"):
+                Path(self.full(path)).parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    with Path(self.full(path)).open("xb") as file:
+                        file.write(content)
+                except FileExistsError:
+                    return False
+                return True
+
+        def create() -> bool:
+            try:
+                self.fs.pipe_file(self.full(path), content, mode="create")
+            except FileExistsError:
+                # A repeated request may meet what the first one wrote.
+                return bool(self.fs.cat_file(self.full(path)) == content)
+            return True
+
+        return self._asked("written", create)
 
     @contextmanager
     def replacing(self, path: str) -> Iterator[HashingFile]:
@@ -204,15 +288,24 @@ class StoreFiles:
 
     def remove(self, path: str) -> None:
         """Remove a file if it exists."""
-        with self._explained("written"), suppress(FileNotFoundError):
-            self.fs.rm_file(self.full(path))
+
+        def remove() -> None:
+            with suppress(FileNotFoundError):
+                self.fs.rm_file(self.full(path))
+
+        self._asked("written", remove)
 
     def remove_folder(self, path: str) -> None:
         """Remove a folder and its content, if it exists."""
-        with self._explained("written"), suppress(FileNotFoundError):
-            if not self.local:
+
+        def remove() -> None:
+            with suppress(FileNotFoundError):
                 self.fs.rm(self.full(path), recursive=True)
-                return
+
+        if not self.local:
+            self._asked("written", remove)
+            return
+        with self._explained("written"), suppress(FileNotFoundError):
             # Renamed first, so that a driver that lists the folder sees all of it or nothing.
             parent, _, name = path.rpartition("/")
             removed = self.full(f"{parent}/.{name}.{uuid.uuid4().hex}.tmp")
@@ -238,24 +331,35 @@ class StoreFiles:
         Raises:
             StoreError: it cannot.
         """
-        with self._explained("written"):
+        probe = f".probe.{uuid.uuid4().hex}.tmp"
+
+        def prepare() -> None:
             self.fs.makedirs(self.full(folder), exist_ok=True)
-            probe = f".probe.{uuid.uuid4().hex}.tmp"
             self._put(probe, b"rmtscan")
-            self.fs.rm_file(self.full(probe))
+
+        self._asked("written", prepare)
+        self.remove(probe)
 
     def _list(self, folder: str) -> list[tuple[str, dict[str, object]]]:
         """Return names and properties of the entries of a folder, without unfinished files (names that begin with a dot)."""
-        with self._explained("read"):
-            self.fs.invalidate_cache()
+
+        def ask() -> list[dict[str, Any]]:
             try:
-                found = self.fs.ls(self.full(folder), detail=True)
+                found: list[dict[str, Any]] = self.fs.ls(self.full(folder), detail=True)
             except FileNotFoundError:
                 return []
+            return found
+
+        found = self._asked("read", ask)
         named = [(info["name"].rstrip("/").rsplit("/", 1)[-1], info) for info in found]
         return [(name, info) for name, info in named if not name.startswith(".")]
 
     def _put(self, path: str, content: bytes, *, lasting: bool = True) -> None:
+        if not self.local:
+            if self._has_folders:
+                self.fs.makedirs(self.full(path).rpartition("/")[0], exist_ok=True)
+            self.fs.pipe_file(self.full(path), content)
+            return
         with self._new_file(path, lasting=lasting) as file:
             file.write(content)
 
@@ -263,13 +367,14 @@ class StoreFiles:
     def _new_file(self, path: str, *, lasting: bool = True) -> Iterator[IO[bytes]]:
         full = self.full(path)
         folder, _, name = full.rpartition("/")
-        self.fs.makedirs(folder, exist_ok=True)
+        if self._has_folders:
+            self.fs.makedirs(folder, exist_ok=True)
         if not self.local:
             # Object stores have no rename, but an uploaded object becomes visible as a whole.
             with tempfile.NamedTemporaryFile() as file:
                 yield file
                 file.flush()
-                self.fs.put_file(file.name, full)
+                self._asked("written", lambda: self.fs.put_file(file.name, full))
             return
         temporary = Path(folder) / f".{name}.{uuid.uuid4().hex}.tmp"
         try:
@@ -281,6 +386,30 @@ class StoreFiles:
             os.replace(temporary, full)  # noqa: PTH105 (tests let this call fail)
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _asked(self, doing: str, call: Callable[[], Answer]) -> Answer:
+        """Return what a call returns. On an object store it is repeated, with growing pauses, while the store is gone or busy.
+
+        Raises:
+            StoreError: it fails, in one line that says what to do.
+        """
+        with self._explained(doing):
+            if self.local:
+                return call()
+            patience = PATIENCE if self._answered else FIRST_PATIENCE
+            deadline, pause = time.monotonic() + patience, _FIRST_PAUSE
+            while True:
+                try:
+                    self.fs.invalidate_cache()
+                    answer = call()
+                except Exception as error:
+                    if not _may_pass(error) or time.monotonic() + pause > deadline:
+                        raise
+                    time.sleep(pause)
+                    pause = min(2 * pause, _LONGEST_PAUSE)
+                else:
+                    self._answered = True
+                    return answer
 
     @contextmanager
     def _explained(self, doing: str) -> Iterator[None]:
@@ -297,11 +426,88 @@ class StoreFiles:
             advice = f"free space or {advice}" if error.errno in _FULL else advice
             raise StoreError(f"store {self.url!r} {state}: {error.strerror or _line(error)}; {advice}") from error
         except Exception as error:
-            # Packages of object stores (botocore, aiohttp, ...) raise many kinds of errors without a common base class.
-            if type(error).__module__.partition(".")[0] in _OWN_ERRORS:
+            found = foreign_error(self.url, error, doing)
+            if found is None:
                 raise
-            advice = "check the connection, the credentials and `store`, and run the command again"
-            raise StoreError(f"store {self.url!r} cannot be {doing}: {_line(error)}; {advice}") from error
+            raise found from error
+
+
+def foreign_error(url: str, error: Exception, doing: str = "read") -> StoreError | None:
+    """Return what to raise for an error of a package that reaches a store; None for an error of our own code.
+
+    Packages of object stores (botocore, aiohttp, ...) raise many kinds of errors without a common base class.
+    """
+    if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] in _OWN_ERRORS:
+        return None
+    store = f"store {url!r}" if url else "the store"
+    advice = "check the connection, the credentials and `store`, and run the command again"
+    return StoreError(f"{store} cannot be {doing}: {_line(error)}; {advice}")
+
+
+class _RemoteFile(io.RawIOBase):
+    """A file of an object store whose reads are repeated while the store is gone or busy, and fail with a `StoreError`."""
+
+    def __init__(self, file: Any, asked: Callable[[str, Callable[[], bytes]], bytes]) -> None:
+        self._file, self._asked = file, asked
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def readinto(self, buffer: Any) -> int:
+        at = self._file.tell()
+
+        def read() -> bytes:
+            self._file.seek(at)
+            content: bytes = self._file.read(len(buffer))
+            return content
+
+        content = self._asked("read", read)
+        buffer[: len(content)] = content
+        return len(content)
+
+
+def _options(url: str) -> dict[str, Any]:
+    """Return options of the client of a store: fewer tries of its own, unless fsspec's configuration says something else."""
+    protocol = url.partition("://")[0]
+    if protocol not in ("s3", "s3a") or "config_kwargs" in fsspec.config.conf.get(protocol, {}):
+        return {}
+    return {"config_kwargs": {"retries": {"mode": "standard", "total_max_attempts": 1}, "read_timeout": 60}}
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether the same request to a store may succeed later."""
+    seen: BaseException | None = error
+    while isinstance(seen, Exception):
+        if is_temporary(seen) or (isinstance(seen, OSError) and seen.errno in _BUSY):
+            return True
+        if isinstance(seen, FileNotFoundError | PermissionError):
+            return False
+        seen = seen.__cause__
+    return False
+
+
+def _time_in(info: Mapping[str, Any]) -> datetime | None:
+    """Return the time of the last change in what fsspec says of a file; file systems call it differently."""
+    for key in ("mtime", "LastModified", "last_modified", "updated", "created"):
+        found = info.get(key)
+        if isinstance(found, int | float):
+            return datetime.fromtimestamp(found, UTC)
+        if isinstance(found, datetime):
+            return found if found.tzinfo else found.replace(tzinfo=UTC)
+    return None
 
 
 def _line(error: Exception) -> str:

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from scanner.errors import StoreError
 from scanner.store.checksums import FileRecord, checked, is_safe_id, records_as_json, with_checksum
 from scanner.store.files import StoreFiles
+from scanner.store.groups import has_row, read_result, row_digest
 from scanner.store.parts import (
     SUFFIX,
     DamagedPartError,
@@ -102,7 +103,7 @@ class Staging:
     @property
     def committed(self) -> bool:
         """Whether the result is in the store."""
-        return self._files.is_file(f"{self.commits}/{self.result_id}.parquet")
+        return has_row(self._files, self.commits, self.result_id)
 
     def stage_part(self, key: str, part: bytes) -> None:
         """Keep a part that was packed for this result and key; it replaces an earlier part or failure of the key.
@@ -253,8 +254,8 @@ class Staging:
 
     def _committed_generation(self) -> str:
         """Name the committed result by its content; `first` if nothing is committed yet."""
-        row = self._files.read_bytes(f"{self.commits}/{self.result_id}.parquet")
-        return _FIRST if row is None else hashlib.sha256(row).hexdigest()[:16]
+        digest = row_digest(self._files, self.commits, self.result_id)
+        return _FIRST if digest is None else digest[:16]
 
     def _names(self) -> list[str]:
         """Names of the finished parts, sorted."""
@@ -372,10 +373,9 @@ class ScanWriter(Staging):
             StoreError: the store cannot be read or written.
         """
         known = self.staged()
-        matrices = self._files.read(f"matrices/{self.scan_id}.parquet")
-        if matrices is None:
+        rows = _stack("matrices", [*read_result(self._files, "matrices", self.scan_id)])
+        if not rows.num_rows:
             return
-        rows = complete("matrices", matrices)
         for position, vectors in enumerate(self._by_matrix()):
             row = rows.slice(position, 1)
             place = tuple(row[name][0].as_py() for name in MATRIX_KEY)
@@ -390,15 +390,12 @@ class ScanWriter(Staging):
     def _by_matrix(self) -> Iterator[pa.Table]:
         """Yield the rows of `vectors` of each matrix, in the order of the file, a row group at a time."""
         waiting = SCHEMAS["vectors"].empty_table()
-        with self._files.reading(f"vectors/{self.scan_id}.parquet") as file:
-            for batch in pq.ParquetFile(file).iter_batches(batch_size=SMALLEST_ROW_GROUP):
-                waiting = pa.concat_tables(
-                    [waiting, complete("vectors", pa.Table.from_batches([batch]))]
-                ).combine_chunks()
-                starts = pc.indices_nonzero(pc.equal(waiting["k"], 0)).to_pylist()
-                for start, stop in itertools.pairwise(starts):
-                    yield waiting.slice(start, stop - start)
-                waiting = waiting.slice(starts[-1]) if starts else waiting
+        for rows in read_result(self._files, "vectors", self.scan_id):
+            waiting = pa.concat_tables([waiting, complete("vectors", rows)]).combine_chunks()
+            starts = pc.indices_nonzero(pc.equal(waiting["k"], 0)).to_pylist()
+            for start, stop in itertools.pairwise(starts):
+                yield waiting.slice(start, stop - start)
+            waiting = waiting.slice(starts[-1]) if starts else waiting
         if waiting.num_rows:
             yield waiting
 

@@ -3,8 +3,8 @@
 import re
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -13,28 +13,33 @@ from scanner.errors import ConfigError, QueryError, StoreError, StoreWarning
 from scanner.extensions import load_extensions
 from scanner.store import heartbeat
 from scanner.store.checksums import FileRecord, checked, damage, is_safe_id, records_as_json, with_checksum
-from scanner.store.database import Params, connect, read, refuse_all_but_select
+from scanner.store.database import Database, Params, listing, parts, read, refuse_all_but_select
 from scanner.store.files import StoreFiles
+from scanner.store.groups import FOLDER, GROUPED, has_row, place, read_result, results, row_of
 from scanner.store.heartbeat import Heartbeat
 from scanner.store.queries import Query, find_query, load_queries
 from scanner.store.staging import ROW_GROUP, ComparisonWriter, ScanWriter, Unfinished, unfinished_scan
 from scanner.store.tables import (
     SCHEMAS,
+    TABLES,
     complete,
     conform,
     described,
     experiment_tables,
     file_metadata,
-    listed_tables,
     method_in,
 )
 from scanner.store.verification import Verified, commit_row, problem_of, tables_around, verify
 
-_FOLDERS = ("scans", "controls", "staging")
+_FOLDERS = ("scans", FOLDER, "controls", "staging")
 _STAGED = "staging-experiments"
 #: What DuckDB raises if a file cannot be read; errors of the statement itself are others.
 _OF_FILES = (duckdb.IOException, duckdb.InvalidInputException, duckdb.InternalException, duckdb.SerializationException)
+#: Number of times that a store is opened again for one question, because other processes change it.
+_REOPENED = 3
 _ENSEMBLE = re.compile(r"[a-z][a-z0-9_]*")
+
+Answer = TypeVar("Answer")
 
 
 def open_store(url: str, *, create: bool = False) -> "Store":
@@ -68,8 +73,7 @@ class Store:
         """Absolute path or URL."""
         self._files = files
         self._written: dict[str, FileRecord] = {}
-        self._connection: duckdb.DuckDBPyConnection | None = None
-        self._version: object = None
+        self._open: Database | None = None
 
     def scan_row(self, scan_id: str) -> dict[str, object] | None:
         """Return the row of table `scans`, or None if the scan is not committed.
@@ -77,7 +81,7 @@ class Store:
         Raises:
             StoreError: the store cannot be read.
         """
-        if not is_safe_id(scan_id) or not self._files.is_file(f"scans/{scan_id}.parquet"):
+        if not is_safe_id(scan_id) or not has_row(self._files, "scans", scan_id):
             return None
         try:
             return commit_row(self._files, "scans", scan_id)
@@ -92,7 +96,7 @@ class Store:
         Raises:
             StoreError: the store cannot be read.
         """
-        return list(verify(self._files))
+        return list(verify(self._files, deep=True))
 
     def problem(self, table: str, name: str) -> str | None:
         """Return what is wrong with the files of a committed result, in one line that names the file; None if they are whole.
@@ -114,7 +118,7 @@ class Store:
         Raises:
             StoreError: the store cannot be read.
         """
-        return self._files.names("scans")
+        return results(self._files, "scans")
 
     def unfinished(self) -> list[Unfinished]:
         """Return scans that have staged parts and are not committed, sorted by id.
@@ -177,8 +181,18 @@ class Store:
         Raises:
             StoreError: the store cannot be read.
         """
-        rows = self._files.read(f"{table}/{name}.parquet") if table in SCHEMAS and is_safe_id(name) else None
-        return [] if rows is None else complete(table, rows).select(columns or SCHEMAS[table].names).to_pylist()
+        if table not in SCHEMAS or not is_safe_id(name):
+            return []
+        if table in GROUPED:
+            row = row_of(self._files, table, name)
+            found = [] if row is None else [row]
+        elif TABLES[table].listed_by in GROUPED:
+            found = [*read_result(self._files, table, name)]
+        else:
+            content = self._files.read(f"{table}/{name}.parquet")
+            found = [] if content is None else [content]
+        wanted = columns or SCHEMAS[table].names
+        return [row for rows in found for row in complete(table, rows).select(wanted).to_pylist()]
 
     def vector_rows(self, scan_id: str, columns: Sequence[str]) -> pa.Table:
         """Return columns of the rows of `vectors` of one committed scan, in the order of the file.
@@ -187,9 +201,14 @@ class Store:
             ValueError: the scan is not committed.
             StoreError: the store cannot be read.
         """
-        if not is_safe_id(scan_id) or not self._files.is_file(f"vectors/{scan_id}.parquet"):
+        at = place(self._files, "vectors", scan_id) if is_safe_id(scan_id) else None
+        if at is None:
             raise ValueError(f"scan {scan_id!r} has no vectors in store {self.url!r}")
-        return self._files.read_columns(f"vectors/{scan_id}.parquet", columns)
+        if not at.grouped:
+            return self._files.read_columns(at.path, columns)
+        empty = SCHEMAS["vectors"].empty_table().select([*columns])
+        found = (rows.cast(empty.schema) for rows in read_result(self._files, "vectors", scan_id, columns))
+        return pa.concat_tables([empty, *found])
 
     def comparison(self, pair_id: str, *, method: Mapping[str, object]) -> ComparisonWriter:
         """Begin or resume the comparison of a pair of checkpoints.
@@ -345,47 +364,75 @@ class Store:
         """
         if timeout is not None and not 0 < timeout <= threading.TIMEOUT_MAX:
             raise ConfigError("timeout", f"must be a positive number of seconds, got {timeout:g}")
-        refuse_all_but_select(self._database(), text)
+        if self._open is None:
+            self._open = Database(self._files)
+        refuse_all_but_select(self._open.connection, text)
         return self._read(text, params, timeout=timeout)
 
     def close(self) -> None:
         """Release the memory and threads of queries; the next query opens the database again."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-    def _database(self) -> duckdb.DuckDBPyConnection:
-        """Return a connection with the committed results of now; the previous one if nothing has changed."""
-        versions = {table: self._files.versions(table) for table in listed_tables()}
-        if self._connection is None or self._version != versions:
-            self.close()
-            names = {table: [name for name, _ in found] for table, found in versions.items()}
-            try:
-                self._connection = connect(self._files, names)
-            except StoreError:
-                self._connection = self._without_damaged(names)
-                if self._connection is None:
-                    raise
-            self._version = versions
-        return self._connection
+        if self._open is not None:
+            self._open.close()
+            self._open = None
 
     def _read(self, text: str, params: Params, *, timeout: float | None = None) -> pa.Table:
+        if self._open is None:
+            self._open = Database(self._files)
+        wanted = self._open.needed(text)
         try:
-            return read(self._database(), text, params, timeout=timeout)
+            return self._answer(wanted, text, params, timeout)
         except QueryError as error:
-            if not isinstance(error.__cause__, _OF_FILES):
+            # A statement may name a relation in a way that its tree does not tell.
+            if not isinstance(error.__cause__, duckdb.CatalogException) or wanted == parts():
                 raise
-            self.close()
-            names = {table: self._files.names(table) for table in listed_tables()}
-            self._connection = self._without_damaged(names)
-            if self._connection is None:
-                raise
-            return read(self._connection, text, params, timeout=timeout)
+        return self._answer(parts(), text, params, timeout)
 
-    def _without_damaged(self, names: Mapping[str, Sequence[str]]) -> duckdb.DuckDBPyConnection | None:
+    def _answer(self, wanted: Iterable[str], text: str, params: Params, timeout: float | None) -> pa.Table:
+        """Answer from the committed results of now. What turns out to be damaged is left out, with a warning."""
+        return self._with_what_is_whole(
+            wanted, lambda database: read(database.connection, text, params, timeout=timeout)
+        )
+
+    def _with_what_is_whole(self, wanted: Iterable[str], answer: Callable[[Database], Answer]) -> Answer:
+        for _ in range(_REOPENED):
+            try:
+                return answer(self._database(wanted))
+            except StoreError as error:
+                if isinstance(error, QueryError) and not isinstance(error.__cause__, _OF_FILES):
+                    raise
+                # Another process may have compacted the store or removed results since it was listed: then it is opened again.
+                if not self._is_outdated(wanted):
+                    break
+        database = self._without_damaged(wanted)
+        return answer(self._database(wanted) if database is None else database)
+
+    def _database(self, wanted: Iterable[str] | None = None) -> Database:
+        """Return a database with these parts (None: all) of the results of now; the previous one if nothing has changed."""
+        wanted = parts() if wanted is None else wanted
+        fresh = {table: listing(self._files, table) for table in Database.tables_for(wanted)}
+        known = self._open
+        if known is None or any(
+            known.listings[table].version != found.version for table, found in fresh.items() if table in known.listings
+        ):
+            self.close()
+            self._open = known = Database(self._files)
+        known.listings.update({table: found for table, found in fresh.items() if table not in known.listings})
+        known.prepare(wanted)
+        return known
+
+    def _is_outdated(self, wanted: Iterable[str]) -> bool:
+        """Whether the store was changed since it was listed."""
+        known, self._open = self._open, None
+        if known is None:
+            return False
+        known.close()
+        tables = (table for table in Database.tables_for(wanted) if table in known.listings)
+        return any(listing(self._files, table).version != known.listings[table].version for table in tables)
+
+    def _without_damaged(self, wanted: Iterable[str]) -> Database | None:
         """Connect without results that have a missing or damaged file, and warn of each; None if there are none."""
-        damaged = [found for found in verify(self._files) if found.state == "damaged"]
-        lost = {(table, found.result) for found in damaged for table in tables_around(found.file)}
+        damaged = [found for found in verify(self._files, deep=self.local) if found.state == "damaged"]
+        lost = {(table, result) for found in damaged for table in tables_around(found.file) for result in found.results}
         if not lost:
             return None
         for found in damaged:
@@ -394,5 +441,9 @@ class Store:
                 StoreWarning,
                 stacklevel=4,
             )
-        kept = {table: [name for name in files if (table, name) not in lost] for table, files in names.items()}
-        return connect(self._files, kept)
+        self.close()
+        self._open = database = Database(self._files)
+        database.listings = {table: listing(self._files, table) for table in Database.tables_for(wanted)}
+        database.left_out = frozenset(lost)
+        database.prepare(wanted)
+        return database

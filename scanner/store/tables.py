@@ -21,6 +21,7 @@ from scanner.store.definitions import (
 from scanner.version import __version__
 
 __all__ = [
+    "GROUPED_SCHEMA_VERSION",
     "MATRIX_KEY",
     "SCHEMAS",
     "SCHEMA_VERSION",
@@ -46,6 +47,8 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 """Raised when a column changes its meaning; columns that are only added do not change it."""
+GROUPED_SCHEMA_VERSION = 2
+"""Schema version of files that hold several results: versions of rmtscan that do not know them must not skip them."""
 
 
 class _Schemas(Mapping[str, pa.Schema]):

@@ -373,7 +373,7 @@ def test_questions_about_one_pair_read_no_other_pair_s_rows(store: Store) -> Non
             continue
         for model, own in (("m1", ["p1"]), ("m2", ["p2", "again"])):
             text = f"explain (analyze, format json) {query.sql}"
-            [(_, profile)] = store._database().execute(text, query.bind({"tuned": model})).fetchall()
+            [(_, profile)] = store._database().connection.execute(text, query.bind({"tuned": model})).fetchall()
             for scan in scans(json.loads(profile)["operator"]):
                 place = Path(str(scan["extra_info"]["Filename(s)"]).split(",")[0]).parent.name  # type: ignore[index]
                 pushed = str(scan["extra_info"].get("Dynamic Filters"))  # type: ignore[attr-defined]

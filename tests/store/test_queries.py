@@ -189,7 +189,7 @@ def test_the_declared_columns_are_those_that_come_back(store: Store, query: Quer
 
 @pytest.mark.parametrize("query", EVERY, ids=lambda query: query.name)
 def test_every_declared_parameter_is_used_and_no_other(store: Store, query: Query) -> None:
-    [statement] = store._database().extract_statements(query.sql)
+    [statement] = store._database().connection.extract_statements(query.sql)
     assert statement.named_parameters == {param.name for param in query.params}
 
 

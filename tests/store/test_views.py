@@ -19,7 +19,7 @@ def held(store: Store, view: str = "matrices") -> set[tuple[object, ...]]:
 
 def plan(store: Store, text: str, **params: object) -> str:
     """The plan that DuckDB executed."""
-    return str(store._database().execute(f"explain analyze {text}", params or None).fetchall()[0][1])
+    return str(store._database().connection.execute(f"explain analyze {text}", params or None).fetchall()[0][1])
 
 
 A, B, C = Matrix(tensor="a"), Matrix(tensor="b", layer=1), Matrix(tensor="c", layer=2)

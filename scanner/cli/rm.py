@@ -1,0 +1,76 @@
+"""`rmtscan rm`: remove scans, models, comparisons and runs from a store."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from scanner.cli import options
+from scanner.cli.output import DEFAULT_STORE, FormatOption, StoreOption, note, write
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command."""
+    options.register(app, "rm", rm)
+
+
+def rm(
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="WHAT...",
+            help="MODEL, MODEL@REVISION, or the id of a scan, comparison or run.",
+            show_default=False,
+        ),
+    ],
+    store: StoreOption = DEFAULT_STORE,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be removed.")] = False,
+    form: FormatOption = "table",
+) -> None:
+    """Remove scans from a store: all of a model, those of a revision, or single ones. Comparisons and runs are removed by their id.
+
+    What is going to be removed is printed, and what queries show instead; then you are asked. Removed results cannot be
+    restored.
+
+    Examples:
+
+        rmtscan rm org/model --store results --dry-run
+
+        rmtscan rm org/model@5f3c0a 0f2a77c1d9e4b6a8 --yes
+    """
+    import pyarrow as pa
+
+    from scanner.errors import ScannerError
+    from scanner.store import open_store
+    from scanner.store.removal import plan_removal, remove
+
+    opened = open_store(store)
+    planned = plan_removal(opened, what)
+    columns = {
+        "table": pa.string(),
+        "result": pa.string(),
+        "model": pa.string(),
+        "revision": pa.string(),
+        "finished_at": pa.timestamp("us", tz="UTC"),
+    }
+    rows = {name: [getattr(one, name) for one in planned.removed] for name in columns}
+    write(pa.table(rows, schema=pa.schema(columns)), form)
+    for line in planned.consequences:
+        note(line)
+    count = len(planned.removed)
+    if dry_run:
+        note(f"nothing was removed; results that would be: {count}")
+        return
+    if not yes:
+        if not sys.stdin.isatty():
+            raise ScannerError(
+                "nothing was removed: repeat the command with `yes` to remove these results without a question"
+            )
+        typer.confirm(
+            f"Remove {count} {'result' if count == 1 else 'results'} from {opened.url}?", abort=True, err=True
+        )
+    remove(opened, planned)
+    note(f"removed: {count}")

@@ -1,0 +1,3 @@
+
+union all by name
+from {quoted}

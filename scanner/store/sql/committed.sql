@@ -1,0 +1,3 @@
+-- Committed comparisons, kept in memory.
+create table comparisons as
+from files.comparisons;

@@ -1,0 +1,2 @@
+-- The results that view {view} selects.
+set variable "{view} ids" = $ids;
