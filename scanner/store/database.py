@@ -48,6 +48,7 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "ablation_points": ("ablations", "experiments"),
     "scanned_deciles": ("ablation_points", "vectors"),
     "random_sets": ("ablations",),
+    "night_scans": ("scans", "releases"),
 }
 #: Relations and macros with other names than the part that they are in.
 _PART_OF = {

@@ -11,8 +11,8 @@ import pyarrow as pa
 from scanner.rmt.columns import Column, ColumnType, Scope, declared_columns, metrics
 from scanner.rmt.result import Analysis
 
-Kind = Literal["scan", "comparison", "run", "point", "shared"]
-"""Which files a table has: one per scan, comparison, run, or measured point of a run, or files that all scans share."""
+Kind = Literal["scan", "comparison", "run", "point", "shared", "night"]
+"""Which files a table has: one per scan, comparison, run, measured point of a run, or night, or files that all scans share."""
 
 MATRIX_KEY = ("tensor", "role", "head", "expert")
 """Columns that identify a matrix within one checkpoint; `head` and `expert` may be null."""
@@ -123,6 +123,7 @@ def _time(name: str, description: str) -> Column:
 
 _SCAN_ID = _text("scan_id", "scan: hash of content and method", required=True)
 _PAIR_ID = _text("pair_id", "comparison: hash of both scans", required=True)
+_NIGHT_ID = _text("night_id", "night: the time of its start, and random digits", required=True)
 _RUN_ID = _text("run_id", "run: hash of content, data and parameters", required=True)
 _MODEL = _text("model", "name of the model", required=True)
 _REVISION = _text("revision", "commit on the Hub; of local files a hash of their content")
@@ -611,6 +612,74 @@ _ALL = (
             _text("reason", "why it was skipped", required=True),
         ),
     ),
+    Table(
+        name="nights",
+        kind="night",
+        row="one row per night",
+        description="nightly scans of new releases on the Hub: what was listed, planned and done. The newest row of a `watch_id` "
+        "holds its watermark",
+        file="<night_id>",
+        paths=("problems", "config"),
+        declared=(
+            _NIGHT_ID,
+            _text("watch_id", "what was watched: hash of section `watch` of the config", required=True),
+            _text("state", "`planned` (running, or interrupted) or `done`", required=True),
+            _time("started_at", "start of the night"),
+            _time("finished_at", "end of its last run"),
+            _time("watermark", "the newest change on the Hub that this night has recorded"),
+            _int("listed", "number of models that the Hub listed"),
+            _int("new", "number of releases that were not known before"),
+            _int("planned", "number of releases that were planned"),
+            _int("scanned", "number of releases that were scanned"),
+            _int("failed", "number of releases that failed, those that are tried again included"),
+            _int("skipped", "number of releases that are left out for good"),
+            _int("waiting", "number of releases that wait for a later night"),
+            _int("upgraded", "number of scans of an earlier method that were computed again"),
+            _bigint("bytes", "expected bytes of what was planned", unit="bytes"),
+            _float("expected_seconds", "expected duration of what was planned", unit="s"),
+            _float("seconds", "duration of its runs", unit="s"),
+            _text("problems", "what could not be watched, with the reason (JSON)"),
+            _text("config", "the configuration (JSON)"),
+            _SCANNER,
+        ),
+    ),
+    Table(
+        name="releases",
+        kind="night",
+        row="one row per release and night in which its state changed",
+        description="commits of models on the Hub that a nightly scan has seen; `rmtscan query releases` shows the newest state "
+        "of each",
+        order=("repository", "commit"),
+        file="<night_id>",
+        paths=("reason",),
+        declared=(
+            _NIGHT_ID,
+            _text("watch_id", "what was watched: hash of section `watch` of the config", required=True),
+            _text("repository", "name of the repository, as the Hub listed it", required=True),
+            _text("commit", "commit of the release", required=True),
+            _text("branch", "branch or tag, for a repository that the config names with one"),
+            _text("state", "`waiting planned scanned failed skipped`", required=True),
+            _text("reason", "why it waits, failed or was skipped; what is missing of a release that was scanned"),
+            _int("attempts", "number of nights in which it was tried and failed", required=True),
+            _time("first_seen_at", "when it was listed first"),
+            _time("updated_at", "when this state was recorded"),
+            _time("last_modified", "time of the change, according to the Hub"),
+            _bigint("parameters", "number of parameters, according to the Hub"),
+            _bigint("bytes", "size of the weights, expected", unit="bytes"),
+            _float("expected_seconds", "expected duration of scan and comparison", unit="s"),
+            _text("task", "task of the model, according to the Hub"),
+            _text("library", "library of the model, according to the Hub"),
+            _text("license", "license, according to the Hub"),
+            _text("gated", "`auto` or `manual` if its terms have to be accepted"),
+            _bigint("downloads", "downloads of the last month when it was listed"),
+            _text("base_model", "repository of the model that it was fine-tuned from, if it names one"),
+            _text("base_commit", "commit of the base that it was compared with"),
+            _text("scan_id", "its scan"),
+            _text("pair_id", "its comparison with the base"),
+            _int("matrices", "number of analyzed matrices"),
+            _int("failed_tensors", "number of tensors that could not be analyzed"),
+        ),
+    ),
 )
 
 TABLES: dict[str, Table] = {table.name: table for table in _ALL}
@@ -630,6 +699,11 @@ def tables_of(commits: str) -> tuple[str, ...]:
 def experiment_tables() -> tuple[str, ...]:
     """Tables that runs of experiments write."""
     return tuple(table.name for table in _ALL if table.kind in ("run", "point"))
+
+
+def fleet_tables() -> tuple[str, ...]:
+    """Tables that nightly scans write."""
+    return tuple(table.name for table in _ALL if table.kind == "night")
 
 
 def views() -> tuple[str, ...]:

@@ -18,6 +18,7 @@ _ABOUT = """\
 
 The row of `scans` commits a scan, and that of `comparisons` a comparison: it is written last, and files without it are not read.
 Unfinished work is in `staging/`, `staging-comparisons/` and `staging-experiments/`. `running/` tells which commands are at work.
+`leases/` says which nightly scan is at work.
 
 Every file carries `rmtscan.schema_version`, `rmtscan.scanner_version` and `rmtscan.method` in its Parquet metadata, and
 descriptions and units in that of its columns. Files of earlier versions lack columns that were added since; these read as NULL,
@@ -36,6 +37,7 @@ _KINDS = {
     "run": "files of one run",
     "point": "one file per measured point; a point that has its file is not measured again",
     "shared": "files that all scans share",
+    "night": "one file per night; it is replaced while the night lasts",
 }
 
 

@@ -1,6 +1,7 @@
 """Files of a store on any fsspec file system: listing, reading, and atomic replacement."""
 
 import errno
+import fcntl
 import glob
 import hashlib
 import io
@@ -249,30 +250,97 @@ class StoreFiles:
         self._asked("written", put)
 
     def create(self, path: str, content: bytes) -> bool:
-        """Write a small file unless it exists; returns whether it was written. Of several processes, one succeeds.
+        """Write a small file unless it exists, in one atomic step: of several processes that try, one succeeds.
+
+        On a local disk the complete file gets its name by a hard link, on S3 by a conditional request (`If-None-Match: *`). Other
+        stores are as atomic as the mode `create` of their fsspec file system.
+
+        Returns:
+            Whether this call created the file.
 
         Raises:
             StoreError: the store is full or cannot be written.
         """
-        if self.local:
-            with self._explained("written"):
-                Path(self.full(path)).parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    with Path(self.full(path)).open("xb") as file:
-                        file.write(content)
-                except FileExistsError:
-                    return False
-                return True
 
         def create() -> bool:
+            if self.local:
+                return self._create_locally(path, content)
             try:
                 self.fs.pipe_file(self.full(path), content, mode="create")
             except FileExistsError:
-                # A repeated request may meet what the first one wrote.
+                # A repeated request may meet what the first one wrote, whose answer was lost.
+                self.fs.invalidate_cache()
                 return bool(self.fs.cat_file(self.full(path)) == content)
             return True
 
         return self._asked("written", create)
+
+    def swap(self, path: str, before: bytes, after: bytes | None) -> bool:
+        """Replace a small file that has the content `before`, or remove it (None), in one atomic step; compare and swap.
+
+        On a local disk the step is protected by a lock, on S3 by a conditional request (`If-Match`). Elsewhere there is a moment
+        between comparison and replacement.
+
+        Returns:
+            Whether the file had this content, and was replaced.
+
+        Raises:
+            StoreError: the store is full or cannot be written.
+        """
+        with self._explained("written"):
+            if self.local:
+                return self._swap_locally(path, before, after)
+            full = self.full(path)
+            self.fs.invalidate_cache()
+            try:
+                tag = self.fs.info(full).get("ETag")
+                if self.fs.cat_file(full) != before:
+                    return False
+                if after is None:
+                    self.fs.rm_file(full)
+                    return True
+                self.fs.pipe_file(full, after, **({"IfMatch": tag} if tag else {}))
+            except FileNotFoundError:
+                return False
+            except OSError as error:
+                if error.errno not in {errno.EINVAL, errno.EBUSY}:  # what s3fs makes of the statuses 412 and 409
+                    raise
+                self.fs.invalidate_cache()
+                return bool(self.fs.cat_file(full) == after)  # as in `create`
+            return True
+
+    def _create_locally(self, path: str, content: bytes) -> bool:
+        target = Path(self.full(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            with temporary.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            try:
+                os.link(temporary, target)
+            except FileExistsError:
+                return False
+            return True
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _swap_locally(self, path: str, before: bytes, after: bytes | None) -> bool:
+        target = Path(self.full(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.with_name(f".{target.name}.lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, also by the death of the process
+            try:
+                if target.read_bytes() != before:
+                    return False
+            except FileNotFoundError:
+                return False
+            if after is None:
+                target.unlink()
+            else:
+                self._put(path, after)
+            return True
 
     @contextmanager
     def replacing(self, path: str) -> Iterator[HashingFile]:

@@ -27,6 +27,7 @@ from scanner.store.tables import (
     described,
     experiment_tables,
     file_metadata,
+    fleet_tables,
     method_in,
 )
 from scanner.store.verification import Verified, commit_row, problem_of, tables_around, verify
@@ -228,19 +229,20 @@ class Store:
         return table in SCHEMAS and is_safe_id(name) and damage(self._files, path, None, deep=self.local) is None
 
     def write_rows(self, table: str, name: str, rows: pa.Table, *, method: Mapping[str, object]) -> None:
-        """Write one file of a table of experiments: a finished point or run, which is not computed again.
+        """Write one file of a table of experiments (a finished point or run, which is not computed again) or of nightly scans.
 
         Args:
-            table: one of those that runs of experiments write.
+            table: one of those that runs of experiments or nightly scans write.
             name: name of the file: a hash of what was computed and how.
             rows: the rows.
             method: the parameters that the name was made of; they are written into the file.
 
         Raises:
-            ValueError: experiments do not write this table, the name cannot be a file name, or the columns do not fit the schema.
+            ValueError: neither experiments nor nightly scans write this table, the name cannot be a file name, or the columns do
+                not fit the schema.
             StoreError: the store is full or cannot be written.
         """
-        if table not in experiment_tables() or not is_safe_id(name):
+        if table not in (*experiment_tables(), *fleet_tables()) or not is_safe_id(name):
             raise ValueError(f"no experiment can write {table!r}/{name!r}")
         content = described(table, conform(table, rows))
         path = f"{table}/{name}.parquet"
@@ -325,6 +327,11 @@ class Store:
             StoreError: the store cannot be read.
         """
         return heartbeat.read_all(self._files)
+
+    @property
+    def files(self) -> StoreFiles:
+        """The files of the store, for what is no table: leases."""
+        return self._files
 
     def queries(self) -> list[Query]:
         """Return all named queries in alphabetical order."""

@@ -51,6 +51,8 @@ REQUIRED = {
     "finetunes": "run_id base_model order seed accuracy",
     "baselines": "run_id window sum weight",
     "run_skips": "run_id model tensor reason",
+    "nights": "night_id watch_id state",
+    "releases": "night_id watch_id repository commit state attempts",
 }
 LATER = {
     "comparisons": "pair_id base_scan_id tuned_scan_id delta_scan_id base_model tuned_model started_at:time "
@@ -84,6 +86,12 @@ LATER = {
     "device removed:int64 loss:double examples_at_a_time:int32 batch_tokens:int64",
     "baselines": "run_id window:int32 sum:double weight:double",
     "run_skips": "run_id model tensor reason",
+    "nights": "night_id watch_id state started_at:time finished_at:time watermark:time listed:int32 new:int32 planned:int32 "
+    "scanned:int32 failed:int32 skipped:int32 waiting:int32 upgraded:int32 bytes:int64 expected_seconds:double seconds:double "
+    "problems config scanner_version",
+    "releases": "night_id watch_id repository commit branch state reason attempts:int32 first_seen_at:time updated_at:time "
+    "last_modified:time parameters:int64 bytes:int64 expected_seconds:double task library license gated downloads:int64 "
+    "base_model base_commit scan_id pair_id matrices:int32 failed_tensors:int32",
 }
 
 
