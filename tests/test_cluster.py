@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -95,6 +96,9 @@ def test_every_node_installs_this_package_with_the_tested_versions(launcher: dic
     assert any(f"{here}'[cluster]'" in command for command in installing)
     assert all(f"PIP_CONSTRAINT={here}/constraints.txt" in command for command in installing)
     assert (ROOT / "constraints.txt").read_text().count("torch==2.13.0") == 1
+    # Without a version, pip tries one after the other until it finds one of years ago that contradicts nothing.
+    pinned = set(re.findall(r"^([\w-]+)==", (ROOT / "constraints.txt").read_text(), re.M))
+    assert {"s3fs", "aiobotocore", "boto3", "botocore"} <= pinned
     for excluded in ("**/.git", "**/.venv", "**/results"):
         assert excluded in launcher["rsync_exclude"]
 

@@ -55,11 +55,8 @@ for pid, start in seen.items():
 _ESSENTIAL = ("gcs_server", "raylet")
 #: Settings of a local Ray's own processes: they would serve the metrics of the machine over HTTP to everybody, without a token.
 _PRIVATE = {"enable_metrics_collection": False}
-#: Environment variables with the ports of further metrics. Ray cannot be told not to serve them, but it goes on without them if
-#: the number is not one of a port.
-_PORTS, _NO_PORT = ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT"), "-1"
-#: Those, and the ones from which Ray takes its token.
-_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", *_PORTS)
+#: Environment variables from which Ray takes its token.
+_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 _watcher: subprocess.Popen[bytes] | None = None
 _before: dict[str, str | None] = {}  # the variables of the caller, while there is a local Ray
@@ -206,8 +203,8 @@ def _start_local(settings: dict[str, Any]) -> None:
 def _essential_processes_only() -> Iterator[None]:
     """Start no autoscaler, no server of the dashboard, and no process that forwards logs: nothing here uses them.
 
-    They take about a third of the processor time of Ray's start, and the server would send usage statistics. `ray.init` has no
-    arguments for this.
+    They take about a third of the processor time of Ray's start, the server would send usage statistics, and two would serve
+    metrics without a token. `ray.init` has no arguments for this.
     """
 
     def nothing(node: object, **options: object) -> None:
@@ -254,7 +251,6 @@ def _use_fresh_token() -> None:
     would write it to one with ordinary permissions. The user's own token, which may be that of a cluster, is not used.
     """
     _before.update({name: os.environ.pop(name, None) for name in _VARIABLES})
-    os.environ.update(dict.fromkeys(_PORTS, _NO_PORT))
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     _reload_token()

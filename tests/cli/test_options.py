@@ -263,7 +263,7 @@ def test_a_field_without_a_declaration_is_a_plain_option() -> None:
 
 # ---- the options of the verbs
 
-POOL = "--address --workers --gpus-per-worker --task-timeout"
+POOL = "--address --workers --gpus-per-worker --task-timeout --log-format"
 SELECTION = "--roles --layers --embeddings --heads"
 TEXT = "--text --column --second --where"
 MEASURE = f"{TEXT} --label --metric --tokens --window --examples --dtype"

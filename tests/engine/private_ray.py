@@ -27,7 +27,9 @@ def main() -> None:
         processes: list[dict[str, Any]] = []
         for process in [me, *me.children(recursive=True)]:
             listening = [c.laddr for c in process.net_connections() if c.status == psutil.CONN_LISTEN]
-            processes.append({"pid": process.pid, "name": process.name(), "listening": sorted(set(listening))})
+            scripts = [word for word in process.cmdline() if word.endswith(".py")]
+            about = {"pid": process.pid, "name": process.name(), "scripts": scripts}
+            processes.append(about | {"listening": sorted(set(listening))})
         context = ray.get_runtime_context()
         told = {
             "token": os.environ["RAY_AUTH_TOKEN"],

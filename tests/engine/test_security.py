@@ -105,6 +105,8 @@ def test_everything_listens_on_the_loopback_interface_only(private: dict[str, An
     addresses = {address for process in private["processes"] for address, _ in process["listening"]}
     assert {address.removeprefix("::ffff:") for address in addresses} <= {"127.0.0.1", "::1"}
     assert len(ports(private)) >= 5
+    scripts = [script for process in private["processes"] for script in process["scripts"]]
+    assert not any(name in script for script in scripts for name in ("dashboard.py", "monitor.py")), "nobody uses them"
 
 
 def test_the_token_is_fresh_and_in_no_file_and_no_command_line(private: dict[str, Any]) -> None:
