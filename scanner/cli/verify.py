@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from scanner.cli import options
-from scanner.cli.output import FormatOption, note, write
+from scanner.cli.output import DEFAULT_STORE, FormatOption, StoreOption, note, write
 
 
 def register(app: typer.Typer) -> None:
@@ -16,9 +16,11 @@ def register(app: typer.Typer) -> None:
 
 
 def verify(
-    store: Annotated[
-        str, typer.Argument(metavar="STORE", help="The store: a folder or any fsspec URL.", show_default=False)
-    ],
+    named: Annotated[
+        str | None, typer.Argument(metavar="STORE", help="The same as --store STORE.", show_default=False)
+    ] = None,
+    *,
+    store: StoreOption = DEFAULT_STORE,
     everything: Annotated[bool, typer.Option("--all", help="List whole files, too.")] = False,
     form: FormatOption = "table",
 ) -> None:
@@ -37,7 +39,7 @@ def verify(
 
     from scanner.store import open_store
 
-    checked = open_store(store).verify()
+    checked = open_store(named or store).verify()
     damaged = [found for found in checked if found.state == "damaged"]
     unsure = sum(found.state == "readable" for found in checked)
     listed = checked if everything else damaged

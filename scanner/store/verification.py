@@ -127,6 +127,8 @@ def verify_result(files: StoreFiles, table: str, name: str, *, deep: bool = True
         try:
             row = commit_row(files, table, name)
             records = records_in(row["files"])
+            if records is not None and not has_checksum(files, path):  # whoever writes records writes checksums, too
+                problem = "has lost its checksum"
         except (StoreError, ValueError) as error:
             problem = str(error)
     yield _verified(files, path, name, problem, None, remedy)

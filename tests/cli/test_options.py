@@ -285,6 +285,7 @@ OPTIONS = {
     "plot": "--output --list --model --revision --layer --role --head --expert --stack --tensor --side --k --ensemble --base "
     "--tuned --centred --run --param --store --format",
     "report": "--output --store",
+    "verify": "--all --store --format",
     "publish": "--to --name --license --force --format",
 }
 """The options of every verb: users and scripts rely on these names."""

@@ -24,6 +24,7 @@ from scanner.experiments.nlp.recording import Sums
 from scanner.experiments.nlp.texts import TextSource, read_texts
 from scanner.experiments.nlp.tokens import sequences
 from scanner.store import open_store
+from scanner.store.checksums import checked
 
 from .calls import Found, measure_activations
 from .test_activations import naive
@@ -282,8 +283,10 @@ def test_what_is_no_sums_is_measured_anew(
         [message] = run(folder, text, tmp_path / "store").failed.values()
     assert message == "NameError: name 'compare' is not defined"
     [kept] = (tmp_path / "store").glob("staging-experiments/*/*")
-    assert Sums.unpacked(kept.read_bytes()) is not None
-    for content in (b"", b"no sums", kept.read_bytes()[:-1], kept.read_bytes()[9:]):
+    whole = checked(kept.read_bytes())
+    assert whole is not None
+    assert Sums.unpacked(whole) is not None
+    for content in (b"", b"no sums", whole[:-1], whole[9:]):
         assert Sums.unpacked(content) is None
     kept.write_bytes(b"no sums")
     assert run(folder, text, tmp_path / "store").failed == {}

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.xdist_group("ray")
 
 COMMAND = [sys.executable, "-m", "scanner.cli.main", "scan"]
 
-#: Starts a Ray as a command does, and prints the address of every listening socket of its processes, and the state of its token.
+#: Starts a Ray as a command does, and prints the address of every listening socket of its processes, and their scripts.
 LISTENING = """
 import os, psutil, ray
 from scanner.engine import PoolOptions
@@ -32,6 +32,7 @@ with ray_session(PoolOptions()):
         for connection in process.net_connections():
             if connection.status == psutil.CONN_LISTEN:
                 print(connection.laddr.ip)
+        print(*[word for word in process.cmdline() if word.endswith(".py")])
 """
 
 
@@ -51,7 +52,9 @@ def test_a_local_ray_listens_on_the_loopback_interface_only_and_leaves_no_token(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    addresses = done.stdout.split()
+    scripts = {word for word in done.stdout.split() if word.endswith(".py")}
+    assert not any(name in script for script in scripts for name in ("dashboard.py", "monitor.py")), "nobody uses them"
+    addresses = [word for word in done.stdout.split() if word not in scripts]
     assert len(addresses) >= 5
     assert {address.removeprefix("::ffff:") for address in addresses} <= {"127.0.0.1", "::1"}
     assert not (tmp_path / ".ray" / "auth_token").exists()

@@ -60,7 +60,7 @@ def test_a_figure_of_an_extension_is_found(extension: None) -> None:
 def test_the_command_lists_describes_and_draws_it(rmtscan: Run, extension: None, tmp_path: Path) -> None:  # noqa: F811
     find_figure("toy")
     assert (
-        '"toy","Toy figure","--model --param height= --param wide="'
+        '"toy","Toy figure","\'--model --param height= --param wide="'
         in rmtscan("plot", "--list", "--format", "csv").out.decode()
     )
     text = rmtscan("plot", "toy", "--list").out.decode()
