@@ -207,7 +207,7 @@ def commit_row(files: StoreFiles, table: str, name: str) -> dict[str, Any]:
 def tables_around(path: str) -> tuple[str, ...]:
     """Return the tables in which the results of a file are listed: its own, or that of the row that commits it."""
     table = path.partition("/")[0]
-    return (TABLES[table].listed_by or table,)
+    return (TABLES[table].listed_by or table,) if table in TABLES else ()
 
 
 def _expected(

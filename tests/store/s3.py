@@ -35,11 +35,11 @@ class Proxy:
     backend: tuple[str, int]
     requests: list[tuple[str, str]] = field(default_factory=list)
     fault: Callable[[Request], str | None] = lambda request: None
-    """Returns what happens to a request: None, `refuse`, `fail` (503), `lose` (done, but not answered), `slow`, `repeat`, `late`."""
+    """Returns what happens to a request: nothing (None), or `refuse`, `fail` (503), `deny` (403), `lose` (it is done, but not
+    answered), `slow`, `repeat` (it is done twice)."""
     gone: bool = False
     """Whether connections are closed without an answer."""
     server: Any = None
-    late: list[threading.Thread] = field(default_factory=list)
 
     @property
     def url(self) -> str:
@@ -71,6 +71,9 @@ class Proxy:
                     self._answer(
                         503, [("Retry-After", "0")], b"<Error><Code>SlowDown</Code><Message>slow</Message></Error>"
                     )
+                    return
+                if fault == "deny":
+                    self._answer(403, [], b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>")
                     return
                 if fault == "slow":
                     time.sleep(0.3)
