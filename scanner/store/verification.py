@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
-from scanner.checkpoint.names import printable
 from scanner.errors import StoreError
-from scanner.store.checksums import damage, has_checksum, is_safe_id, records_in
+from scanner.store.checksums import damage, has_checksum, is_safe_id, printable, records_in
 from scanner.store.groups import (
     FOLDER,
     GROUPED,

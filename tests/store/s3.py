@@ -76,7 +76,7 @@ class Proxy:
                     self._answer(403, [], b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>")
                     return
                 if fault == "slow":
-                    time.sleep(0.3)
+                    time.sleep(0.05)
                 answer = self._ask(body)
                 if fault == "repeat":
                     answer = self._ask(body)
