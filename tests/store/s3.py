@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import logging
 import threading
 import time
 import uuid
@@ -130,6 +131,7 @@ def serving() -> Iterator[Proxy]:
     """Start both servers."""
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     backend = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     backend.start()
     host, port = backend.get_host_and_port()
