@@ -35,7 +35,7 @@ def _all_numbers_are_positive(rows: list[dict[str, Any]]) -> None:
 
 
 def test_every_benchmark_is_tried_here() -> None:
-    tried = {"ablation", "decomposition", "evaluation", "hub_reading", "ks", "scan", "scaling", "queries"}
+    tried = {"ablation", "decomposition", "evaluation", "hub_reading", "ks", "scan", "scaling", "queries", "store"}
     assert {path.stem.removeprefix("bench_") for path in BENCHMARKS.glob("bench_*.py")} == tried
 
 
@@ -101,6 +101,15 @@ def test_scan(tmp_path: Path) -> None:
     value, distance = (row["difference"] for row in found["differences"])
     assert value <= 1e-6
     assert distance <= 1e-6
+
+
+def test_store(tmp_path: Path) -> None:
+    found = _run("store", tmp_path)
+    assert {(row["store"], row["question"]) for row in found["times"]} == {
+        (store, question) for store in ("local", "s3") for question in ("open", "one model", "fleet")
+    }
+    [opening] = [row for row in found["times"] if row["store"] == "s3" and row["question"] == "open"]
+    assert opening["requests_after"] <= 50 < opening["requests"]
 
 
 def test_queries(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from scanner.cli import options
-from scanner.cli.output import FormatOption, note, write
+from scanner.cli.output import DEFAULT_STORE, FormatOption, StoreOption, note, write
 
 
 def register(app: typer.Typer) -> None:
@@ -16,9 +16,11 @@ def register(app: typer.Typer) -> None:
 
 
 def compact(
-    store: Annotated[
-        str, typer.Argument(metavar="STORE", help="The store: a folder or any fsspec URL.", show_default=False)
-    ],
+    named: Annotated[
+        str | None, typer.Argument(metavar="STORE", help="The same as --store STORE.", show_default=False)
+    ] = None,
+    *,
+    store: StoreOption = DEFAULT_STORE,
     older_than: Annotated[
         float, typer.Option("--older-than", metavar="HOURS", min=0, help="Leave out what finished later than this.")
     ] = 0.0,
@@ -60,7 +62,7 @@ def compact(
     from scanner.store.compaction import compact as compact_store
 
     done = compact_store(
-        open_store(store),
+        open_store(named or store),
         older_than=timedelta(hours=older_than),
         grace=timedelta(hours=grace),
         group_bytes=group_bytes,

@@ -33,7 +33,8 @@ def publish(
 ) -> None:
     """Write a store as a dataset folder for the Hugging Face Hub: Parquet files and a card, for `datasets` and DuckDB.
 
-    Only finished scans are published, without paths of this machine. Publishing again updates the folder.
+    Only finished scans are published, without paths of this machine. Publishing again updates the folder: files that changed are
+    written, files that are no longer in the store are removed, and all others stay as they are.
 
     Examples:
 

@@ -33,6 +33,11 @@ def is_safe_id(text: object) -> bool:
     return isinstance(text, str) and _ID.fullmatch(text) is not None
 
 
+def printable(text: str) -> str:
+    """Return at most 200 characters of a text that anybody may have written, with `?` for control characters."""
+    return "".join(character if character.isprintable() else "?" for character in text[:200])
+
+
 @dataclass(frozen=True, kw_only=True)
 class FileRecord:
     """A committed file as it was written."""

@@ -21,7 +21,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from scanner.checkpoint.sources.retry import is_temporary
 from scanner.errors import StoreError
 from scanner.store.checksums import FileRecord, HashingFile, sealed, unsealed_metadata
 
@@ -38,6 +37,13 @@ _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
 PATIENCE = 300.0
 #: The same for a store that has not answered yet: its address may be wrong.
 FIRST_PATIENCE = 15.0
+_TRANSIENT = {
+    ("botocore.exceptions", "HTTPClientError"),
+    ("botocore.exceptions", "ConnectionError"),
+    ("aiohttp.client_exceptions", "ClientConnectionError"),
+    ("aiohttp.client_exceptions", "ClientPayloadError"),
+}
+_TRANSIENT_STATUS = {408, 429, 500, 502, 503, 504}
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
 
 Answer = TypeVar("Answer")
@@ -559,7 +565,13 @@ def _may_pass(error: BaseException) -> bool:
     """Whether the same request to a store may succeed later."""
     seen: BaseException | None = error
     while isinstance(seen, Exception):
-        if is_temporary(seen) or (isinstance(seen, OSError) and seen.errno in _BUSY):
+        if isinstance(seen, ConnectionError | TimeoutError) or (isinstance(seen, OSError) and seen.errno in _BUSY):
+            return True
+        if any((kind.__module__, kind.__name__) in _TRANSIENT for kind in type(seen).__mro__):
+            return True
+        answer = getattr(seen, "response", None)  # botocore
+        about = answer.get("ResponseMetadata", {}) if isinstance(answer, dict) else {}
+        if about.get("HTTPStatusCode") in _TRANSIENT_STATUS:
             return True
         if isinstance(seen, FileNotFoundError | PermissionError):
             return False

@@ -12,8 +12,8 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from scanner.checkpoint.names import printable
 from scanner.errors import StoreError
+from scanner.store.checksums import printable
 from scanner.store.files import StoreFiles
 
 PATH = "maintenance.lock"

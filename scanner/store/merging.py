@@ -116,9 +116,9 @@ class _Merge:
         for part in tables_of(table):
             at = place(self.source, part, name)
             counted = TABLES[part].counted_by
-            if at is None or (counted and not row[counted]):
-                continue
             path = f"{part}/{name}.parquet"
+            if at is None or (counted and not row[counted] and path not in records):
+                continue
             if at.grouped:
                 written[path] = self._extract(part, name, row)
             else:

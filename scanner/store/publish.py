@@ -1,7 +1,8 @@
 """Publishing a store as a dataset of the Hugging Face Hub: Parquet files and a card, without paths of this machine.
 
-The published folder has the folders of a store, so it is one, too. Only committed results are published. rmtscan.json in the folder
-lists the files that were written: the next publication into the same folder replaces exactly these.
+The published folder has the folders of a store, so it is one, too. Only committed results are published, each with files of its
+own, whether or not the store is compacted. rmtscan.json in the folder lists the files that were written, and what they were made
+from: the next publication into the same folder writes only those that changed, and removes only those that left the store.
 """
 
 import filecmp
@@ -11,22 +12,33 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scanner.errors import StoreError
-from scanner.store.checksums import SEAL, FileRecord, records_as_json, records_in, sealed, unsealed_metadata
+from scanner.store.checksums import (
+    SEAL,
+    FileRecord,
+    record_in,
+    records_as_json,
+    records_in,
+    sealed,
+    unsealed_metadata,
+)
 from scanner.store.database import one_line
 from scanner.store.files import StoreFiles
+from scanner.store.groups import GROUPED, names_of, results, row_digest, row_of, rows_of
 from scanner.store.publish_card import card
 from scanner.store.staging import ROW_GROUP
 from scanner.store.store import Store
 from scanner.store.tables import SCHEMAS, TABLES, complete, described, tables_of
+from scanner.store.transfer import metadata_of, write_rows
 from scanner.store.verification import COMMITTING
 from scanner.version import __version__
 
@@ -92,10 +104,12 @@ def publish(
     scans = _scans(source, chosen["scans"])
     with _explained(target):
         before = _earlier_files(target)
+        made = _made(source, chosen)
+        same = _unchanged(target, made)
         paths = sorted(f"{table}/{file}.parquet" for table, files in chosen.items() for file in files)
         # Written first, so that an interrupted publication can be resumed.
-        _replace_text(target / MANIFEST, _manifest({*before, *paths}))
-        records: dict[str, FileRecord] = {}
+        _replace_text(target / MANIFEST, _manifest({*before, *paths}, made, same))
+        records: dict[str, FileRecord] = {**same}
         # Rows that commit others come last: they hold the checksums of the published files.
         last = sorted(chosen, key=lambda table: table in COMMITTING)
         of_table = {table: _publish_table(source, target, table, chosen[table], records) for table in last}
@@ -106,7 +120,7 @@ def publish(
                 (target / path).parent.rmdir()
         counts = {found.table: found.rows for found in published}
         _replace_text(target / CARD, card(scans, counts, name=name, license_id=license_id))
-        _replace_text(target / MANIFEST, _manifest(paths))
+        _replace_text(target / MANIFEST, _manifest(paths, made, records))
     return published
 
 
@@ -130,13 +144,14 @@ def _committed_files(store: Store, source: StoreFiles) -> dict[str, list[str]]:
         chosen[table] = [str(row["scan_id"]) for row in rows if row[TABLES[table].counted_by]]
     for table in SCHEMAS:
         if table not in chosen:
-            chosen[table] = source.names(TABLES[table].listed_by or table)
+            commits = TABLES[table].listed_by or table
+            chosen[table] = results(source, commits) if commits in GROUPED else names_of(source, table)
     return {table: chosen[table] for table in SCHEMAS if chosen[table]}
 
 
 def _scans(source: StoreFiles, names: list[str]) -> list[dict[str, object]]:
-    tables = [source.read(f"scans/{name}.parquet") for name in names]
-    rows = [_redacted("scans", table).to_pylist()[0] for table in tables if table is not None]
+    known = {*names}
+    rows = [row for row in _redacted("scans", rows_of(source, "scans")).to_pylist() if row["scan_id"] in known]
     return sorted(rows, key=lambda row: (row["model"], str(row.get("finished_at")), row["scan_id"]))
 
 
@@ -181,9 +196,52 @@ def _earlier_files(target: Path) -> set[str]:
     return {path for path in files if isinstance(path, str) and known.fullmatch(path)}
 
 
-def _manifest(paths: Iterable[str]) -> str:
-    written = {"written_by": f"rmtscan {__version__}", "files": sorted(paths)}
+def _manifest(paths: Collection[str], made: Mapping[str, str], records: Mapping[str, FileRecord]) -> str:
+    sources = {
+        path: {"from": made[path], **asdict(records[path])}
+        for path in sorted(made)
+        if path in records and path in paths
+    }
+    written = {"written_by": f"rmtscan {__version__}", "files": sorted(paths), "sources": sources}
     return json.dumps(written, indent=1) + "\n"
+
+
+def _made(source: StoreFiles, chosen: Mapping[str, list[str]]) -> dict[str, str]:
+    """Return what the files of scans and comparisons are made from: the row that commits them, and this version.
+
+    Compaction does not change it. Rows themselves are small, and always made again.
+    """
+    found = {}
+    for commits in GROUPED:
+        for name in chosen.get(commits, ()):
+            digest = row_digest(source, commits, name)
+            for table in tables_of(commits):
+                found[f"{table}/{name}.parquet"] = f"{digest} {__version__}"
+    return found
+
+
+def _unchanged(target: Path, made: Mapping[str, str]) -> dict[str, FileRecord]:
+    """Return the records of the published files that would be written again as they are."""
+    try:
+        sources = json.loads((target / MANIFEST).read_text("utf-8"))["sources"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return {}
+    found = {}
+    for path, digest in made.items():
+        about: Any = sources.get(path) if isinstance(sources, dict) else None
+        try:
+            record = record_in(about)
+            if about["from"] == digest and _record_of(target / path, record.rows) == record:
+                found[path] = record
+        except (ValueError, KeyError, TypeError, OSError):
+            continue
+    return found
+
+
+def _record_of(path: Path, rows: int) -> FileRecord:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileRecord(bytes=path.stat().st_size, rows=rows, sha256=digest)
 
 
 def _publish_table(
@@ -193,17 +251,21 @@ def _publish_table(
     rows = size = 0
     for name in names:
         path = target / table / f"{name}.parquet"
-        count = _publish_file(source, f"{table}/{name}.parquet", path, table, records)
-        rows += count
-        size += path.stat().st_size
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        records[f"{table}/{name}.parquet"] = FileRecord(bytes=path.stat().st_size, rows=count, sha256=digest)
+        record = records.get(f"{table}/{name}.parquet")
+        if record is None:
+            record = _record_of(path, _publish_file(source, f"{table}/{name}.parquet", path, table, records))
+        rows += record.rows
+        size += record.bytes
+        records[f"{table}/{name}.parquet"] = record
     return Published(table=table, files=len(names), rows=rows, bytes=size)
 
 
 def _publish_file(source: StoreFiles, path: str, to: Path, table: str, records: Mapping[str, FileRecord]) -> int:
     """Copy one file unchanged, or by row groups if a column is missing or paths are removed; returns the number of rows."""
+    name = path.partition("/")[2].removesuffix(".parquet")
+    commits = TABLES[table].listed_by or table
+    if commits in GROUPED and not source.is_file(f"{commits}/{name}.parquet"):
+        return _publish_grouped(source, table, name, to, records)
     try:
         with source.fs.open(source.full(path), "rb") as file:
             parquet = pq.ParquetFile(file)
@@ -229,6 +291,24 @@ def _publish_file(source: StoreFiles, path: str, to: Path, table: str, records: 
         raise StoreError(f"{source.full(path)!r} is missing in the store: scan again with `force`") from error
     except pa.ArrowException as error:
         raise StoreError(f"{source.full(path)!r} is damaged ({one_line(error)}): remove it and scan again") from error
+
+
+def _publish_grouped(source: StoreFiles, table: str, name: str, to: Path, records: Mapping[str, FileRecord]) -> int:
+    """Write a file of its own for a result in a group; returns the number of rows."""
+    commits = TABLES[table].listed_by or table
+    row = row_of(source, commits, name)
+    if row is None:
+        raise StoreError(f"{name!r} was removed from store {source.url!r} while it was published: publish again")
+    found = metadata_of(complete(commits, row).to_pylist()[0])
+    metadata = {key: without_local_paths(value) for key, value in found.items()}
+    with _replacing(to) as temporary:
+        if table != commits:
+            with temporary.open("wb") as file:
+                return write_rows(source, table, name, file, metadata, lambda rows: _redacted(table, rows))
+        rows = _with_records(_redacted(table, row), COMMITTING[table], records)
+        pq.write_table(rows.replace_schema_metadata({**metadata, **unsealed_metadata()}), temporary, compression="zstd")
+        temporary.write_bytes(sealed(temporary.read_bytes()))
+        return 1
 
 
 def _rewrite(

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
+from scanner.store.checksums import printable
 from scanner.store.compaction import write_catalog
 from scanner.store.files import StoreFiles
 from scanner.store.groups import GROUPED, catalog, names_of, rows_of

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
-from scanner.checkpoint.names import printable
 from scanner.errors import StoreError
-from scanner.store.checksums import damage, has_checksum, is_safe_id, records_in
+from scanner.store.checksums import damage, has_checksum, is_safe_id, printable, records_in
 from scanner.store.groups import (
     FOLDER,
     GROUPED,
@@ -207,7 +206,7 @@ def commit_row(files: StoreFiles, table: str, name: str) -> dict[str, Any]:
 def tables_around(path: str) -> tuple[str, ...]:
     """Return the tables in which the results of a file are listed: its own, or that of the row that commits it."""
     table = path.partition("/")[0]
-    return (TABLES[table].listed_by or table,)
+    return (TABLES[table].listed_by or table,) if table in TABLES else ()
 
 
 def _expected(

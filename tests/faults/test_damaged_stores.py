@@ -90,17 +90,19 @@ def test_one_damaged_file_leaves_the_other_scans(store: Store, table: str, damag
     expected = {path.stem for path in Path(store.url, "scans").glob("*.parquet")} - {file.stem}
     if table == "scans" and not file.exists():
         pytest.skip("then the scan was never committed")
+    relation = "all_vectors" if table == "scans" else f"all_{table}"
     with pytest.warns(StoreWarning, match=file.name):
-        found = store.sql("select distinct scan_id from all_vectors")["scan_id"].to_pylist()
+        found = store.sql(f"select distinct scan_id from {relation}")["scan_id"].to_pylist()
     assert {*found} == expected
 
 
 @pytest.mark.parametrize("table", ["pairs", "comparisons", "controls"])
 def test_damage_elsewhere_leaves_the_scans(store: Store, table: str) -> None:
     cut_short(first(store, table))
+    found = store.sql("select count(distinct scan_id) as scans from all_vectors")["scans"].to_pylist()
+    assert found == [3], "a question that does not need the damaged file"
     with pytest.warns(StoreWarning, match=table):
-        found = store.sql("select count(distinct scan_id) as scans from all_vectors")["scans"].to_pylist()
-    assert found == [3]
+        store.sql(f"from {table}")
 
 
 class Told(Observer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import logging
 import threading
 import time
 import uuid
@@ -35,11 +36,11 @@ class Proxy:
     backend: tuple[str, int]
     requests: list[tuple[str, str]] = field(default_factory=list)
     fault: Callable[[Request], str | None] = lambda request: None
-    """Returns what happens to a request: None, `refuse`, `fail` (503), `lose` (done, but not answered), `slow`, `repeat`, `late`."""
+    """Returns what happens to a request: nothing (None), or `refuse`, `fail` (503), `deny` (403), `lose` (it is done, but not
+    answered), `slow`, `repeat` (it is done twice)."""
     gone: bool = False
     """Whether connections are closed without an answer."""
     server: Any = None
-    late: list[threading.Thread] = field(default_factory=list)
 
     @property
     def url(self) -> str:
@@ -72,8 +73,11 @@ class Proxy:
                         503, [("Retry-After", "0")], b"<Error><Code>SlowDown</Code><Message>slow</Message></Error>"
                     )
                     return
+                if fault == "deny":
+                    self._answer(403, [], b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>")
+                    return
                 if fault == "slow":
-                    time.sleep(0.3)
+                    time.sleep(0.05)
                 answer = self._ask(body)
                 if fault == "repeat":
                     answer = self._ask(body)
@@ -127,6 +131,7 @@ def serving() -> Iterator[Proxy]:
     """Start both servers."""
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     backend = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     backend.start()
     host, port = backend.get_host_and_port()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import duckdb
@@ -15,6 +16,8 @@ import yaml
 
 from scanner.errors import StoreError
 from scanner.store import SCHEMAS, Store, open_store
+from scanner.store import publish as publishing
+from scanner.store.compaction import compact
 from scanner.store.publish import CARD, MANIFEST, publish, without_local_paths
 
 from .rows import Matrix, add_scan, control, failure, scan_values
@@ -252,3 +255,29 @@ def test_a_store_that_is_not_local_is_published(memory_url: str, tmp_path: Path)
     add_scan(remote, "a", [Matrix()])
     publish(remote, tmp_path / "to")
     assert open_store(str(tmp_path / "to")).sql("SELECT count(*) AS n FROM vectors")["n"].to_pylist() == [4]
+
+
+def test_a_compacted_store_is_published_as_before_and_only_changes_are_written(
+    full: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(full, tmp_path / "to")
+    before = contents(tmp_path / "to")
+    compact(full, grace=timedelta(0))
+    read: list[str] = []
+    original = publishing._publish_file
+    monkeypatch.setattr(
+        publishing, "_publish_file", lambda *arguments: (read.append(arguments[1]), original(*arguments))[1]
+    )
+    publish(full, tmp_path / "to")
+    assert not [path for path in read if path.startswith(("matrices/", "vectors/", "failures/", "pair"))]
+    after = contents(tmp_path / "to")
+    assert {path for path in before if before[path] != after.get(path)} <= {"scans/a.parquet", "scans/b.parquet"}
+    assert {*after} == {*before}
+    publish(full, tmp_path / "new")
+    one, other = (open_store(str(tmp_path / name)) for name in ("to", "new"))
+    for table in SCHEMAS:
+        hidden = "exclude (files)" if "files" in SCHEMAS[table].names else ""
+        assert one.sql(f'select * {hidden} from "{table}" order by all').equals(
+            other.sql(f'select * {hidden} from "{table}" order by all')
+        )
+    assert {found.state for found in other.verify()} == {"whole"}
