@@ -151,8 +151,8 @@ def _no_python_after_fork() -> Iterator[None]:
     A lock that a thread holds at the fork is never released in the child: the start would wait forever. Ray's function blocks
     SIGINT, which a mask that the child inherits does as well, and lets its processes end with this one, which the watcher does.
     """
-    services = ray._private.services
-    plain = services.ConsolePopen
+    services: Any = ray._private.services
+    plain: Any = services.ConsolePopen
 
     class Started(plain):  # type: ignore[misc]
         def __init__(self, *arguments: Any, **options: Any) -> None:
