@@ -14,10 +14,10 @@ from scanner.store.queries import load_queries
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
-def _run(name: str, folder: Path) -> dict[str, Any]:
+def _run(name: str, folder: Path, *more: str) -> dict[str, Any]:
     """The JSON that a benchmark writes; its table must be on stdout and its exit status 0."""
     written = folder / f"{name}.json"
-    command = [sys.executable, str(BENCHMARKS / f"bench_{name}.py"), "--quick", "--json", str(written)]
+    command = [sys.executable, str(BENCHMARKS / f"bench_{name}.py"), "--quick", "--json", str(written), *more]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ratio" in done.stdout
@@ -35,7 +35,18 @@ def _all_numbers_are_positive(rows: list[dict[str, Any]]) -> None:
 
 
 def test_every_benchmark_is_tried_here() -> None:
-    tried = {"ablation", "decomposition", "evaluation", "hub_reading", "ks", "scan", "scaling", "queries", "store"}
+    tried = {
+        "ablation",
+        "decomposition",
+        "evaluation",
+        "fleet",
+        "hub_reading",
+        "ks",
+        "scan",
+        "scaling",
+        "queries",
+        "store",
+    }
     assert {path.stem.removeprefix("bench_") for path in BENCHMARKS.glob("bench_*.py")} == tried
 
 
@@ -110,6 +121,18 @@ def test_store(tmp_path: Path) -> None:
     }
     [opening] = [row for row in found["times"] if row["store"] == "s3" and row["question"] == "open"]
     assert opening["requests_after"] <= 50 < opening["requests"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the memory of processes is read from /proc")
+def test_fleet(tmp_path: Path) -> None:
+    found = _run("fleet", tmp_path, "--work", "0.05", "--repositories", "24")
+    fleet = {row["figure"]: row["value"] for row in found["fleet"]}
+    assert fleet["repositories"] == 24
+    assert fleet["seconds of computing, of a checkpoint"] > 0
+    large = {row["figure"]: row["value"] for row in found["large"]}
+    assert large["bytes of the checkpoint, GB"] > 1
+    assert 0 < large["largest memory of a worker, MB"] < 4 * 2048 * 2048 * 8 / 1e6 + 600
+    assert len(found["ratios"]) == 5
 
 
 def test_queries(tmp_path: Path) -> None:

@@ -99,6 +99,10 @@ class Progress(Observer):
         if self._bar is not None and self._bar_task is not None:
             self._bar.update(self._bar_task, description=f"{alive} worker{'s' if alive != 1 else ''}")
 
+    def note(self, text: str) -> None:
+        """Something about the workers."""
+        self._say(f"note: {text}")
+
     def waiting(self, reason: str) -> None:
         """There is no worker."""
         self._say(f"{reason}; waiting (Ctrl-C keeps existing results)")

@@ -37,7 +37,7 @@ from scanner.checkpoint.sources.files import FileVersion, check_unchanged
 from scanner.checkpoint.structure.matching import Matching
 from scanner.engine.method import Method, scan_id
 from scanner.engine.options import PoolOptions
-from scanner.engine.plan import decomposition_cost, decomposition_limit, largest_first
+from scanner.engine.plan import decomposition_cost, decomposition_limit, largest_first, matrix_memory, spreads
 from scanner.engine.rows import pack, unpack
 from scanner.engine.run import run
 from scanner.engine.scan import ScanWork, TieTask, bytes_of, versions_read
@@ -245,6 +245,21 @@ class PairTask(Task):
     def cost(self) -> float:
         """Work of both decompositions."""
         return 2.0 * decomposition_cost(self.base.rows, self.base.cols)
+
+    @property
+    def memory(self) -> float:
+        """That of one decomposition, and the vectors of the other."""
+        return matrix_memory(2 * self.base.rows, self.base.cols)
+
+    @property
+    def device_memory(self) -> float:
+        """Likewise, without the libraries."""
+        return 64.0 * self.base.rows * self.base.cols
+
+    @property
+    def spreads(self) -> bool:
+        """Whether the matrices are large."""
+        return spreads(self.base.rows, self.base.cols)
 
     @property
     def time_limit(self) -> float:

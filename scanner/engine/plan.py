@@ -26,6 +26,12 @@ AnyTask = TypeVar("AnyTask", bound=Costly)
 _LIMIT_SECONDS, _LIMIT_COST_PER_SECOND = 900.0, 1e9
 
 
+#: An interpreter with its libraries, in bytes.
+_WORKER_BYTES = 600_000_000
+#: Smaller dimension from which on a matrix may get more than one BLAS thread.
+_SPREAD_SIZE = 2048
+
+
 def decomposition_cost(rows: int, cols: int) -> float:
     """Time of `decompose` up to a factor: lo^2 (3 hi + 9 lo), matrix products and eigenproblem weighted by measured speed."""
     lo, hi = min(rows, cols), max(rows, cols)
@@ -35,6 +41,34 @@ def decomposition_cost(rows: int, cols: int) -> float:
 def decomposition_limit(cost: float) -> float:
     """Seconds after which a worker that decomposes matrices of this cost is considered hung."""
     return _LIMIT_SECONDS + cost / _LIMIT_COST_PER_SECOND
+
+
+def matrix_memory(rows: int, cols: int) -> float:
+    """Bytes that a worker needs to decompose a matrix: four times the matrix in float64, and the libraries."""
+    return float(4 * 8 * rows * cols + _WORKER_BYTES)
+
+
+def task_memory(refs: Iterable[MatrixRef]) -> tuple[float, float]:
+    """Bytes that a worker needs for matrices that are read together, in all and on a GPU.
+
+    A decomposition takes four times the matrix in float64, beside the interpreter and its libraries. Matrices that are cut from one
+    stored weight count as the whole weight, because it is decoded at once, and what is read together is in memory together.
+    """
+    by_weight: dict[tuple[object, ...], int] = {}
+    stored: dict[tuple[str, int], int] = {}
+    largest = 0
+    for ref in refs:
+        weight = (ref.entry, ref.companions)
+        by_weight[weight] = by_weight.get(weight, 0) + ref.rows * ref.cols
+        stored[ref.entry.file, ref.entry.start] = ref.entry.size
+        largest = max(largest, ref.rows * ref.cols)
+    whole = 4 * 8 * max([largest, *by_weight.values()])
+    return float(whole + sum(stored.values()) * (len(stored) > 1) + _WORKER_BYTES), float(4 * 8 * largest)
+
+
+def spreads(rows: int, cols: int) -> bool:
+    """Whether a decomposition is so large that more BLAS threads make it faster."""
+    return min(rows, cols) >= _SPREAD_SIZE
 
 
 def reads(refs: Iterable[MatrixRef], *, neighbors: int = 0) -> list[tuple[MatrixRef, ...]]:

@@ -7,12 +7,13 @@ retried. Errors of a task itself never get here: the worker returns them as data
 from __future__ import annotations
 
 import heapq
+import math
 import platform
 import re
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -20,6 +21,7 @@ import ray
 from ray import exceptions as ray_errors
 
 from scanner.engine.options import PoolOptions
+from scanner.engine.placement import Node, cores_of, largest_node, size_of, workers_of
 from scanner.engine.session import LOCAL, address_of, check_local_ray, ray_session
 from scanner.errors import ScannerError
 
@@ -88,9 +90,38 @@ class PoolShape:
         return cls(workers=workers if tasks is None else min(workers, tasks), gpus=share)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """What a worker tells when it has started."""
+
+    device: str
+    """`cpu` or `cuda`."""
+    node: str = ""
+    """Id of the node that it runs on."""
+    device_memory: float | None = None
+    """Free bytes of its GPU; None: it has none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a task needs of its worker."""
+
+    memory: float = 0.0
+    """Bytes; 0: unknown."""
+    device_memory: float = 0.0
+    """Bytes of a GPU, if it runs on one."""
+    spreads: bool = False
+    """Whether more BLAS threads make it faster."""
+
+
 @dataclass(kw_only=True, eq=False)
 class _Actor:
     handle: Any
+    memory: float = 0.0  # declared bytes; 0: none
+    cores: int = 1
+    gpus: float = 0.0
+    state: Ready | None = None
+    leaving: bool = False  # it gets no further tasks, and ends when it has none
     ready: bool = False
     refusals: int = 0  # consecutive failures to start, of this actor and of those it replaces
     running: dict[str, float | None] = field(default_factory=dict)  # tasks it holds, with their time limits
@@ -111,6 +142,21 @@ def granted_device() -> str:
     import torch
 
     return "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
+
+
+def node_id() -> str:
+    """Return the id of the node that this actor runs on."""
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def device_memory(device: str) -> float | None:
+    """Return the free bytes of the GPU of this actor; None on a CPU."""
+    if device == "cpu":
+        return None
+    import torch
+
+    free, _ = torch.cuda.mem_get_info()
+    return float(free)
 
 
 def environment(shape: PoolShape) -> dict[str, Any]:
@@ -140,8 +186,10 @@ def run_tasks(
     more: Callable[[float], tuple[Sequence[AnyTask], bool]] = lambda patience: ((), False),
     wanted: Callable[[AnyTask], bool] = lambda task: True,
     order: Callable[[AnyTask], Any] = lambda task: 0,
+    on_note: Callable[[str], None] = lambda text: None,
     family: Callable[[AnyTask], str | None] = lambda task: None,
     time_limit: Callable[[AnyTask], float | None] = lambda task: None,
+    needs: Callable[[AnyTask], Needs] = lambda task: Needs(),
     arguments: tuple[Any, ...] = (),
 ) -> None:
     """Run tasks, first to last, on a cluster or on a local Ray that is shut down at the end.
@@ -160,8 +208,10 @@ def run_tasks(
         more: returns further tasks, and whether there may be others later; waits for a task for the given time (seconds).
         wanted: whether a task still has to be run.
         order: key of the order of further tasks among those that wait.
+        on_note: called with one line about the workers that a user should know.
         family: tasks of one family go to the same worker, as long as the other workers have other tasks.
         time_limit: seconds without a result after which the worker of a task is replaced; None: no limit.
+        needs: memory and threads of a task: workers are as large as the tasks, and as many as fit the nodes.
         arguments: positional arguments of the constructor of `worker_class`.
 
     Raises:
@@ -189,11 +239,27 @@ def run_tasks(
             more=more,
             wanted=wanted,
             order=order,
+            on_note=on_note,
             family=family,
             time_limit=time_limit,
+            needs=needs,
+            nodes=nodes_of_cluster,
+            asked=options.workers,
+            share_cores=options.share_cores,
             arguments=arguments,
         )
-        pool.run(tasks, on_start=lambda: on_start(environment(shape)))
+        pool.run(tasks, on_start=lambda: on_start(environment(replace(shape, workers=pool.wanted))))
+
+
+def nodes_of_cluster() -> list[Node]:
+    """Return the machines of the cluster that are there now."""
+    found = []
+    for node in ray.nodes():  # type: ignore[no-untyped-call]
+        has = node["Resources"]
+        if node["Alive"]:
+            memory = has.get("memory", math.inf)
+            found.append(Node(id=node["NodeID"], cpus=has.get("CPU", 0.0), gpus=has.get("GPU", 0.0), memory=memory))
+    return found
 
 
 class Pool(Generic[AnyTask]):
@@ -220,8 +286,13 @@ class Pool(Generic[AnyTask]):
         more: Callable[[float], tuple[Sequence[AnyTask], bool]] = lambda patience: ((), False),
         wanted: Callable[[AnyTask], bool] = lambda task: True,
         order: Callable[[AnyTask], Any] = lambda task: 0,
+        on_note: Callable[[str], None] = lambda text: None,
         family: Callable[[AnyTask], str | None] = lambda task: None,
         time_limit: Callable[[AnyTask], float | None] = lambda task: None,
+        needs: Callable[[AnyTask], Needs] = lambda task: Needs(),
+        nodes: Callable[[], list[Node]] = list,
+        asked: int | None = None,
+        share_cores: bool = False,
         arguments: tuple[Any, ...] = (),
     ) -> None:
         self._family, self._time_limit, self._arguments = family, time_limit, arguments
@@ -234,9 +305,15 @@ class Pool(Generic[AnyTask]):
         self._queue: deque[AnyTask] = deque()
         self._attempts: Counter[str] = Counter()
         self._calls: dict[Any, _Call[AnyTask]] = {}
-        options: dict[str, Any] = {"num_cpus": 1, "num_gpus": shape.gpus, "max_concurrency": WINDOW, "max_restarts": 0}
-        self._actor_class: Any = ray.remote(**options)(worker_class)
-        self._wanted = shape.workers
+        self._needs, self._nodes, self._asked, self._share_cores = needs, nodes, asked, share_cores
+        self._on_note = on_note
+        self._class = worker_class
+        self._size = 0.0  # memory of new workers; 0: none is declared
+        self._cores = 1  # cores of new workers
+        self._node_memory = math.inf  # of the largest node
+        self._warned = False
+        self.wanted = shape.workers
+        """Number of workers at the start."""
         self._actors: list[_Actor] = []
 
     def run(self, tasks: Sequence[AnyTask], *, on_start: Callable[[], None] = lambda: None) -> None:
@@ -247,12 +324,17 @@ class Pool(Generic[AnyTask]):
         """
         self._queue.extend(tasks)
         try:
-            self._actors += [self._start() for _ in range(self._wanted)]
+            self.wanted = self._plan(self._queue)
+            self._actors += [self._start() for _ in range(self.wanted)]
             on_start()
             told = looked = time.monotonic()
             while True:
                 self._look_for_more()
                 self._dispatch()
+                if self._is_stuck():
+                    self._resize(stuck=True)
+                    if self._is_stuck():
+                        self._add_without_gpu()
                 if not (self._queue or self._open or any(call.task is not None for call in self._calls.values())):
                     break
                 finished: list[Any] = []
@@ -260,12 +342,15 @@ class Pool(Generic[AnyTask]):
                     finished, _ = ray.wait(list(self._calls), num_returns=1, timeout=self._longest_wait())
                 check_local_ray()  # before its processes are asked for anything
                 for reference in finished:
-                    self._collect(reference, self._calls.pop(reference))
+                    if reference in self._calls:
+                        self._collect(reference, self._calls.pop(reference))
                 self._kill_hung()
+                self._end_leaving()
                 now = time.monotonic()
                 if now - looked >= _LOOK_SECONDS:
                     looked = now
                     self._kill_not_started()
+                    self._resize()
                 if finished or self._alive:
                     told = now
                 elif now - told >= WAITING_SECONDS:
@@ -281,45 +366,142 @@ class Pool(Generic[AnyTask]):
         if found:
             self._queue = deque(heapq.merge(self._queue, found, key=self._order))
 
-    def _start(self, *, refusals: int = 0) -> _Actor:
-        actor = _Actor(handle=self._actor_class.remote(*self._arguments), refusals=refusals)
+    def _plan(self, tasks: Iterable[AnyTask]) -> int:
+        """Set size and cores of new workers by the largest of the tasks, and return how many workers there should be."""
+        needed = max((self._needs(task).memory for task in tasks), default=0.0)
+        nodes = self._nodes() if needed else []
+        self._node_memory = largest_node(nodes)
+        if needed > self._node_memory and not self._warned:
+            self._warned = True
+            self._on_note(
+                f"a matrix needs about {needed / 1e9:.1f} GB of memory, and the largest node has {self._node_memory / 1e9:.1f} GB "
+                "for workers: it runs alone there, and fails if the memory does not suffice"
+            )
+        self._size = min(size_of(needed), self._node_memory)
+        if not nodes or self._asked is not None:
+            return self._shape.workers
+        wanted = min(self._shape.workers, max(1, workers_of(nodes, self._size, self._shape.gpus)))
+        self._cores = cores_of(nodes, self._size) if self._share_cores and not self._shape.gpus else 1
+        return wanted
+
+    def _start(self, *, refusals: int = 0, like: _Actor | None = None) -> _Actor:
+        memory, cores, gpus = (
+            (self._size, self._cores, self._shape.gpus) if like is None else (like.memory, like.cores, like.gpus)
+        )
+        options: dict[str, Any] = {"num_cpus": cores, "num_gpus": gpus, "max_concurrency": WINDOW, "max_restarts": 0}
+        if memory:
+            options["memory"] = int(memory)
+        made: Any = ray.remote(**options)(self._class)
+        actor = _Actor(handle=made.remote(*self._arguments), refusals=refusals, memory=memory, cores=cores, gpus=gpus)
         self._calls[actor.handle.ready.remote()] = _Call(actor=actor, task=None)
         return actor
 
+    def _resize(self, *, stuck: bool = False) -> None:
+        """Replace workers if a task needs larger ones, or if smaller ones would be more.
+
+        A worker that is replaced gets no further tasks and ends when it has none; its successor waits for its resources in Ray.
+        """
+        current = [actor for actor in self._actors if not actor.leaving]
+        if not self._queue or not any(actor.memory for actor in current):
+            return
+        if len(current) >= self._shape.workers and not stuck:
+            return
+        needed = max(self._needs(task).memory for task in self._queue)
+        largest = max((actor.memory for actor in current), default=0.0)
+        grows = min(needed, self._node_memory) > largest
+        before = (self._size, self._cores)
+        wanted = self._plan(self._queue)
+        if not self._open:
+            wanted = min(wanted, len(self._queue) + sum(len(actor.running) for actor in current))
+        if not grows and wanted < max(len(current) + 1, 1.5 * len(current)):
+            self._size, self._cores = before
+            return
+        for actor in current:
+            actor.leaving = actor.memory < self._size if grows else actor.memory > self._size
+        staying = sum(not actor.leaving for actor in current)
+        self._actors += [self._start() for _ in range(wanted - staying)]
+        self._end_leaving()
+
+    def _is_stuck(self) -> bool:
+        """Whether no worker has the memory for the first task in the queue."""
+        return bool(self._queue) and not any(
+            self._fits(actor, self._queue[0]) for actor in self._actors if not actor.leaving
+        )
+
+    def _add_without_gpu(self) -> None:
+        """Start a worker without a GPU for a task that fits no GPU."""
+        needs = self._needs(self._queue[0])
+        self._on_note(
+            f"a matrix needs about {needs.device_memory / 1e9:.1f} GB of a GPU, more than any worker has: it runs without one"
+        )
+        memory = min(size_of(needs.memory), self._node_memory)
+        self._actors.append(self._start(like=_Actor(handle=None, memory=memory, cores=1, gpus=0.0)))
+
+    def _end_leaving(self) -> None:
+        for actor in [actor for actor in self._actors if actor.leaving and not actor.running]:
+            self._actors.remove(actor)
+            self._calls = {reference: call for reference, call in self._calls.items() if call.actor is not actor}
+            ray.kill(actor.handle)
+
     def _replace(self, actor: _Actor) -> None:
         ray.kill(actor.handle)  # if it still runs, it holds resources that the new one needs
-        self._actors[self._actors.index(actor)] = self._start(refusals=actor.refusals)
+        self._actors[self._actors.index(actor)] = self._start(refusals=actor.refusals, like=actor)
 
     def _dispatch(self) -> None:
         """Fill the windows in rounds: no worker gets a second task while another has none."""
         for room in range(1, WINDOW + 1):
             for actor in self._actors:
                 self._drop_unwanted()
-                if not (self._queue and actor.ready and len(actor.running) < room):
+                if not (self._queue and actor.ready and not actor.leaving and len(actor.running) < room):
                     continue
                 place = self._next(actor)
-                task = self._queue[place]
-                if self._may_take(actor, task):
+                task = self._queue[place] if place is not None else None
+                if place is not None and task is not None and self._may_take(actor, task):
                     del self._queue[place]
                     actor.family = self._family(task)
                     if not actor.running:
                         actor.since = time.monotonic()
                     actor.running[task.name] = self._time_limit(task)
-                    self._calls[actor.handle.run.remote(task)] = _Call(actor=actor, task=task)
+                    threads = self._threads(actor, task)
+                    more = (threads,) if threads > 1 else ()
+                    self._calls[actor.handle.run.remote(task, *more)] = _Call(actor=actor, task=task)
 
     def _drop_unwanted(self) -> None:
         while self._queue and not self._still_wanted(self._queue[0]):
             self._on_dropped(self._queue.popleft())
 
-    def _next(self, actor: _Actor) -> int:
-        """Position in the queue of the next task of an actor: of its family, else of no other actor's family, else the first."""
+    def _threads(self, actor: _Actor, task: AnyTask) -> int:
+        """Number of BLAS threads of a task: cores that memory leaves idle, and at the end those of workers without a task."""
+        if not self._share_cores or actor.gpus or not self._needs(task).spreads:
+            return 1
+        if self._open or self._queue or len(actor.running) > 1:
+            return actor.cores
+        node = actor.state.node if actor.state is not None else ""
+        here = [other for other in self._actors if other.ready and other.state is not None and other.state.node == node]
+        return max(
+            actor.cores, sum(other.cores for other in here) // max(1, sum(bool(other.running) for other in here))
+        )
+
+    def _next(self, actor: _Actor) -> int | None:
+        """Position in the queue of the next task of an actor: of its family, else of no other actor's family, else the first.
+
+        Among tasks without a family it is the first that fits the actor.
+        """
         if self._family(self._queue[0]) is None:
-            return 0
+            return next((place for place, task in enumerate(self._queue) if self._fits(actor, task)), None)
         others = {other.family for other in self._actors if other is not actor}
         families = [self._family(task) for task in self._queue]
         if actor.family in families:
             return families.index(actor.family)
         return next((place for place, family in enumerate(families) if family not in others), 0)
+
+    def _fits(self, actor: _Actor, task: AnyTask) -> bool:
+        """Whether a worker has the memory for a task; what fits no node fits the worker that has a whole node."""
+        needs = self._needs(task)
+        if actor.memory and min(needs.memory, self._node_memory) > actor.memory:
+            return False
+        free = actor.state.device_memory if actor.state is not None else None
+        return free is None or needs.device_memory <= free
 
     def _may_take(self, actor: _Actor, task: AnyTask) -> bool:
         """A task whose worker was lost runs alone on its next worker, so that it cannot take another task with it again."""
@@ -334,6 +516,7 @@ class Pool(Generic[AnyTask]):
             return
         if call.task is None:
             call.actor.ready, call.actor.refusals = True, 0
+            call.actor.state = result if isinstance(result, Ready) else None
             self._on_workers(self._alive, len(self._actors))
             return
         del call.actor.running[call.task.name]
@@ -400,7 +583,9 @@ class Pool(Generic[AnyTask]):
     def _missing_resources(self) -> str:
         there = ray.cluster_resources()  # type: ignore[no-untyped-call]
         has = f"{there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs"
-        return f"no worker yet: each needs 1 CPU and {self._shape.gpus:g} GPUs; the cluster has {has} in total, free or in use"
+        memory = f", {self._size / 1e9:.2g} GB of memory" if self._size else ""
+        needs = f"{self._cores} CPU{memory} and {self._shape.gpus:g} GPUs"
+        return f"no worker yet: each needs {needs}; the cluster has {has} in total, free or in use"
 
     @property
     def _alive(self) -> int:

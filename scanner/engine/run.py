@@ -15,7 +15,7 @@ from typing import Any
 
 from scanner.engine.metrics import Metrics
 from scanner.engine.options import PoolOptions
-from scanner.engine.pool import run_tasks
+from scanner.engine.pool import Needs, run_tasks
 from scanner.engine.session import ray_session
 from scanner.engine.task import Failure, Result, Task
 from scanner.engine.work import Observer, Stored, Work
@@ -111,6 +111,8 @@ def _dispatch(
             on_waiting=observer.waiting,
             on_hung=observer.hung,
             on_dropped=dropped,
+            on_note=observer.note,
+            needs=lambda task: Needs(memory=task.memory, device_memory=task.device_memory, spreads=task.spreads),
             more=more,
             wanted=work.wanted,
             order=lambda task: (not task.precedes, -task.cost),

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from types import ModuleType
 from typing import Any
 
@@ -34,7 +35,15 @@ from scanner.engine import rows
 from scanner.engine.ahead import Hasher, Opened, Opener, nothing_to_scan, open_reference
 from scanner.engine.method import Method, scan_id
 from scanner.engine.options import PoolOptions
-from scanner.engine.plan import decomposition_cost, decomposition_limit, largest_first, reads
+from scanner.engine.plan import (
+    decomposition_cost,
+    decomposition_limit,
+    largest_first,
+    matrix_memory,
+    reads,
+    spreads,
+    task_memory,
+)
 from scanner.engine.run import run
 from scanner.engine.task import Context, Failure, Task
 from scanner.engine.work import Found, Observer, Stored, Work
@@ -93,6 +102,25 @@ class MatrixTask(Task):
     def cost(self) -> float:
         """Work of the decompositions."""
         return sum(decomposition_cost(ref.rows, ref.cols) for ref in self.refs)
+
+    @property
+    def memory(self) -> float:
+        """Four times the largest matrix in float64, and the libraries."""
+        return self._needed[0]
+
+    @property
+    def device_memory(self) -> float:
+        """Four times the largest matrix in float64."""
+        return self._needed[1]
+
+    @cached_property
+    def _needed(self) -> tuple[float, float]:
+        return task_memory(self.refs)
+
+    @property
+    def spreads(self) -> bool:
+        """Whether one of the matrices is large."""
+        return any(spreads(ref.rows, ref.cols) for ref in self.refs)
 
     @property
     def items(self) -> int:
@@ -218,6 +246,21 @@ class ControlTask(Task):
     def cost(self) -> float:
         """Work of the decomposition."""
         return decomposition_cost(self.rows, self.cols)
+
+    @property
+    def memory(self) -> float:
+        """Four times the matrix in float64, and the libraries."""
+        return matrix_memory(self.rows, self.cols)
+
+    @property
+    def device_memory(self) -> float:
+        """Four times the matrix in float64."""
+        return 32.0 * self.rows * self.cols
+
+    @property
+    def spreads(self) -> bool:
+        """Whether the matrix is large."""
+        return spreads(self.rows, self.cols)
 
     @property
     def time_limit(self) -> float:

@@ -183,7 +183,7 @@ def _start_local(settings: dict[str, Any]) -> None:
     constants = ray._private.ray_constants
     before, constants.ENABLE_RAY_CLUSTER = constants.ENABLE_RAY_CLUSTER, False
     try:
-        with _essential_processes_only():
+        with _essential_processes_only(), _no_python_after_fork():
             ray.init(
                 address=LOCAL,
                 include_dashboard=False,
@@ -220,6 +220,31 @@ def _essential_processes_only() -> Iterator[None]:
     finally:
         for name, method in before.items():
             setattr(node, name, method)
+
+
+@contextlib.contextmanager
+def _no_python_after_fork() -> Iterator[None]:
+    """Let Ray start its processes without running Python between fork and exec, while threads open checkpoints.
+
+    A lock that a thread holds at the fork is never released in the child: the start would wait forever. Ray's function blocks
+    SIGINT, which a mask that the child inherits does as well, and lets its processes end with this one, which the watcher does.
+    """
+    services: Any = ray._private.services
+    plain: Any = services.ConsolePopen
+
+    class Started(plain):  # type: ignore[misc]
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                super().__init__(*arguments, **{**options, "preexec_fn": None})
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    services.ConsolePopen = Started
+    try:
+        yield
+    finally:
+        services.ConsolePopen = plain
 
 
 def _end_with_this_process() -> None:

@@ -26,7 +26,7 @@ class Context(Protocol):
         """Where tensors belong: `cpu` or `cuda`."""
 
     def computing(self) -> AbstractContextManager[float]:
-        """Wait until no other task of this worker computes and limit BLAS to one thread; yields the start time in seconds."""
+        """Wait until no other task of this worker computes and limit BLAS to its threads; yields the start time in seconds."""
 
     def resident(self, slot: str, key: Hashable, make: Callable[[], Made]) -> Made:
         """Return the object that this worker keeps in a slot; another key drops it first and then makes a new one.
@@ -69,6 +69,21 @@ class Task(Protocol):
     def family(self) -> str | None:
         """Tasks of one family prefer the same worker, because it keeps what they share; None: no preference."""
         return None
+
+    @property
+    def memory(self) -> float:
+        """Bytes that its worker needs in all; 0: unknown, and nothing is declared to Ray."""
+        return 0.0
+
+    @property
+    def device_memory(self) -> float:
+        """Bytes that it needs on a GPU."""
+        return 0.0
+
+    @property
+    def spreads(self) -> bool:
+        """Whether it is so large that more BLAS threads make it faster."""
+        return False
 
     @property
     def time_limit(self) -> float | None:

@@ -31,6 +31,9 @@ class Observer:
     def workers(self, alive: int, wanted: int) -> None:
         """A worker has started or was lost."""
 
+    def note(self, text: str) -> None:
+        """Something about the workers that a user should know, in one line."""
+
     def waiting(self, reason: str) -> None:
         """There is no worker, and nothing happens until one starts."""
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from threadpoolctl import ThreadpoolController
 
-from scanner.engine.pool import granted_device
+from scanner.engine.pool import Ready, device_memory, granted_device, node_id
 from scanner.engine.task import Failure, Result, Task
 from scanner.extensions import load_extensions
 
@@ -31,13 +31,13 @@ class Worker:
         self.thread_pools = ThreadpoolController()  # knows the libraries that are loaded by now
         self.slots: dict[str, tuple[Hashable, Any]] = {}
 
-    def ready(self) -> str:
-        """Return the device, as soon as the worker is up."""
-        return self.device
+    def ready(self) -> Ready:
+        """Describe the worker, as soon as it is up."""
+        return Ready(device=self.device, node=node_id(), device_memory=device_memory(self.device))
 
-    def run(self, task: Task) -> Result:
-        """Run a task. Only the loss of the worker itself raises, in the driver."""
-        context = WorkerContext(self)
+    def run(self, task: Task, threads: int = 1) -> Result:
+        """Run a task with so many BLAS threads. Only the loss of the worker itself raises, in the driver."""
+        context = WorkerContext(self, threads)
         value, failure = None, None
         try:
             value = task.run(context)
@@ -49,8 +49,8 @@ class Worker:
 class WorkerContext:
     """What a worker offers to one task (`scanner.engine.task.Context`)."""
 
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
+    def __init__(self, worker: Worker, threads: int = 1) -> None:
+        self._worker, self._threads = worker, threads
         self.stages: dict[str, float] = defaultdict(float)
         self.bytes_read = 0
 
@@ -61,9 +61,9 @@ class WorkerContext:
 
     @contextmanager
     def computing(self) -> Iterator[float]:
-        """Wait for the turn of this task and limit BLAS to one thread; yields the start time in seconds."""
+        """Wait for the turn of this task and limit BLAS to its threads; yields the start time in seconds."""
         # The limit applies to the thread that computes: Ray calls from a thread pool, and OpenMP counts threads for each.
-        with self._worker.turn, self._worker.thread_pools.limit(limits=1), self.stage("compute"):
+        with self._worker.turn, self._worker.thread_pools.limit(limits=self._threads), self.stage("compute"):
             yield time.perf_counter()
 
     def resident(self, slot: str, key: Hashable, make: Callable[[], Made]) -> Made:

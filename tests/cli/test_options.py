@@ -263,12 +263,12 @@ def test_a_field_without_a_declaration_is_a_plain_option() -> None:
 
 # ---- the options of the verbs
 
-POOL = "--address --workers --gpus-per-worker --task-timeout --log-format"
+POOL = "--address --workers --gpus-per-worker --task-timeout --share-cores --log-format"
 SELECTION = "--roles --layers --embeddings --heads"
 TEXT = "--text --column --second --where"
 MEASURE = f"{TEXT} --label --metric --tokens --window --examples --dtype"
 OPTIONS = {
-    "scan": f"--store {SELECTION} --sigma --null --ensemble --download --force {POOL} --format",
+    "scan": f"--from --store {SELECTION} --sigma --null --ensemble --download --force {POOL} --format",
     "inspect": f"{SELECTION} --format",
     "compare": f"--store {SELECTION} --sigma --null --download --force {POOL} --format",
     "query": "--param --list --store --format",

@@ -1,0 +1,153 @@
+"""How many workers fit a cluster, by arithmetic, and workers that are as large as their tasks, on a Ray with little memory."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scanner.checkpoint import list_matrices, open_checkpoint
+from scanner.engine.placement import SMALLEST_BYTES, Node, cores_of, largest_node, size_of, workers_of
+from scanner.engine.plan import matrix_memory, spreads, task_memory
+from scanner.engine.pool import Needs, Pool, PoolShape, Ready
+from tests.checkpoint.writing import checkpoint
+
+from .checkpoints import weight
+from .mortal import Mortal, Work
+
+GB = 1e9
+
+
+def node(cpus: float, memory: float, gpus: float = 0.0) -> Node:
+    return Node(id=f"{cpus}/{memory}", cpus=cpus, gpus=gpus, memory=memory)
+
+
+@given(st.floats(1.0, 1e12))
+def test_a_size_is_enough_and_at_most_a_fifth_too_large(memory: float) -> None:
+    size = size_of(memory)
+    assert size >= memory
+    assert size <= max(SMALLEST_BYTES, 1.2 * memory)
+
+
+def test_workers_are_limited_by_cores_memory_and_gpus() -> None:
+    large = [node(64, 128 * GB)]
+    need = size_of(matrix_memory(14336, 4096))
+    assert 2.4 * GB < need < 3 * GB
+    assert workers_of(large, need, 0.0) == int(128 * GB // need) < 64
+    assert cores_of(large, need) == 64 // workers_of(large, need, 0.0)
+    assert workers_of(large, 0.0, 0.0) == workers_of(large, SMALLEST_BYTES, 0.0) == 64
+    assert cores_of(large, SMALLEST_BYTES) == 1
+    assert workers_of([node(8, 2 * GB), node(8, 9 * GB)], 4 * GB, 0.0) == 2, "a worker is on one node"
+    assert cores_of([node(8, 2 * GB), node(8, 9 * GB)], 4 * GB) == 4
+    assert workers_of([node(8, 64 * GB, gpus=2)], GB, 0.5) == 4
+    assert workers_of([node(8, math.inf)], 1e15, 0.0) == 8, "Ray does not count the memory"
+    assert largest_node([node(0, 100 * GB), node(4, 8 * GB)]) == 8 * GB
+    assert largest_node([]) == math.inf
+
+
+def test_a_task_needs_four_times_its_largest_matrix_and_the_whole_of_a_fused_weight(tmp_path: Path) -> None:
+    fused = weight(3 * 64, 64, 1)
+    named = {
+        "transformer.h.0.attn.c_attn.weight": fused.T.contiguous(),
+        "transformer.h.0.mlp.c_fc.weight": weight(64, 256, 2),
+    }
+    config = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_embd": 64, "n_head": 4}
+    refs = list_matrices(open_checkpoint(checkpoint(tmp_path / "model", named, config))).matrices
+    query = [ref for ref in refs if ref.role in {"query", "key", "value"}]
+    up = [ref for ref in refs if ref.role == "mlp_up"]
+    assert len(query) == 3
+    assert task_memory(query) == (4 * 8 * 3 * 64 * 64 + 600e6, 4 * 8 * 64 * 64)
+    assert task_memory(up) == (4 * 8 * 64 * 256 + 600e6, 4 * 8 * 64 * 256)
+    assert task_memory([*query, *up])[0] == 4 * 8 * 256 * 64 + 600e6 + 4 * (3 * 64 * 64 + 256 * 64)
+    assert spreads(2048, 8192)
+    assert not spreads(2047, 100_000)
+
+
+# ---- on Ray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sized(Work):
+    needs: Needs
+
+
+class TellsThreads(Mortal):
+    """Returns the number of threads that it may use; runs on a GPU with little memory, if it has one."""
+
+    free: float | None = None
+
+    def ready(self) -> Ready:  # type: ignore[override]
+        import ray
+
+        gpu = ray.get_runtime_context().get_assigned_resources().get("GPU", 0)
+        return Ready(device="cpu", node="the only one", device_memory=100.0 if gpu else None)
+
+    def run(self, work: Work, threads: int = 1) -> str:
+        super().run(work)
+        return str(threads)
+
+
+def pool_of(
+    memory: float, cpus: int, done: list[tuple[str, str]], notes: list[str], *, wanted: int, share_cores: bool = True
+) -> Pool[Sized]:
+    return Pool(
+        TellsThreads,
+        PoolShape(workers=wanted, gpus=0.0),
+        on_done=lambda work, outcome: done.append((work.name, outcome)),
+        on_lost=lambda work, reason: pytest.fail(reason),
+        on_note=notes.append,
+        needs=lambda work: work.needs,
+        nodes=lambda: [node(cpus, memory)],
+        order=lambda work: -work.cost,
+        share_cores=share_cores,
+    )
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_workers_grow_with_the_tasks_and_what_fits_no_node_runs_with_one_note(tmp_path: Path) -> None:
+    """The Ray has 2 cores; the pool is told that its node has 2 GB of memory for workers."""
+    log = tmp_path / "log"
+
+    def sized(name: str, memory: float, cost: float) -> Sized:
+        return Sized(name=name, log=log, seconds=0.02, cost=cost, needs=Needs(memory=memory))
+
+    later = [sized("large", 1.5 * GB, 9.0), sized("too large", 50 * GB, 5.0), sized("too large, too", 60 * GB, 4.0)]
+    done: list[tuple[str, str]] = []
+    notes: list[str] = []
+    pool = pool_of(2 * GB, 2, done, notes, wanted=2)
+    sizes: list[list[float]] = []
+
+    def more(patience: float) -> tuple[list[Sized], bool]:
+        sizes.append(sorted(actor.memory for actor in pool._actors if not actor.leaving))
+        return ([later.pop(0)], bool(later)) if len(done) > 3 and later else ([], bool(later))
+
+    pool._more = more
+    pool.run([sized(f"small {number}", 0.6 * GB, 1.0) for number in range(6)])
+    assert sorted(name for name, _ in done) == sorted(
+        [*(f"small {n}" for n in range(6)), "large", "too large", "too large, too"]
+    )
+    assert sizes[0] == [SMALLEST_BYTES] * 2
+    assert [size_of(1.5 * GB)] in sizes, "one larger worker"
+    assert [2 * GB] in sizes, "and one with the whole node"
+    [note] = notes
+    assert "0 GB of memory, and the largest node has 2.0 GB" in note
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_idle_cores_help_with_the_last_large_tasks_and_only_with_these(tmp_path: Path) -> None:
+    def sized(name: str, *, spreads: bool, seconds: float = 0.3) -> Sized:
+        return Sized(name=name, log=tmp_path / "log", seconds=seconds, needs=Needs(memory=GB, spreads=spreads))
+
+    for share, tasks, expected in (
+        (True, [sized("a", spreads=True)], {"a": "2"}),
+        (False, [sized("a", spreads=True)], {"a": "1"}),
+        (True, [sized("a", spreads=False)], {"a": "1"}),
+    ):
+        done: list[tuple[str, str]] = []
+        # One worker of two cores: there is no memory for another.
+        pool_of(1.5 * GB, 2, done, [], wanted=2, share_cores=share).run(tasks)
+        assert dict(done) == expected
