@@ -49,7 +49,7 @@ def serve(repositories: int, matrices: int) -> None:
         time.sleep(LATENCY)
         return answer(self, kind)
 
-    hub_server._Handler.start = slow_answer  # type: ignore[method-assign]
+    hub_server._Handler.start = slow_answer  # type: ignore[method-assign, assignment]
     with hub_server.serve() as hub:
         for number in range(repositories):
             commit = f"{number:040x}"
@@ -81,14 +81,14 @@ class Meter:
             meter.note(pool)
             collect(pool, *arguments)
 
-        Pool._dispatch, Pool._collect = dispatching, collecting  # type: ignore[method-assign]
+        Pool._dispatch, Pool._collect = dispatching, collecting  # type: ignore[method-assign, assignment]
         count = run._Status.count
 
         def counting(status: Any, task: Any, result: Any, **more: Any) -> None:
             meter.computed += sum(result.stages.get(stage, 0.0) for stage in ("decompose", "test", "compute"))
             count(status, task, result, **more)
 
-        run._Status.count = counting  # type: ignore[method-assign]
+        run._Status.count = counting  # type: ignore[method-assign, assignment]
 
     def note(self, pool: Any) -> None:
         now = time.perf_counter()

@@ -286,6 +286,9 @@ OPTIONS = {
     "--tuned --centred --run --param --store --format",
     "report": "--output --store",
     "verify": "--all --store --format",
+    "compact": "--store --older-than --grace --group-bytes --dry-run --format",
+    "merge": "--into --dry-run --format",
+    "rm": "--store --yes --dry-run --format",
     "publish": "--to --name --license --force --format",
 }
 """The options of every verb: users and scripts rely on these names."""

@@ -168,8 +168,8 @@ def test_commands_work_on_an_object_store(bucket: str, capsys: pytest.CaptureFix
         ["publish", url, "--to", str(tmp_path / "published")],
         ["rm", "org/m0", "--store", url, "--yes"],
     )
-    for verb in verbs:
-        assert verb(*verb) == 0, (verb, capsys.readouterr().err)
+    for arguments in verbs:
+        assert verb(*arguments) == 0, (arguments, capsys.readouterr().err)
     assert verb(*["report", "org/m1", "--store", url, "--output", str(tmp_path / "report.html")]) in (0, 1)
     assert "Traceback" not in capsys.readouterr().err
 
