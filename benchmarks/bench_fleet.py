@@ -49,7 +49,7 @@ def serve(repositories: int, matrices: int) -> None:
         time.sleep(LATENCY)
         return answer(self, kind)
 
-    hub_server._Handler.start = slow_answer  # type: ignore[method-assign, assignment]
+    hub_server._Handler.start = slow_answer  # type: ignore[method-assign]
     with hub_server.serve() as hub:
         for number in range(repositories):
             commit = f"{number:040x}"
