@@ -21,7 +21,7 @@ from ray.cluster_utils import Cluster
 from scanner.engine import PoolOptions, session
 from scanner.engine.scan import scan
 from scanner.errors import ScannerError
-from tests.processes import alive, descendants, wait_until
+from tests.processes import alive, command, descendants, wait_until
 
 from .observer import Recorder
 
@@ -58,11 +58,16 @@ class Scenario:
             "alive": recorder.alive,
         }
 
+    def living_workers(self) -> int:
+        return sum(actor["State"] == "ALIVE" for actor in ray._private.state.actors().values())
+
     def kill_raylet(self) -> None:
         """As if a machine were switched off: its raylet, and what it has started."""
+        wait_until(lambda: self.living_workers() == 2, "a worker on either node")
         node = self.nodes.pop(0)
         [raylet] = [info.process.pid for info in node.all_processes["raylet"]]
         gone = descendants(raylet)
+        self.told["killed"] = [command(pid) for pid, _ in gone]
         os.kill(raylet, signal.SIGKILL)
         for pid, _ in alive(gone):
             os.kill(pid, signal.SIGKILL)
@@ -70,6 +75,7 @@ class Scenario:
 
     def remove(self) -> None:
         """As an autoscaler removes a node that is in use."""
+        wait_until(lambda: self.living_workers() == 2, "a worker on either node")
         self.cluster.remove_node(self.nodes.pop(0), allow_graceful=True)
 
     def kill_head(self) -> None:
