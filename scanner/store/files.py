@@ -498,6 +498,8 @@ class StoreFiles:
                 state = "is not writable"
             advice = "choose another `store`" if doing == "written" else "check `store`"
             advice = f"free space or {advice}" if error.errno in _FULL else advice
+            if isinstance(error, PermissionError) and not self.local:
+                advice = f"check the credentials and what they allow, or {advice}"
             raise StoreError(f"store {self.url!r} {state}: {error.strerror or _line(error)}; {advice}") from error
         except Exception as error:
             found = foreign_error(self.url, error, doing)

@@ -86,11 +86,11 @@ def test_a_commit_is_one_last_put(bucket: str, s3: Proxy) -> None:  # noqa: F811
 
 
 def test_reading_a_compacted_store_costs_few_requests(bucket: str, s3: Proxy) -> None:  # noqa: F811
-    store = filled(f"{bucket}/results", 40)
+    store = filled(f"{bucket}/results", 20)
     compact(store, grace=NO_GRACE)
     s3.requests.clear()
     opened = open_store(store.url)
-    assert opened.query("scans").num_rows == 40
+    assert opened.query("scans").num_rows == 20
     assert len(s3.requests) <= 10, s3.requests
     opened.sql("select count(*) from vectors")
     assert len(s3.requests) <= 25
@@ -114,17 +114,17 @@ CALLS: dict[str, Callable[[Store], object]] = {
     "write": lambda store: add_scan(store, "new", [Matrix()]),
     "compact": lambda store: compact(store),
     "rm": lambda store: remove(store, plan_removal(store, ["s1"])),
-    "merge": lambda store: merge(store, open_store("/tmp")),
 }
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_server_that_is_gone_is_one_line_everywhere(bucket: str, s3: Proxy) -> None:  # noqa: F811
+def test_a_server_that_is_gone_is_one_line_everywhere(bucket: str, s3: Proxy, tmp_path: Path) -> None:  # noqa: F811
     store = filled(f"{bucket}/results")
+    other = open_store(str(tmp_path / "other"), create=True)
     store.sql("from vectors")
-    for fault, words in (("refuse", "endpoint"), ("deny", "Access Denied"), ("fail", "")):
+    for fault, words in (("refuse", "endpoint"), ("deny", "credentials"), ("fail", "")):
         s3.fault = lambda request, fault=fault: fault  # type: ignore[misc]
-        for name, call in CALLS.items():
+        for name, call in {**CALLS, "merge": lambda store: merge(store, other)}.items():
             store.close()
             with pytest.raises(StoreError) as caught:
                 call(store)
@@ -170,7 +170,7 @@ def test_commands_work_on_an_object_store(bucket: str, capsys: pytest.CaptureFix
     )
     for arguments in verbs:
         assert verb(*arguments) == 0, (arguments, capsys.readouterr().err)
-    assert verb(*["report", "org/m1", "--store", url, "--output", str(tmp_path / "report.html")]) in (0, 1)
+    assert verb("report", "org/m1", "--store", url, "--output", str(tmp_path / "report.html")) == 0
     assert "Traceback" not in capsys.readouterr().err
 
 
