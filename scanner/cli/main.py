@@ -31,6 +31,7 @@ VERBS = (
     "report",
     "publish",
     "verify",
+    "nightly",
 )
 
 #: Errors of a stdout that takes no more.

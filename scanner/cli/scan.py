@@ -23,12 +23,20 @@ def register(app: typer.Typer) -> None:
 
 def scan(
     references: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
-            metavar="REF", help=r"Checkpoints: a folder or file, org/name\[@revision], a URL, delta:BASE..TUNED."
+            metavar="REF",
+            help=r"Checkpoints: a folder or file, org/name\[@revision], a URL, delta:BASE..TUNED.",
+            show_default=False,
         ),
-    ],
+    ] = None,
     *,
+    upgrade: Annotated[
+        bool,
+        typer.Option(
+            "--upgrade", help="Without REF: scan again what the store has of an earlier version of the method."
+        ),
+    ] = False,
     store: StoreOption = DEFAULT_STORE,
     method: Method,
     how: ScanOptions,
@@ -48,13 +56,27 @@ def scan(
         rmtscan scan org/name@main model.gguf delta:org/base..org/tuned --heads
 
         rmtscan scan ./my-model --address auto --gpus-per-worker 0.5
+
+        rmtscan scan --upgrade --store results
     """
+    if bool(references) == upgrade:
+        raise typer.BadParameter(
+            "--upgrade takes no REF: it scans again what the store has" if upgrade else "name a checkpoint",
+            param_hint="REF",
+        )
 
     def call(observer: Observer) -> ScanReport:
+        if upgrade:
+            from scanner.fleet.backfill import upgrade as run_upgrade
+            from scanner.store import open_store
+
+            return run_upgrade(
+                open_store(store), ensembles=how.ensembles, pool=pool, download=how.download, observer=observer
+            )
         from scanner.engine.scan import scan as run_scan
 
         return run_scan(
-            references,
+            references or [],
             store=store,
             method=method,
             ensembles=how.ensembles,
@@ -74,6 +96,8 @@ def _show(report: ScanReport, form: Format) -> None:
     from scanner.checkpoint.names import printable
 
     scanned = [model for model in report.models if model.error is None]
+    if not report.models:
+        note("no scan of an earlier method")
     if not scanned and form == "table":  # the errors have just been shown, and there is nothing else
         return
     columns: dict[str, list[object]] = {

@@ -11,8 +11,8 @@ import pytest
 import typer
 
 from scanner.cli.main import application
-from scanner.cli.options import docstrings, register
-from scanner.configuration import Option, declaration, option, parameters
+from scanner.cli.options import register
+from scanner.configuration import Option, declaration, docstrings, option, parameters
 from scanner.errors import ConfigError, ScannerError
 
 Order = Literal["before", "after"]
