@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import ast
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 _KEY = "option"
@@ -91,3 +96,44 @@ def _as_json(value: Any, about: Option) -> Any:
         values = [_as_json(one, about) for one in value]
         return sorted(set(values)) if about.unordered else values
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+# ---- docstrings of fields
+
+
+@cache
+def docstrings(kind: type) -> dict[str, str]:
+    """Return the docstring under each field of a dataclass and its bases, in one line; the source is read, not run."""
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        if is_dataclass(base):
+            node = _classes(inspect.getfile(base)).get(base.__qualname__)
+            found |= {} if node is None else dict(_documented(node))
+    return found
+
+
+def _documented(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
+    for statement, following in pairwise(node.body):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            text = following.value if isinstance(following, ast.Expr) else None
+            if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                yield statement.target.id, " ".join(text.value.split())
+
+
+@cache
+def _classes(path: str) -> dict[str, ast.ClassDef]:
+    """Return the class definitions of a source file by qualified name."""
+    found: dict[str, ast.ClassDef] = {}
+
+    def visit(node: ast.AST, prefix: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.ClassDef):
+                found[prefix + child.name] = child
+                visit(child, f"{prefix}{child.name}.")
+            elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                visit(child, f"{prefix}{child.name}.<locals>.")
+            elif isinstance(child, ast.stmt):
+                visit(child, prefix)
+
+    visit(ast.parse(Path(path).read_text("utf-8")), "")
+    return found

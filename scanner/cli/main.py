@@ -35,6 +35,7 @@ VERBS = (
     "compact",
     "merge",
     "rm",
+    "nightly",
 )
 
 #: Errors of a stdout that takes no more.

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
-from functools import cache
-from itertools import pairwise
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -17,7 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 from scanner.cli.logs import say_error
-from scanner.configuration import Option, declaration, default_of
+from scanner.configuration import Option, declaration, default_of, docstrings
 from scanner.errors import ScannerError
 
 _MOST = 10_000
@@ -334,44 +330,3 @@ def _as_text(value: Any) -> str:
     if len(value) > 2 and all(type(one) is int for one in value) and value == tuple(range(value[0], value[-1] + 1)):
         return f"{value[0]}-{value[-1]}"
     return ",".join(f"{one:g}" if isinstance(one, float) else str(one) for one in value)
-
-
-# ---- help from the docstrings of fields
-
-
-@cache
-def docstrings(kind: type) -> dict[str, str]:
-    """Return the docstring under each field of a dataclass and its bases, in one line; the source is read, not run."""
-    found: dict[str, str] = {}
-    for base in reversed(kind.__mro__):
-        if is_dataclass(base):
-            node = _classes(inspect.getfile(base)).get(base.__qualname__)
-            found |= {} if node is None else dict(_documented(node))
-    return found
-
-
-def _documented(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
-    for statement, following in pairwise(node.body):
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            text = following.value if isinstance(following, ast.Expr) else None
-            if isinstance(text, ast.Constant) and isinstance(text.value, str):
-                yield statement.target.id, " ".join(text.value.split())
-
-
-@cache
-def _classes(path: str) -> dict[str, ast.ClassDef]:
-    """Return the class definitions of a source file by qualified name."""
-    found: dict[str, ast.ClassDef] = {}
-
-    def visit(node: ast.AST, prefix: str) -> None:
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.ClassDef):
-                found[prefix + child.name] = child
-                visit(child, f"{prefix}{child.name}.")
-            elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
-                visit(child, f"{prefix}{child.name}.<locals>.")
-            elif isinstance(child, ast.stmt):
-                visit(child, prefix)
-
-    visit(ast.parse(Path(path).read_text("utf-8")), "")
-    return found

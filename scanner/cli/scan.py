@@ -34,7 +34,9 @@ def scan(
     references: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="REF", help=r"Checkpoints: a folder or file, org/name\[@revision], a URL, delta:BASE..TUNED."
+            metavar="REF",
+            help=r"Checkpoints: a folder or file, org/name\[@revision], a URL, delta:BASE..TUNED.",
+            show_default=False,
         ),
     ] = None,
     *,
@@ -47,6 +49,12 @@ def scan(
             show_default=False,
         ),
     ] = None,
+    upgrade: Annotated[
+        bool,
+        typer.Option(
+            "--upgrade", help="Without REF: scan again what the store has of an earlier version of the method."
+        ),
+    ] = False,
     store: StoreOption = DEFAULT_STORE,
     method: Method,
     how: ScanOptions,
@@ -69,11 +77,22 @@ def scan(
         rmtscan scan ./my-model --address auto --gpus-per-worker 0.5
 
         rmtscan scan --from models.txt --store s3://bucket/results
+
+        rmtscan scan --upgrade --store results
     """
-    if not references and listed is None:
+    if upgrade and (references or listed is not None):
+        raise typer.BadParameter("--upgrade takes no REF: it scans again what the store has", param_hint="REF")
+    if not (upgrade or references or listed is not None):
         raise typer.BadParameter("name a checkpoint, or a file of references with --from", param_hint="REF")
 
     def call(observer: Observer) -> ScanReport:
+        if upgrade:
+            from scanner.fleet.backfill import upgrade as run_upgrade
+            from scanner.store import open_store
+
+            return run_upgrade(
+                open_store(store), ensembles=how.ensembles, pool=pool, download=how.download, observer=observer
+            )
         from scanner.engine.scan import scan as run_scan
 
         return run_scan(
@@ -141,6 +160,8 @@ def _show(report: ScanReport, form: Format) -> None:
     from scanner.checkpoint.names import printable
 
     scanned = [model for model in report.models if model.error is None]
+    if not report.models:
+        note("no scan of an earlier method")
     if not scanned and form == "table":  # the errors have just been shown, and there is nothing else
         return
     columns: dict[str, list[object]] = {

@@ -40,6 +40,11 @@ def status(
     runs = opened.query("experiments").num_rows
     if runs:
         note(f"runs of experiments: {runs} (rmtscan query experiments --store {store})")
+    earlier = _earlier(opened)
+    if earlier:
+        note(
+            f"{earlier} scan{'s' if earlier != 1 else ''} of an earlier method (rmtscan scan --upgrade --store {store} scans again)"
+        )
     if not scans.num_rows:
         note(f"nothing has been scanned into {opened.url}; start with: rmtscan scan REF --store {store}")
     write(scans, form)
@@ -78,6 +83,15 @@ def _scans(store: Store) -> pa.Table:
         }
     )
     return pa.Table.from_pylist(rows, schema=schema)
+
+
+def _earlier(store: Store) -> int:
+    """Return the number of scans of an earlier method that were not computed again."""
+    if not store.committed():
+        return 0  # the version of the method is in a module that loads torch
+    from scanner.fleet.backfill import outdated_scans
+
+    return len(outdated_scans(store))
 
 
 def _running(store: Store) -> pa.Table:

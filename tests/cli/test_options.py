@@ -11,8 +11,8 @@ import pytest
 import typer
 
 from scanner.cli.main import application
-from scanner.cli.options import docstrings, register
-from scanner.configuration import Option, declaration, option, parameters
+from scanner.cli.options import register
+from scanner.configuration import Option, declaration, docstrings, option, parameters
 from scanner.errors import ConfigError, ScannerError
 
 Order = Literal["before", "after"]
@@ -268,7 +268,7 @@ SELECTION = "--roles --layers --embeddings --heads"
 TEXT = "--text --column --second --where"
 MEASURE = f"{TEXT} --label --metric --tokens --window --examples --dtype"
 OPTIONS = {
-    "scan": f"--from --store {SELECTION} --sigma --null --ensemble --download --force {POOL} --format",
+    "scan": f"--from --upgrade --store {SELECTION} --sigma --null --ensemble --download --force {POOL} --format",
     "inspect": f"{SELECTION} --format",
     "compare": f"--store {SELECTION} --sigma --null --download --force {POOL} --format",
     "query": "--param --list --store --format",

@@ -5,13 +5,14 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 
 TOKEN = "hf_secret"
 LARGE = (".safetensors", ".gguf", ".bin")
@@ -19,7 +20,7 @@ LARGE = (".safetensors", ".gguf", ".bin")
 
 @dataclass
 class Fault:
-    """What goes wrong with the next `times` requests of a kind: `api`, `resolve` or `storage`.
+    """What goes wrong with the next `times` requests of a kind: `list`, `api`, `resolve` or `storage`.
 
     `status` is answered instead of content. `cut` closes the connection after so many bytes of the body, `short` promises
     (and sends) only so many bytes of the range, `whole` ignores the range, `shift` answers with another range, `gzip`
@@ -59,6 +60,9 @@ class Repository:
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     gated: bool = False
     private: bool = False
+    modified: datetime = field(default_factory=lambda: datetime.now(UTC))
+    listed: dict[str, Any] = field(default_factory=dict)
+    """What a listing says beside the commit: tags, pipeline_tag, safetensors, cardData, ..."""
 
 
 class Hub:
@@ -74,6 +78,8 @@ class Hub:
         self.endpoint = ""
         self.storage = ""
         self.lock = threading.Lock()
+        self.newest = datetime.fromtimestamp(0, UTC)
+        self.after_page: Callable[[int], None] = lambda _: None  # called with the number of the page that was answered
 
     def commit(self, name: str, files: Mapping[str, bytes], branch: str = "main") -> str:
         """Add a commit to a repository and return its hash."""
@@ -82,7 +88,20 @@ class Hub:
         commit = hashlib.sha1(content.encode()).hexdigest()
         repository.commits[commit] = dict(files)
         repository.branches[branch] = commit
+        repository.modified = max(datetime.now(UTC), self.newest + timedelta(milliseconds=1))
+        self.newest = repository.modified
         return commit
+
+    def rename(self, name: str, new: str) -> None:
+        """Give a repository another name; requests for the old one are redirected."""
+        with self.lock:
+            self.repositories[new] = self.repositories.pop(name)
+            self.renamed[name] = new
+
+    def delete(self, name: str) -> None:
+        """Remove a repository."""
+        with self.lock:
+            del self.repositories[name]
 
     def seen(self, kind: str = "", method: str = "") -> list[Request]:
         """The requests of a kind and a method so far."""
@@ -208,6 +227,9 @@ class _Handler(BaseHTTPRequestHandler):
 class _HubHandler(_Handler):
     def do_GET(self) -> None:
         path = urlsplit(self.path).path.strip("/")
+        if path == "api/models":
+            self.list()
+            return
         kind = "api" if path.startswith("api/") else "resolve"
         fault = self.start(kind)
         if fault is not None and fault.status:
@@ -245,6 +267,29 @@ class _HubHandler(_Handler):
         else:
             self.resolve(files[file], file, matching[0], fault)
 
+    def list(self) -> None:
+        """Answer with a page of models, the last change first; the cursor is the number of models before it, as pages shift."""
+        fault = self.start("list")
+        if fault is not None and fault.status:
+            self.answer(fault.status, fault.headers, fault.body)
+            return
+        asked = parse_qs(urlsplit(self.path).query)
+        with self.hub.lock:
+            found = [
+                (name, one, one.branches["main"])
+                for name, one in self.hub.repositories.items()
+                if "main" in one.branches and not one.private and _matches(name, one, asked)
+            ]
+        found.sort(key=lambda entry: entry[1].modified, reverse=True)
+        first, size = int(asked.get("cursor", ["0"])[0]), int(asked["limit"][0])
+        page = [_entry(*entry) for entry in found[first : first + size]]
+        headers = {"Content-Type": "application/json"}
+        if first + size < len(found):
+            query = urlencode({**asked, "cursor": [str(first + size)]}, doseq=True)
+            headers["Link"] = f'<{self.hub.endpoint}/api/models?{query}>; rel="next"'
+        self.answer(200, headers, json.dumps(page).encode(), cut=fault.cut if fault is not None else None)
+        self.hub.after_page(first // size)
+
     def resolve(self, body: bytes, file: str, commit: str, fault: Fault | None) -> None:
         digest = _digest(body)
         headers = {"X-Repo-Commit": commit, "ETag": f'"{digest}"'}
@@ -274,6 +319,26 @@ class _StorageHandler(_Handler):
 def _info(name: str, commit: str, files: Mapping[str, bytes]) -> dict[str, Any]:
     siblings = [{"rfilename": path, "size": len(body), "blobId": _git_id(body)} for path, body in files.items()]
     return {"id": name, "modelId": name, "sha": commit, "private": False, "siblings": siblings, "tags": []}
+
+
+def _entry(name: str, repository: Repository, commit: str) -> dict[str, Any]:
+    modified = repository.modified.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    gated = "manual" if repository.gated else False
+    return {"id": name, "sha": commit, "lastModified": modified, "gated": gated, "tags": [], **repository.listed}
+
+
+def _matches(name: str, repository: Repository, asked: Mapping[str, list[str]]) -> bool:
+    listed = repository.listed
+    [author], [search], [task] = (asked.get(key, [""]) for key in ("author", "search", "pipeline_tag"))
+    tags = {*listed.get("tags", ()), listed.get("library_name")}
+    gated = {"true": True, "false": False}.get(asked.get("gated", [""])[0], repository.gated)
+    return (
+        (not author or name.startswith(f"{author}/"))
+        and search.lower() in name.lower()
+        and (not task or listed.get("pipeline_tag") == task)
+        and tags >= {*asked.get("filter", ())}
+        and repository.gated == gated
+    )
 
 
 def _tree(files: Mapping[str, bytes]) -> list[dict[str, Any]]:

@@ -1,0 +1,141 @@
+"""Backfill: scans of an earlier method, and computing them again with the current one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scanner.checkpoint import Selection
+from scanner.engine.method import Method, scan_id
+from scanner.engine.options import PoolOptions
+from scanner.engine.scan import ModelReport, ScanReport, scan
+from scanner.engine.work import Observer
+from scanner.errors import ScannerError
+from scanner.rmt.analysis import METHOD_VERSION
+from scanner.rmt.vocabulary import ENSEMBLES, Ensemble
+from scanner.store import Store
+from scanner.store.references import reference_of
+from scanner.store.tables import json_object
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outdated:
+    """A scan of an earlier method that has no successor yet."""
+
+    scan_id: str
+    model: str
+    reference: str
+    """Where its checkpoint was; empty if the store does not say."""
+    method: Method
+    """The same parameters; what is computed again has the current version of the method."""
+    version: int
+    """Version of the method of the scan."""
+    parameters: int = 0
+    bytes: int | None = None
+    finished_at: Any = None
+
+
+def outdated_scans(store: Store) -> list[Outdated]:
+    """Return the scans of an earlier method whose content was not scanned with the current one, the newest first.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    committed = {*store.committed()}
+    found: list[Outdated] = []
+    for row in store.query("scan_methods").to_pylist():
+        parsed = json_object(row["method"])
+        version, method = parsed.get("version"), method_of(parsed)
+        if type(version) is not int or version >= METHOD_VERSION or method is None or not row["identity"]:
+            continue
+        if scan_id(row["identity"], method) in committed:
+            continue
+        try:
+            reference = reference_of(store, row)
+        except ScannerError:
+            reference = ""
+        found.append(
+            Outdated(
+                scan_id=row["scan_id"],
+                model=row["model"],
+                reference=reference,
+                method=method,
+                version=version,
+                parameters=row["parameters"] or 0,
+                bytes=row["bytes"],
+                finished_at=row["finished_at"],
+            )
+        )
+    return found
+
+
+def method_of(parsed: Mapping[str, Any]) -> Method | None:
+    """Return the method with the parameters of a stored one; None if it has others than this version knows."""
+    try:
+        lists = {name: tuple(parsed[name]) for name in ("only", "layers")}
+        selection = Selection(embeddings=parsed["embeddings"], heads=parsed["heads"], **lists)
+        method = Method(sigma=parsed["sigma"], null=parsed["null"], selection=selection)
+    except (ValueError, TypeError, KeyError, ScannerError):
+        return None
+    ours, theirs = method.as_dict(), dict(parsed)
+    for one in (ours, theirs):
+        one.pop("version", None)
+        one.pop("metrics", None)  # those of the extensions that are installed now
+    return method if json.dumps(ours, sort_keys=True) == json.dumps(theirs, sort_keys=True) else None
+
+
+def upgrade(
+    store: Store,
+    scans: Sequence[Outdated] | None = None,
+    *,
+    ensembles: Sequence[Ensemble] = ENSEMBLES,
+    pool: PoolOptions | None = None,
+    download: bool = False,
+    observer: Observer | None = None,
+    call: Callable[..., ScanReport] = scan,
+) -> ScanReport:
+    """Compute scans of an earlier method again, each with its own parameters and the current version of the method.
+
+    The earlier results stay in the store. A checkpoint that cannot be opened anymore has its error in the report.
+
+    Args:
+        store: the store.
+        scans: some of `outdated_scans`; None: all of them.
+        ensembles: as for `scan`.
+        pool: as for `scan`.
+        download: as for `scan`.
+        observer: receives the progress.
+        call: what scans.
+
+    Raises:
+        ScannerError: nothing can continue, as for `scan`.
+        KeyboardInterrupt: interrupted; the same call resumes.
+    """
+    wanted = outdated_scans(store) if scans is None else scans
+    models: list[ModelReport] = [
+        ModelReport(
+            reference=one.model,
+            error=ScannerError(f"the store does not say where the checkpoint of {one.model!r} is: scan it by its path"),
+        )
+        for one in wanted
+        if not one.reference
+    ]
+    groups: dict[str, list[Outdated]] = {}
+    for one in wanted:
+        if one.reference:
+            groups.setdefault(json.dumps(one.method.as_dict(), sort_keys=True), []).append(one)
+    for group in groups.values():
+        references = list(dict.fromkeys(one.reference for one in group))
+        report = call(
+            references,
+            store=store.url,
+            method=group[0].method,
+            ensembles=ensembles,
+            pool=pool,
+            download=download,
+            observer=observer,
+        )
+        models += report.models
+    return ScanReport(store=store.url, models=tuple(models))

@@ -1,0 +1,227 @@
+"""Nights on a real Ray, from a Hub on loopback into a real store."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from scanner.errors import CheckpointError, RateLimitedError
+from scanner.fleet import nightly
+from scanner.store import Store, open_store
+from tests.checkpoint.sources.hub_server import Fault, Hub
+from tests.engine.checkpoints import tensors
+
+from .conftest import Run
+from .releases import add
+
+pytestmark = pytest.mark.xdist_group("ray")
+
+
+def states(store: Store, **where: Any) -> dict[str, str]:
+    """Repository and first digits of the commit to the newest state."""
+    return {row["repository"]: row["state"] for row in store.query("releases", **where).to_pylist()}
+
+
+def opened(folder: Path) -> Store:
+    return open_store(str(folder / "store"))
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_night_scans_what_is_new_and_a_second_run_does_nothing(night_hub: Hub, night: Run, tmp_path: Path) -> None:
+    commits = {name: add(night_hub, name, seed) for seed, name in enumerate(("one/a", "one/b"))}
+    add(night_hub, "other/c", 3)
+    first = night("one")
+    assert (first.exit_status, first.nothing) == (0, False)
+    store = opened(tmp_path)
+    scans = store.sql("select model, revision, matrices from scans order by model").to_pylist()
+    assert [(row["model"], row["revision"], row["matrices"]) for row in scans] == [
+        (name, commit, 4) for name, commit in commits.items()
+    ]
+    assert states(store) == {"one/a": "scanned", "one/b": "scanned"}
+    assert all(found.state == "whole" for found in store.verify())
+    before = snapshot(tmp_path)
+    assert night("one").nothing
+    assert snapshot(tmp_path) == before
+
+
+def test_budgets_leave_releases_waiting_for_the_next_night(night_hub: Hub, night: Run, tmp_path: Path) -> None:
+    for number, name in enumerate(("two/old", "two/new")):
+        add(night_hub, name, 10 + number)
+    add(night_hub, "two/huge", 12, safetensors={"parameters": {"F32": 10**12}, "total": 10**12})
+    add(night_hub, "two/unsized", 13, safetensors=None)
+    budget = 'models = 1\nbytes = "1 TB"'
+    nothing = night("two", budget=budget, dry_run=True)
+    assert [entry.release.repository for entry in nothing.planned] == ["two/unsized"]
+    assert not (tmp_path / "store").exists()
+    night("two", budget=budget)
+    store = opened(tmp_path)
+    assert states(store) == {
+        "two/old": "waiting",
+        "two/new": "waiting",
+        "two/huge": "waiting",
+        "two/unsized": "scanned",
+    }
+    [unsized] = store.query("releases", repository="two/unsized").to_pylist()
+    assert unsized["bytes"] == len(
+        night_hub.repositories["two/unsized"].commits[unsized["commit"]]["model.safetensors"]
+    )
+    assert night("two", budget=budget).nothing  # the same night, whose budget is used
+    report = night("two", budget=budget, night="length_hours = 0")
+    assert [entry.release.repository for entry in report.planned] == ["two/new"]
+    [huge] = store.query("releases", repository="two/huge").to_pylist()
+    assert "larger than the budget of a whole night (bytes, hours)" in huge["reason"]
+    given_up = night("two", budget=budget, night="length_hours = 0\nkeep_waiting_days = 0")
+    assert {one.repository: one.state for one in given_up.releases} == {"two/old": "scanned", "two/huge": "skipped"}
+    watermarks = {row["watermark"] for row in store.query("nights").to_pylist()}
+    assert watermarks == {max(row["last_modified"] for row in store.query("releases").to_pylist())}
+
+
+def test_a_failed_listing_is_one_error_and_the_watermark_stays(night_hub: Hub, night: Run, tmp_path: Path) -> None:
+    add(night_hub, "three/a", 20)
+    refused = "limits requests and refused the list of models of three: try again in 3600 s"
+    no_list: dict[str, Any] = {"body": b'{"error": 1}', "headers": {"Content-Type": "application/json"}}
+    for fault, error, told in (
+        (Fault("list", times=1, status=429, headers={"Retry-After": "3600"}), RateLimitedError, refused),
+        (Fault("list", times=10, status=500), CheckpointError, "status 500 for the list of models"),
+        (Fault("list", status=200, **no_list), CheckpointError, "is not that of a Hub"),
+    ):
+        night_hub.faults = [fault]
+        with pytest.raises(error, match=told):
+            night("three")
+    night_hub.faults = []
+    assert opened(tmp_path).query("nights").num_rows == 0
+    night_hub.faults = [Fault("list", times=2, status=429, headers={"Retry-After": "7"}), Fault("list", cut=20)]
+    assert night("three").exit_status == 0
+    assert night_hub.waits[-3] >= 7
+    assert states(opened(tmp_path)) == {"three/a": "scanned"}
+
+
+def test_releases_that_change_after_the_listing_do_not_stop_the_others(
+    night_hub: Hub, night: Run, tmp_path: Path
+) -> None:
+    commits = {name: add(night_hub, f"four/{name}", 30 + n) for n, name in enumerate("abcde")}
+    files = night_hub.repositories["four/e"].commits[commits["e"]]
+    files["model.safetensors"] = b"broken"
+
+    def change(page: int) -> None:
+        night_hub.after_page = lambda _: None
+        add(night_hub, "four/a", 39)  # a push: the commit that was listed is scanned
+        night_hub.rename("four/b", "four/renamed")
+        night_hub.delete("four/c")
+        night_hub.repositories["four/d"].gated = True
+
+    night_hub.after_page = change
+    report = night("four")
+    found = {one.repository: one for one in report.releases}
+    assert {name: one.state for name, one in found.items()} == {
+        "four/a": "scanned",
+        "four/b": "scanned",
+        "four/c": "skipped",
+        "four/d": "skipped",
+        "four/e": "failed",
+    }
+    assert found["four/a"].commit == commits["a"]
+    assert "gated" in str(found["four/d"].reason)
+    assert report.exit_status == 3
+    again = night("four")  # the push and the new name are found now; the same commit is not scanned twice
+    assert {(one.repository, one.state) for one in again.releases} == {
+        ("four/a", "scanned"),
+        ("four/renamed", "skipped"),
+    }
+    assert night("four").nothing
+    store = opened(tmp_path)
+    assert store.sql("select count(*) as n from scans").to_pylist() == [{"n": 3}]
+    # A failure of the content is not tried again, one of the network is, in later nights and not for ever.
+    assert store.query("releases", repository="four/e")["attempts"].to_pylist() == [1]
+
+
+def test_a_failure_that_may_pass_is_tried_again_in_later_nights(night_hub: Hub, night: Run, tmp_path: Path) -> None:
+    add(night_hub, "five/a", 40)
+    states = []
+    for _ in range(3):
+        night_hub.faults = [Fault("resolve", times=1000, status=503)]
+        report = night("five", night="length_hours = 0\nattempts = 3")
+        states += [(one.state, one.attempts) for one in report.releases]
+        assert (report.exit_status, report.failed) == (3, 1)
+    assert states == [("waiting", 1), ("waiting", 2), ("failed", 3)]
+    night_hub.faults = []
+    assert night("five", night="length_hours = 0").nothing
+    add(night_hub, "five/b", 41)
+    night_hub.faults = [Fault("resolve", times=1000, status=503)]
+    night("five")
+    night_hub.faults = []
+    assert night("five").nothing  # not in the same night
+    assert night("five", night="length_hours = 0").exit_status == 0
+
+
+def test_a_release_is_compared_with_its_base_which_is_scanned_once(night_hub: Hub, night: Run, tmp_path: Path) -> None:
+    base = tensors(layers=1, hidden=16, seed=50)
+    tuned = {name: tensor + 0.01 * torch.ones_like(tensor) for name, tensor in base.items()}
+    other = {name: tensor * 1.5 for name, tensor in base.items()}
+    base_commit = add(night_hub, "makers/base", weights=base)
+    for name, weights in (("tuned", tuned), ("other", other)):
+        add(
+            night_hub,
+            f"six/{name}",
+            weights=weights,
+            tags=["base_model:makers/base", "base_model:finetune:makers/base"],
+        )
+    add(night_hub, "six/quant", 53, tags=["base_model:makers/base", "base_model:quantized:makers/base"])
+    add(night_hub, "six/lost", 54, cardData={"base_model": "makers/none"})
+    report = night("six")
+    found = {one.repository: one for one in report.releases}
+    assert {one.state for one in found.values()} == {"scanned"}
+    assert found["six/tuned"].base_commit == base_commit
+    assert found["six/quant"].pair_id is None
+    assert "its base cannot be read: there is no model makers/none" in str(found["six/lost"].reason)
+    store = opened(tmp_path)
+    pairs = store.sql("select base_model, tuned_model from comparisons order by all").to_pylist()
+    assert pairs == [{"base_model": "makers/base", "tuned_model": f"six/{name}"} for name in ("other", "tuned")]
+    assert len(store.query("scans", model="makers/base")) == 1
+    # The base has moved on: a later fine-tune is compared with the commit that was scanned.
+    add(night_hub, "makers/base", 55)
+    add(night_hub, "six/later", weights=other, tags=["base_model:finetune:makers/base"])
+    [later] = night("six").releases
+    assert later.base_commit == base_commit
+    digest = json.loads(Path(report.digest.replace(".html", ".json")).read_text())  # type: ignore[union-attr]
+    copies = {(row["model"], row["other_model"], row["share"]) for row in digest["stands_out"]["near_copies"]}
+    assert ("six/later", "six/other", 1.0) in copies
+
+
+def test_a_night_that_is_killed_continues(
+    night_hub: Hub, night: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(2):
+        add(night_hub, f"seven/{number}", 60 + number)
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    for place in ("_work", "_finish"):
+        with monkeypatch.context() as patch:
+            patch.setattr(nightly._Run, place, stop)
+            with pytest.raises(KeyboardInterrupt):
+                night("seven")
+        store = opened(tmp_path)
+        [row] = store.query("nights").to_pylist()
+        assert row["state"] == "planned"
+        assert {*states(store).values()} == {"planned"}
+    with monkeypatch.context() as patch:
+        patch.setattr(nightly, "write_digest", stop)
+        with pytest.raises(KeyboardInterrupt):
+            night("seven")
+    scans = snapshot(tmp_path / "store" / "scans")
+    assert len(scans) == 2
+    report = night("seven")
+    assert report.digest is not None
+    assert snapshot(tmp_path / "store" / "scans") == scans
+    [row] = store.query("nights").to_pylist()
+    assert (row["state"], row["scanned"], row["new"]) == ("done", 2, 2)
+    assert night("seven").nothing
