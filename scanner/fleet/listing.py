@@ -12,7 +12,12 @@ from urllib.parse import urlsplit
 
 from huggingface_hub import constants, get_session
 from huggingface_hub.hf_api import ModelInfo
-from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
+from huggingface_hub.utils import (  # type: ignore[attr-defined]
+    HFValidationError,
+    build_hf_headers,
+    hf_raise_for_status,
+    validate_repo_id,
+)
 
 from scanner.checkpoint.formats.weights import weight_suffixes
 from scanner.checkpoint.names import printable
@@ -41,7 +46,6 @@ _EXPAND = (
     ),
     *("private", "disabled"),
 )
-_NAME = re.compile(r"[\w.-]+/[\w.-]+|[\w.-]+", re.ASCII)
 _BASE_TAG = "base_model:finetune:"
 #: Bytes of a parameter by the name of its type in safetensors.
 _BYTES = {
@@ -246,7 +250,7 @@ def _info(item: Mapping[str, Any]) -> Any | None:
 
 def _release(watch: Watch, info: Any) -> Release | None:
     """Return the release of an entry; None if the watch leaves it out."""
-    if not isinstance(info.sha, str) or not COMMIT.fullmatch(info.sha) or not _NAME.fullmatch(info.id):
+    if not isinstance(info.sha, str) or not COMMIT.fullmatch(info.sha) or not _is_name(info.id):
         return None
     if info.disabled is True:
         return None
@@ -282,6 +286,15 @@ def _release(watch: Watch, info: Any) -> Release | None:
     )
 
 
+def _is_name(text: str) -> bool:
+    """Whether the text can be the name of a repository: it comes from strangers, and becomes part of addresses."""
+    try:
+        validate_repo_id(text)
+    except HFValidationError:
+        return False
+    return text.isascii() and text.isprintable()
+
+
 def _within(parameters: int, watch: Watch) -> bool:
     low, high = watch.min_parameters, watch.max_parameters
     return (low is None or parameters >= low) and (high is None or parameters <= high)
@@ -308,7 +321,7 @@ def _base(tags: list[str], card: Mapping[str, Any]) -> str | None:
     if not tagged and card.get("base_model_relation") in (None, "finetune"):
         named = card.get("base_model")
         tagged = [named] if isinstance(named, str) else list(named) if isinstance(named, list) else []
-    names = {name for name in tagged if isinstance(name, str) and _NAME.fullmatch(name)}
+    names = {name for name in tagged if isinstance(name, str) and _is_name(name)}
     return names.pop() if len(names) == 1 else None
 
 

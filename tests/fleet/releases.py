@@ -17,7 +17,10 @@ CONFIG = json.dumps({"architectures": ["LlamaForCausalLM"], "model_type": "llama
 def add(hub: Hub, name: str, seed: int = 0, *, weights: dict[str, torch.Tensor] | None = None, **listed: Any) -> str:
     """Commit a tiny model, and list it like a text-generation model; `listed` replaces parts of the entry."""
     made = tensors(layers=1, hidden=16, seed=seed) if weights is None else weights
-    commit = hub.commit(name, {"model.safetensors": save(made), "config.json": CONFIG})
+    # The name makes the commits of two repositories differ, as the time does on the Hub.
+    commit = hub.commit(
+        name, {"model.safetensors": save(made), "config.json": CONFIG, "README.md": f"# {name}\n".encode()}
+    )
     count = sum(tensor.numel() for tensor in made.values())
     entry: dict[str, Any] = {
         "pipeline_tag": "text-generation",
