@@ -9,7 +9,7 @@ from scanner.checkpoint.formats import Format, WeightFiles, format_of, formats
 from scanner.checkpoint.formats.commands import commands, several_models
 from scanner.checkpoint.formats.folders import check_slices_below, models_below, models_beside
 from scanner.checkpoint.formats.format import INDEX_SUFFIX, check_name, is_training_state
-from scanner.checkpoint.formats.parts import MAX_PARTS, check_ranks, is_rank, numbered_parts
+from scanner.checkpoint.formats.parts import MAX_PARTS, check_ranks, first_parts, is_rank, numbered_parts
 from scanner.checkpoint.model import Skipped, TensorEntry
 from scanner.checkpoint.names import is_optimizer_state, is_plain_name, printable
 from scanner.checkpoint.sources.files import Files
@@ -92,9 +92,11 @@ def find_weights(files: Files) -> Weights:
     if index is not None:
         names = tuple(sorted(set(weight_map.values())))
     names = _all_parts(files, form, names)
-    check_ranks(names, {*listed, *names})
+    check_ranks(names, {*listed, *names}, indexed=index is not None)
     _check_folder(files)
     _check_parts(files, names, index)
+    if index is None and files.named is None and len(names) > len(first := first_parts(names)) > 1:
+        raise CheckpointError(several_models(files, first))
     form = next((other for other in formats() if other.claims(files, names)), form)
     files.expect(names)
     _check_pointers(files, names)
