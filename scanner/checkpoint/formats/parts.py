@@ -171,7 +171,9 @@ def _rank(name: str) -> _Rank | None:
     if found is None:
         return None
     groups = {key: value for key, value in found.groupdict().items() if value is not None}
-    head, rank, tail = (next(groups[key] for key in groups if key.startswith(part)) for part in ("head", "rank", "tail"))
+    head, rank, tail = (
+        next(groups[key] for key in groups if key.startswith(part)) for part in ("head", "rank", "tail")
+    )
     count = _COUNT_OF_RANKS.search(name) if sure else None
     number = int(rank[:9])
     if sure and "head2" in groups and (stages := _STAGES.match(tail)):

@@ -88,7 +88,16 @@ def test_parts_count_from_zero_or_one_with_or_without_zeros() -> None:
     assert parts("m-10-of-12.bin", "m-1-of-12.bin")[0] == "m-1-of-12.bin"
     assert parts("m-10-of-12.bin", "m-01-of-12.bin")[0] == "m-01-of-12.bin"
     assert parts("m-00001-of-000163.safetensors")[-1] == "m-00163-of-000163.safetensors"
-    for whole in ("fold_1_of_5.pt", "m-epoch-2-of-3.bin", "proof2.bin", "m.bin", "m-00003-of-00002.bin", "m-1-of-0.bin", "one-of-us.bin", "m-1-of-2"):
+    for whole in (
+        "fold_1_of_5.pt",
+        "m-epoch-2-of-3.bin",
+        "proof2.bin",
+        "m.bin",
+        "m-00003-of-00002.bin",
+        "m-1-of-0.bin",
+        "one-of-us.bin",
+        "m-1-of-2",
+    ):
         assert parts(whole) == (whole,)
     with pytest.raises(CheckpointError, match="more than any model"):
         parts(f"m-1-of-{MAX_PARTS + 1}.bin")
