@@ -99,7 +99,7 @@ class StoreFiles:
     def read_bytes(self, path: str) -> bytes | None:
         """Return the content of a file, or None if it does not exist."""
         with self._explained("read"):
-            self._check_regular(path)
+            self.check_regular(path)
             try:
                 content: bytes = self.fs.cat_file(self.full(path))
             except FileNotFoundError:
@@ -124,7 +124,7 @@ class StoreFiles:
             StoreError: it cannot be opened.
         """
         with self._explained("read"):
-            self._check_regular(path)
+            self.check_regular(path)
             file = self.fs.open(self.full(path), "rb")
         with file:
             yield file
@@ -150,7 +150,7 @@ class StoreFiles:
             StoreError: it is not a Parquet file or cannot be read.
         """
         with self._explained("read"):
-            self._check_regular(path)
+            self.check_regular(path)
             try:
                 with self.fs.open(self.full(path)) as file:
                     return pq.read_table(file, columns=list(columns))
@@ -259,10 +259,16 @@ class StoreFiles:
         named = [(info["name"].rstrip("/").rsplit("/", 1)[-1], info) for info in found]
         return [(name, info) for name, info in named if not name.startswith(".")]
 
-    def _check_regular(self, path: str) -> None:
-        """Refuse a pipe or device in place of a file: reading it would not end."""
+    def check_regular(self, path: str) -> None:
+        """Refuse a pipe or device in place of a file: reading it would not end.
+
+        Raises:
+            StoreError: it is one.
+        """
+        if not self.local:
+            return
         full = Path(self.full(path))
-        if self.local and full.exists() and not full.is_file() and not full.is_dir():
+        if full.exists() and not full.is_file() and not full.is_dir():
             raise StoreError(f"{str(full)!r} is neither a file nor a folder: remove it and scan again")
 
     def _put(self, path: str, content: bytes, *, lasting: bool = True) -> None:
