@@ -5,6 +5,7 @@ import glob
 import hashlib
 import io
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -27,6 +28,8 @@ _TEMPORARY = {"compression": "lz4", "use_dictionary": False, "write_statistics":
 #: Packages whose errors do not come from the file system.
 _OWN_ERRORS = {"builtins", "scanner", "pyarrow", "tests"}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class StoreFiles:
@@ -249,7 +252,10 @@ class StoreFiles:
             self.fs.rm_file(self.full(probe))
 
     def _list(self, folder: str) -> list[tuple[str, dict[str, object]]]:
-        """Return names and properties of the entries of a folder, without unfinished files (names that begin with a dot)."""
+        """Return names and properties of the entries of a folder, without unfinished files (names that begin with a dot).
+
+        Names that are not text (lone surrogates stand for their bytes) are left out: no result has one.
+        """
         with self._explained("read"):
             self.fs.invalidate_cache()
             try:
@@ -257,7 +263,7 @@ class StoreFiles:
             except FileNotFoundError:
                 return []
         named = [(info["name"].rstrip("/").rsplit("/", 1)[-1], info) for info in found]
-        return [(name, info) for name, info in named if not name.startswith(".")]
+        return [(name, info) for name, info in named if not name.startswith(".") and not _SURROGATE.search(name)]
 
     def check_regular(self, path: str) -> None:
         """Refuse a pipe or device in place of a file: reading it would not end.

@@ -119,6 +119,16 @@ def test_names_of_files_are_checked(foreign: Path, name: str) -> None:
         assert store.sql("select count(distinct scan_id) as scans from scans")["scans"].to_pylist() == [3]
 
 
+def test_names_that_are_not_text_are_left_out(foreign: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path(os.fsdecode(os.fsencode(foreign / "scans") + b"/\xff.parquet")).write_bytes(b"x")
+    Path(os.fsdecode(os.fsencode(foreign / "staging") + b"/\xfe")).mkdir(parents=True)
+    for arguments in (["verify", str(foreign)], ["status", "--store", str(foreign)]):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 0
+    capsys.readouterr()
+
+
 def test_a_damaged_staging_folder_does_not_stop_status(foreign: Path) -> None:
     for number, content in enumerate((b"", b"PAR1 no", b"RMTSHA25" * 8)):
         staged = foreign / "staging" / f"unfinished{number}" / "first"
