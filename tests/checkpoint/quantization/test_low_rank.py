@@ -263,8 +263,8 @@ def test_factors_in_unknown_spellings_are_no_matrices(tmp_path: Path, kind: str)
 
 
 def test_low_rank_layers_of_a_model_are_its_weights(tmp_path: Path) -> None:
-    names = ("blocks.0.attn.w_lora.lora.0.weight", "blocks.0.attn.w_lora.lora.2.weight")
-    names = (*names, "model.layers.0.self_attn.q_a_proj.weight", "blocks.0.flora.weight", "lora_unet_x.diff")
+    rwkv = ("blocks.0.attn.w_lora.lora.0.weight", "blocks.0.attn.w_lora.lora.2.weight")
+    names = (*rwkv, "model.layers.0.self_attn.q_a_proj.weight", "blocks.0.flora.weight", "lora_unet_x.diff")
     opened = open_checkpoint(_saved(tmp_path, {name: torch.randn(8, 4) for name in names}))
     assert {ref.tensor for ref in list_matrices(opened).matrices} == set(names)
 
