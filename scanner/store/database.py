@@ -305,12 +305,15 @@ class Database:
         relations = [f"files.{view.removeprefix('files.')} {index}" for index in range(len(partly) + 1)]
         self._files_view(relations[0], table, paths)
         for relation, (path, results) in zip(relations[1:], partly, strict=True):
+            self._files.check_regular(path)
             self._run("paths", {"paths": [self._files.for_duckdb(path)]}, view=relation)
             self._run("ids", {"ids": results}, view=relation)
             self._run("group", view=relation, quoted=_quoted(relation), id_column=GROUPED[commits])
         self._several(view, table, relations)
 
     def _files_view(self, view: str, table: str, paths: Sequence[str]) -> None:
+        for path in paths:
+            self._files.check_regular(path)  # DuckDB would wait for a pipe
         # read_parquet needs at least one file: without files, the view is the typed empty table alone.
         self._run("paths", {"paths": [self._files.for_duckdb(path) for path in paths]}, view=view)
         self._run("files" if paths else "no_files", view=view, quoted=_quoted(view), table=table)

@@ -6,6 +6,7 @@ import glob
 import hashlib
 import io
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -47,6 +48,8 @@ _TRANSIENT_STATUS = {408, 429, 500, 502, 503, 504}
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
 
 Answer = TypeVar("Answer")
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class StoreFiles:
@@ -112,7 +115,8 @@ class StoreFiles:
         """Return the same as `names`, each with a text that changes when the file is replaced."""
         found = []
         for name, info in self._list(folder):
-            if info["type"] != "directory" and name.endswith(suffix):
+            # Local file systems call pipes, devices and broken links "other".
+            if info["type"] not in ("directory", "other") and name.endswith(suffix):
                 found.append((name.removesuffix(suffix), repr(sorted((key, str(info[key])) for key in info))))
         return sorted(found)
 
@@ -137,6 +141,7 @@ class StoreFiles:
         """Return the same as `read_bytes` for a path as the file system knows it."""
 
         def read() -> bytes | None:
+            self._check_regular(full)
             try:
                 content: bytes = self.fs.cat_file(full)
             except FileNotFoundError:
@@ -175,6 +180,7 @@ class StoreFiles:
             StoreError: it cannot be opened, or, on an object store, not be read on.
         """
         with self._explained("read"):
+            self.check_regular(path)
             file = self.fs.open(self.full(path), "rb") if self.local else self.open_remote(self.full(path))
         with file:
             yield file
@@ -415,7 +421,10 @@ class StoreFiles:
         self.remove(probe)
 
     def _list(self, folder: str) -> list[tuple[str, dict[str, object]]]:
-        """Return names and properties of the entries of a folder, without unfinished files (names that begin with a dot)."""
+        """Return names and properties of the entries of a folder, without unfinished files (names that begin with a dot).
+
+        Names that are not text (lone surrogates stand for their bytes) are left out: no result has one.
+        """
 
         def ask() -> list[dict[str, Any]]:
             try:
@@ -426,7 +435,22 @@ class StoreFiles:
 
         found = self._asked("read", ask)
         named = [(info["name"].rstrip("/").rsplit("/", 1)[-1], info) for info in found]
-        return [(name, info) for name, info in named if not name.startswith(".")]
+        return [(name, info) for name, info in named if not name.startswith(".") and not _SURROGATE.search(name)]
+
+    def check_regular(self, path: str) -> None:
+        """Refuse a pipe or device in place of a file: reading it would not end.
+
+        Raises:
+            StoreError: it is one.
+        """
+        self._check_regular(self.full(path))
+
+    def _check_regular(self, full: str) -> None:
+        if not self.local:
+            return
+        place = Path(full)
+        if place.exists() and not place.is_file() and not place.is_dir():
+            raise StoreError(f"{full!r} is neither a file nor a folder: remove it and scan again")
 
     def _put(self, path: str, content: bytes, *, lasting: bool = True) -> None:
         if not self.local:
