@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from scanner.cli import options
+from scanner.cli.logs import LogFormatOption
 from scanner.cli.output import Format, FormatOption, note, write
 from scanner.cli.run import run_verb
+from scanner.engine.options import PoolOptions
 
 if TYPE_CHECKING:
     from scanner.engine import Observer
@@ -38,13 +41,16 @@ def nightly(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan with expected bytes and hours; nothing is written.")
     ] = False,
+    pool: PoolOptions,
     form: FormatOption = "table",
+    log_format: LogFormatOption = None,
 ) -> None:
     """Scan what is new on the Hub: list new releases, scan what fits into the budget of a night, and write a digest.
 
     The configuration names what to watch, the budget of a night, and where the store and the digests are. What does not fit waits
     for the next night. The same command again does nothing, and continues what was interrupted. One line on stderr tells what
-    was done, for the mail of cron. docs/nightly.md explains the configuration and the digest.
+    was done, for the mail of cron. Options that say where it runs replace those of the configuration. docs/nightly.md explains the
+    configuration and the digest.
 
     Examples:
 
@@ -62,13 +68,15 @@ def nightly(
     from scanner.fleet.config import read_config
 
     found = read_config(file)
+    given = {one.name: getattr(pool, one.name) for one in fields(pool) if getattr(pool, one.name) != one.default}
+    found = replace(found, pool=replace(found.pool, **given))
 
     def call(observer: Observer) -> NightReport:
         from scanner.fleet.nightly import run_night
 
         return run_night(found, observer=observer, dry_run=dry_run, progress=note)
 
-    run_verb(call, lambda report: _show(report, form), store=found.output.store)
+    run_verb(call, lambda report: _show(report, form), store=found.output.store, log_format=log_format)
 
 
 def _write(file: Path) -> None:

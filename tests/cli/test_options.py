@@ -289,7 +289,7 @@ OPTIONS = {
     "compact": "--store --older-than --grace --group-bytes --dry-run --format",
     "merge": "--into --dry-run --format",
     "rm": "--store --yes --dry-run --format",
-    "nightly": "--config --init --dry-run --format",
+    "nightly": f"--config --init --dry-run {POOL} --format",
     "publish": "--to --name --license --force --format",
 }
 """The options of every verb: users and scripts rely on these names."""

@@ -15,6 +15,7 @@ import typer
 import yaml
 
 from scanner.cli.main import application
+from scanner.fleet.config import read_config
 from tests.deploy.manifests import (
     FOLDER,
     KNOWN,
@@ -173,7 +174,6 @@ def test_groups_scale_from_zero_and_only_one_asks_for_gpus() -> None:
 
 
 def test_commands_exist() -> None:
-    """Of verbs that this version has; the verb `nightly` is checked once there is one."""
     [cron] = pods(manifests()["cronjob.yaml"])
     commands = [["rmtscan", *cron["spec"]["containers"][0]["args"]]]
     for name in ("rayjob.yaml", "raycronjob.yaml"):
@@ -181,10 +181,13 @@ def test_commands_exist() -> None:
         commands.append(spec.get("jobTemplate", spec)["entrypoint"].split())
     for program, verb, *arguments in commands:
         assert program == "rmtscan"
-        assert verb in {*VERBS, "nightly"}
-        if verb in VERBS:
-            known = {option for parameter in VERBS[verb].params for option in parameter.opts}
-            assert {argument for argument in arguments if argument.startswith("-")} <= known
+        known = {option for parameter in VERBS[verb].params for option in parameter.opts}
+        assert {argument for argument in arguments if argument.startswith("-")} <= known
+
+
+def test_the_configuration_of_the_nightly_scan_is_valid() -> None:
+    config = read_config(FOLDER / "watch.toml")
+    assert config.output.store == "s3://BUCKET/results"
 
 
 def test_kustomize_finds_its_files() -> None:
