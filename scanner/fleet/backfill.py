@@ -13,7 +13,6 @@ from scanner.engine.options import PoolOptions
 from scanner.engine.scan import ModelReport, ScanReport, scan
 from scanner.engine.work import Observer
 from scanner.errors import ScannerError
-from scanner.rmt.analysis import METHOD_VERSION
 from scanner.rmt.vocabulary import ENSEMBLES, Ensemble
 from scanner.store import Store
 from scanner.store.references import reference_of
@@ -43,12 +42,12 @@ def outdated_scans(store: Store) -> list[Outdated]:
     Raises:
         StoreError: the store cannot be read.
     """
-    committed = {*store.committed()}
+    committed, current = {*store.committed()}, Method().as_dict()["version"]
     found: list[Outdated] = []
     for row in store.query("scan_methods").to_pylist():
         parsed = json_object(row["method"])
         version, method = parsed.get("version"), method_of(parsed)
-        if type(version) is not int or version >= METHOD_VERSION or method is None or not row["identity"]:
+        if type(version) is not int or version >= current or method is None or not row["identity"]:
             continue
         if scan_id(row["identity"], method) in committed:
             continue

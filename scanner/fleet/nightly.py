@@ -182,7 +182,8 @@ class _Run:
         """Run or continue the night."""
         night, continued = self._night()
         listed, fresh = self._listed()
-        upgrades, upgrade_load = self._upgrades(night)
+        # Once a night: one whose checkpoint cannot be read anymore would be tried by every run.
+        upgrades, upgrade_load = ([], Load()) if continued and night.state == "done" else self._upgrades(night)
         gone = superseded(listed.releases, self.ledger.releases.values())
         left = {one.key for one in gone}
         known = [one for one in self._known(night, fresh) if one.key not in left]
@@ -192,6 +193,7 @@ class _Run:
         if not (plan.entries or upgrades or changed or unfinished):
             waiting = sum(one.open for one in self.ledger.releases.values())
             return NightReport(store=self.store.url, night=None, waiting=waiting, problems=listed.problems)
+        self._close_earlier(night)
         self.ledger.begin(night)
         night = replace(
             night,
@@ -217,6 +219,14 @@ class _Run:
         if plan.entries or upgrades:
             self._work(night, plan, upgrades)
         return self._finish(night, plan, upgrades, listed.problems)
+
+    def _close_earlier(self, night: Night) -> None:
+        """Write the digest of a night that was interrupted and not continued in time; what it planned is planned again."""
+        assert self.config.output.digests is not None
+        for other in [one for one in self.ledger.nights if one.watch_id == night.watch_id and one.state == "planned"]:
+            if other.night_id != night.night_id:
+                write_digest(self.store, other.night_id, self.config.output.digests)
+                self.ledger.write_night(replace(other, state="done"))
 
     def _night(self) -> tuple[Night, bool]:
         """Return the night that this run belongs to, and whether it is one that was begun before."""
@@ -360,12 +370,13 @@ class _Run:
                         self.check()
                 if upgrades:
                     stack.enter_context(ray_session(config.pool))
-                    report = upgrade(
+                    upgrade(
                         self.store, upgrades, ensembles=config.compute.ensembles, pool=config.pool, observer=watcher
                     )
-                    self.upgraded = sum(one.error is None for one in report.models)
         except _TimeUpError:
             self.progress("the hours of this night are used up: what is left continues in the next")
+        done = {reference for reference, report in watcher.reports.items() if report.error is None}
+        self.upgraded = sum(one.reference in done for one in upgrades)
         for entry in plan.entries:
             if self.ledger.releases[entry.release.key].state == "planned":
                 reason = "the hours of the night were used up; finished matrices are kept"

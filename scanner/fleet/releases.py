@@ -173,16 +173,23 @@ class Ledger:
             skipped=counted.get("skipped", 0),
             waiting=sum(one.state == "waiting" for one in self.releases.values()),
         )
-        method: dict[str, object] = {}
         if self.changed:
             ordered = [self.changed[key] for key in sorted(self.changed)]
             columns = {name: [getattr(one, name) for one in ordered] for name in SCHEMAS["releases"].names}
-            self.store.write_rows("releases", night.night_id, _typed("releases", columns, len(ordered)), method=method)
+            self.store.write_rows("releases", night.night_id, _typed("releases", columns, len(ordered)), method={})
+        self.write_night(night)
+        return night
+
+    def write_night(self, night: Night) -> None:
+        """Write the row of a night as it is.
+
+        Raises:
+            StoreError: the store is full or cannot be written.
+        """
         one = {name: getattr(night, name) for name in SCHEMAS["nights"].names if hasattr(night, name)}
         one |= {"problems": json.dumps(list(night.problems)), "scanner_version": __version__}
-        self.store.write_rows("nights", night.night_id, rows("nights", one, 1), method=method)
+        self.store.write_rows("nights", night.night_id, rows("nights", one, 1), method={})
         self.nights = [night, *(other for other in self.nights if other.night_id != night.night_id)]
-        return night
 
 
 def new_night(config: NightlyConfig) -> Night:

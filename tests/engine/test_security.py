@@ -206,6 +206,14 @@ def test_the_folder_of_another_user_is_not_used(monkeypatch: pytest.MonkeyPatch,
     assert session._private_folder().parent != usual
 
 
+@pytest.fixture
+def _reread() -> Iterator[None]:
+    """Let Ray read the token again when the variables of the process are restored: the Ray of all tests has another one."""
+    yield
+    session._reload_token()
+
+
+@pytest.mark.usefixtures("_reread")
 def test_two_runs_in_one_process_have_two_tokens_and_leave_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "b" * 64)
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from scanner.engine.options import PoolOptions
 from scanner.errors import CheckpointError, RateLimitedError
 from scanner.fleet import nightly
+from scanner.fleet.backfill import outdated_scans, upgrade
+from scanner.fleet.lease import lease
+from scanner.rmt import analysis
 from scanner.store import Store, open_store
+from scanner.store.files import StoreFiles
 from tests.checkpoint.sources.hub_server import Fault, Hub
 from tests.engine.checkpoints import tensors
+from tests.golden import command
 
 from .conftest import Run
-from .releases import add
+from .releases import add, config
 
 pytestmark = pytest.mark.xdist_group("ray")
 
@@ -166,13 +173,8 @@ def test_a_release_is_compared_with_its_base_which_is_scanned_once(night_hub: Hu
     tuned = {name: tensor + 0.01 * torch.ones_like(tensor) for name, tensor in base.items()}
     other = {name: tensor * 1.5 for name, tensor in base.items()}
     base_commit = add(night_hub, "makers/base", weights=base)
-    for name, weights in (("tuned", tuned), ("other", other)):
-        add(
-            night_hub,
-            f"six/{name}",
-            weights=weights,
-            tags=["base_model:makers/base", "base_model:finetune:makers/base"],
-        )
+    add(night_hub, "six/tuned", weights=tuned, tags=["base_model:makers/base", "base_model:finetune:makers/base"])
+    add(night_hub, "six/other", weights=other)
     add(night_hub, "six/quant", 53, tags=["base_model:makers/base", "base_model:quantized:makers/base"])
     add(night_hub, "six/lost", 54, cardData={"base_model": "makers/none"})
     report = night("six")
@@ -182,15 +184,16 @@ def test_a_release_is_compared_with_its_base_which_is_scanned_once(night_hub: Hu
     assert found["six/quant"].pair_id is None
     assert "its base cannot be read: there is no model makers/none" in str(found["six/lost"].reason)
     store = opened(tmp_path)
-    pairs = store.sql("select base_model, tuned_model from comparisons order by all").to_pylist()
-    assert pairs == [{"base_model": "makers/base", "tuned_model": f"six/{name}"} for name in ("other", "tuned")]
-    assert len(store.query("scans", model="makers/base")) == 1
-    # The base has moved on: a later fine-tune is compared with the commit that was scanned.
+    pairs = store.sql("select base_model, tuned_model from comparisons").to_pylist()
+    assert pairs == [{"base_model": "makers/base", "tuned_model": "six/tuned"}]
+    # The base has moved on: a later fine-tune is compared with the commit that was scanned. Only its norm differs from `other`.
     add(night_hub, "makers/base", 55)
-    add(night_hub, "six/later", weights=other, tags=["base_model:finetune:makers/base"])
-    [later] = night("six").releases
-    assert later.base_commit == base_commit
-    digest = json.loads(Path(report.digest.replace(".html", ".json")).read_text())  # type: ignore[union-attr]
+    copied = {name: tensor * 2 if tensor.ndim == 1 else tensor for name, tensor in other.items()}
+    add(night_hub, "six/later", weights=copied, tags=["base_model:finetune:makers/base"])
+    report = night("six")
+    assert [one.base_commit for one in report.releases] == [base_commit]
+    assert len(store.query("scans", model="makers/base")) == 1
+    digest = json.loads(Path(str(report.digest).replace(".html", ".json")).read_text())
     copies = {(row["model"], row["other_model"], row["share"]) for row in digest["stands_out"]["near_copies"]}
     assert ("six/later", "six/other", 1.0) in copies
 
@@ -225,3 +228,62 @@ def test_a_night_that_is_killed_continues(
     [row] = store.query("nights").to_pylist()
     assert (row["state"], row["scanned"], row["new"]) == ("done", 2, 2)
     assert night("seven").nothing
+
+
+def test_scans_of_an_earlier_method_are_computed_again(
+    night_hub: Hub, night: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(night_hub, "eight/a", 70)
+    add(night_hub, "eight/b", 71)
+    night("eight", method='roles = ["query"]')
+    store = opened(tmp_path)
+    assert outdated_scans(store) == []
+    monkeypatch.setattr(analysis, "METHOD_VERSION", analysis.METHOD_VERSION + 1)
+    old = outdated_scans(store)
+    assert {(one.model, one.version, one.method.selection.only) for one in old} == {
+        ("eight/a", 1, ("query",)),
+        ("eight/b", 1, ("query",)),
+    }
+    # A night upgrades one, because its share is a tenth of the budget; the command upgrades what is left, as it was scanned.
+    share = night("eight", budget="models = 10\nupgrade_share = 0.1")
+    assert (share.upgraded, share.exit_status, len(outdated_scans(store))) == (1, 0, 1)
+    report = upgrade(store, pool=PoolOptions(workers=1))
+    assert [(one.new, one.analysed, one.error) for one in report.models] == [(True, 1, None)]
+    assert outdated_scans(store) == []
+    assert upgrade(store).models == ()
+    versions = store.sql("select model, method ->> '$.version' as v from scans order by all").to_pylist()
+    assert [(row["model"], row["v"]) for row in versions] == [(f"eight/{x}", v) for x in "ab" for v in "12"]
+
+
+def test_the_command_ends_with_the_status_of_the_night(
+    night_hub: Hub, night: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "watch.toml"
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        printed = command.run("nightly", *arguments)
+        return printed.status, printed.out.decode(), printed.err
+
+    status, _, err = run("--init", str(file))
+    assert (status, file.is_file()) == (0, True)
+    assert run("--init", str(file))[0] == 1  # nothing is overwritten
+    add(night_hub, "nine/a", 80)
+    file.write_text(config("nine", tmp_path))
+    status, out, err = run("--config", str(file), "--dry-run", "--format", "json")
+    assert (status, [row["state"] for row in json.loads(out)]) == (0, ["planned"])
+    assert "nightly: 1 releases and 0 upgrades planned: " in err
+    with lease(StoreFiles(str(tmp_path / "store")), timedelta(minutes=1)):
+        status, _, err = run("--config", str(file))
+    assert (status, err.count("error: another nightly run has the lease")) == (1, 1)
+    status, out, err = run(str(file))
+    assert (status, err.splitlines()[-2]) == (0, "nightly: 1 scanned, 0 failed, 0 to try again, 0 skipped, 0 waiting")
+    status, out, err = run(str(file))
+    assert (status, out) == (0, "")
+    assert "nightly: nothing to do: no new release, 0 waiting" in err
+    file.write_text("[watch]\nauthors = 3\n")
+    status, _, err = run(str(file))
+    assert (status, err.count("\n")) == (1, 1)
+    assert "[watch] authors must be a list of texts, got 3" in err
+    printed = command.run("scan", "--upgrade", "--store", str(tmp_path / "store"))
+    assert (printed.status, "no scan of an earlier method" in printed.err) == (0, True)
+    assert command.run("scan").status == command.run("scan", "x", "--upgrade").status == 2
