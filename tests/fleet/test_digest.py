@@ -51,7 +51,7 @@ def test_near_copies_are_found_under_another_name_and_in_another_file(store: Sto
     copied = [Matrix(tensor=f"h.{n}.q", layer=n, more=values(100 + n)) for n in range(4)]
     nearly = model(1)
     for matrix in nearly[:3]:
-        matrix.more = {name: value * 1.0004 for name, value in matrix.more.items()}
+        matrix.more = {name: float(str(value)) * 1.0004 for name, value in matrix.more.items()}
     nearly[3].more = values(999)
     for name, matrices in (("original", original), ("other", other), ("copy", copied), ("nearly", nearly)):
         add_scan(store, name, matrices, model=f"org/{name}")
