@@ -245,7 +245,7 @@ def test_scans_of_an_earlier_method_are_computed_again(
         ("eight/b", 1, ("query",)),
     }
     # A night upgrades one, because its share is a tenth of the budget; the command upgrades what is left, as it was scanned.
-    share = night("eight", budget="models = 10\nupgrade_share = 0.1")
+    share = night("eight", budget="models = 10\nupgrade_share = 0.1", night="length_hours = 0")
     assert (share.upgraded, share.exit_status, len(outdated_scans(store))) == (1, 0, 1)
     report = upgrade(store, pool=PoolOptions(workers=1))
     assert [(one.new, one.analysed, one.error) for one in report.models] == [(True, 1, None)]
