@@ -9,4 +9,5 @@ select
     count(*)::integer as scans,
     median(seconds / power(parameters, 4 / 3)) as seconds_per_work
 from scans
-where parameters >= $at_least and seconds > 0 and not starts_with(model, 'delta:');
+where parameters >= $at_least and seconds > 0 and not starts_with(model, 'delta:')
+having count(*) > 0;

@@ -260,10 +260,8 @@ def summary(night: Mapping[str, Any]) -> str:
     counts = {
         name: night[name] or 0 for name in ("listed", "new", "scanned", "failed", "skipped", "waiting", "upgraded")
     }
-    text = (
-        f"{counts['listed']:,} models were listed, {counts['new']:,} of them new releases. {counts['scanned']:,} were scanned, "
-        f"{counts['failed']:,} failed, {counts['skipped']:,} were skipped, and {counts['waiting']:,} wait."
-    )
+    parts = [f"{counts[name]:,} {name}" for name in ("scanned", "failed", "skipped", "waiting")]
+    text = f"Of {counts['listed']:,} listed models, {counts['new']:,} were new releases: {', '.join(parts)}."
     if counts["upgraded"]:
         text += f" {counts['upgraded']:,} scans of an earlier method were computed again."
     return text

@@ -300,10 +300,10 @@ class _Run:
         workers = self.config.pool.workers or os.cpu_count() or 1
         if self._store is None:
             return Rate(workers=workers)
-        [row] = self._store.query("scan_rate").to_pylist()
-        if row["scans"] < _ENOUGH_SCANS or not row["seconds_per_work"]:
-            return Rate(workers=workers)
-        return Rate(seconds_per_work=row["seconds_per_work"], workers=workers)
+        for row in self._store.query("scan_rate").to_pylist():
+            if row["scans"] >= _ENOUGH_SCANS:
+                return Rate(seconds_per_work=row["seconds_per_work"], workers=workers)
+        return Rate(workers=workers)
 
     def _base(self, repository: str) -> Base | str:
         """Find the commit of a base: the newest that was scanned with this method, otherwise that of its main branch."""

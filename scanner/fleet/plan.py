@@ -151,6 +151,13 @@ def make_plan(
     others: list[Release] = []
     bases: set[str] = set()
     for release in prioritized(candidates, budget.order):
+        never = rate.scan(*sizes(release)).exceeds(budget)  # nothing, if the size is not known
+        if never:
+            reason = (
+                f"larger than the budget of a whole night ({', '.join(never)}): raise it, or exclude the repository"
+            )
+            others.append(_waiting(release, reason, night, now))
+            continue
         if (used + Load(models=1)).exceeds(budget):
             others.append(_waiting(release, "the budget of the night is used", night, now))
             continue
@@ -160,15 +167,11 @@ def make_plan(
                 others.append(found)
                 continue
             release = replace(release, bytes=found)
+            if rate.scan(*sizes(release)).exceeds(budget):
+                others.append(_waiting(release, "larger than the budget of a whole night", night, now))
+                continue
         size, parameters = sizes(release)
         load = rate.scan(size, parameters)
-        never = load.exceeds(budget)
-        if never:
-            reason = (
-                f"larger than the budget of a whole night ({', '.join(never)}): raise it, or exclude the repository"
-            )
-            others.append(_waiting(release, reason, night, now))
-            continue
         over = (used + load).exceeds(budget)
         if over:
             others.append(
