@@ -26,6 +26,8 @@ from scanner.errors import CheckpointError
 
 EVERYTHING = Selection()
 
+_FLAT = re.compile(r"(?:^|[._])flat_param(?:_\d+)?\Z")
+
 _AVERAGE = "a moving average of the weights (EMA): a copy"
 
 # The biases of stacks of experts are two-dimensional too.
@@ -145,6 +147,8 @@ def _not_a_matrix(weight: LogicalWeight, place: Place) -> str | None:
         return "no entries: if DeepSpeed ZeRO-3 left it as a placeholder, run zero_to_fp32.py and scan the file that it makes"
     if 0 in weight.shape:
         return f"{' x '.join(map(str, weight.shape))}: no entries"
+    if dimensions == 1 and _FLAT.search(weight.name):
+        return "weights that FSDP flattened: save the model again with full_state_dict (StateDictType.FULL_STATE_DICT)"
     if dimensions != 2 and not _is_stack(weight, place):
         return f"{dimensions}-D: not a matrix"
     if is_optimizer_state(weight.name):

@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from scanner.checkpoint.names import printable
 from scanner.errors import CheckpointError
 
-_GIT = re.compile(r"(?:ssh://)?git@(?:hf\.co|huggingface\.co)[:/]", re.IGNORECASE)
-_HOST = re.compile(r"(?:https?://)?(?:www\.)?(?P<host>huggingface\.co|hf\.co)(?=/)", re.IGNORECASE)
-_CACHE_FOLDER = re.compile(r"models--(?P<name>[\w.-]+)/?", re.ASCII)
+_GIT = re.compile(r"\A(?:git clone )?(?:ssh://)?git@(?:hf\.co|huggingface\.co)[:/]", re.IGNORECASE)
+_HOST = re.compile(r"\A(?:git clone )?(?:https?://)?(?:www\.)?(?P<host>huggingface\.co|hf\.co)(?=/)", re.IGNORECASE)
+_CACHE_FOLDER = re.compile(r"models--(?P<name>[\w.-]+)(?:/snapshots/(?P<commit>[0-9a-f]+))?/?", re.ASCII)
+_COMMIT_PAGE = re.compile(r"https://huggingface\.co/(?P<model>[\w.-]+/[\w.-]+)/commits?/(?P<revision>[^?#]+)", re.ASCII)
+# A scheme without its slashes, as some programs shorten it.
+_SHORT_SCHEME = re.compile(r"\A(?:hf:(?=[\w-]+/)|file:(?=/(?!/)))", re.ASCII)
+_AROUND = " \t\r\n<>\"'`"
 _PAGE = re.compile(
     r"(?:datasets|spaces|models)/[\w.-]+/[\w.-]+(?:/.*)?|[\w.-]+/[\w.-]+/(?:tree|blob|resolve|raw)/.+",
     re.ASCII | re.DOTALL,
@@ -52,7 +56,7 @@ _OWNER = {name: owner for owner, names in _LEGACY_OWNERS.items() for name in nam
 def hub_spelling(reference: str, suffixes: Sequence[str]) -> str:
     """Return what a reference that is no local path means in the usual spelling: `org/name...`, `hf://...` or an address.
 
-    A reference with no other spelling is returned as it is, without white space around it.
+    A reference with no other spelling is returned as it is, without the white space and quotes around it.
 
     Args:
         reference: what the user wrote.
@@ -61,10 +65,15 @@ def hub_spelling(reference: str, suffixes: Sequence[str]) -> str:
     Raises:
         CheckpointError: the spelling is not one of the Hub, but it is clear what to write instead.
     """
-    text = _GIT.sub("https://huggingface.co/", reference.strip(), count=1)
+    text = _GIT.sub("https://huggingface.co/", reference.strip(_AROUND), count=1)
     text = _HOST.sub("https://huggingface.co", text, count=1)
+    text = _SHORT_SCHEME.sub(lambda found: f"{found[0]}//", text)
     if cached := _CACHE_FOLDER.fullmatch(text):
-        return "hf://" + cached["name"].replace("--", "/", 1)
+        return "hf://" + cached["name"].replace("--", "/", 1) + (f"@{cached['commit']}" if cached["commit"] else "")
+    if page := _COMMIT_PAGE.fullmatch(text):
+        return f"hf://{page['model']}@{page['revision']}"
+    if _FILE_AFTER_COLON.fullmatch(named := text.removeprefix("https://huggingface.co/")):
+        text = named
     if "://" not in text:
         if not text.startswith(("/", "./", "../", "~")):
             # The query of an address, unless it is the name of a file.

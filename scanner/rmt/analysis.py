@@ -35,6 +35,10 @@ _KNOWN_FLOATS = ("float16", "float32", "float64")
 _SMALL_FLOATS = ("bfloat16", "float8", "float6", "float4")
 
 
+# Sums over all entries, and edges, stay within float64.
+_LARGEST_ENTRY = 2.0**960
+
+
 class SigmaError(ArithmeticError):
     """The estimate of sigma that was asked for means nothing for this matrix."""
 
@@ -70,6 +74,10 @@ def _strided(tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor whose entries are all in memory, without its gradient."""
     if tensor.device.type == "meta":
         raise ValueError("a matrix with entries is required, got a tensor on the device `meta`, which has none")
+    if tensor.is_nested:
+        raise ValueError(
+            "a matrix is required, got a nested tensor: call to_padded_tensor() first, or pass one of its parts"
+        )
     if tensor.is_quantized:
         raise ValueError("a matrix of plain numbers is required, got a quantized tensor: call dequantize() first")
     dense = tensor.detach() if tensor.layout == torch.strided else tensor.detach().to_dense()
@@ -121,6 +129,10 @@ def _as_matrix(array: ArrayLike | torch.Tensor, device: str | torch.device | Non
         nan, inf = int(tensor.isnan().sum()), int(tensor.isinf().sum())
         if nan or inf:
             raise NotFiniteError(f"{nan} NaN and {inf} infinite of {tensor.numel()} entries: it has no singular values")
+    if tensor.itemsize == 8 and (largest := float(tensor.abs().max())) > _LARGEST_ENTRY:
+        raise ValueError(
+            f"an entry of {largest:.1e} is too large, so that singular values overflow: divide the matrix by it"
+        )
     return tensor
 
 
@@ -157,7 +169,8 @@ def analyze(
         device: where to compute; None leaves a tensor where it is.
 
     Raises:
-        ValueError: not a real matrix, or one with masked entries or without memory; unknown `sigma` or `null`.
+        ValueError: not a real matrix, or one with masked entries, without memory or with entries above 1e289; unknown `sigma`
+            or `null`.
         NotFiniteError: NaN or infinite entries (a ValueError; its message counts them).
         SigmaError: `sigma` is `bulk`, and its fit ran away.
         DecompositionError: no decomposition that reproduces the matrix was found.

@@ -155,6 +155,8 @@ def _make_relations(
         _check_names(files, table, found, found)
 
     def relation(view: str, table: str, names: Sequence[str]) -> None:
+        for name in names:
+            files.check_regular(f"{table}/{name}.parquet")  # DuckDB would wait for a pipe
         paths = [files.for_duckdb(f"{table}/{name}.parquet") for name in names]
         # read_parquet needs at least one file: without files, the view is the typed empty table alone.
         connection.execute(_statements("paths", view=view), {"paths": paths})

@@ -5,6 +5,7 @@ import glob
 import hashlib
 import io
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -27,6 +28,8 @@ _TEMPORARY = {"compression": "lz4", "use_dictionary": False, "write_statistics":
 #: Packages whose errors do not come from the file system.
 _OWN_ERRORS = {"builtins", "scanner", "pyarrow", "tests"}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class StoreFiles:
@@ -87,7 +90,8 @@ class StoreFiles:
         """Return the same as `names`, each with a text that changes when the file is replaced."""
         found = []
         for name, info in self._list(folder):
-            if info["type"] != "directory" and name.endswith(suffix):
+            # Local file systems call pipes, devices and broken links "other".
+            if info["type"] not in ("directory", "other") and name.endswith(suffix):
                 found.append((name.removesuffix(suffix), repr(sorted((key, str(info[key])) for key in info))))
         return sorted(found)
 
@@ -98,6 +102,7 @@ class StoreFiles:
     def read_bytes(self, path: str) -> bytes | None:
         """Return the content of a file, or None if it does not exist."""
         with self._explained("read"):
+            self.check_regular(path)
             try:
                 content: bytes = self.fs.cat_file(self.full(path))
             except FileNotFoundError:
@@ -122,6 +127,7 @@ class StoreFiles:
             StoreError: it cannot be opened.
         """
         with self._explained("read"):
+            self.check_regular(path)
             file = self.fs.open(self.full(path), "rb")
         with file:
             yield file
@@ -147,6 +153,7 @@ class StoreFiles:
             StoreError: it is not a Parquet file or cannot be read.
         """
         with self._explained("read"):
+            self.check_regular(path)
             try:
                 with self.fs.open(self.full(path)) as file:
                     return pq.read_table(file, columns=list(columns))
@@ -245,7 +252,10 @@ class StoreFiles:
             self.fs.rm_file(self.full(probe))
 
     def _list(self, folder: str) -> list[tuple[str, dict[str, object]]]:
-        """Return names and properties of the entries of a folder, without unfinished files (names that begin with a dot)."""
+        """Return names and properties of the entries of a folder, without unfinished files (names that begin with a dot).
+
+        Names that are not text (lone surrogates stand for their bytes) are left out: no result has one.
+        """
         with self._explained("read"):
             self.fs.invalidate_cache()
             try:
@@ -253,7 +263,19 @@ class StoreFiles:
             except FileNotFoundError:
                 return []
         named = [(info["name"].rstrip("/").rsplit("/", 1)[-1], info) for info in found]
-        return [(name, info) for name, info in named if not name.startswith(".")]
+        return [(name, info) for name, info in named if not name.startswith(".") and not _SURROGATE.search(name)]
+
+    def check_regular(self, path: str) -> None:
+        """Refuse a pipe or device in place of a file: reading it would not end.
+
+        Raises:
+            StoreError: it is one.
+        """
+        if not self.local:
+            return
+        full = Path(self.full(path))
+        if full.exists() and not full.is_file() and not full.is_dir():
+            raise StoreError(f"{str(full)!r} is neither a file nor a folder: remove it and scan again")
 
     def _put(self, path: str, content: bytes, *, lasting: bool = True) -> None:
         with self._new_file(path, lasting=lasting) as file:

@@ -96,6 +96,12 @@ def test_spellings_of_a_model_on_the_hub(hub: Hub, commit: str, reference: str, 
         ("https://huggingface.co/org/name/resolve/main/q4.safetensors?download=true", "/q4.safetensors"),
         ("https://hf.co/org/name/raw/main/q4.safetensors#L1", "/q4.safetensors"),
         ("hf.co/org/name/resolve/main/sub/model.safetensors?download=true", "/sub/model.safetensors"),
+        ("git clone https://huggingface.co/org/name", ""),
+        ("<https://huggingface.co/org/name>", ""),
+        ('"org/name"', ""),
+        ("hf:org/name", ""),
+        ("hf.co/org/name:q4.safetensors", "/q4.safetensors"),
+        ("https://huggingface.co/org/name/commits/main", ""),
     ],
 )
 def test_spellings_of_browsers_and_colleagues(hub: Hub, commit: str, reference: str, path: str) -> None:
@@ -105,16 +111,31 @@ def test_spellings_of_browsers_and_colleagues(hub: Hub, commit: str, reference: 
     assert [entry.name for entry in open_checkpoint(reference).tensors] == ["w.weight"]
 
 
+def test_a_commit_is_named_by_its_page_and_by_its_folder_in_a_cache(hub: Hub, commit: str) -> None:
+    for reference in (f"https://huggingface.co/org/name/commit/{commit}", f"models--org--name/snapshots/{commit}"):
+        assert find_place(reference).source == f"hf://org/name@{commit}"
+
+
+def test_a_host_whose_name_ends_like_the_hubs_is_another_one() -> None:
+    reference = "https://api-inference.huggingface.co/models/org/name"
+    assert find_place(reference).source == f"{reference}/"
+
+
+def test_a_file_url_may_have_one_slash(tmp_path: Path) -> None:
+    checkpoint(tmp_path, {"w.weight": torch.ones(2, 2)})
+    assert find_place(f"file:{tmp_path}").source == str(tmp_path.resolve())
+
+
 @pytest.mark.parametrize(
     ("reference", "advice"),
     [
+        ("hf.co/org/name:Q4_K_M", "write org/name/FILE"),
         ("https://hf-mirror.com/org/name", "set HF_ENDPOINT=https://hf-mirror.com and write org/name"),
         ("https://hf-mirror.com/org/name/tree/main", "set HF_ENDPOINT=https://hf-mirror.com and write org/name"),
         ("org\\name", "write org/name"),
         ("org/name:Q4_K_M", "write org/name/FILE"),
         ("datasets/org/name", "is a dataset, not a model"),
         ("org/name/sub", "write hf://org/name/sub"),
-        ("https://huggingface.co/org/name/commits/main", "write org/name"),
     ],
 )
 def test_other_spellings_say_what_to_write(hub: Hub, commit: str, reference: str, advice: str) -> None:

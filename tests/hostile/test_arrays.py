@@ -56,6 +56,7 @@ SAME: dict[str, tuple[Any, np.ndarray[Any, Any]]] = {
     "float8 tensor": (torch.ones(3, 4).to(torch.float8_e4m3fn), np.ones((3, 4))),
     "sparse tensor": (torch.tensor(A).to_sparse(), A),
     "negative view": (torch.tensor(A - 1j * A).conj().imag, A),
+    "large": (A * 1e280, A * 1e280),
     "subnormal": (A * 1e-310, A * 1e-310),
     "nearly the smallest": (np.sign(A) * 5e-323, np.sign(A) * 5e-323),
 }  # fmt: skip
@@ -98,6 +99,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "nothing": (None, "got a NoneType"),
     "meta": (torch.empty(4, 4, device="meta"), "meta"),
     "beyond float64": (np.full((2, 2), np.finfo(np.longdouble).max), "infinite"),
+    "too large": (np.sign(A) * 1.7e308, "is too large"),
+    "nested": (torch.nested.nested_tensor([torch.ones(2, 3)] * 2, layout=torch.jagged), "nested tensor"),
     "a gap": (np.array([[1.0, None]], dtype=object), "NaN"),
 }
 

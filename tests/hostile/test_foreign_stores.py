@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -87,6 +90,23 @@ def test_no_verb_believes_a_hostile_row(
     assert everything(tmp_path / "outside") == {}
 
 
+@pytest.mark.parametrize(("kind", "table"), [("pipe", "scans"), ("pipe", "matrices"), ("device", "matrices")])
+def test_a_pipe_or_device_in_place_of_a_file_is_not_read(foreign: Path, tmp_path: Path, table: str, kind: str) -> None:
+    scan = min((foreign / "scans").glob("*.parquet")).stem
+    path = foreign / table / f"{scan}.parquet"
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    command = "import sys; from scanner.cli.main import main; main(sys.argv[1:])"
+    for verb in (["verify", str(foreign)], ["models", "--store", str(foreign)]):
+        # A process of its own: reading a pipe cannot be interrupted from inside.
+        ended = subprocess.run([sys.executable, "-c", command, *verb], capture_output=True, text=True, timeout=120)
+        assert ended.returncode in (0, 1, 3)
+        assert "Traceback" not in ended.stderr
+
+
 @pytest.mark.parametrize("name", ["$(rm -rf x)", "a b", ".hidden", "x'y", "ü", "a" * 150, "-rf"])
 def test_names_of_files_are_checked(foreign: Path, name: str) -> None:
     shutil.copy(min((foreign / "scans").glob("*.parquet")), foreign / "scans" / f"{name}.parquet")
@@ -97,6 +117,16 @@ def test_names_of_files_are_checked(foreign: Path, name: str) -> None:
     assert [found.result for found in store.verify() if found.state == "damaged"] == [name]
     with pytest.warns(UserWarning, match="left out"):
         assert store.sql("select count(distinct scan_id) as scans from scans")["scans"].to_pylist() == [3]
+
+
+def test_names_that_are_not_text_are_left_out(foreign: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path(os.fsdecode(os.fsencode(foreign / "scans") + b"/\xff.parquet")).write_bytes(b"x")
+    Path(os.fsdecode(os.fsencode(foreign / "staging") + b"/\xfe")).mkdir(parents=True)
+    for arguments in (["verify", str(foreign)], ["status", "--store", str(foreign)]):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 0
+    capsys.readouterr()
 
 
 def test_a_damaged_staging_folder_does_not_stop_status(foreign: Path) -> None:

@@ -41,6 +41,20 @@ def check_slices_below(files: Files) -> None:
             check_ranks(names, names)
 
 
+def folders_with(files: Files, suffix: str) -> tuple[str, ...]:
+    """Return the folders inside a folder that hold files with a suffix, by their paths in it.
+
+    Raises:
+        CheckpointError: a folder cannot be read.
+    """
+    start = len(files.source.rstrip("/")) + 1
+    return tuple(
+        reference_of(folder, name)[start:]
+        for folder, name, _ in _folders(files)
+        if any(inside.endswith(suffix) for inside in folder.folder(name).names())
+    )
+
+
 def models_beside(files: Files, used: Collection[str]) -> tuple[str, ...]:
     """Return the references of other models in a folder and in the folders inside it, beside the files that are used.
 

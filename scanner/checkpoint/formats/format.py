@@ -17,7 +17,7 @@ from scanner.checkpoint.structure.layouts import Layout
 from scanner.errors import CheckpointError
 
 _TRAINING_STATE = re.compile(
-    r"(?:(?:training_args|optimizer\w*|scheduler\w*|scaler|rng_state\w*|random_states\w*)"
+    r"(?:(?:training_args|optim(?:_\w*)?|optimizer\w*|exp_avg(?:_sq)?|(?:extra|trainer)_state\w*|scheduler\w*|scaler|rng_state\w*|random_states\w*)"
     r"|\w*(?:optim_states|optimizer_states?))\.(?:bin|pt|pth|ckpt|safetensors)"
 )
 

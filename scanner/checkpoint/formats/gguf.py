@@ -69,6 +69,9 @@ _CONFIG_KEYS = {
 largest is used."""
 
 _SPLIT_NAME = re.compile(r"(?P<model>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
+# The values of general.type of files that hold weights; a file without it is a model.
+_TYPES = frozenset({"model", "adapter", "mmproj"})
+_NO_MODELS = frozenset({"controlvector"})
 _EXPERT = re.compile(r"(blk\.\d{1,9}\.ffn_(?:gate|up|down))\.(\d{1,9})", re.ASCII)
 
 
@@ -184,6 +187,12 @@ def read_gguf(files: Files, names: Sequence[str]) -> tuple[tuple[TensorEntry, ..
     headers = [read_gguf_header(files, name) for name in names]
     metadata = headers[0].metadata
     tensors = tuple(entry for header in headers for entry in header.tensors)
+    kinds = (metadata.get("general.type", "model"), metadata.get("general.architecture"))
+    if kinds[0] not in _TYPES or kinds[1] in _NO_MODELS:
+        kind = kinds[1] if kinds[1] in _NO_MODELS else kinds[0]
+        raise CheckpointError(
+            f"{printable(names[0])} is of type '{printable(str(kind))}', which is not a model: name the GGUF file of the model"
+        )
     for number, (name, header) in enumerate(zip(names, headers, strict=True)):
         part, count = header.metadata.get("split.no", 0), header.metadata.get("split.count", 0)
         if (part, max(count, 1) if type(count) is int else count) != (number, len(names)):

@@ -78,6 +78,11 @@ class PyTorch(Format):
         names = tuple(name for name in files.names() if self.recognizes(name))
         if names and all(map(_ZERO_PART.fullmatch, names)):
             raise CheckpointError(f"{files.place} holds the parts of a DeepSpeed ZeRO-3 checkpoint: {_CONVERT_ZERO}")
+        if "fp32.pt" in names and files.has("exp_avg.pt"):
+            raise CheckpointError(
+                f"{files.place} holds one parameter of a DeepSpeed universal checkpoint: convert the checkpoint that it was "
+                "made from with zero_to_fp32.py, and scan the file that it makes"
+            )
         return super().find_other(files)
 
     def read_headers(self, files: Files, names: Sequence[str]) -> Headers:

@@ -7,9 +7,9 @@ from typing import Any
 
 from scanner.checkpoint.formats import Format, WeightFiles, format_of, formats
 from scanner.checkpoint.formats.commands import commands, several_models
-from scanner.checkpoint.formats.folders import check_slices_below, models_below, models_beside
+from scanner.checkpoint.formats.folders import check_slices_below, folders_with, models_below, models_beside
 from scanner.checkpoint.formats.format import INDEX_SUFFIX, check_name, is_training_state
-from scanner.checkpoint.formats.parts import MAX_PARTS, check_ranks, is_rank, numbered_parts
+from scanner.checkpoint.formats.parts import MAX_PARTS, check_ranks, first_parts, is_rank, numbered_parts
 from scanner.checkpoint.model import Skipped, TensorEntry
 from scanner.checkpoint.names import is_optimizer_state, is_plain_name, printable
 from scanner.checkpoint.sources.files import Files
@@ -39,6 +39,8 @@ _DISTRIBUTED = ".distcp"
 _CONVERT_DISTRIBUTED = (
     "convert it with torch.distributed.checkpoint.format_utils.dcp_to_torch_save(FOLDER, 'model.pt') and scan that"
 )
+
+_FROM_ZERO = "DeepSpeed's zero_to_fp32.py makes one from all parts"
 
 _GIT_LFS = b"version https://git-lfs"
 
@@ -92,9 +94,11 @@ def find_weights(files: Files) -> Weights:
     if index is not None:
         names = tuple(sorted(set(weight_map.values())))
     names = _all_parts(files, form, names)
-    check_ranks(names, {*listed, *names})
+    check_ranks(names, {*listed, *names}, indexed=index is not None)
     _check_folder(files)
     _check_parts(files, names, index)
+    if index is None and files.named is None and len(names) > len(first := first_parts(names)) > 1:
+        raise CheckpointError(several_models(files, first))
     form = next((other for other in formats() if other.claims(files, names)), form)
     files.expect(names)
     _check_pointers(files, names)
@@ -275,7 +279,7 @@ def _unknown_format(name: str) -> str:
     if name.endswith(INDEX_SUFFIX) and format_of(name.removesuffix(INDEX_SUFFIX)) is not None:
         return f"{shown} is an index, not weights: name its folder instead"
     if is_training_state(name):
-        zero = "; DeepSpeed's zero_to_fp32.py makes one from all parts" if "_optim_states" in name else ""
+        zero = f"; {_FROM_ZERO}" if "_optim_states" in name else ""
         return f"{shown} holds the state of a training, not a model: name the file of the weights{zero}"
     if name.endswith(_DISTRIBUTED):
         return f"{shown} is a part of a distributed checkpoint (DCP): {_CONVERT_DISTRIBUTED}"
@@ -302,14 +306,16 @@ def _no_weights(files: Files) -> str:
     if below:
         return f"{files.place} holds no weights, but its folders hold {len(below)} models: name one: {commands(below)}"
     check_slices_below(files)
-    for name in folders:
-        if any(inside.endswith(_DISTRIBUTED) for inside in files.folder(name).names()):
-            return (
-                f"{files.place} holds no weights, and '{printable(name)}' in it is a distributed checkpoint (DCP): "
-                f"{_CONVERT_DISTRIBUTED}"
-            )
+    distributed = folders_with(files, _DISTRIBUTED)
+    if distributed:
+        name = next((one for one in distributed if not one.rpartition("/")[2].startswith("optim")), distributed[0])
+        return (
+            f"{files.place} holds no weights, and '{printable(name)}' in it is a distributed checkpoint (DCP): "
+            f"{_CONVERT_DISTRIBUTED}"
+        )
     if any(map(is_training_state, names)):
-        return f"{files.place} holds no weights but the state of a training: name the folder of the model"
+        zero = f"; {_FROM_ZERO}" if any("_optim_states" in name for name in names) else ""
+        return f"{files.place} holds no weights but the state of a training: name the folder of the model{zero}"
     return f"{files.place} holds no weights: no {_known()} file is in it"
 
 

@@ -75,13 +75,23 @@ def _peft(config: Mapping[str, Any], modules: Sequence[str]) -> Callable[[str, i
     alphas = by_pattern(config.get("alpha_pattern"), list(dict.fromkeys(names.values())), "alpha_pattern")
     usual = config.get("lora_alpha", _USUAL_ALPHA)
     root = bool(config.get("use_rslora"))
+    promised = config.get("r")
+
+    def ratio(module: str, rank: int) -> float:
+        return _ratio(alphas.get(names[module], usual), rank, f"{ADAPTER_CONFIG} gives lora_alpha as", root=root)
 
     def scale(module: str, rank: int) -> float:
-        return _ratio(alphas.get(names[module], usual), rank, f"{ADAPTER_CONFIG} gives lora_alpha as", root=root)
+        # PEFT could not load such factors, as it could not if they were packed for several experts.
+        if type(promised) is int and promised != rank and not config.get("rank_pattern"):
+            raise CheckpointError(
+                f"LoRA factors of rank {rank}, where {ADAPTER_CONFIG} says r = {promised}, so that their scale is unknown: "
+                "download the adapter again"
+            )
+        return ratio(module, rank)
 
     # A wrong number is an error of the adapter, not a reason to leave out one module.
     for module in modules:
-        scale(module, 1)
+        ratio(module, 1)
     return scale
 
 

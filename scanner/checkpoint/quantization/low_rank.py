@@ -33,11 +33,21 @@ _MAX_LENGTH = 1024
 _MAX_DEPTH = 32
 _FACTOR = re.compile(
     r"(?P<module>.+)(?:\.lora_(?:embedding_)?(?P<factor>[ABab]|down|up)|[._]lora\d?(?:_(?:linear_)?layer)?\.(?P<older>down|up))"
-    r"(?:\.(?P<adapter>[^.]+))??(?P<kind>\.weight|\.bias)?",
+    r"(?:\.(?P<adapter>.+?))??(?P<kind>\.weight|\.bias)?",
     re.DOTALL,
 )
 # Parameters of other methods, and of variants of LoRA whose change is more than a product.
 _PARAMETER = re.compile(r"(?:lora|dora|hada|lokr|boft|oft|ia3|vera)_\w+", re.IGNORECASE)
+# Names that spell LoRA in a way that no known program does: what they mean is not known, but they are no weights.
+_SPELLED = re.compile(r"(?:[a-z0-9]+_)*(?:lora|loras|lora[A-Z]\w*|lora\d+)")
+_OUTERMOST = re.compile(r"vera_[AB]|(?:lora_(?:unet|te\d?|transformer|prior_te|prior_unet)|lycoris)_\w+")
+_WHOLE_CHANGES = frozenset({"diff", "diff_b", "alpha"})
+# Low-rank layers that RWKV-7 has as weights of its own: `w_lora.lora.0.weight`.
+_OWN_LAYER = "_lora.lora."
+# NeMo and Megatron Bridge (`linear_qkv.adapter.linear_in.weight`), and lora of cloneofsimo (`unet:3:up`).
+_OTHER_FACTORS = re.compile(
+    r".*(?:\.\w*adapter\w*\.(?P<nemo>linear_in|linear_out)\.\w+|\A\w+:\d+:(?P<flat>up|down))", re.DOTALL
+)
 _SIDES = {"A": "A", "a": "A", "down": "A", "B": "B", "b": "B", "up": "B"}
 _BASE_LAYER = ".base_layer"
 _ALPHAS = FLOATS | {"I32", "I64"}
@@ -220,7 +230,15 @@ def _parameter(name: str) -> str | None:
     """Return the component of a name that is a parameter of an adapter other than two factors, or None."""
     if _matched(name) is not None:
         return None
-    return next((part for part in name[:_MAX_LENGTH].split(".")[1:][-3:] if _PARAMETER.fullmatch(part)), None)
+    first, *parts = name[:_MAX_LENGTH].split(".")
+    if found := next((part for part in parts[-3:] if _PARAMETER.fullmatch(part)), None):
+        return found
+    if _OWN_LAYER not in name and (found := next((part for part in parts[-4:] if _SPELLED.fullmatch(part)), None)):
+        return found
+    if parts and _OUTERMOST.fullmatch(first) and parts[0] not in _WHOLE_CHANGES:
+        return first if first.startswith("vera") else parts[0]
+    other = _OTHER_FACTORS.fullmatch(name[:_MAX_LENGTH])
+    return (other["nemo"] or other["flat"]) if other else None
 
 
 def _matched(name: str) -> re.Match[str] | None:

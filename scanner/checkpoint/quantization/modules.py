@@ -35,6 +35,7 @@ def foreign_modules(
     tensors: Sequence[TensorEntry],
     weights: Mapping[str, LogicalWeight],
     parts: Set[str],
+    composed: Set[str],
     dtypes: Collection[str],
 ) -> dict[str, str]:
     """Return the tensors of modules of codes that are not decoded, each with the reason: one for each module.
@@ -43,6 +44,7 @@ def foreign_modules(
         tensors: the tensors of one checkpoint, with distinct names.
         weights: what was found so far, by the name of the main tensor.
         parts: names of the tensors of quantized weights of known methods, whether or not they are decoded.
+        composed: names of the tensors of adapters and parametrizations, which are accounted for.
         dtypes: stored dtypes that the format decodes: their tensors are no codes.
     """
     modules: dict[str, list[TensorEntry]] = defaultdict(list)
@@ -51,9 +53,16 @@ def foreign_modules(
     inside = _inside(modules)
     by_name = {entry.name: entry for entry in tensors}
     ordered = sorted(by_name)
-    found: dict[str, str] = {}
+    beside_modules: dict[str, list[str]] = defaultdict(list)
+    for module in modules:
+        beside_modules[_module(module)].append(module)
+    by_last: dict[str, list[TensorEntry]] = defaultdict(list)
+    for entry in tensors:
+        if entry.dtype in FLOATS and len(entry.shape) > 1:
+            by_last[entry.name.rpartition(".")[2]].append(entry)
+    found = _outside(modules.get("", ()), parts | composed, dtypes)
     for module, direct in modules.items():
-        if not module:  # what stands outside of all modules does not belong together
+        if not module:
             continue
         # Beside `q_proj.weight` stands `q_proj_scale`, not `q_proj_norm.weight`.
         after = _with_prefix(ordered, f"{module}_")
@@ -63,7 +72,12 @@ def foreign_modules(
         codes = [] if decoded else [entry for entry in direct if _may_be_codes(entry, dtypes)]
         floats = [entry for entry in unclaimed if entry.dtype in FLOATS and not _BIAS.search(entry.name)]
         if decoded:
-            beside = [entry for entry in floats if _describes(entry, decoded)]
+            linear = {weight.name for weight in decoded} == {f"{module}.weight"}
+            beside = [
+                entry
+                for entry in floats
+                if entry.name not in composed and _describes(entry, decoded, whole=linear and entry in direct)
+            ]
             if not beside:
                 continue
             codes = [weight.entry for weight in decoded]
@@ -75,7 +89,11 @@ def foreign_modules(
             members += below
             beside = [*floats, *(entry for entry in below if entry.dtype in FLOATS)]
             if codes and not beside and not parts & {entry.name for entry in direct}:
-                beside = _small(modules.get(_module(module), ()), codes)
+                outer = _module(module)
+                named = [other for other in beside_modules[outer] if other != module and _is_named_after(other, module)]
+                around = [*modules.get(outer, ()), *(entry for other in named for entry in modules[other])]
+                # A dictionary of parameters has no dots in its keys.
+                beside = _small([*(around if outer else ()), *by_last[module.replace(".", "_")]], codes)
                 members += beside
         # Where nothing would be analyzed, and only single numbers stand beside, the reasons given so far say more.
         listed = any(entry.name in weights and len(entry.shape) > 1 for entry in members)
@@ -111,8 +129,14 @@ def _main(codes: Sequence[TensorEntry], floats: Sequence[TensorEntry]) -> list[T
             return []
         if _is_weight(entry) and (size >= entries or not any(_fits(one, [entry]) for one in codes)):
             return []
-    # Tables of indices are as long as what they index, which need not fit what stands beside them.
-    return [entry for entry in codes if entry.dtype not in _LONG or _fits(entry, floats)]
+    # Tables of indices are as long as what they index, which need not fit what stands beside them; a list of counts has one
+    # for each row of a larger matrix.
+    largest = max((prod(entry.shape) for entry in floats if len(entry.shape) > 1), default=0)
+    return [
+        entry
+        for entry in codes
+        if entry.dtype not in _LONG or (_fits(entry, floats) and (len(entry.shape) > 1 or prod(entry.shape) >= largest))
+    ]
 
 
 def _is_weight(entry: TensorEntry) -> bool:
@@ -124,10 +148,35 @@ def _fits(codes: TensorEntry, floats: Sequence[TensorEntry]) -> bool:
     return any(sides & set(entry.shape) for entry in floats)
 
 
-def _describes(entry: TensorEntry, decoded: Sequence[LogicalWeight]) -> bool:
-    """Tell whether a matrix that no decoder asked for is too small to be a weight beside the decoded weights."""
+def _describes(entry: TensorEntry, decoded: Sequence[LogicalWeight], *, whole: bool) -> bool:
+    """Tell whether a matrix that no decoder asked for is no weight: too small for one, or in a module that has its `weight`."""
     smallest = min(prod(weight.shape) for weight in decoded)
-    return len(entry.shape) > 1 and min(entry.shape[-2:]) > 1 and prod(entry.shape) * _SMALLEST_GROUP <= smallest
+    small = whole or prod(entry.shape) * _SMALLEST_GROUP <= smallest
+    return len(entry.shape) > 1 and min(entry.shape[-2:]) > 1 and small
+
+
+def _outside(entries: Sequence[TensorEntry], parts: Set[str], dtypes: Collection[str]) -> dict[str, str]:
+    """Return the tensors outside of all modules that describe codes there, with the codes: `a_codes` and `a_scale`."""
+    groups: dict[str, list[TensorEntry]] = defaultdict(list)
+    for entry in entries:
+        if entry.name not in parts:
+            groups[entry.name.rpartition("_")[0]].append(entry)
+    found: dict[str, str] = {}
+    for stem, members in groups.items():
+        floats = [entry for entry in members if entry.dtype in FLOATS and not _BIAS.search(entry.name)]
+        codes = _main([entry for entry in members if _may_be_codes(entry, dtypes) and len(entry.shape) > 1], floats)
+        # Small against one of them: nothing but the names says that they belong together.
+        beside = _small(floats, [max(codes, key=lambda entry: prod(entry.shape))]) if codes else []
+        if beside and len(beside) == sum(len(entry.shape) > 1 for entry in floats):
+            reason = _reason(stem, codes, beside)
+            found |= {entry.name: reason for entry in members}
+    return found
+
+
+def _is_named_after(other: str, module: str) -> bool:
+    """Tell whether the name of a module contains that of the module beside it: `q_proj_scales`, `scale_q_proj`."""
+    words, own = (name.rpartition(".")[2] for name in (other, module))
+    return words.startswith(f"{own}_") or words.endswith(f"_{own}")
 
 
 def _belonging(

@@ -5,11 +5,14 @@
 Source: Salimans, Kingma, arXiv 1602.07868. `torch.nn.utils.weight_norm` stores g and v as `X.weight_g` and `X.weight_v`,
 `torch.nn.utils.parametrizations.weight_norm` as `X.parametrizations.weight.original0` and `original1`. Other
 parametrizations store `X.parametrizations.weight.original` and what they compute with under `X.parametrizations.weight.0`.
-The older spectral norm and pruning store `X.weight_orig` beside `X.weight_u` and `X.weight_v`, or `X.weight_mask`.
+The older spectral norm and pruning store `X.weight_orig` beside `X.weight_u` and `X.weight_v`, or `X.weight_mask`; other
+implementations of spectral norm have another name beside `u` and `v`, such as `X.weight_bar`. The weight drop of fastai
+stores `X.weight_hh_l0_raw`, and a copy with some entries dropped as `X.module.weight_hh_l0`.
 """
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from scanner.checkpoint.model import LogicalWeight, TensorEntry
@@ -66,6 +69,11 @@ def reparametrized_weights(
         seen = ", ".join(printable(entry.name.rpartition(".")[2]) for entry in parts.values())
         reason = f"{printable(name)} is computed from {seen}, which are not combined: {_WHAT_TO_DO}"
         skipped |= {entry.name: reason for entry in parts.values()}
+    for name, entry in by_name.items():
+        module, _, last = name.removesuffix("_raw").rpartition(".")
+        dropped = by_name.get(f"{module}.module.{last}".removeprefix("."))
+        if name.endswith("_raw") and dropped is not None and dropped.shape == entry.shape:
+            skipped[dropped.name] = f"a copy of {printable(name)} with some entries dropped (weight drop)"
     return weights, skipped
 
 
@@ -99,11 +107,12 @@ def _grouped(by_name: Mapping[str, TensorEntry]) -> dict[str, dict[str, TensorEn
     """Return the tensors that each parametrized weight is computed from, by what they are."""
     groups: dict[str, dict[str, TensorEntry]] = defaultdict(dict)
     for name, entry in by_name.items():
-        before, found, after = name.rpartition(_PARAMETRIZATIONS)
+        # The module may be the whole model, whose parameters have no prefix.
+        before, found, after = f".{name}".rpartition(_PARAMETRIZATIONS)
         if found:
             parameter, _, part = after.partition(".")
             kind = {"original0": "g", "original1": "v"}.get(part, part)
-            groups[f"{before}.{parameter}"][kind] = entry
+            groups[f"{before}.{parameter}"[1:]][kind] = entry
     for name, entry in by_name.items():
         stem = name.removesuffix("_v").removesuffix("_orig")
         together = {suffix: by_name[stem + suffix] for suffix in _OLD_PARTS if stem + suffix in by_name}
@@ -112,7 +121,20 @@ def _grouped(by_name: Mapping[str, TensorEntry]) -> dict[str, dict[str, TensorEn
             groups[stem] |= {"g": together["_g"], "v": entry}
         elif name.endswith("_orig") and len(together) > 1:
             groups[stem] |= {suffix: part for suffix, part in together.items() if suffix != "_g"}
+        elif (spectral := _spectral(name, by_name)) and spectral[0] not in groups:
+            groups[spectral[0]] |= spectral[1]
     return groups
+
+
+def _spectral(name: str, by_name: Mapping[str, TensorEntry]) -> tuple[str, dict[str, TensorEntry]] | None:
+    """Return the stem of a name and its parts if `stem_u` and `stem_v` have the lengths of singular vectors of the tensor."""
+    stem, _, suffix = name.rpartition("_")
+    weight, u, v = by_name[name], by_name.get(f"{stem}_u"), by_name.get(f"{stem}_v")
+    if u is None or v is None or len(weight.shape) < 2 or weight.shape[0] == 0:
+        return None
+    if u.shape != weight.shape[:1] or v.shape != (prod(weight.shape[1:]),):
+        return None
+    return stem, {suffix: weight, "u": u, "v": v}
 
 
 def _axis(norm: TensorEntry, direction: TensorEntry) -> int | None:

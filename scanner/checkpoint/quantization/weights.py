@@ -68,7 +68,7 @@ def logical_weights(
         weights, reasons = combine(rest, config, tensors)
         found |= {weight.entry.name: weight for weight in weights}
         skipped |= reasons
-    composed = found.keys() | skipped.keys()
+    composed = {*found, *skipped}
     # Find all companions first: they are not weights, whatever their names.
     groups = [parts for entry in tensors if entry.name not in composed and (parts := find_parts(entry, by_name))]
     companions = {entry.name for parts in groups for _, entry in parts.companions}
@@ -101,7 +101,7 @@ def logical_weights(
                 entry=entry,
                 codec=codecs.get(entry.dtype, ""),
             )
-    foreign = foreign_modules(tensors, found, companions | {parts.entry.name for parts in groups}, codecs)
+    foreign = foreign_modules(tensors, found, companions | {parts.entry.name for parts in groups}, composed, codecs)
     skipped |= {name: reason for name, reason in foreign.items() if name not in refused}
     for name in foreign.keys() & found.keys():
         weight = found.pop(name)

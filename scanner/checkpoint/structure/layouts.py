@@ -40,7 +40,7 @@ EXPERT_ROLES = frozenset({"mlp_up", "mlp_gate", "mlp_down"})
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
 _STACK_COMPONENTS = frozenset({"experts", "moe", "block_sparse_moe", "switch_mlp", "switch_glu"})
 _STACK_ENDINGS = (".input_linear", ".output_linear")
-_NET_UP = ("ff.net.0.proj", "ffn.net.0.proj", "ff_context.net.0.proj")
+_NET_UP = ".net.0.proj"
 _ROW_STACKS = ("experts.mlp.w1", "experts.mlp.v1", "experts.mlp.w2")
 """DBRX stores the experts of a layer one after another in the rows of one matrix; w2 is (in, out)."""
 
@@ -136,7 +136,7 @@ class Layout:
             return concatenated_or_thirds(sizes, whole.rows, whole.cols)
         if place.tail is None:
             return self.split_outside_blocks(whole, place)
-        if place.tail.endswith(_NET_UP):
+        if place.role == "mlp_up" and place.tail.endswith(_NET_UP):
             return self._split_net(whole, sizes)
         parts = split_rows(place.before, place.tail, sizes, whole.rows, whole.cols)
         if parts and place.stacked and _contradicts(whole, sizes):

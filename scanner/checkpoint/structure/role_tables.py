@@ -100,7 +100,7 @@ def _rules(*rules: tuple[str, str]) -> tuple[tuple[re.Pattern[str], str], ...]:
 FUSED = re.compile(
     r"(?:^|[._])(?:[wW]?qkv|qkv_proj|query_key_value|c_attn|in_proj_(?:qkvz?|weight)|kv_proj|kv_b_proj|wkv_b|to_kv|gate_up_proj"
     r"|gated_layers|up_gated_layer|w12|w13(?:_weight|_dn)?|weights_in|W_pack|att_proj|ff_proj|qkv_linear)\Z"
-    r"|(?:^|\.)weight_[ih]h(?:_l\d+(?:_reverse)?)?\Z"  # the gates of a recurrent cell
+    r"|(?:^|\.)weight_[ih]h(?:_l\d+(?:_reverse)?)?(?:_raw)?\Z"  # the gates of a recurrent cell
     r"|(?:^|\.)mlp\.Wi\Z|(?:mlp|moe|block_sparse_moe|shared_mlp)\.input_linear\Z"
     r"|encoder\.layers\.\{bid\}\.mlp\.dense_h_to_4h\Z",  # the last one is ChatGLM, whose FFN is gated
 )
@@ -130,8 +130,8 @@ BLOCK_RULES = _rules(
     ("mlp_up", r"fc1|fc_in|lin1|lin_1|linear_?1|linear_fc1|proj_1|c_fc|dense_h_to_4h|ffn|ffn_1|fc_1|ff\.layer_1"),
     ("mlp_down", r"down_proj|(?:experts|shared_experts?|feed_forward|ffn)\.w2|wo|output(?:_dense|\.dense)"),
     ("mlp_down", r"fc2|fc_out|lin2|lin_2|linear_?2|linear_fc2|proj_2|mlp\.c_proj|dense_4h_to_h|ffn_output|ffn_2|fc_2"),
-    ("mlp_up", r"(?:ff|ffn|ff_context)\.net\.0\.proj"),
-    ("mlp_down", r"(?:ff|ffn|ff_context)\.net\.2"),
+    ("mlp_up", r"\w*(?:ff|ffn|mlp|feed_?forward)(?:_context)?\.net\.0\.proj"),
+    ("mlp_down", r"\w*(?:ff|ffn|mlp|feed_?forward)(?:_context)?\.net\.2"),
     ("mlp_down", r"weights_out|ff\.layer_2|(?:ffn|feed_forward)\.output"),
     ("embedding", r"\w*relative_attention_bias|\w*position_bias_table|\w*embed(?:ding)?s?|rel_pos_emb|embed_positions"),
 )  # fmt: skip

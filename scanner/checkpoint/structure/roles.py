@@ -64,7 +64,7 @@ _MODULES = tuple(
             r"|(?:^|\.)attn2\.to_(?:q|k|v|out)\b",  # diffusers
         ),
         ("shared_expert", r"(?:^|\.)(?:shared?_(?:experts?|mlp)(?:_gate)?)(?:\.|\Z)|_shexp\Z"),
-        ("context", r"(?:^|\.)ff_context\."),
+        ("context", r"(?:^|\.)(?:ff_context|txt_mlp)\."),
         ("mla_a", r"(?:^|[._])(?:q_a_proj|kv_a_proj(?:_with_mqa)?|wq_a|wkv_a|attn_q_a|attn_kv_a_mqa)\Z"),
         ("mla_b", r"(?:^|[._])(?:(?:q|k|v|kv)_b_proj|wq_b|wkv_b|attn_(?:q|k|v|kv)_b)\Z"),
     )

@@ -801,3 +801,13 @@ def test_smollm2s_header_is_read_without_its_weights(smollm2: Path) -> None:
     tensors, config = read_gguf(files, [smollm2.name])
     assert files.total < 1.2 * min(entry.start for entry in tensors)
     assert config["vocab_size"] == 49152
+
+
+@pytest.mark.parametrize(
+    ("metadata", "architecture"), [({"general.type": "imatrix"}, "llama"), ({"general.type": "model"}, "controlvector")]
+)
+def test_files_that_hold_no_weights_are_refused(tmp_path: Path, metadata: dict[str, str], architecture: str) -> None:
+    tensors = {"blk.0.attn_q.weight.in_sum2": np.ones((4, 64), np.float32)}
+    path = write_gguf(tmp_path / "w.gguf", tensors, metadata, architecture)
+    with pytest.raises(CheckpointError, match="which is not a model"):
+        open_checkpoint(str(path))

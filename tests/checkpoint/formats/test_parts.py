@@ -47,6 +47,9 @@ NUMBERED = [
     "my.weights-{}-of-00003.pt",
     "model-{}-of-000003.pth",
     "tiny-{}-of-000003.gguf",
+    "model_{}_of_00003.pt",
+    "model-{}of00003.bin",
+    "model.part{}of3.safetensors",
 ]
 
 
@@ -85,7 +88,16 @@ def test_parts_count_from_zero_or_one_with_or_without_zeros() -> None:
     assert parts("m-10-of-12.bin", "m-1-of-12.bin")[0] == "m-1-of-12.bin"
     assert parts("m-10-of-12.bin", "m-01-of-12.bin")[0] == "m-01-of-12.bin"
     assert parts("m-00001-of-000163.safetensors")[-1] == "m-00163-of-000163.safetensors"
-    for whole in ("m.bin", "m-00003-of-00002.bin", "m-1-of-0.bin", "one-of-us.bin", "m-1-of-2"):
+    for whole in (
+        "fold_1_of_5.pt",
+        "m-epoch-2-of-3.bin",
+        "proof2.bin",
+        "m.bin",
+        "m-00003-of-00002.bin",
+        "m-1-of-0.bin",
+        "one-of-us.bin",
+        "m-1-of-2",
+    ):
         assert parts(whole) == (whole,)
     with pytest.raises(CheckpointError, match="more than any model"):
         parts(f"m-1-of-{MAX_PARTS + 1}.bin")
@@ -148,6 +160,19 @@ SLICES = [
     ("model-rank-0-part-0.safetensors", "model-rank-1-part-0.safetensors"),
     ("rank0.safetensors", "rank1.safetensors"),
     ("model0-mp2.safetensors", "model1-mp2.safetensors"),
+    ("mp_rank_00_000/model_optim_rng.pt", "mp_rank_00_001/model_optim_rng.pt"),
+    ("tp_rank_00_pp_rank_000/model.pt", "tp_rank_00_pp_rank_001/model.pt"),
+    ("layer_02-model_00-model_states.pt", "layer_02-model_01-model_states.pt"),
+    ("layer_02-model_states.pt", "layer_03-model_states.pt"),
+    ("reshard-model_part-0.pt", "reshard-model_part-1.pt"),
+    ("model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt"),
+    ("pytorch_model_rank0.bin", "pytorch_model_rank1.bin"),
+]
+# Their names alone could mean something else: only together do they say that they are slices.
+SLICES_TOGETHER = [
+    ("model.tp0.safetensors", "model.tp1.safetensors"),
+    ("llama_rank_0.pt", "llama_rank_1.pt"),
+    ("checkpoint_last-shard0.pt", "checkpoint_last-shard1.pt"),
 ]
 
 
@@ -163,6 +188,35 @@ def test_slices_of_every_matrix_are_never_models(tmp_path: Path, first: str, sec
         (folder / first).parent.rmdir()
     for reference in (folder, folder / second):
         assert "holds a slice of every matrix" in refused(reference)
+
+
+@pytest.mark.parametrize(("first", "second"), SLICES_TOGETHER)
+def test_a_name_that_may_mean_a_setting_is_a_slice_beside_all_others(tmp_path: Path, first: str, second: str) -> None:
+    for name in (first, second):
+        write(tmp_path / name, {"layers.0.attention.wq.weight": torch.ones(4, 8)})
+    for reference in (tmp_path, tmp_path / first, tmp_path / second):
+        assert "holds a slice of every matrix" in refused(reference)
+    (tmp_path / first).unlink()
+    assert files_of(tmp_path / second) == [second]
+
+
+def test_an_index_says_that_files_with_such_names_are_one_model(tmp_path: Path) -> None:
+    names = ("model.tp0.safetensors", "model.tp1.safetensors")
+    for at, name in enumerate(names):
+        write(tmp_path / name, {f"layers.{at}.weight": torch.ones(4, 3)})
+    assert "holds a slice" in refused(tmp_path)
+    weight_map = {f"layers.{at}.weight": name for at, name in enumerate(names)}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert files_of(tmp_path) == list(names)
+
+
+@pytest.mark.parametrize("other", ["consolidated-{}-of-00002.safetensors", "extra.safetensors"])
+def test_numbered_parts_and_other_files_are_not_mixed_into_one_model(tmp_path: Path, other: str) -> None:
+    for at in (1, 2):
+        write(tmp_path / f"model-{at:05d}-of-00002.safetensors", {f"model.layers.{at}.weight": torch.ones(4, 3)})
+        write(tmp_path / other.format(f"{at:05d}"), {f"layers.{at}.weight": torch.ones(4, 3)})
+    assert "holds several models" in refused(tmp_path)
+    assert len(files_of(tmp_path / "model-00001-of-00002.safetensors")) == 2
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,15 @@ def test_an_optimizer_is_not_a_model(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["optimizer.pt", "optimizer.safetensors", "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"]
+    "name",
+    [
+        "exp_avg.pt",
+        "optim.pt",
+        "optim_world_size_2_rank_0.pt",
+        "optimizer.pt",
+        "optimizer.safetensors",
+        "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt",
+    ],
 )
 def test_a_file_of_a_trainer_is_not_a_model(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"")
@@ -129,6 +137,23 @@ def test_placeholders_in_other_files_are_skipped_with_the_converter(tmp_path: Pa
     assert "zero_to_fp32.py" in skipped.reason
 
 
+def test_a_parameter_of_a_universal_checkpoint_is_not_a_model(tmp_path: Path) -> None:
+    for name in ("fp32.pt", "exp_avg.pt", "exp_avg_sq.pt"):
+        torch.save({"param": WEIGHT}, tmp_path / name)
+    assert "zero_to_fp32.py" in refused(tmp_path)
+
+
+def test_states_of_zero_alone_name_the_converter(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
+    assert "zero_to_fp32.py" in refused(tmp_path)
+
+
+def test_flat_parameters_of_fsdp_say_what_to_do(tmp_path: Path) -> None:
+    save_file({"_fsdp_wrapped_module.layers.0._flat_param": torch.ones(12)}, tmp_path / "model.safetensors")
+    (skipped,) = list_matrices(open_checkpoint(str(tmp_path))).skipped
+    assert "full_state_dict" in skipped.reason
+
+
 def test_a_part_of_every_weight_is_refused(tmp_path: Path) -> None:
     torch.save(deepspeed(MODEL, mp_world_size=2), tmp_path / "mp_rank_00_model_states.pt")
     assert "one of 2 parts of every weight" in refused(tmp_path / "mp_rank_00_model_states.pt")
@@ -139,5 +164,8 @@ def test_a_distributed_checkpoint_names_its_converter(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     for name in (".metadata", "__0_0.distcp"):
         (folder / name).write_bytes(b"x")
-    for reference in (folder, folder.parent, folder / "__0_0.distcp"):
+    (tmp_path / "run" / "optimizer_0").mkdir()
+    (tmp_path / "run" / "optimizer_0" / "__0_0.distcp").write_bytes(b"x")
+    for reference in (folder, folder.parent, tmp_path, folder / "__0_0.distcp"):
         assert "dcp_to_torch_save" in refused(reference)
+        assert "optimizer" not in refused(reference)

@@ -240,6 +240,56 @@ def test_parameters_of_other_methods_are_no_matrices(tmp_path: Path, names: str)
     assert all("parameter of an adapter" in reason for reason in reasons(inventory).values())
 
 
+SPELLINGS = {
+    "a list": (f"{BLOCK}.lora.A", f"{BLOCK}.lora.B"),
+    "modules": (f"{BLOCK}.lora.a.weight", f"{BLOCK}.lora.b.weight"),
+    "camel case": (f"{BLOCK}.loraA.weight", f"{BLOCK}.loraB.weight"),
+    "of the block": ("model.layers.3.self_attn.q_lora.A", "model.layers.3.self_attn.q_lora.B"),
+    "a mixture": (f"{BLOCK}.lora_A.loraA.0.mlp.weight", f"{BLOCK}.lora_B.loraB.0.mlp.weight"),
+    "Megatron Bridge": ("layers.0.linear_qkv.adapter.linear_in.weight", "layers.0.linear_qkv.adapter.linear_out.weight"),
+    "NeMo": ("layers.0.lora_kqv_adapter.linear_in.weight", "layers.0.lora_kqv_adapter.linear_out.weight"),
+    "GLoRA": ("lycoris_block.a1.weight", "lycoris_block.a2.weight"),
+    "shared": ("vera_A.default", "vera_B.default"),
+    "a flat list": ("unet:0:down", "unet:0:up"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SPELLINGS)
+def test_factors_in_unknown_spellings_are_no_matrices(tmp_path: Path, kind: str) -> None:
+    a, b = _factors()
+    inventory = _listed(_saved(tmp_path, dict(zip(SPELLINGS[kind], (a, b), strict=True))))
+    assert not inventory.matrices
+    assert set(reasons(inventory)) == set(SPELLINGS[kind])
+
+
+def test_low_rank_layers_of_a_model_are_its_weights(tmp_path: Path) -> None:
+    rwkv = ("blocks.0.attn.w_lora.lora.0.weight", "blocks.0.attn.w_lora.lora.2.weight")
+    names = (*rwkv, "model.layers.0.self_attn.q_a_proj.weight", "blocks.0.flora.weight", "lora_unet_x.diff")
+    opened = open_checkpoint(_saved(tmp_path, {name: torch.randn(8, 4) for name in names}))
+    assert {ref.tensor for ref in list_matrices(opened).matrices} == set(names)
+
+
+def test_a_name_of_an_adapter_may_have_dots(tmp_path: Path) -> None:
+    a, b = _factors()
+    tensors = {
+        f"{BLOCK}.lora_{side}.my.v{at}.weight": one for at in (1, 2) for side, one in (("A", a + at), ("B", b + at))
+    }
+    inventory = _listed(_saved(tmp_path, tensors, "adapter_model.safetensors", peft_type="LORA", r=4))
+    assert {ref.tensor for ref in inventory.matrices} == {f"{BLOCK}.my.v1.weight", f"{BLOCK}.my.v2.weight"}
+    assert {ref.role for ref in inventory.matrices} == {"query"}
+
+
+def test_factors_of_another_rank_than_the_config_says_are_skipped(tmp_path: Path) -> None:
+    a, b = _factors(rank=8)  # two experts of rank 4, packed as PEFT does for parameters
+    tensors = {"layers.0.mlp.experts.lora_A.weight": a, "layers.0.mlp.experts.lora_B.weight": b}
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
+    inventory = _listed(_saved(tmp_path / "a", tensors, "adapter_model.safetensors", **config))
+    assert not inventory.matrices
+    assert all("rank 8, where adapter_config.json says r = 4" in reason for reason in reasons(inventory).values())
+    config["rank_pattern"] = {"experts": 8}
+    assert _listed(_saved(tmp_path / "b", tensors, "adapter_model.safetensors", **config)).matrices
+
+
 def test_an_adapter_in_another_format_is_not_subtracted_from_a_model(tmp_path: Path) -> None:
     a, b = _factors()
     adapter = _saved(tmp_path / "adapter", {"lora_unet_x.lora_down.weight": a, "lora_unet_x.lora_up.weight": b})

@@ -46,6 +46,12 @@ CODED: dict[str, Shapes] = {
         "scales": ("F16", (2, 128)),
         "rotation": ("F16", (32, 16)),
     },
+    "a known method and a rotation": {
+        "qweight": ("I32", (16, 128)),
+        "qzeros": ("I32", (2, 16)),
+        "scales": ("F16", (2, 128)),
+        "R": ("F16", (128, 128)),
+    },
     "scales outside": {"inner.data": ("U8", (128, 64)), "absmax": ("F32", (128, 2))},
 }
 
@@ -69,7 +75,37 @@ def test_scales_may_be_named_after_the_module() -> None:
     assert "I8 codes weight with scale" in skipped[f"{Q}_scale"]
 
 
+@pytest.mark.parametrize(
+    "scale",
+    [
+        "model.layers.0.self_attn.q_proj_scales.weight",
+        "model.layers.0.self_attn.scale_q_proj.weight",
+        "scales.model_layers_0_self_attn_q_proj",
+    ],
+)
+def test_scales_in_a_module_named_after_the_module_are_no_matrices(scale: str) -> None:
+    found, skipped = grouped({f"{Q}.weight": ("I8", (128, 128)), scale: ("F32", (128, 4))} | OTHERS)
+    assert set(found) == set(OTHERS)
+    assert skipped[scale] == skipped[f"{Q}.weight"]
+
+
+def test_scales_outside_of_all_modules_are_no_matrices() -> None:
+    one: Shapes = {"weight": ("U8", (64, 32)), "scale": ("F32", (64, 4))}
+    flat: Shapes = {"l0_q_weight": ("U8", (64, 32)), "l0_q_scale": ("F32", (64, 4))}
+    assert grouped(one)[0] == {}
+    found, _ = grouped(flat | {"l0_k_weight": ("F32", (64, 64)), "position_ids": ("I64", (1, 64))})
+    assert set(found) == {"l0_k_weight"}
+
+
+def test_an_adapter_does_not_make_a_known_method_unknown() -> None:
+    coded: Shapes = {"m.qweight": ("I32", (16, 128)), "m.qzeros": ("I32", (2, 16)), "m.scales": ("F16", (2, 128))}
+    found, skipped = grouped(coded | {"m.lora_A": ("F16", (4, 128)), "m.lora_B": ("F16", (128, 4))})
+    assert set(found) == {"m.qweight"}
+    assert "not merged" in skipped["m.lora_A"]
+
+
 INTEGERS: dict[str, Shapes] = {
+    "counts of a codebook": {"vq.embed": ("F32", (512, 32)), "vq.usage": ("I64", (512,))},
     "index of positions": {
         "a.relative_position_index": ("I64", (49, 49)),
         "a.relative_position_bias_table": ("F32", (169, 3)),

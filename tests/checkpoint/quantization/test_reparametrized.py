@@ -82,6 +82,33 @@ def test_other_parametrizations_are_skipped_with_a_reason(tmp_path: Path, kind: 
     assert all("layers.0.fc1.weight is computed from" in reason for reason in said)
 
 
+@pytest.mark.parametrize("module", ["linear", "lstm", "attention"])
+def test_a_parametrized_module_may_be_the_whole_model(tmp_path: Path, module: str) -> None:
+    kinds = {"linear": (_linear(), "weight"), "lstm": (nn.LSTM(8, 6), "weight_hh_l0")}
+    model, name = kinds.get(module) or (nn.MultiheadAttention(8, 2), "in_proj_weight")
+    state = parametrizations.weight_norm(model, name).state_dict()
+    opened = open_checkpoint(checkpoint(tmp_path, {key: tensor.contiguous() for key, tensor in state.items()}))
+    tensors = {ref.tensor for ref in list_matrices(opened).matrices}
+    assert name in tensors
+    assert not any("original" in tensor for tensor in tensors)
+
+
+@pytest.mark.parametrize("suffix", ["bar", "orig", "w"])
+def test_spectral_norm_of_other_programs_is_skipped(tmp_path: Path, suffix: str) -> None:
+    tensors = {f"c.weight_{suffix}": torch.randn(6, 4, 3), "c.weight_u": torch.randn(6), "c.weight_v": torch.randn(12)}
+    tensors |= {f"d.weight_{suffix}": torch.randn(6, 4), "d.weight_u": torch.randn(6), "d.weight_v": torch.randn(4)}
+    inventory = list_matrices(open_checkpoint(checkpoint(tmp_path, tensors)))
+    assert not inventory.matrices
+    assert all("is computed from" in reason for reason in reasons(inventory).values())
+
+
+def test_the_dropped_copy_of_weight_drop_is_skipped(tmp_path: Path) -> None:
+    names = ("0.rnns.0.weight_hh_l0_raw", "0.rnns.0.module.weight_hh_l0", "0.rnns.0.module.weight_ih_l0")
+    inventory = list_matrices(open_checkpoint(checkpoint(tmp_path, {name: torch.randn(16, 4) for name in names})))
+    assert {(ref.tensor, ref.role_source) for ref in inventory.matrices} == {(names[0], "fused"), (names[2], "fused")}
+    assert "weight drop" in reasons(inventory)[names[1]]
+
+
 def test_two_parameters_with_such_names_are_no_weight_norm(tmp_path: Path) -> None:
     tensors = {
         "m.w_g": torch.ones(8, 8),

@@ -154,14 +154,16 @@ def test_parts_of_a_block_stay_in_it(name: str, tmp_path: Path) -> None:
         assert ref.layer == int(next(component for component in components if component.isdigit()))
 
 
+@pytest.mark.parametrize("name", ["ff", "ffn", "ff_context", "img_mlp", "txt_mlp", "feed_forward"])
 @pytest.mark.parametrize("gated", [True, False])
-def test_feed_forwards_of_diffusers(gated: bool, tmp_path: Path) -> None:
+def test_feed_forwards_of_diffusers(name: str, gated: bool, tmp_path: Path) -> None:
     up = torch.randn(64 if gated else 32, SIZE)
-    block = "transformer_blocks.0.ff.net"
+    block = f"transformer_blocks.0.{name}.net"
     tensors = {f"{block}.0.proj.weight": up, f"{block}.2.weight": torch.randn(SIZE, 32)}
     found = list_matrices(open_checkpoint(checkpoint(tmp_path / "model", tensors))).matrices
     roles = {ref.role: (ref.rows, ref.cols) for ref in found}
     assert roles == ({"mlp_gate": (32, SIZE)} if gated else {}) | {"mlp_up": (32, SIZE), "mlp_down": (SIZE, 32)}
+    assert {ref.module for ref in found} == {"context" if name in ("ff_context", "txt_mlp") else None}
     if gated:  # GEGLU of diffusers: `hidden, gate = proj(x).chunk(2)`
         pattern = next(ref.row_pattern for ref in found if ref.role == "mlp_gate")
         assert pattern is not None
