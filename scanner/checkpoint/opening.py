@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from scanner.checkpoint.differences import PREFIX, difference, split_reference
 from scanner.checkpoint.formats import Format, get_format
 from scanner.checkpoint.formats.weights import find_weights
-from scanner.checkpoint.metadata import MAX_CONFIG_BYTES, architecture, base_model
+from scanner.checkpoint.metadata import architecture, base_model
 from scanner.checkpoint.model import Checkpoint, TensorEntry
 from scanner.checkpoint.references import find_place
 from scanner.checkpoint.sources.files import open_files
-from scanner.checkpoint.sources.json_object import read_json_object
+from scanner.checkpoint.sources.json_object import MAX_CONFIG_BYTES, read_json_object
 from scanner.extensions import load_extensions
 
 

@@ -168,8 +168,8 @@ def analyze(
         device: where to compute; None leaves a tensor where it is.
 
     Raises:
-        ValueError: not a real matrix, or one with masked entries, without memory or with entries above 1e289; unknown `sigma`
-            or `null`.
+        ValueError: not a real matrix, or one with masked entries, without memory or with entries so large that their sum may
+            overflow; unknown `sigma` or `null`.
         NotFiniteError: NaN or infinite entries (a ValueError; its message counts them).
         SigmaError: `sigma` is `bulk`, and its fit ran away.
         DecompositionError: no decomposition that reproduces the matrix was found.
