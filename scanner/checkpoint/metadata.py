@@ -14,7 +14,6 @@ from scanner.checkpoint.names import printable
 from scanner.checkpoint.sources.files import Files
 
 README_FILE = "README.md"
-MAX_CONFIG_BYTES = 16 * 2**20
 
 _MAX_README_BYTES = 64 * 2**10
 

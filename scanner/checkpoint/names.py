@@ -1,4 +1,4 @@
-"""Untrusted names: checks for plain file names, escapes for the terminal, and names of tensors that are not weights."""
+"""Untrusted names: checks for plain file names, escapes for the terminal, and what the names of tensors say of them."""
 
 import re
 from pathlib import PureWindowsPath
@@ -24,6 +24,11 @@ def is_plain_name(name: str) -> bool:
     """Tell whether `name` is a file name and nothing else: no folder, no drive, no `..`."""
     # The rules of Windows cover every separator, and the name may have been written for any system.
     return name not in ("", ".", "..") and "\0" not in name and PureWindowsPath(name).name == name
+
+
+def module_of(name: str) -> str:
+    """Return the name of the module that a tensor or a module belongs to; empty at the top level."""
+    return name.rpartition(".")[0]
 
 
 def is_optimizer_state(name: str) -> bool:

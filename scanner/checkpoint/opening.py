@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable
 from scanner.checkpoint.differences import PREFIX, difference, split_reference
 from scanner.checkpoint.formats import Format, get_format
 from scanner.checkpoint.formats.weights import find_weights
-from scanner.checkpoint.metadata import MAX_CONFIG_BYTES, architecture, base_model
+from scanner.checkpoint.metadata import architecture, base_model
 from scanner.checkpoint.model import Checkpoint, TensorEntry
 from scanner.checkpoint.references import find_place
 from scanner.checkpoint.sources import hashes
 from scanner.checkpoint.sources.files import FileVersion, open_files
-from scanner.checkpoint.sources.json_object import read_json_object
+from scanner.checkpoint.sources.json_object import MAX_CONFIG_BYTES, read_json_object
 from scanner.extensions import load_extensions
 
 #: Local files of at most this many bytes in total are hashed at once: this takes less than Ray's start.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,14 +30,9 @@ __all__ = ["METHOD_VERSION", "Analysis", "NotFiniteError", "SigmaError", "analyz
 #: Increased when the same matrix would give different rows; part of the identity of every scan.
 METHOD_VERSION = 1
 
-
 _KNOWN_FLOATS = ("float16", "float32", "float64")
 # Types of the package ml_dtypes, whose kind is "no number" in numpy.
 _SMALL_FLOATS = ("bfloat16", "float8", "float6", "float4")
-
-
-# Sums over all entries, and edges, stay within float64.
-_LARGEST_ENTRY = 2.0**960
 
 
 class SigmaError(ArithmeticError):
@@ -129,10 +125,13 @@ def _as_matrix(array: ArrayLike | torch.Tensor, device: str | torch.device | Non
         nan, inf = int(tensor.isnan().sum()), int(tensor.isinf().sum())
         if nan or inf:
             raise NotFiniteError(f"{nan} NaN and {inf} infinite of {tensor.numel()} entries: it has no singular values")
-    if tensor.itemsize == 8 and (largest := float(tensor.abs().max())) > _LARGEST_ENTRY:
-        raise ValueError(
-            f"an entry of {largest:.1e} is too large, so that singular values overflow: divide the matrix by it"
-        )
+    if tensor.itemsize == 8:
+        largest = max(abs(float(extreme)) for extreme in torch.aminmax(tensor))  # abs() of the tensor would be a copy
+        if largest > sys.float_info.max / tensor.numel():
+            raise ValueError(
+                f"an entry of {largest:.1e} is too large for a matrix of {tensor.numel()} entries, whose sum may overflow: "
+                "divide the matrix by it"
+            )
     return tensor
 
 
@@ -169,8 +168,8 @@ def analyze(
         device: where to compute; None leaves a tensor where it is.
 
     Raises:
-        ValueError: not a real matrix, or one with masked entries, without memory or with entries above 1e289; unknown `sigma`
-            or `null`.
+        ValueError: not a real matrix, or one with masked entries, without memory or with entries so large that their sum may
+            overflow; unknown `sigma` or `null`.
         NotFiniteError: NaN or infinite entries (a ValueError; its message counts them).
         SigmaError: `sigma` is `bulk`, and its fit ran away.
         DecompositionError: no decomposition that reproduces the matrix was found.
@@ -257,7 +256,7 @@ def summarize(parts: Decomposition, sum_of_entries: float, *, sigma: SigmaKind, 
         spectral_norm=float(s[0]),
         frobenius_norm=float(np.linalg.norm(s / unit)) * unit,
         stable_rank=stable_rank(s),
-        effective_rank=effective_rank(s),
+        effective_rank=effective_rank(s / unit),
         u_p_mean=_mean(u.p),
         v_p_mean=_mean(v.p),
         svd_method=parts.method,

@@ -57,6 +57,7 @@ SAME: dict[str, tuple[Any, np.ndarray[Any, Any]]] = {
     "sparse tensor": (torch.tensor(A).to_sparse(), A),
     "negative view": (torch.tensor(A - 1j * A).conj().imag, A),
     "large": (A * 1e280, A * 1e280),
+    "as large as sums allow": (A * 1e305, A * 1e305),
     "subnormal": (A * 1e-310, A * 1e-310),
     "nearly the smallest": (np.sign(A) * 5e-323, np.sign(A) * 5e-323),
 }  # fmt: skip

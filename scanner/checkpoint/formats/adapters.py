@@ -13,11 +13,10 @@ from scanner.checkpoint.names import printable
 from scanner.checkpoint.quantization.adapter_scales import ADAPTER_CONFIG
 from scanner.checkpoint.quantization.low_rank import CODEC, decode_low_rank, holds_factors
 from scanner.checkpoint.sources.files import Files
-from scanner.checkpoint.sources.json_object import read_json_object
+from scanner.checkpoint.sources.json_object import MAX_CONFIG_BYTES, read_json_object
 from scanner.errors import CheckpointError
 
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-_MAX_CONFIG_BYTES = 2**20
 _MLX_NAMES = re.compile(r"(?:\d+_)?adapters\.safetensors")
 
 # Initializations that move a part of the base weights into the factors, so that B A is not what was learned.
@@ -60,7 +59,7 @@ class MlxAdapter(PeftAdapter):
         """Tell whether the weights files are those of an adapter: mlx_lm saves whole weights under the same name."""
         if not _MLX_NAMES.fullmatch(names[0]) or not files.has(ADAPTER_CONFIG):
             return False
-        config = read_json_object(files, ADAPTER_CONFIG, max_bytes=_MAX_CONFIG_BYTES)
+        config = read_json_object(files, ADAPTER_CONFIG, max_bytes=MAX_CONFIG_BYTES)
         return "peft_type" not in config and config.get("fine_tune_type") != "full"
 
     def check(self, config: Mapping[str, Any], tensors: Sequence[TensorEntry]) -> None:

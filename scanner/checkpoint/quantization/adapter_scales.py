@@ -8,7 +8,6 @@ kohya-ss take alpha = r if nothing is said.
 import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from scanner.checkpoint.names import printable
@@ -23,8 +22,10 @@ WRAPPER = "base_model.model."
 DIFFUSERS_METADATA = "lora_adapter_metadata"
 """Key in the metadata of a safetensors file under which diffusers describes an adapter; kept in the config."""
 
+LARGEST_ALPHA = 1e30
+"""An alpha of this size or more is a fault of the file."""
+
 _USUAL_ALPHA = 8
-_LARGEST = 1e30
 _DIFFUSERS_FILE = "pytorch_lora_weights."
 # Other models have a `transformer` too, but none of these.
 _DIFFUSERS_NAMES = re.compile(
@@ -33,15 +34,8 @@ _DIFFUSERS_NAMES = re.compile(
 _KOHYA_PREFIXES = ("lora_unet_", "lora_te", "lora_transformer_", "lora_prior_", "lycoris_")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scales:
-    """The scale of each module's product.
-
-    Attributes:
-        of: (module, rank) -> scale. Raises CheckpointError if nothing tells it.
-    """
-
-    of: Callable[[str, int], float]
+Scales = Callable[[str, int], float]
+"""(module, rank) -> scale of the module's product. Raises CheckpointError if nothing tells it."""
 
 
 def adapter_scales(
@@ -59,18 +53,18 @@ def adapter_scales(
         CheckpointError: a pattern for names of modules cannot be matched.
     """
     if "peft_type" in config:
-        return Scales(of=_peft(config, modules))
+        return _peft(config, modules)
     if isinstance(config.get("lora_parameters"), Mapping):
-        return Scales(of=_mlx(config["lora_parameters"]))
+        return _mlx(config["lora_parameters"])
     metadata = config.get("gguf")
     if isinstance(metadata, Mapping):
-        return Scales(of=_gguf(metadata))
+        return _gguf(metadata)
     described = config.get(DIFFUSERS_METADATA)
     plain = any(file.startswith(_DIFFUSERS_FILE) for file in files)
-    return Scales(of=_diffusers(described if isinstance(described, Mapping) else {}, ranks, plain=plain))
+    return _diffusers(described if isinstance(described, Mapping) else {}, ranks, plain=plain)
 
 
-def _peft(config: Mapping[str, Any], modules: Sequence[str]) -> Callable[[str, int], float]:
+def _peft(config: Mapping[str, Any], modules: Sequence[str]) -> Scales:
     names = {module: module.removeprefix(WRAPPER) for module in modules}
     alphas = by_pattern(config.get("alpha_pattern"), list(dict.fromkeys(names.values())), "alpha_pattern")
     usual = config.get("lora_alpha", _USUAL_ALPHA)
@@ -95,7 +89,7 @@ def _peft(config: Mapping[str, Any], modules: Sequence[str]) -> Callable[[str, i
     return scale
 
 
-def _mlx(parameters: Mapping[str, Any]) -> Callable[[str, int], float]:
+def _mlx(parameters: Mapping[str, Any]) -> Scales:
     value = parameters.get("scale")
     if value is None:
         raise CheckpointError(
@@ -105,7 +99,7 @@ def _mlx(parameters: Mapping[str, Any]) -> Callable[[str, int], float]:
     return lambda module, rank: scale
 
 
-def _gguf(metadata: Mapping[str, Any]) -> Callable[[str, int], float]:
+def _gguf(metadata: Mapping[str, Any]) -> Scales:
     if metadata.get("adapter.type", "lora") != "lora":
         raise CheckpointError(
             f"the adapter is of type '{printable(str(metadata['adapter.type']))}', but only lora is supported: merge it "
@@ -124,7 +118,7 @@ def _gguf(metadata: Mapping[str, Any]) -> Callable[[str, int], float]:
     return scale
 
 
-def _diffusers(described: Mapping[str, Any], ranks: Collection[int], *, plain: bool) -> Callable[[str, int], float]:
+def _diffusers(described: Mapping[str, Any], ranks: Collection[int], *, plain: bool) -> Scales:
     """Read keys such as `transformer.lora_alpha`, the fields of a PEFT config after the name of the part of the pipeline."""
     parts = {str(key).rpartition(".")[0] for key in described if str(key).endswith(".lora_alpha")}
 
@@ -148,11 +142,11 @@ def _diffusers(described: Mapping[str, Any], ranks: Collection[int], *, plain: b
 
 
 def _ratio(alpha: object, rank: int, what: str, *, root: bool = False) -> float:
-    """Return alpha / r of a module. The rank is that of the factors; the ranks in the config are not needed."""
+    """Return alpha / r of a module, with r the rank of its factors."""
     return _number(alpha, what) / (math.sqrt(rank) if root else rank)
 
 
 def _number(value: object, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _LARGEST:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST_ALPHA:
         raise CheckpointError(f"{what} {printable(repr(value))}: it must be a number")
     return float(value)

@@ -17,8 +17,8 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from scanner.checkpoint.model import LogicalWeight, TensorEntry
-from scanner.checkpoint.names import printable
-from scanner.checkpoint.quantization.adapter_scales import Scales, adapter_scales
+from scanner.checkpoint.names import module_of, printable
+from scanner.checkpoint.quantization.adapter_scales import LARGEST_ALPHA, Scales, adapter_scales
 from scanner.checkpoint.quantization.parts import FLOATS
 from scanner.errors import CheckpointError
 
@@ -51,7 +51,6 @@ _OTHER_FACTORS = re.compile(
 _SIDES = {"A": "A", "a": "A", "down": "A", "B": "B", "b": "B", "up": "B"}
 _BASE_LAYER = ".base_layer"
 _ALPHAS = FLOATS | {"I32", "I64"}
-_LARGEST_ALPHA = 1e30
 
 MERGE = "merge the adapter into its model and scan delta:BASE..MERGED"
 
@@ -171,7 +170,7 @@ def decode_low_rank(weight: "Stored", companions: "Mapping[str, Stored]", settin
     scale = settings["scale"]
     if "alpha" in companions:
         alpha = float(companions["alpha"].tensor().reshape(()))
-        if not abs(alpha) < _LARGEST_ALPHA:
+        if not abs(alpha) < LARGEST_ALPHA:
             raise CheckpointError(
                 f"{printable(companions['alpha'].entry.name)} is {alpha}, which is not an alpha: save the adapter again"
             )
@@ -218,7 +217,7 @@ def _with_base(modules: Set[str], tensors: Sequence[TensorEntry]) -> set[str]:
         for _ in range(_MAX_DEPTH):
             if name in modules:
                 found.add(name)
-            name = _module(name)
+            name = module_of(name)
     return found
 
 
@@ -275,7 +274,7 @@ def _product(
         companions.append(("alpha", alpha))
         settings: dict[str, int | float | str] = {"scale": 1 / rank}
     else:
-        settings = {"scale": scales.of(group.module, rank)}
+        settings = {"scale": scales(group.module, rank)}
     if group.transposed:
         settings["transposed"] = 1
     stem = group.module.removesuffix(".weight")
@@ -302,7 +301,3 @@ def _unflattened(module: str) -> str:
     name = _FLAT_INDEX.sub(r".\1", module[found.end() :])
     name = re.sub(r"(\.\d+)_", r"\1.", name)
     return _FLAT_INNER.sub(r"\1.", _FLAT_OUTER.sub(r".\1", name))
-
-
-def _module(name: str) -> str:
-    return name.rpartition(".")[0]

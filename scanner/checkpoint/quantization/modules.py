@@ -14,7 +14,7 @@ from itertools import takewhile
 from math import prod
 
 from scanner.checkpoint.model import LogicalWeight, TensorEntry
-from scanner.checkpoint.names import printable
+from scanner.checkpoint.names import module_of, printable
 from scanner.checkpoint.quantization.names import FLOAT8, WHAT_TO_DO
 from scanner.checkpoint.quantization.parts import FLOATS
 from scanner.checkpoint.quantization.stored import DTYPE_BITS
@@ -49,13 +49,13 @@ def foreign_modules(
     """
     modules: dict[str, list[TensorEntry]] = defaultdict(list)
     for entry in tensors:
-        modules[_module(entry.name)].append(entry)
+        modules[module_of(entry.name)].append(entry)
     inside = _inside(modules)
     by_name = {entry.name: entry for entry in tensors}
     ordered = sorted(by_name)
     beside_modules: dict[str, list[str]] = defaultdict(list)
     for module in modules:
-        beside_modules[_module(module)].append(module)
+        beside_modules[module_of(module)].append(module)
     by_last: dict[str, list[TensorEntry]] = defaultdict(list)
     for entry in tensors:
         if entry.dtype in FLOATS and len(entry.shape) > 1:
@@ -89,7 +89,7 @@ def foreign_modules(
             members += below
             beside = [*floats, *(entry for entry in below if entry.dtype in FLOATS)]
             if codes and not beside and not parts & {entry.name for entry in direct}:
-                outer = _module(module)
+                outer = module_of(module)
                 named = [other for other in beside_modules[outer] if other != module and _is_named_after(other, module)]
                 around = [*modules.get(outer, ()), *(entry for other in named for entry in modules[other])]
                 # A dictionary of parameters has no dots in its keys.
@@ -227,7 +227,3 @@ def _reason(module: str, codes: Sequence[TensorEntry], beside: Sequence[TensorEn
 
     kinds = "/".join(sorted({printable(entry.dtype) for entry in codes}))
     return f"quantized in a way that is not decoded ({kinds} codes {shown(codes)} with {shown(beside)}): {WHAT_TO_DO}"
-
-
-def _module(name: str) -> str:
-    return name.rpartition(".")[0]

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from scanner.checkpoint.model import LogicalWeight, Skipped, TensorEntry
-from scanner.checkpoint.names import printable
+from scanner.checkpoint.names import module_of, printable
 from scanner.checkpoint.quantization.config import quantization_settings
 from scanner.checkpoint.quantization.low_rank import low_rank_weights, without_base_layer
 from scanner.checkpoint.quantization.modules import foreign_modules
@@ -189,7 +189,7 @@ def _foreign(tensors: Sequence[TensorEntry], settings: Mapping[str, Any]) -> dic
     reason = f"quantized by {printable(method)}, which is not decoded: {WHAT_TO_DO}"
     codes = [entry for entry in tensors if entry.dtype not in TORCH_DTYPES or entry.dtype in FLOAT8]
     # Positions and masks are integers too, in modules that are not quantized.
-    modules = {_module(entry.name) for entry in codes if entry.dtype not in ("I64", "BOOL")} - {""}
+    modules = {module_of(entry.name) for entry in codes if entry.dtype not in ("I64", "BOOL")} - {""}
     return {entry.name: reason for entry in tensors if any(outer in modules for outer in _modules(entry.name))}
 
 
@@ -198,11 +198,7 @@ def _method(settings: Mapping[str, Any]) -> str | None:
     return method.lower() if isinstance(method, str) else None
 
 
-def _module(name: str) -> str:
-    return name.rpartition(".")[0]
-
-
 def _modules(name: str) -> list[str]:
     """Return the module of a tensor and the modules that contain it."""
     components = name.split(".", _MAX_DEPTH)
-    return [_module(name), *(".".join(components[:depth]) for depth in range(1, len(components)))]
+    return [module_of(name), *(".".join(components[:depth]) for depth in range(1, len(components)))]

@@ -8,6 +8,7 @@ from scanner.checkpoint.names import printable
 from scanner.checkpoint.sources.files import Files
 from scanner.errors import CheckpointError
 
+MAX_CONFIG_BYTES = 16 * 2**20
 MAX_DEPTH = 64
 MAX_VALUES = 4_000_000
 """A parsed value takes about a hundred bytes, a hundred times as many as its text."""
