@@ -37,6 +37,7 @@ def _all_numbers_are_positive(rows: list[dict[str, Any]]) -> None:
 def test_every_benchmark_is_tried_here() -> None:
     tried = {
         "ablation",
+        "cost",
         "decomposition",
         "evaluation",
         "fleet",
@@ -65,6 +66,10 @@ def test_decomposition(tmp_path: Path) -> None:
     for row in found["fall_back"]:
         assert row["decompose"] <= 1e-6
         assert row["rank"] == row["true rank"]
+
+
+def test_cost(tmp_path: Path) -> None:
+    _all_numbers_are_positive(_run("cost", tmp_path)["rows"])
 
 
 def test_hub_reading(tmp_path: Path) -> None:

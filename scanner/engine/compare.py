@@ -333,6 +333,7 @@ class ComparisonWork(Work):
     """One comparison: the pairs of matrices, and what to do with each result."""
 
     kind = "compare"
+    mixes = True
     unit = "pairs"
 
     def __init__(self, store: Store, method: Method, base: Checkpoint, tuned: Checkpoint, *, force: bool) -> None:

@@ -20,9 +20,11 @@ class PoolOptions:
     address: str | None = option(None, metavar="ADDRESS")
     """Join a running Ray cluster: auto, HOST:PORT or ray://HOST:PORT; None: the cluster in RAY_ADDRESS, else a local Ray."""
     workers: int | None = option(None, min=1)
-    """Number of workers; None: one per GPU where the cluster has GPUs, else one per CPU core."""
+    """Number of workers, with a GPU or without; None: one per GPU where the cluster has GPUs, and in scans and comparisons one per
+    core that is left; else one per CPU core."""
     gpus_per_worker: float | None = option(None, min=0)
-    """Share of a GPU for each worker; None: 1 where the cluster has GPUs, else 0."""
+    """Share of a GPU for each worker. Unless it is given, scans and comparisons use GPUs that are faster in float64 than a core,
+    and the cores that are left; None: 1 where the cluster has GPUs, else 0."""
     task_timeout: float | None = option(None, metavar="SECONDS", min=0)
     """Seconds without a result after which a worker is replaced and its task retried; None: estimated from the size of matrices,
     a day in experiments."""

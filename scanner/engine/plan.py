@@ -28,6 +28,8 @@ _LIMIT_SECONDS, _LIMIT_COST_PER_SECOND = 900.0, 1e9
 
 #: An interpreter with its libraries, in bytes.
 _WORKER_BYTES = 600_000_000
+#: Cost of an entry of a singular vector, which is sorted, and of a matrix, whatever its size; in units of `decomposition_cost`.
+_ENTRY_UNITS, _MATRIX_UNITS = 1500.0, 1e8
 #: Smaller dimension from which on a matrix may get more than one BLAS thread.
 _SPREAD_SIZE = 2048
 
@@ -36,6 +38,19 @@ def decomposition_cost(rows: int, cols: int) -> float:
     """Time of `decompose` up to a factor: lo^2 (3 hi + 9 lo), matrix products and eigenproblem weighted by measured speed."""
     lo, hi = min(rows, cols), max(rows, cols)
     return float(lo * lo * (3 * hi + 9 * lo))
+
+
+def expected_seconds(rows: int, cols: int, rate: float) -> float:
+    """Seconds that one core takes for the whole analysis of a matrix: decomposition, and tests of its singular vectors.
+
+    Args:
+        rows: of the matrix.
+        cols: of the matrix.
+        rate: what the core does, in units of `decomposition_cost` per second (`scanner.engine.rate`).
+    """
+    lo, hi = min(rows, cols), max(rows, cols)
+    units = decomposition_cost(rows, cols) + _ENTRY_UNITS * lo * (lo + hi) + _MATRIX_UNITS
+    return units / rate
 
 
 def decomposition_limit(cost: float) -> float:

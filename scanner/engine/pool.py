@@ -21,7 +21,7 @@ import ray
 from ray import exceptions as ray_errors
 
 from scanner.engine.options import PoolOptions
-from scanner.engine.placement import Node, cores_of, largest_node, size_of, workers_of
+from scanner.engine.placement import Count, Node, beside_gpus, cores_of, largest_cost, largest_node, size_of, workers_of
 from scanner.engine.session import LOCAL, address_of, check_local_ray, ray_session
 from scanner.errors import ScannerError
 
@@ -44,6 +44,8 @@ ATTEMPTS = 3
 WAITING_SECONDS = 60.0
 #: Seconds that the process of a worker may take until it is ready; loading torch from a slow disk takes minutes.
 START_SECONDS = 900.0
+#: With so many tasks per worker in the queue, every worker takes what comes: the end of the run is not near.
+_LAST_TASKS = 8
 #: Seconds between two looks at what gives no sign of itself: the local Ray, and workers that have not started.
 _LOOK_SECONDS = 5.0
 #: Longest wait for results, in seconds, while a worker has nothing to do and further tasks may be found, and for these tasks.
@@ -69,25 +71,33 @@ class PoolShape:
 
     workers: int
     gpus: float
+    mixed: bool = False
+    """Only some of the workers take GPUs: as many as there are GPUs worth using. The others take cores."""
 
     @classmethod
-    def fit(cls, options: PoolOptions, resources: dict[str, float], tasks: int | None) -> PoolShape:
+    def fit(
+        cls, options: PoolOptions, resources: dict[str, float], tasks: int | None, *, mixes: bool = False
+    ) -> PoolShape:
         """One worker per GPU (or share of one) where there are GPUs, else one per core; never more than tasks (None: unknown).
 
-        The number that a user asks for may exceed the present resources: the rest waits, which an autoscaler notices.
+        The number that a user asks for may exceed the present resources: the rest waits, which an autoscaler notices. With `mixes`,
+        and unless the share of a GPU is given, there are workers on the cores beside the GPUs, too.
         """
         gpus = resources.get("GPU", 0.0)
         share = options.gpus_per_worker
+        mixed = mixes and share is None
         if share is None:
-            share = 1.0 if gpus > 0 else 0.0
-        if share > 1:
+            share = 1.0 if gpus > 0 or mixed else 0.0
+        if mixed:
+            slots = int(resources.get("CPU", 1.0))
+        elif share > 1:
             slots = int(gpus // share)
         elif share > 0:
             slots = int(gpus) * int(1 / share + 1e-9)  # no worker gets its share from two GPUs
         else:
             slots = int(resources.get("CPU", 1.0))
         workers = options.workers or max(1, slots)
-        return cls(workers=workers if tasks is None else min(workers, tasks), gpus=share)
+        return cls(workers=workers if tasks is None else min(workers, tasks), gpus=share, mixed=mixed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +122,12 @@ class Needs:
     """Bytes of a GPU, if it runs on one."""
     spreads: bool = False
     """Whether more BLAS threads make it faster."""
+    cost: float = 0.0
+    """Expected work, in the units in which the rates of workers are measured; 0: unknown."""
+
+
+#: Units of cost per second by node and device, measured once by a worker there.
+_rates: dict[tuple[str, str], float] = {}
 
 
 @dataclass(kw_only=True, eq=False)
@@ -123,6 +139,7 @@ class _Actor:
     state: Ready | None = None
     leaving: bool = False  # it gets no further tasks, and ends when it has none
     ready: bool = False
+    rate: float | None = None  # units of cost per second; None: not measured
     refusals: int = 0  # consecutive failures to start, of this actor and of those it replaces
     running: dict[str, float | None] = field(default_factory=dict)  # tasks it holds, with their time limits
     since: float = 0.0  # when it became busy or last returned something
@@ -134,7 +151,8 @@ class _Actor:
 @dataclass(frozen=True, kw_only=True)
 class _Call(Generic[AnyTask]):
     actor: _Actor
-    task: AnyTask | None  # None: the call that waits for the actor to start
+    task: AnyTask | None  # None: the call that waits for the actor to start, or measures it
+    measures: bool = False
 
 
 def granted_device() -> str:
@@ -161,10 +179,12 @@ def device_memory(device: str) -> float | None:
 
 def environment(shape: PoolShape) -> dict[str, Any]:
     """Describe how a result was computed: workers, nodes and the versions of the libraries."""
-    nodes = sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
+    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    nodes = len(alive)
+    gpus = any(node["Resources"].get("GPU", 0.0) for node in alive)
     return {
         "workers": shape.workers,
-        "gpus_per_worker": shape.gpus,
+        "gpus_per_worker": shape.gpus if gpus or not shape.mixed else 0.0,
         "nodes": nodes,
         "python": platform.python_version(),
         "machine": platform.machine(),
@@ -190,6 +210,7 @@ def run_tasks(
     family: Callable[[AnyTask], str | None] = lambda task: None,
     time_limit: Callable[[AnyTask], float | None] = lambda task: None,
     needs: Callable[[AnyTask], Needs] = lambda task: Needs(),
+    mixes: bool = False,
     arguments: tuple[Any, ...] = (),
 ) -> None:
     """Run tasks, first to last, on a cluster or on a local Ray that is shut down at the end.
@@ -212,6 +233,8 @@ def run_tasks(
         family: tasks of one family go to the same worker, as long as the other workers have other tasks.
         time_limit: seconds without a result after which the worker of a task is replaced; None: no limit.
         needs: memory and threads of a task: workers are as large as the tasks, and as many as fit the nodes.
+        mixes: workers without a GPU run beside those with one, unless the share of a GPU is given. The class then has a method
+            `rates()` that returns units of cost per second by device, and GPUs that are slower than a core are not used.
         arguments: positional arguments of the constructor of `worker_class`.
 
     Raises:
@@ -221,8 +244,8 @@ def run_tasks(
         resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
         further, not_all = more(0.0)  # found while Ray started
         tasks = [*heapq.merge(tasks, further, key=order)]
-        shape = PoolShape.fit(options, resources, None if not_all else len(tasks))
-        if address_of(options) == LOCAL and shape.gpus > resources.get("GPU", 0.0):
+        shape = PoolShape.fit(options, resources, None if not_all else len(tasks), mixes=mixes)
+        if address_of(options) == LOCAL and not shape.mixed and shape.gpus > resources.get("GPU", 0.0):
             raise ScannerError(
                 f"`gpus_per_worker` is {shape.gpus:g}, but this machine has {resources.get('GPU', 0.0):g} GPUs: omit it, or give "
                 "the address of a cluster"
@@ -312,6 +335,8 @@ class Pool(Generic[AnyTask]):
         self._cores = 1  # cores of new workers
         self._node_memory = math.inf  # of the largest node
         self._warned = False
+        self._slow: set[str] = set()  # nodes whose GPUs are slower than a core
+        self._known: set[str] = set()  # nodes that have been given workers
         self.wanted = shape.workers
         """Number of workers at the start."""
         self._actors: list[_Actor] = []
@@ -324,8 +349,9 @@ class Pool(Generic[AnyTask]):
         """
         self._queue.extend(tasks)
         try:
-            self.wanted = self._plan(self._queue)
-            self._actors += [self._start() for _ in range(self.wanted)]
+            planned = self._plan(self._queue)
+            self.wanted = planned.total
+            self._start_up_to(planned)
             on_start()
             told = looked = time.monotonic()
             while True:
@@ -366,11 +392,11 @@ class Pool(Generic[AnyTask]):
         if found:
             self._queue = deque(heapq.merge(self._queue, found, key=self._order))
 
-    def _plan(self, tasks: Iterable[AnyTask]) -> int:
+    def _plan(self, tasks: Iterable[AnyTask]) -> Count:
         """Set size and cores of new workers by the largest of the tasks, and return how many workers there should be."""
         needed = max((self._needs(task).memory for task in tasks), default=0.0)
-        nodes = self._nodes() if needed else []
-        self._node_memory = largest_node(nodes)
+        nodes = self._nodes()
+        self._node_memory = largest_node(nodes) if needed else math.inf
         if needed > self._node_memory and not self._warned:
             self._warned = True
             self._on_note(
@@ -378,16 +404,41 @@ class Pool(Generic[AnyTask]):
                 "for workers: it runs alone there, and fails if the memory does not suffice"
             )
         self._size = min(size_of(needed), self._node_memory)
-        if not nodes or self._asked is not None:
-            return self._shape.workers
-        wanted = min(self._shape.workers, max(1, workers_of(nodes, self._size, self._shape.gpus)))
-        self._cores = cores_of(nodes, self._size) if self._share_cores and not self._shape.gpus else 1
-        return wanted
+        self._known = self._known or {node.id for node in nodes}
+        fits = self._count(nodes)
+        if self._asked is not None or not (nodes and needed):
+            return self._exactly(fits, self._shape.workers)
+        shares = self._share_cores and (self._shape.mixed or not self._shape.gpus)
+        self._cores = cores_of(self._left_by_gpus(nodes)[1], self._size) if shares else 1
+        return fits.at_most(self._shape.workers) if fits.total else self._exactly(fits, 1)
 
-    def _start(self, *, refusals: int = 0, like: _Actor | None = None) -> _Actor:
-        memory, cores, gpus = (
-            (self._size, self._cores, self._shape.gpus) if like is None else (like.memory, like.cores, like.gpus)
-        )
+    def _left_by_gpus(self, nodes: Sequence[Node]) -> tuple[int, list[Node]]:
+        """Return how many workers of the present size take a GPU, and what is left of the nodes for the others."""
+        if not self._shape.gpus:
+            return 0, [*nodes]
+        return beside_gpus(nodes, self._size, self._shape.gpus, self._slow)
+
+    def _count(self, nodes: Sequence[Node]) -> Count:
+        """Return how many workers of the present size fit the nodes."""
+        gpu, left = self._left_by_gpus(nodes)
+        others = self._shape.mixed or not self._shape.gpus
+        return Count(gpu=gpu, cpu=workers_of(left, self._size, 0.0) if others else 0)
+
+    def _exactly(self, fits: Count, number: int) -> Count:
+        """Return a number of workers, whether or not they fit: those beyond wait for a node."""
+        gpu = min(fits.gpu, number) if self._shape.mixed else number if self._shape.gpus else 0
+        return Count(gpu=gpu, cpu=number - gpu)
+
+    def _start_up_to(self, planned: Count) -> None:
+        """Start the workers that are missing, those with a GPU first: a worker without one must not take the core beside it."""
+        for wanted, gpus in ((planned.gpu, self._shape.gpus), (planned.cpu, 0.0)):
+            there = sum(bool(actor.gpus) == bool(gpus) for actor in self._actors if not actor.leaving)
+            self._actors += [self._start(gpus=gpus) for _ in range(wanted - there)]
+
+    def _start(self, *, gpus: float = 0.0, refusals: int = 0, like: _Actor | None = None) -> _Actor:
+        memory, cores = self._size, 1 if gpus else self._cores
+        if like is not None:
+            memory, cores, gpus = like.memory, like.cores, like.gpus
         options: dict[str, Any] = {"num_cpus": cores, "num_gpus": gpus, "max_concurrency": WINDOW, "max_restarts": 0}
         if memory:
             options["memory"] = int(memory)
@@ -397,12 +448,15 @@ class Pool(Generic[AnyTask]):
         return actor
 
     def _resize(self, *, stuck: bool = False) -> None:
-        """Replace workers if a task needs larger ones, or if smaller ones would be more.
+        """Start workers on nodes that have joined, and replace workers if a task needs larger ones, or smaller ones would be more.
 
         A worker that is replaced gets no further tasks and ends when it has none; its successor waits for its resources in Ray.
         """
+        if not self._queue:
+            return
+        self._welcome()
         current = [actor for actor in self._actors if not actor.leaving]
-        if not self._queue or not any(actor.memory for actor in current):
+        if not any(actor.memory for actor in current):
             return
         if len(current) >= self._shape.workers and not stuck:
             return
@@ -412,14 +466,45 @@ class Pool(Generic[AnyTask]):
         before = (self._size, self._cores)
         wanted = self._plan(self._queue)
         if not self._open:
-            wanted = min(wanted, len(self._queue) + sum(len(actor.running) for actor in current))
-        if not grows and wanted < max(len(current) + 1, 1.5 * len(current)):
+            wanted = wanted.at_most(len(self._queue) + sum(len(actor.running) for actor in current))
+        if not grows and wanted.total < max(len(current) + 1, 1.5 * len(current)):
             self._size, self._cores = before
             return
         for actor in current:
             actor.leaving = actor.memory < self._size if grows else actor.memory > self._size
-        staying = sum(not actor.leaving for actor in current)
-        self._actors += [self._start() for _ in range(wanted - staying)]
+        self._start_up_to(wanted)
+        self._end_leaving()
+
+    def _welcome(self) -> None:
+        """Start workers on nodes that have joined since the last look.
+
+        If a user has asked for a number of workers, Ray starts those that wait: then some only have to be replaced by workers
+        with a GPU, for the GPUs of the new nodes.
+        """
+        nodes = self._nodes()
+        if self._known.issuperset(node.id for node in nodes):
+            return
+        before, self._known = self._known, self._known | {node.id for node in nodes}
+        current = [actor for actor in self._actors if not actor.leaving]
+        fits = self._count(nodes)
+        if self._asked is None:
+            tasks = len(self._queue) + sum(len(actor.running) for actor in current)
+            wanted = fits if self._open else fits.at_most(max(tasks, len(current)))
+            if wanted.total > self._shape.workers:
+                self._shape = replace(self._shape, workers=wanted.total)
+        else:
+            with_gpu = sum(bool(actor.gpus) for actor in current)
+            missing = self._exactly(fits, self._shape.workers).gpu - with_gpu
+            waiting = [actor for actor in current if not (actor.gpus or actor.ready or _process_id(actor.handle))]
+            with_gpus = {node.id for node in nodes if node.gpus} - self._slow
+            started = [actor for actor in current if not actor.gpus and actor.state and actor.state.node in with_gpus]
+            changed = [*waiting, *started][: max(0, missing)]
+            if len(changed) < missing:  # those that are starting may be on the new nodes: look again
+                self._known = before
+            for actor in changed:
+                actor.leaving = True
+            wanted = Count(gpu=with_gpu + len(changed))
+        self._start_up_to(wanted)
         self._end_leaving()
 
     def _is_stuck(self) -> bool:
@@ -436,6 +521,33 @@ class Pool(Generic[AnyTask]):
         )
         memory = min(size_of(needs.memory), self._node_memory)
         self._actors.append(self._start(like=_Actor(handle=None, memory=memory, cores=1, gpus=0.0)))
+
+    def _measure(self, actor: _Actor) -> bool:
+        """Have the speed of a worker measured if it is needed and not known yet; whether the worker has to wait for the result."""
+        if not self._shape.mixed or actor.state is None or not any(other.gpus for other in self._actors):
+            return False
+        if (actor.state.node, actor.state.device) in _rates:
+            self._judge(actor)
+            return False
+        self._calls[actor.handle.rates.remote()] = _Call(actor=actor, task=None, measures=True)
+        return True
+
+    def _judge(self, actor: _Actor) -> None:
+        """Note the speed of a worker, and replace it by one without a GPU if that is faster."""
+        assert actor.state is not None
+        node = actor.state.node
+        actor.rate = _rates.get((node, actor.state.device))
+        core = _rates.get((node, "cpu"), 0.0)
+        if actor.state.device == "cpu" or actor.rate is None or actor.rate >= core:
+            return
+        if node not in self._slow:
+            self._slow.add(node)
+            self._on_note(
+                f"the GPU of node {node[:12]} is slower in float64 than one of its cores ({actor.rate:.1e} units of cost per "
+                f"second, the core {core:.1e}): it is not used"
+            )
+        actor.leaving = True
+        self._actors.append(self._start(like=_Actor(handle=None, memory=actor.memory, cores=actor.cores, gpus=0.0)))
 
     def _end_leaving(self) -> None:
         for actor in [actor for actor in self._actors if actor.leaving and not actor.running]:
@@ -488,12 +600,41 @@ class Pool(Generic[AnyTask]):
         Among tasks without a family it is the first that fits the actor.
         """
         if self._family(self._queue[0]) is None:
-            return next((place for place, task in enumerate(self._queue) if self._fits(actor, task)), None)
+            leaves = self._leaves(actor)
+            return next(
+                (place for place, task in enumerate(self._queue) if self._fits(actor, task) and not leaves(task)), None
+            )
         others = {other.family for other in self._actors if other is not actor}
         families = [self._family(task) for task in self._queue]
         if actor.family in families:
             return families.index(actor.family)
         return next((place for place, family in enumerate(families) if family not in others), 0)
+
+    def _leaves(self, actor: _Actor) -> Callable[[AnyTask], bool]:
+        """Return whether a worker leaves a task to faster ones: they would be done with it before, even if they took it last."""
+        rate = actor.rate
+        if rate is None or len(self._queue) > _LAST_TASKS * len(self._actors):
+            return lambda task: False
+        ready = [other for other in self._actors if other.ready and not other.leaving]
+        faster = [other for other in ready if other.rate is not None and other.rate > rate]
+        if not faster:
+            return lambda task: False
+        running = [call for call in self._calls.values() if call.task is not None]
+        costs = [(call.actor, self._needs(call.task).cost) for call in running if call.task is not None]
+        rest = sum(cost for _, cost in costs) + sum(self._needs(task).cost for task in self._queue)
+        limit = largest_cost(rate, rest, [other.rate for other in faster if other.rate is not None])
+        limit -= sum(cost for other, cost in costs if other is actor)
+        memory = min(other.memory or math.inf for other in faster)
+        free = min(
+            math.inf if other.state is None or other.state.device_memory is None else other.state.device_memory
+            for other in faster
+        )
+
+        def leaves(task: AnyTask) -> bool:
+            needs = self._needs(task)
+            return needs.cost > limit and needs.memory <= memory and needs.device_memory <= free
+
+        return leaves
 
     def _fits(self, actor: _Actor, task: AnyTask) -> bool:
         """Whether a worker has the memory for a task; what fits no node fits the worker that has a whole node."""
@@ -515,9 +656,18 @@ class Pool(Generic[AnyTask]):
             self._lose(call, call.actor.killed or _reason(loss))
             return
         if call.task is None:
+            if call.measures:
+                assert call.actor.state is not None
+                for device, rate in result.items():
+                    _rates.setdefault((call.actor.state.node, device), rate)
+                self._judge(call.actor)
+            else:
+                call.actor.state = result if isinstance(result, Ready) else None
+                if self._measure(call.actor):
+                    return
             call.actor.ready, call.actor.refusals = True, 0
-            call.actor.state = result if isinstance(result, Ready) else None
-            self._on_workers(self._alive, len(self._actors))
+            self._end_leaving()
+            self._on_workers(self._alive, len([actor for actor in self._actors if not actor.leaving]))
             return
         del call.actor.running[call.task.name]
         call.actor.since = time.monotonic()
@@ -584,7 +734,8 @@ class Pool(Generic[AnyTask]):
         there = ray.cluster_resources()  # type: ignore[no-untyped-call]
         has = f"{there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs"
         memory = f", {self._size / 1e9:.2g} GB of memory" if self._size else ""
-        needs = f"{self._cores} CPU{memory} and {self._shape.gpus:g} GPUs"
+        gpus = 0.0 if self._shape.mixed else self._shape.gpus
+        needs = f"{self._cores} CPU{memory} and {gpus:g} GPUs"
         return f"no worker yet: each needs {needs}; the cluster has {has} in total, free or in use"
 
     @property

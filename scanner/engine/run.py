@@ -112,7 +112,10 @@ def _dispatch(
             on_hung=observer.hung,
             on_dropped=dropped,
             on_note=observer.note,
-            needs=lambda task: Needs(memory=task.memory, device_memory=task.device_memory, spreads=task.spreads),
+            needs=lambda task: Needs(
+                memory=task.memory, device_memory=task.device_memory, spreads=task.spreads, cost=task.cost
+            ),
+            mixes=work.mixes,
             more=more,
             wanted=work.wanted,
             order=lambda task: (not task.precedes, -task.cost),

@@ -402,6 +402,7 @@ class ScanWork(Work):
     """Scans of several models: one job per content, and what to do with each result."""
 
     kind = "scan"
+    mixes = True
     unit = "matrices and controls"
     start = staticmethod(warm_up)
 

@@ -82,6 +82,9 @@ class Work(ABC):
     start: Callable[[], None] | None = None
     """Called in every worker when it starts: loads what the first task would otherwise wait for."""
 
+    mixes: bool = False
+    """Whether workers with a GPU and workers without one share its tasks: decompositions in float64, whose speed is measured."""
+
     @property
     @abstractmethod
     def names(self) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from threadpoolctl import ThreadpoolController
 
 from scanner.engine.pool import Ready, device_memory, granted_device, node_id
+from scanner.engine.rate import measured_rate
 from scanner.engine.task import Failure, Result, Task
 from scanner.extensions import load_extensions
 
@@ -34,6 +35,11 @@ class Worker:
     def ready(self) -> Ready:
         """Describe the worker, as soon as it is up."""
         return Ready(device=self.device, node=node_id(), device_memory=device_memory(self.device))
+
+    def rates(self) -> dict[str, float]:
+        """Measure what its device and one core do in float64: units of cost per second by device, 0.0 if it cannot."""
+        with self.turn, self.thread_pools.limit(limits=1):
+            return {device: measured_rate(device) for device in sorted({"cpu", self.device})}
 
     def run(self, task: Task, threads: int = 1) -> Result:
         """Run a task with so many BLAS threads. Only the loss of the worker itself raises, in the driver."""

@@ -72,3 +72,53 @@ def test_one_worker_takes_a_gpu_or_its_share_and_falls_back_to_the_cpu(fragile: 
         told = fragile[1][name]
         assert (told["environment"]["workers"], told["environment"]["gpus_per_worker"]) == (workers, share)
         assert told["devices"] == ["cpu"]
+
+
+def test_gpus_and_the_cores_beside_them_are_used_together(fragile: tuple[Path, dict[str, Any]]) -> None:
+    """Two cores and one GPU: a worker with the GPU, which is none for torch, and one with the other core."""
+    folder, told = fragile
+    assert (told["mixed"]["environment"]["workers"], told["mixed"]["environment"]["gpus_per_worker"]) == (2, 1.0)
+    assert told["mixed"]["notes"] == []
+    assert results(open_store(str(folder / "mixed"))) == results(open_store(str(folder / "whole")))
+    [rate] = told["rates"]
+    assert 1e7 < rate < 1e13, "a worker on this node has measured one core, once"
+
+
+def devices(told: dict[str, Any], name: str) -> list[str]:
+    found = told["devices"][name]
+    assert found["lost"] == []
+    return sorted({where.partition(" ")[0] for where in found["where"]})
+
+
+def test_a_gpu_that_is_slower_than_a_core_is_not_used_and_one_line_says_so(
+    fragile: tuple[Path, dict[str, Any]],
+) -> None:
+    _, told = fragile
+    slow = told["devices"]["slow"]
+    assert devices(told, "slow") == ["cpu"]
+    assert len(slow["where"]) == 12
+    [note] = slow["notes"]
+    assert "is slower in float64 than one of its cores (5.0e-01 units of cost per second, the core 1.0e+00)" in note
+    assert {wanted for _, wanted in slow["counts"]} == {2}, "a worker on the core beside it takes its place"
+
+
+def test_work_is_divided_by_measured_speed(fragile: tuple[Path, dict[str, Any]]) -> None:
+    _, told = fragile
+    assert devices(told, "equal") == ["cpu", "cuda"]
+    assert told["devices"]["equal"]["notes"] == []
+    fast = [where.partition(" ")[0] for where in told["devices"]["fast"]["where"]]
+    assert len(fast) == 20
+    # The worker without a GPU may be ready first, and then has nobody to leave its first tasks to.
+    assert set(fast[-8:]) == {"cuda"}
+    assert devices(told, "one") == ["cuda"], "a number of workers bounds all of them, and those with a GPU come first"
+    assert told["devices"]["one"]["wanted"] == 1
+
+
+def test_a_node_that_joins_gets_workers(fragile: tuple[Path, dict[str, Any]]) -> None:
+    _, told = fragile
+    joined = told["joined"]
+    assert joined["wanted"] == 2
+    assert joined["lost"] == []
+    assert len(joined["where"]) == 100
+    assert max(joined["counts"]) == (3, 3)
+    assert {where.partition(" ")[2] for where in joined["where"]} == {*told["ids"][-2:]}

@@ -11,9 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scanner.checkpoint import list_matrices, open_checkpoint
-from scanner.engine.placement import SMALLEST_BYTES, Node, cores_of, largest_node, size_of, workers_of
+from scanner.engine.options import PoolOptions
+from scanner.engine.placement import (
+    SMALLEST_BYTES,
+    Count,
+    Node,
+    beside_gpus,
+    cores_of,
+    largest_cost,
+    largest_node,
+    size_of,
+    workers_of,
+)
 from scanner.engine.plan import matrix_memory, spreads, task_memory
 from scanner.engine.pool import Needs, Pool, PoolShape, Ready
+from scanner.engine.rate import measured_rate
 from tests.checkpoint.writing import checkpoint
 
 from .checkpoints import weight
@@ -65,6 +77,80 @@ def test_a_task_needs_four_times_its_largest_matrix_and_the_whole_of_a_fused_wei
     assert task_memory([*query, *up])[0] == 4 * 8 * 256 * 64 + 600e6 + 4 * (3 * 64 * 64 + 256 * 64)
     assert spreads(2048, 8192)
     assert not spreads(2047, 100_000)
+
+
+def test_workers_without_a_gpu_take_what_those_with_one_leave() -> None:
+    mixed = [node(8, 64 * GB, gpus=2), node(16, 20 * GB)]
+    gpu, left = beside_gpus(mixed, 2 * GB, 1.0)
+    assert gpu == 2
+    assert [(one.cpus, one.gpus, one.memory) for one in left] == [(6, 0.0, 60 * GB), (16, 0.0, 20 * GB)]
+    assert workers_of(left, 2 * GB, 0.0) == 6 + 10
+    none, all_ = beside_gpus(mixed, 2 * GB, 1.0, {mixed[0].id})
+    assert (none, workers_of(all_, 2 * GB, 0.0)) == (0, 8 + 10)
+    assert beside_gpus([node(2, 3 * GB, gpus=8)], 2 * GB, 1.0)[0] == 1, (
+        "a worker with a GPU needs a core and memory, too"
+    )
+    assert Count(gpu=2, cpu=16).at_most(5) == Count(gpu=2, cpu=3)
+    assert Count(gpu=8, cpu=1).at_most(3) == Count(gpu=3)
+
+
+@pytest.mark.parametrize(
+    ("asked", "resources", "workers", "gpus", "mixed"),
+    [
+        ({}, {"CPU": 8.0}, 8, 1.0, True),
+        ({}, {"CPU": 8.0, "GPU": 2.0}, 8, 1.0, True),
+        ({"workers": 3}, {"CPU": 8.0, "GPU": 2.0}, 3, 1.0, True),
+        ({"gpus_per_worker": 0.0}, {"CPU": 8.0, "GPU": 2.0}, 8, 0.0, False),
+        ({"gpus_per_worker": 0.5}, {"CPU": 8.0, "GPU": 2.0}, 4, 0.5, False),
+    ],
+)
+def test_workers_mix_unless_the_share_of_a_gpu_is_given(
+    asked: dict[str, float], resources: dict[str, float], workers: int, gpus: float, mixed: bool
+) -> None:
+    found = PoolShape.fit(PoolOptions(**asked), resources, 100, mixes=True)  # type: ignore[arg-type]
+    assert (found.workers, found.gpus, found.mixed) == (workers, gpus, mixed)
+
+
+def finished(costs: list[float], rates: list[float]) -> float:
+    """When workers of these rates have finished the last task, if each takes the next one as soon as it is free."""
+    free, first = [0.0] * len(rates), 0
+    for cost in costs:
+        first = min(range(len(rates)), key=lambda worker: free[worker])
+        free[first] += cost / rates[first]
+    return free[first]
+
+
+RATE = st.floats(0.1, 100.0)
+
+
+@given(st.lists(st.floats(0.01, 100.0), min_size=1, max_size=12), RATE, st.lists(RATE, max_size=4))
+def test_a_task_is_left_only_to_workers_that_would_be_done_with_it_before(
+    costs: list[float], rate: float, others: list[float]
+) -> None:
+    limit = largest_cost(rate, sum(costs), others)
+    faster = sorted((other for other in others if other > rate), reverse=True)
+    assert (limit == math.inf) == (not faster)
+    for cost in costs:
+        if cost > limit * (1 + 1e-9):
+            rest = [*costs]
+            rest.remove(cost)
+            # The task last: the worst that can happen to it.
+            times = [finished([*rest, cost], faster[:count]) for count in range(1, len(faster) + 1)]
+            assert min(times) <= cost / rate * (1 + 1e-9)
+
+
+def test_a_gpu_takes_the_last_tasks_and_a_core_takes_its_share_before() -> None:
+    gpu, core = 40.0, 1.0
+    assert largest_cost(core, 1.0, [gpu]) < 1.0, "one task is left"
+    assert largest_cost(core, 100.0, [gpu]) > 1.0, (
+        "the core is done with one of a hundred before the GPU with the others"
+    )
+    assert largest_cost(core, 10.0, [gpu, 1.01]) < 1.0, "another core that is a little faster makes no difference"
+
+
+def test_a_rate_is_measured_and_a_device_that_cannot_compute_has_none() -> None:
+    assert 0.0 < measured_rate("cpu") < math.inf
+    assert measured_rate("meta") == 0.0
 
 
 # ---- on Ray

@@ -6,7 +6,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scanner.engine.plan import decomposition_cost, largest_first
+from scanner.engine.plan import decomposition_cost, expected_seconds, largest_first
 from scanner.engine.scan import ControlTask, control_tasks
 from scanner.rmt.ensembles import ENSEMBLES, control
 
@@ -47,6 +47,15 @@ def test_a_matrix_costs_what_its_transpose_costs_and_less_than_a_larger_one(shap
     rows, cols = shape
     assert decomposition_cost(rows, cols) == decomposition_cost(cols, rows) > 0
     assert decomposition_cost(rows, cols) < decomposition_cost(rows + 1, cols)
+
+
+@given(SHAPES, st.floats(1e6, 1e13))
+def test_expected_seconds_fall_with_the_rate_and_include_the_decomposition(shape: tuple[int, int], rate: float) -> None:
+    rows, cols = shape
+    expected = expected_seconds(rows, cols, rate)
+    assert expected == expected_seconds(cols, rows, rate) > decomposition_cost(rows, cols) / rate
+    assert expected < expected_seconds(rows, cols + 1, rate)
+    assert expected > expected_seconds(rows, cols, 2 * rate) > 0
 
 
 def test_controls_of_two_tasks_with_the_same_name_are_the_same_matrix() -> None:

@@ -1,0 +1,134 @@
+"""Workers that are stopped or killed, and two drivers at once, in mid-scan: rows are those of an undisturbed scan."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import ray
+
+from scanner import PoolOptions, ScanReport, open_store
+from scanner.engine.scan import scan
+from tests.processes import ray_workers, wait_until
+
+from .checkpoints import results, slow
+from .observer import Recorder
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+ROOT = Path(__file__).parent.parent.parent
+MATRICES, SIZE = 100, 90
+#: Workers that are killed; each is replaced by a new process, which takes seconds.
+KILLS = 5
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("faults")
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> str:
+    return slow(folder / "model", matrices=MATRICES, size=SIZE)
+
+
+Rows = dict[str, list[dict[str, object]]]
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path, model: str, local_ray: None) -> Rows:
+    """The rows of an undisturbed scan."""
+    found, _ = scanned(model, folder / "quiet", Recorder(), workers=1)
+    assert len(found["matrices"]) == MATRICES
+    assert len(found["vectors"]) == MATRICES * SIZE
+    return found
+
+
+def scanned(model: str, store: Path, recorder: Recorder, **options: float) -> tuple[Rows, ScanReport]:
+    pool = PoolOptions(**options)  # type: ignore[arg-type]
+    report = scan(model, store=store, pool=pool, observer=recorder, ensembles=())
+    assert (report.models[0].analyzed, report.failed) == (MATRICES, 0)
+    return results(open_store(str(store))), report
+
+
+class Hung(Recorder):
+    def __init__(self, after: Callable[[int], None]) -> None:
+        super().__init__(after)
+        self.hung_tasks: list[list[str]] = []
+
+    def hung(self, tasks: list[str], seconds: float) -> None:
+        self.hung_tasks.append(tasks)
+
+
+def test_a_stopped_worker_is_replaced_after_the_time_limit(model: str, expected: Rows, tmp_path: Path) -> None:
+    stopped: list[int] = []
+
+    def stop(done: int) -> None:
+        if done == 20:
+            stopped.extend(ray_workers())
+            os.kill(stopped[0], signal.SIGSTOP)
+
+    recorder = Hung(stop)
+    found, _ = scanned(model, tmp_path / "store", recorder, workers=1, task_timeout=6.0)
+    assert len(stopped) == 1
+    assert found == expected
+    [tasks] = recorder.hung_tasks
+    assert 1 <= len(tasks) <= 2
+    wait_until(lambda: stopped[0] not in ray_workers(), "the end of the stopped worker")
+
+
+def test_workers_that_are_killed_at_random_moments_cost_nothing_but_time(
+    model: str, expected: Rows, tmp_path: Path
+) -> None:
+    chance = random.Random(12)
+    moments = set(chance.sample(range(5, MATRICES - 10), KILLS))
+    killed: list[int] = []
+
+    def kill(done: int) -> None:
+        # Both workers may be starting at such a moment: then the next one is killed when there is one.
+        due = sum(moment <= done for moment in moments) - len(killed)
+        there = [pid for pid in ray_workers() if pid not in killed]
+        if due and there:
+            killed.append(chance.choice(there))
+            os.kill(killed[-1], signal.SIGKILL)
+
+    recorder = Recorder(kill)
+    found, _ = scanned(model, tmp_path / "store", recorder, workers=2)
+    assert len(killed) == KILLS
+    assert found == expected
+
+
+def test_two_drivers_at_once_leave_one_scan(model: str, expected: Rows, tmp_path: Path) -> None:
+    store, marks = tmp_path / "store", [tmp_path / "one", tmp_path / "two"]
+    address = ray.get_runtime_context().gcs_address
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    script = [sys.executable, "-m", "tests.engine.driver", model, str(store), address]
+    drivers = [
+        subprocess.Popen(
+            [*script, str(mine), str(other)],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for mine, other in (marks, marks[::-1])
+    ]
+    try:
+        for driver in drivers:
+            out, err = driver.communicate(timeout=200)
+            assert driver.returncode == 0, out + err
+            assert json.loads(out) == {"analyzed": MATRICES, "failed": 0, "error": ""}
+    finally:
+        for driver in drivers:
+            driver.kill()
+            driver.wait()
+    assert results(open_store(str(store))) == expected
+    assert {found.state for found in open_store(str(store)).verify()} == {"whole"}
