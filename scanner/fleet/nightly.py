@@ -20,11 +20,11 @@ from scanner.fleet import listing
 from scanner.fleet.backfill import Outdated, outdated_scans, upgrade
 from scanner.fleet.config import NightlyConfig
 from scanner.fleet.digest import write_digest
-from scanner.fleet.lease import Lease, lease
 from scanner.fleet.plan import Base, Entry, Load, Plan, Rate, make_plan, share_of, sizes, superseded
 from scanner.fleet.releases import Ledger, Night, Release, new_night
 from scanner.store import Store, open_store
 from scanner.store.files import StoreFiles
+from scanner.store.lease import Lease, lease
 from scanner.store.references import scans_of
 from scanner.store.tables import json_object
 
@@ -129,7 +129,8 @@ def run_night(
         store = open_store(url) if StoreFiles(url).is_folder("scans") else None
         return _Run(config, store, None, observer or Observer(), progress).plan_only()
     store = open_store(url, create=True)
-    with lease(store.files, timedelta(minutes=config.night.lease_minutes)) as held:
+    length = timedelta(minutes=config.night.lease_minutes)
+    with lease(store.files, "nightly", doing="scanned for the night", length=length) as held:
         return _Run(config, store, held, observer or Observer(), progress).run()
 
 

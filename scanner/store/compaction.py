@@ -39,7 +39,7 @@ from scanner.store.groups import (
     rows_in,
     write_notices,
 )
-from scanner.store.lock import Lock, locked
+from scanner.store.lease import Lease, lease
 from scanner.store.staging import ROW_GROUP, SMALLEST_ROW_GROUP, ComparisonWriter, ScanWriter
 from scanner.store.store import Store
 from scanner.store.tables import GROUPED_SCHEMA_VERSION, SCHEMAS, TABLES, complete, described, file_metadata, tables_of
@@ -128,9 +128,9 @@ def compact(
     found = []
     if dry_run:
         return [_Run(files, table, None, older_than, grace, group_bytes, progress).plan() for table in GROUPED]
-    with locked(files, "compacted") as lock:
+    with lease(files, "maintenance", doing="compacted") as held:
         for table in GROUPED:
-            found.append(_Run(files, table, lock, older_than, grace, group_bytes, progress).execute())
+            found.append(_Run(files, table, held, older_than, grace, group_bytes, progress).execute())
     return found
 
 
@@ -149,13 +149,13 @@ class _Run:
         self,
         files: StoreFiles,
         table: str,
-        lock: Lock | None,
+        held: Lease | None,
         older_than: timedelta,
         grace: timedelta,
         group_bytes: int,
         progress: Callable[[int, int], None],
     ) -> None:
-        self.files, self.table, self.lock = files, table, lock
+        self.files, self.table, self.held = files, table, held
         self.older_than, self.grace, self.group_bytes, self.progress = older_than, grace, group_bytes, progress
         self.id_column, self.parts = GROUPED[table], tables_of(table)
         self.left: list[tuple[str, str]] = []
@@ -373,8 +373,8 @@ class _Run:
                 with self.files.reading(path) if content is None else io.BytesIO(content) as file:
                     for rows in rows_in(file, at):
                         yield complete(table, rows)
-            if self.lock is not None:
-                self.lock.keep()
+            if self.held is not None:
+                self.held.check()
 
     def _small_file(self, table: str, item: _Item) -> bytes | None:
         """Return the content of a file of one result, or None if it is large or that of a group; it is what was written."""
@@ -418,8 +418,8 @@ class _Run:
             row_sha256=digests,
             groups=stay | {group.name: group for group in groups if group.name in remaining},
         )
-        if self.lock is not None:
-            self.lock.keep(now=True)
+        if self.held is not None:
+            self.held.check()
         write_catalog(self.files, new, replaces=self.catalog)
         return catalog(self.files, self.table)
 

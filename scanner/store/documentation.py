@@ -18,7 +18,7 @@ _ABOUT = """\
 
 The row of `scans` commits a scan, and that of `comparisons` a comparison: it is written last, and files without it are not read.
 Unfinished work is in `staging/`, `staging-comparisons/` and `staging-experiments/`. `running/` tells which commands are at work.
-`leases/` says which nightly scan is at work.
+`leases/` says which process reorganizes the store, and which nightly scan is at work.
 
 Every file carries `rmtscan.schema_version`, `rmtscan.scanner_version` and `rmtscan.method` in its Parquet metadata, and
 descriptions and units in that of its columns. Files of earlier versions lack columns that were added since; these read as NULL,

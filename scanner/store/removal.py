@@ -16,7 +16,7 @@ from scanner.store.checksums import printable
 from scanner.store.compaction import write_catalog
 from scanner.store.files import StoreFiles
 from scanner.store.groups import GROUPED, catalog, names_of, rows_of
-from scanner.store.lock import Lock, locked
+from scanner.store.lease import Lease, lease
 from scanner.store.store import Store
 from scanner.store.tables import experiment_tables, tables_of
 from scanner.store.verification import COMMITTING
@@ -92,23 +92,23 @@ def remove(store: Store, planned: Removal) -> None:
         StoreError: another process changes the store, or it cannot be written.
     """
     files = StoreFiles(store.url)
-    with locked(files, "cleaned") as lock:
+    with lease(files, "maintenance", doing="cleaned") as held:
         for table in GROUPED:
-            _remove_from_groups(files, table, {one.result for one in planned.removed if one.table == table}, lock)
+            _remove_from_groups(files, table, {one.result for one in planned.removed if one.table == table}, held)
         for one in planned.removed:
-            lock.keep()
+            held.check()
             for path in _files(files, one.table, one.result):
                 files.remove(path)
 
 
-def _remove_from_groups(files: StoreFiles, table: str, results: set[str], lock: Lock) -> None:
+def _remove_from_groups(files: StoreFiles, table: str, results: set[str], held: Lease) -> None:
     known = catalog(files, table)
     gone = results & {*known.group_of}
     if not gone:
         return
     kept = {result: name for result, name in known.group_of.items() if result not in gone}
     live = {*kept.values()}
-    lock.keep(now=True)
+    held.check()
     write_catalog(
         files,
         replace(

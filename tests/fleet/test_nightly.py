@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,10 @@ from scanner.engine.options import PoolOptions
 from scanner.errors import CheckpointError, RateLimitedError
 from scanner.fleet import nightly
 from scanner.fleet.backfill import outdated_scans, upgrade
-from scanner.fleet.lease import lease
 from scanner.rmt import analysis
 from scanner.store import Store, open_store
 from scanner.store.files import StoreFiles
+from scanner.store.lease import lease
 from tests.checkpoint.sources.hub_server import Fault, Hub
 from tests.engine.checkpoints import tensors
 from tests.golden import command
@@ -268,9 +267,9 @@ def test_the_command_ends_with_the_status_of_the_night(
     status, out, err = run("--config", str(file), "--dry-run", "--format", "json")
     assert (status, [row["state"] for row in json.loads(out)]) == (0, ["planned"])
     assert "nightly: 1 releases and 0 upgrades planned: " in err
-    with lease(StoreFiles(str(tmp_path / "store")), timedelta(minutes=1)):
+    with lease(StoreFiles(str(tmp_path / "store")), "nightly", doing="scanned for the night"):
         status, _, err = run("--config", str(file))
-    assert (status, err.count("error: another nightly run has the lease")) == (1, 1)
+    assert (status, err.count("is being scanned for the night by process")) == (1, 1)
     status, out, err = run(str(file))
     assert (status, err.splitlines()[-2]) == (0, "nightly: 1 scanned, 0 failed, 0 to try again, 0 skipped, 0 waiting")
     status, out, err = run(str(file))

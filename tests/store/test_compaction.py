@@ -19,7 +19,7 @@ from scanner.store import Store, open_store
 from scanner.store.compaction import Compaction, compact, write_catalog
 from scanner.store.files import StoreFiles
 from scanner.store.groups import NOTICE, catalog
-from scanner.store.lock import PATH, locked
+from scanner.store.lease import lease
 from tests.fixtures.store import asked as every_query
 from tests.fixtures.store import differences, ordered, unpack
 
@@ -110,7 +110,7 @@ def test_a_compaction_that_ends_at_any_point_changes_no_answer(tmp_path: Path, m
         def counted(name: str) -> Callable[..., Any]:
             def call(self: StoreFiles, path: str, *arguments: Any, **more: Any) -> Any:
                 nonlocal done
-                if path != PATH:
+                if not path.startswith("leases/"):
                     done += 1
                     if done > limit:  # noqa: B023
                         raise InterruptedError
@@ -295,7 +295,7 @@ def test_catalogs_of_two_processes_at_once_give_no_result_twice(store: Store) ->
 
 @contextmanager
 def held(store: Store) -> Iterator[None]:
-    with locked(StoreFiles(store.url), "compacted"):
+    with lease(StoreFiles(store.url), "maintenance", doing="compacted"):
         yield
 
 
@@ -303,12 +303,12 @@ def test_only_one_process_compacts_and_a_dead_one_does_not_count(store: Store) -
     filled(store)
     with held(store), pytest.raises(StoreError, match="is being compacted by process"):
         compact(store)
-    path = Path(store.url, PATH)
+    path = Path(store.url, "leases", "maintenance.json")
     assert not path.exists()
     with held(store):
         values = json.loads(path.read_bytes())
     path.write_text(json.dumps(values | {"pid": 2**22 + 1}))
     assert moved(compact(store, grace=NO_GRACE)) == [6, 2]
-    path.write_text(json.dumps(values | {"host": "other", "renewed_at": "2020-01-01T00:00:00+00:00"}))
+    path.write_text(json.dumps(values | {"host": "other", "space": "", "until": "2020-01-01T00:00:00+00:00"}))
     compact(store, grace=NO_GRACE)
     assert not path.exists()

@@ -80,7 +80,7 @@ def test_the_committing_row_goes_first(full: Store, monkeypatch: pytest.MonkeyPa
     original = type(full._files).remove
     monkeypatch.setattr(type(full._files), "remove", lambda self, path: (removed.append(path), original(self, path)))
     remove(full, plan_removal(full, ["other"]))
-    assert next(path for path in removed if "lock" not in path) == "scans/other.parquet"
+    assert next(path for path in removed if "lease" not in path) == "scans/other.parquet"
     assert {"matrices/other.parquet", "vectors/other.parquet", "failures/other.parquet"} <= {*removed}
 
 

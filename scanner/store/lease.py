@@ -1,4 +1,4 @@
-"""A lease in the store: one process at a time runs the nightly scan; a lease that is not renewed expires."""
+"""A lease in a store: one process at a time does a kind of work there; a lease that is not renewed expires."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from scanner.checkpoint.names import printable
-from scanner.errors import ScannerError, StoreError
+from scanner.errors import StoreError
+from scanner.store.checksums import printable
 from scanner.store.files import StoreFiles
 
-PATH = "leases/nightly.json"
+LENGTH = timedelta(minutes=10)
+"""After this time, others may take over from a process that was killed, or whose machine is gone."""
+
 _MOST_BYTES = 1 << 16
 
 
-class LeaseHeldError(ScannerError):
+class LeaseHeldError(StoreError):
     """Another process has the lease."""
 
 
@@ -31,6 +33,8 @@ class Holder:
 
     owner: str
     """32 random hexadecimal digits."""
+    doing: str
+    """What is done under the lease, as in "compacted"."""
     host: str
     pid: int
     space: str
@@ -52,21 +56,14 @@ class Holder:
     def renewed(self, length: timedelta) -> Holder:
         """Return the same holder for this time from now."""
         now = datetime.now(UTC)
-        return Holder(
-            owner=self.owner,
-            host=self.host,
-            pid=self.pid,
-            space=self.space,
-            since=self.since,
-            until=(now + length).isoformat(),
-        )
+        return replace(self, until=(now + length).isoformat())
 
 
 class Lease:
     """A lease that this process has, renewed in a thread."""
 
-    def __init__(self, files: StoreFiles, holder: Holder, length: timedelta) -> None:
-        self._files, self._holder, self._length = files, holder, length
+    def __init__(self, files: StoreFiles, path: str, holder: Holder, length: timedelta) -> None:
+        self._files, self._path, self._holder, self._length = files, path, holder, length
         self._ended = threading.Event()
         self._lost: str | None = None
         self._thread = threading.Thread(target=self._renew, name="rmtscan-lease", daemon=True)
@@ -81,7 +78,9 @@ class Lease:
             # A suspended machine, or a store that was gone: the thread has not run.
             self._once()
         if self._lost is not None:
-            raise LeaseHeldError(f"the nightly run has lost its lease ({self._lost}): run the same command again")
+            raise LeaseHeldError(
+                f"this process has lost {self._files.full(self._path)!r} ({self._lost}): run the same command again"
+            )
 
     def start(self) -> None:
         """Renew the lease from now on."""
@@ -93,7 +92,7 @@ class Lease:
         self._thread.join()
         if self._lost is None:
             with suppress(StoreError):  # then it expires
-                self._files.swap(PATH, self._holder.content(), None)
+                self._files.swap(self._path, self._holder.content(), None)
 
     def _renew(self) -> None:
         # Three chances before it expires.
@@ -103,7 +102,7 @@ class Lease:
     def _once(self) -> None:
         following = self._holder.renewed(self._length)
         try:
-            if self._files.swap(PATH, self._holder.content(), following.content()):
+            if self._files.swap(self._path, self._holder.content(), following.content()):
                 self._holder = following
             else:
                 self._lost = "another process has taken it"
@@ -113,18 +112,20 @@ class Lease:
 
 
 @contextmanager
-def lease(files: StoreFiles, length: timedelta) -> Iterator[Lease]:
-    """Have the lease of nightly scans in a store until the block ends.
+def lease(files: StoreFiles, name: str, *, doing: str, length: timedelta = LENGTH) -> Iterator[Lease]:
+    """Have a lease in a store until the block ends.
 
     Args:
         files: the store.
+        name: of the lease; its file is `leases/<name>.json`.
+        doing: what the block does with the store, as in "compacted", for the error of other processes.
         length: time after which others may take over from a holder that was killed; it is renewed four times as often.
 
     Raises:
         LeaseHeldError: another process has it.
         StoreError: the store cannot be read or written.
     """
-    found = _take(files, length)
+    found = _take(files, f"leases/{name}.json", doing, length)
     found.start()
     try:
         yield found
@@ -132,27 +133,34 @@ def lease(files: StoreFiles, length: timedelta) -> Iterator[Lease]:
         found.end()
 
 
-def _take(files: StoreFiles, length: timedelta) -> Lease:
+def _take(files: StoreFiles, path: str, doing: str, length: timedelta) -> Lease:
     now = datetime.now(UTC).isoformat()
     own = Holder(
-        owner=uuid.uuid4().hex, host=socket.gethostname(), pid=os.getpid(), space=_space(), since=now, until=now
+        owner=uuid.uuid4().hex,
+        doing=doing,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        space=_space(),
+        since=now,
+        until=now,
     ).renewed(length)
-    if files.create(PATH, own.content()):
-        return Lease(files, own, length)
-    content = files.read_bytes(PATH)
+    if files.create(path, own.content()):
+        return Lease(files, path, own, length)
+    content = files.read_bytes(path)
     if content is None:  # its holder has just ended
-        taken = files.create(PATH, own.content())
+        taken = files.create(path, own.content())
     else:
         other = _parse(content)
         if other is not None and not other.expired and not _is_dead(other):
             raise LeaseHeldError(
-                f"another nightly run has the lease of the store {files.url!r}: process {other.pid} on {printable(other.host)}, "
-                f"since {printable(other.since[:19])} UTC; it ends with that run, or expires at {printable(other.until[:19])} UTC"
+                f"store {files.url!r} is being {printable(other.doing)} by process {other.pid} on {printable(other.host)} since "
+                f"{printable(other.since[:19])} UTC: wait until it has ended; if it was killed, run the same command after "
+                f"{printable(other.until[:19])} UTC"
             )
-        taken = files.swap(PATH, content, own.content())
+        taken = files.swap(path, content, own.content())
     if not taken:
-        raise LeaseHeldError(f"another nightly run has just taken the lease of the store {files.url!r}")
-    return Lease(files, own, length)
+        raise LeaseHeldError(f"another process has just taken {files.full(path)!r}: run the same command again later")
+    return Lease(files, path, own, length)
 
 
 def _is_dead(holder: Holder) -> bool:
@@ -184,7 +192,7 @@ def _parse(content: bytes) -> Holder | None:
         holder = Holder(**values) if isinstance(values, dict) else None
         if holder is None or type(holder.pid) is not int or holder.pid <= 0:
             return None
-        texts = (holder.owner, holder.host, holder.space, holder.since, holder.until)
+        texts = (holder.owner, holder.doing, holder.host, holder.space, holder.since, holder.until)
         if not all(isinstance(text, str) for text in texts) or datetime.fromisoformat(holder.until).tzinfo is None:
             return None
     except (ValueError, TypeError, RecursionError):

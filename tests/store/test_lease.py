@@ -6,48 +6,55 @@ import json
 import multiprocessing
 import os
 import time
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from scanner.fleet.lease import PATH, LeaseHeldError, _space, lease
 from scanner.store.files import StoreFiles
+from scanner.store.lease import Lease, LeaseHeldError, _space, lease
 
 MINUTE = timedelta(minutes=1)
+PATH = "leases/nightly.json"
+
+
+def night(files: StoreFiles, length: timedelta = MINUTE) -> AbstractContextManager[Lease]:
+    return lease(files, "nightly", doing="scanned for the night", length=length)
 
 
 def test_a_second_lease_is_refused_and_the_end_gives_it_back(tmp_path: Path) -> None:
     files = StoreFiles(str(tmp_path))
     with (
-        lease(files, MINUTE),
-        pytest.raises(LeaseHeldError, match=f"process {os.getpid()} on .* since 20"),
-        lease(files, MINUTE),
+        night(files),
+        pytest.raises(LeaseHeldError, match=f"is being scanned for the night by process {os.getpid()} on .* since 20"),
+        night(files),
     ):
         pass
     assert files.read_bytes(PATH) is None
-    with lease(files, MINUTE) as held:
+    with night(files) as held:
         held.check()
 
 
 def held_by(tmp_path: Path, **changed: Any) -> StoreFiles:
     files = StoreFiles(str(tmp_path))
-    holder = {"owner": "0" * 32, "host": "elsewhere", "pid": 1, "space": "", "since": "2026-01-01T00:00:00+00:00"}
-    files.create(PATH, json.dumps(holder | {"until": "2026-01-01T00:10:00+00:00"} | changed).encode())
+    holder = {"owner": "0" * 32, "doing": "compacted", "host": "elsewhere", "pid": 1, "space": ""}
+    times = {"since": "2026-01-01T00:00:00+00:00", "until": "2026-01-01T00:10:00+00:00"}
+    files.create(PATH, json.dumps(holder | times | changed).encode())
     return files
 
 
 def test_an_expired_lease_is_taken_over(tmp_path: Path) -> None:
     files = held_by(tmp_path)
-    with lease(files, MINUTE) as held:
+    with night(files) as held:
         held.check()
 
 
 @pytest.mark.parametrize("until", ["2999-01-01T00:00:00+00:00", "2999-01-01T00:00:00+02:00"])
 def test_a_lease_of_another_machine_holds_until_it_expires(tmp_path: Path, until: str) -> None:
     files = held_by(tmp_path, until=until, host="else\x1b[31mwhere")
-    with pytest.raises(LeaseHeldError, match=r"else\\x1b\[31mwhere"), lease(files, MINUTE):
+    with pytest.raises(LeaseHeldError, match=r"else\?\[31mwhere"), night(files):
         pass
 
 
@@ -56,7 +63,7 @@ def test_the_lease_of_a_killed_process_of_this_machine_does_not_have_to_expire(t
     process.start()
     process.join()
     files = held_by(tmp_path, until="2999-01-01T00:00:00+00:00", pid=process.pid, space=_space())
-    with lease(files, MINUTE):
+    with night(files):
         pass
 
 
@@ -64,13 +71,13 @@ def test_the_lease_of_a_killed_process_of_this_machine_does_not_have_to_expire(t
 def test_what_is_no_lease_is_replaced(tmp_path: Path, content: bytes) -> None:
     files = StoreFiles(str(tmp_path))
     files.create(PATH, content)
-    with lease(files, MINUTE):
+    with night(files):
         pass
 
 
 def test_a_lease_is_renewed_while_its_holder_runs(tmp_path: Path) -> None:
     files = StoreFiles(str(tmp_path))
-    with lease(files, timedelta(seconds=1)) as held:
+    with night(files, timedelta(seconds=1)) as held:
         first = files.read_bytes(PATH)
         limit = time.monotonic() + 20
         while files.read_bytes(PATH) == first and time.monotonic() < limit:
@@ -81,10 +88,10 @@ def test_a_lease_is_renewed_while_its_holder_runs(tmp_path: Path) -> None:
 
 def test_a_holder_notices_that_another_process_has_its_lease(tmp_path: Path) -> None:
     files = StoreFiles(str(tmp_path))
-    with lease(files, timedelta(seconds=0.4)) as held:
+    with night(files, timedelta(seconds=0.4)) as held:
         files.write_bytes(PATH, b"another")
         time.sleep(0.5)
-        with pytest.raises(LeaseHeldError, match="lost its lease"):
+        with pytest.raises(LeaseHeldError, match="this process has lost"):
             held.check()
     assert files.read_bytes(PATH) == b"another"
 
