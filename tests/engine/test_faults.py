@@ -1,4 +1,4 @@
-"""Workers that are stopped or killed, and two drivers at once, in mid-scan: rows are those of an undisturbed scan."""
+"""Workers and drivers that are stopped or killed in mid-scan, and two drivers at once: rows are those of an undisturbed scan."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,15 +20,15 @@ from scanner import PoolOptions, ScanReport, open_store
 from scanner.engine.scan import scan
 from tests.processes import ray_workers, wait_until
 
-from .checkpoints import results, slow
+from .checkpoints import results, slow, staged
 from .observer import Recorder
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 ROOT = Path(__file__).parent.parent.parent
 MATRICES, SIZE = 100, 90
-#: Workers that are killed; each is replaced by a new process, which takes seconds.
-KILLS = 5
+#: Workers, and drivers, that are killed; each is replaced by a new process, which takes seconds.
+KILLS = 10
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +58,24 @@ def scanned(model: str, store: Path, recorder: Recorder, **options: float) -> tu
     report = scan(model, store=store, pool=pool, observer=recorder, ensembles=())
     assert (report.models[0].analyzed, report.failed) == (MATRICES, 0)
     return results(open_store(str(store))), report
+
+
+@contextmanager
+def driver(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that scans; it has ended when the block has."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.engine.driver", *map(str, arguments)],
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 class Hung(Recorder):
@@ -105,30 +125,39 @@ def test_workers_that_are_killed_at_random_moments_cost_nothing_but_time(
     assert found == expected
 
 
-def test_two_drivers_at_once_leave_one_scan(model: str, expected: Rows, tmp_path: Path) -> None:
-    store, marks = tmp_path / "store", [tmp_path / "one", tmp_path / "two"]
+def test_drivers_that_are_killed_at_random_moments_cost_nothing_but_time(
+    model: str, expected: Rows, tmp_path: Path
+) -> None:
+    store, chance = tmp_path / "store", random.Random(3)
     address = ray.get_runtime_context().gcs_address
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    script = [sys.executable, "-m", "tests.engine.driver", model, str(store), address]
-    drivers = [
-        subprocess.Popen(
-            [*script, str(mine), str(other)],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for mine, other in (marks, marks[::-1])
-    ]
-    try:
-        for driver in drivers:
-            out, err = driver.communicate(timeout=200)
-            assert driver.returncode == 0, out + err
+    kept: list[int] = []
+    for number in range(KILLS):
+        with driver(model, store, address) as process:
+            if number % 3 == 0:  # at any time, often before the first result
+                time.sleep(chance.uniform(0.5, 6.0))
+            else:
+                goal = staged(store) + chance.randint(1, 4)
+                wait_until(lambda: staged(store) >= goal or process.poll() is not None, f"{goal} matrices")  # noqa: B023
+            assert process.poll() is None, "it was still at work"
+            process.kill()
+        kept.append(staged(store))
+    assert kept == sorted(kept), "what is finished stays"
+    assert 0 < kept[-1] < MATRICES
+    assert open_store(str(store)).committed() == []
+    with driver(model, store, address) as process:
+        out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, out + err
+    assert json.loads(out)["analyzed"] == MATRICES
+    assert results(open_store(str(store))) == expected
+
+
+def test_two_drivers_at_once_leave_one_scan(model: str, expected: Rows, tmp_path: Path) -> None:
+    store, one, two = tmp_path / "store", str(tmp_path / "one"), str(tmp_path / "two")
+    address = ray.get_runtime_context().gcs_address
+    with driver(model, store, address, one, two) as first, driver(model, store, address, two, one) as second:
+        for process in (first, second):
+            out, err = process.communicate(timeout=200)
+            assert process.returncode == 0, out + err
             assert json.loads(out) == {"analyzed": MATRICES, "failed": 0, "error": ""}
-    finally:
-        for driver in drivers:
-            driver.kill()
-            driver.wait()
     assert results(open_store(str(store))) == expected
     assert {found.state for found in open_store(str(store)).verify()} == {"whole"}

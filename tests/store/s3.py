@@ -18,6 +18,7 @@ import pytest
 
 KEY = "testing"
 _HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "host", "server", "date"}
+LATE_SECONDS = 0.7
 _BACKEND_SECONDS = 60
 
 
@@ -37,7 +38,7 @@ class Proxy:
     requests: list[tuple[str, str]] = field(default_factory=list)
     fault: Callable[[Request], str | None] = lambda request: None
     """Returns what happens to a request: nothing (None), or `refuse`, `fail` (503), `deny` (403), `lose` (it is done, but not
-    answered), `slow`, `repeat` (it is done twice)."""
+    answered), `slow`, `repeat` (it is done twice), `late` (not answered, and done after those that follow)."""
     gone: bool = False
     """Whether connections are closed without an answer."""
     server: Any = None
@@ -75,6 +76,11 @@ class Proxy:
                     return
                 if fault == "deny":
                     self._answer(403, [], b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>")
+                    return
+                if fault == "late":
+                    threading.Timer(LATE_SECONDS, self._ask, (body,)).start()
+                    self.close_connection = True
+                    self.connection.close()
                     return
                 if fault == "slow":
                     time.sleep(0.05)

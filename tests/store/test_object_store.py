@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -24,10 +25,12 @@ from scanner.store.removal import plan_removal, remove
 from tests.engine.checkpoints import small
 
 from .rows import Matrix, Pair, add_comparison, add_scan
-from .s3 import Proxy, Request, bucket, s3, s3_server  # noqa: F401
+from .s3 import LATE_SECONDS, Proxy, Request, bucket, s3, s3_server  # noqa: F401
 from .test_compaction import rows
 
 NO_GRACE = timedelta(0)
+#: How long a server is gone; tried with a minute, too.
+OUTAGE_SECONDS = float(os.environ.get("RMTSCAN_TEST_OUTAGE", "3"))
 
 
 def verb(*arguments: str) -> int:
@@ -55,13 +58,14 @@ def test_faults_of_a_server_change_no_row(bucket: str, s3: Proxy, tmp_path: Path
     monkeypatch.setattr(files, "_FIRST_PAUSE", 0.01)
     undisturbed = rows(filled(str(tmp_path / "local")))
     chance = random.Random(1)
-    faults = ["refuse", "fail", "lose", "repeat", "slow", None, None, None, None, None, None, None]
+    faults = ["refuse", "fail", "lose", "repeat", "slow", "late", *[None] * 8]
     s3.fault = lambda request: chance.choice(faults)
     store = filled(f"{bucket}/results")
     assert rows(store) == undisturbed
     compact(store, grace=NO_GRACE)
     merge(store, open_store(str(tmp_path / "copy"), create=True))
     s3.fault = lambda request: None
+    time.sleep(2 * LATE_SECONDS)
     assert rows(open_store(store.url)) == undisturbed
     assert rows(open_store(str(tmp_path / "copy"))) == undisturbed
     assert {found.state for found in store.verify()} == {"whole"}
@@ -183,7 +187,7 @@ def test_a_scan_waits_for_a_server_that_is_gone(bucket: str, s3: Proxy, tmp_path
     def cut(request: Request) -> str | None:
         if request.method == "PUT" and "/staging/" in request.path and not s3.gone and not healed:
             s3.gone = True
-            threading.Timer(3.0, heal).start()
+            threading.Timer(OUTAGE_SECONDS, heal).start()
             return "refuse"
         return None
 
