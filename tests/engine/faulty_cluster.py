@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,10 +47,16 @@ class Scenario:
     def add(self, **resources: float) -> None:
         self.nodes.append(self.cluster.add_node(num_cpus=1, object_store_memory=MEMORY, **resources))
 
-    def scan(self, name: str, workers: int, *disturb: Callable[[], None]) -> None:
-        """Scan into a store of its own; each of `disturb` is called once, in the middle."""
+    def scan(self, name: str, workers: int, *disturb: Callable[[], None], pause: float = 0.0) -> None:
+        """Scan into a store of its own; each of `disturb` is called once, in the middle, and then each result takes a while."""
         calls = {AT * (number + 1): call for number, call in enumerate(disturb)}
-        recorder = Recorder(lambda done: calls.get(done, lambda: None)())
+
+        def after(done: int) -> None:
+            calls.get(done, lambda: None)()
+            if done > max(calls, default=done):
+                time.sleep(pause)
+
+        recorder = Recorder(after)
         options = PoolOptions(workers=workers, gpus_per_worker=0)
         report = scan(self.checkpoint, store=str(self.folder / name), pool=options, observer=recorder, ensembles=())
         self.told[name] = {
@@ -98,7 +105,7 @@ def main(checkpoint: str, folder: str) -> None:
     here.add()
     here.scan("moved", 2, here.remove, here.add)
     try:
-        here.scan("head", 2, here.kill_head)
+        here.scan("head", 2, here.kill_head, pause=0.2)  # else it may be complete before that is noticed
     except ScannerError as error:
         here.told["head"] = {"error": str(error)}
     Path(folder, "told.json").write_text(json.dumps(here.told))
