@@ -93,7 +93,7 @@ def test_every_node_installs_this_package_with_the_tested_versions(launcher: dic
         if "pip install" in command
     ]
     here = checkout.replace(f"/home/{user}", "~")
-    assert any(f"{here}'[cluster]'" in command for command in installing)
+    assert any(f"{here}'[cluster,s3]'" in command for command in installing)
     assert all(f"PIP_CONSTRAINT={here}/constraints.txt" in command for command in installing)
     assert (ROOT / "constraints.txt").read_text().count("torch==2.13.0") == 1
     # Without a version, pip tries one after the other until it finds one of years ago that contradicts nothing.
