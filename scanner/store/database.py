@@ -248,8 +248,8 @@ class Database:
     def _committed(self, table: str) -> None:
         """Make `files.<table>`: the rows that commit results, from their files and from catalogs."""
         found = self.listings[table]
-        self._check_names(table, [name for name, _ in found.own])
         own = [name for name, _ in found.own if (table, name) not in self.left_out]
+        self._check_names(table, own)
         grouped = {*self._names(table)} - {name for name, _ in found.own}
         tables = [row for name in sorted(grouped) if (row := found.catalog.row(name)) is not None]
         if not self._files.local:
