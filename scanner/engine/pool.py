@@ -366,14 +366,15 @@ class Pool(Generic[AnyTask]):
                 finished: list[Any] = []
                 if self._calls:
                     finished, _ = ray.wait(list(self._calls), num_returns=1, timeout=self._longest_wait())
-                check_local_ray()  # before its processes are asked for anything
+                due = time.monotonic() - looked >= _LOOK_SECONDS
+                answers = check_local_ray(look=due)  # before its processes are asked for anything
                 for reference in finished:
                     if reference in self._calls:
                         self._collect(reference, self._calls.pop(reference))
                 self._kill_hung()
                 self._end_leaving()
                 now = time.monotonic()
-                if now - looked >= _LOOK_SECONDS:
+                if due and answers:
                     looked = now
                     self._kill_not_started()
                     self._resize()

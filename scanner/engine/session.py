@@ -93,8 +93,14 @@ def address_of(options: PoolOptions) -> str:
     return options.address or os.environ.get("RAY_ADDRESS") or LOCAL
 
 
-def check_local_ray() -> None:
+def check_local_ray(*, look: bool = False) -> bool:
     """Check that Ray can go on: the processes that this process has started, if it has, or the head of the cluster.
+
+    Args:
+        look: try to reach the head even if it has just been looked at.
+
+    Returns:
+        Whether the head may be asked for something. A question to a head that is gone would wait until Ray ends this process.
 
     Raises:
         ScannerError: one of the processes has ended, or the head does not answer any more. Ray itself would wait forever, or end
@@ -112,16 +118,23 @@ def check_local_ray() -> None:
             "the same command resumes"
         )
     if node is None or not node.is_head():
-        _check_head()
+        return _check_head(look=look)
+    return True
 
 
-def _check_head() -> None:
-    """Raise an error if nothing has accepted a connection at the address of the cluster's head for `_HEAD_PATIENCE` seconds."""
+def _check_head(*, look: bool) -> bool:
+    """Return whether something accepts connections at the address of the cluster's head; see `check_local_ray`.
+
+    Raises:
+        ScannerError: nothing has for `_HEAD_PATIENCE` seconds.
+    """
     global _head_looked, _head_answered
     client = getattr(ray._private.worker.global_worker, "gcs_client", None)
     now = time.monotonic()
-    if client is None or now - _head_looked < _HEAD_LOOK:
-        return
+    if client is None:
+        return True
+    if not look and now - _head_looked < _HEAD_LOOK:
+        return _head_answered >= _head_looked
     if now - _head_looked > 2 * _HEAD_PATIENCE:  # the looks of another run
         _head_answered = now
     _head_looked = now
@@ -133,8 +146,9 @@ def _check_head() -> None:
                 f"the head of the Ray cluster at {client.address} has not answered for {_HEAD_PATIENCE:g} s: existing results are "
                 "kept, and the same command resumes on a new cluster"
             ) from error
-        return
+        return False
     _head_answered = now
+    return True
 
 
 def _connect(address: str) -> None:
