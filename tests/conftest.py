@@ -7,6 +7,8 @@ import os
 # Before numpy and torch are imported: at these sizes one thread is faster than two that compete with Ray's workers.
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
+# Ray starts its workers with nice 15: beside the other test process they get a few percent of a core, and start in minutes.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
