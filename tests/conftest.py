@@ -11,6 +11,8 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 # Tests leave no file in the home folder.
 _hashes = tempfile.TemporaryDirectory(prefix="rmtscan-tests-")
 os.environ["RMTSCAN_HASH_CACHE"] = os.path.join(_hashes.name, "sha256.json")  # noqa: PTH118
+# Ray starts its workers with nice 15: beside the other test process they get a few percent of a core, and start in minutes.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402

@@ -1,4 +1,4 @@
-"""Untrusted names: checks for plain file names, escapes for the terminal, and what the names of tensors say of them."""
+"""Untrusted names: checks for plain file names, escapes for the terminal, and what the name of a tensor says about it."""
 
 import re
 from pathlib import PureWindowsPath

@@ -137,9 +137,8 @@ def test_work_without_tasks_is_finished_without_ray(tmp_path: Path, monkeypatch:
 def test_a_worker_keeps_one_object_by_slot_and_makes_it_again_for_another_key(tmp_path: Path) -> None:
     work = Numbers(tmp_path, [1, 2, 101, 102, 3])
     run([work], ONE, Observer())
-    in_order = sorted(
-        work.values.items(), key=lambda item: item[1][3]
-    )  # a worker reads ahead, so any order is possible
+    # A worker reads ahead, so any order is possible.
+    in_order = sorted(work.values.items(), key=lambda item: item[1][3])
     keys = [number // 100 for number, _ in in_order]
     kept = [value[1] for _, value in in_order]
     assert set(keys) == {0, 1}

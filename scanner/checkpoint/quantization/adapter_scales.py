@@ -35,7 +35,7 @@ _KOHYA_PREFIXES = ("lora_unet_", "lora_te", "lora_transformer_", "lora_prior_", 
 
 
 Scales = Callable[[str, int], float]
-"""(module, rank) -> scale of the module's product. Raises CheckpointError if nothing tells it."""
+"""(module, rank) -> scale of the product of the factors. Raises CheckpointError if the scale is unknown."""
 
 
 def adapter_scales(

@@ -9,6 +9,8 @@ from scanner.checkpoint.sources.files import Files
 from scanner.errors import CheckpointError
 
 MAX_CONFIG_BYTES = 16 * 2**20
+"""Largest size of a config, of a model or an adapter."""
+
 MAX_DEPTH = 64
 MAX_VALUES = 4_000_000
 """A parsed value takes about a hundred bytes, a hundred times as many as its text."""
