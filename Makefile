@@ -100,7 +100,7 @@ types: install
 	@$(BIN)/mypy
 
 tests: install samples $(REVIEWS)
-	@$(BIN)/python -m slipcover --source scanner --skip-covered --missing-width 40 -m pytest -n 2 --dist loadgroup
+	@$(BIN)/python -m slipcover --source scanner --skip-covered --missing-width 40 -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 docs: install ## regenerate the generated documentation
 	@$(BIN)/python docs/generate.py

@@ -21,26 +21,14 @@ import pytest  # noqa: E402
 
 SAMPLES = Path(os.environ.get("RMTSCAN_SAMPLES", Path(__file__).parent.parent / ".cache" / "samples"))
 
-#: Folders and files in which tests start Ray, or a process that does, whether or not they use `local_ray`.
-_WITH_RAY = {"cli", "engine", "test_benchmarks.py", "test_cluster.py"}
-#: Files in these folders in which no test does.
-_WITHOUT_RAY = {
-    "test_help.py",
-    "test_inspect.py",
-    "test_output.py",
-    "test_options.py",
-    "test_method.py",
-    "test_plan.py",
-}
+#: Folders and files with the longest tests: most of them start Ray, or a process that does.
+_LONG = {"cli", "engine", "experiments", "faults", "fleet", "golden", "test_benchmarks.py", "test_cluster.py"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put all tests that use Ray into one group: with `-n 2 --dist loadgroup` one process runs them, with one Ray at a time."""
+    """Put the files with the longest tests first: with `-n 2 --dist loadfile`, both processes then end at about the same time."""
     tests = Path(__file__).parent
-    for item in items:
-        parts = set(item.path.relative_to(tests).parts)
-        if "local_ray" in getattr(item, "fixturenames", ()) or (_WITH_RAY & parts and not _WITHOUT_RAY & parts):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+    items.sort(key=lambda item: _LONG.isdisjoint(item.path.relative_to(tests).parts))
 
 
 TEXTS = Path(os.environ.get("RMTSCAN_TEXTS", Path(__file__).parent.parent / ".cache" / "texts"))

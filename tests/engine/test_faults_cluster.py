@@ -16,7 +16,7 @@ from scanner import open_store
 from .checkpoints import results, slow
 
 #: Two clusters and five scans: about a minute on a free machine, several on a busy one.
-pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("faulty_cluster")]
+pytestmark = pytest.mark.timeout(600)
 
 ROOT = Path(__file__).parent.parent.parent
 MATRICES, SIZE = 110, 90

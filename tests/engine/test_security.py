@@ -20,8 +20,6 @@ import pytest
 
 from scanner.engine import session
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 ROOT = Path(__file__).parent.parent.parent
 #: A token and mode of the caller, which a local Ray must not use.
 CALLER = {"RAY_AUTH_TOKEN": "a" * 64, "RAY_AUTH_MODE": "disabled"}

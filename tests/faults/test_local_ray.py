@@ -15,8 +15,6 @@ from scanner.errors import ScannerError
 from tests.engine.checkpoints import slow, staged
 from tests.processes import alive, command, descendants, in_the_middle, wait_until
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 COMMAND = [sys.executable, "-m", "scanner.cli.main", "scan"]
 
 

@@ -24,8 +24,6 @@ from tests.golden import command
 from .conftest import Run
 from .releases import add, config
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 
 def states(store: Store, **where: Any) -> dict[str, str]:
     """Repository and first digits of the commit to the newest state."""

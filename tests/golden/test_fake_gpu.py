@@ -32,7 +32,6 @@ def rows(folder: Path, columns: str, table: str) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.xdist_group("ray")
 @pytest.mark.parametrize("table", ["scans", "experiments"])
 def test_workers_hold_their_share(table: str, stores: Path) -> None:
     for name, share in (("gpu", 0.5), ("cpu", 0.0)):
@@ -41,7 +40,6 @@ def test_workers_hold_their_share(table: str, stores: Path) -> None:
         assert (environment["workers"], environment["gpus_per_worker"]) == (2, share)
 
 
-@pytest.mark.xdist_group("ray")
 @pytest.mark.parametrize(
     ("table", "columns"),
     [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.experiments.tiny import save, text_file
@@ -35,7 +34,6 @@ print("all done")
 """
 
 
-@pytest.mark.xdist_group("ray")
 def test_nothing_is_imported_from_the_working_directory(tmp_path: Path) -> None:
     folder, text = save(tmp_path / "model", "llama"), text_file(tmp_path)
     tuned, marker = save(tmp_path / "tuned", "llama"), tmp_path / "imported"
