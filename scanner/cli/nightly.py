@@ -116,13 +116,14 @@ def _show(report: NightReport, form: Format) -> None:
         }
         for one in report.releases
     ]
+    failed = {one.scan_id: one.reason for one in report.failed_upgrades}
     rows += [
         {
             "repository": one.model,
             "commit": one.scan_id[:12],
-            "state": "upgrade",
+            "state": "failed" if one.scan_id in failed else "upgrade",
             "bytes": one.bytes,
-            "reason": f"scanned with version {one.version} of the method",
+            "reason": failed.get(one.scan_id, f"scanned with version {one.version} of the method"),
         }
         for one in report.upgrades
     ]

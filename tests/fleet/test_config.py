@@ -127,3 +127,6 @@ def test_what_is_watched_has_an_identity_that_budgets_do_not_change() -> None:
     assert one.watch.watch_id == other.watch.watch_id
     assert one.watch.watch_id != Watch(task="b").watch_id
     assert Watch(task="a", repositories=("org/x",)).watch_id == one.watch.watch_id
+    assert Watch(task="a", exclude=("*/*-GGUF",)).watch_id == one.watch.watch_id
+    # Those of stores that were written before.
+    assert one.watch.watch_id == "588b8bf5e49e095c"
