@@ -424,7 +424,7 @@ class _Run:
         self.ledger.set(night, release)
         self.touched[release.key] = self.ledger.releases[release.key]
 
-    def _work(self, night: Night, plan: Plan, upgrades: list[Outdated]) -> None:
+    def _work(self, night: Night, plan: Plan, upgrades: Sequence[Outdated]) -> None:
         """Scan and compare what is planned; a release that was tried before is tried alone, after all others.
 
         While it is, no other one is planned in the store: if this process ends, the next run knows why.
@@ -588,7 +588,7 @@ class _Run:
         seconds = night.seconds + time.monotonic() - self.started
         return replace(night, seconds=seconds, failed_upgrades=tuple(failed.values()))
 
-    def _finish(self, night: Night, plan: Plan, upgrades: list[Outdated], problems: tuple[str, ...]) -> NightReport:
+    def _finish(self, night: Night, plan: Plan, upgrades: Sequence[Outdated], problems: tuple[str, ...]) -> NightReport:
         self.check()
         night = self._so_far(night)
         night = replace(night, finished_at=datetime.now(UTC), upgraded=night.upgraded + self.upgraded)
