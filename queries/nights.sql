@@ -20,6 +20,7 @@
 -- column: expected_seconds | expected duration of what was planned, s
 -- column: seconds | duration of its runs, s
 -- column: problems | what could not be watched, with the reason (JSON)
+-- column: failed_upgrades | scans of an earlier method that could not be computed again, with the reason (JSON)
 -- column: config | the configuration (JSON)
 -- column: scanner_version | version of rmtscan
 select *

@@ -27,6 +27,7 @@ def register(app: typer.Typer) -> None:
 
 
 def nightly(
+    context: typer.Context,
     path: Annotated[
         str | None,
         typer.Argument(metavar="CONFIG", help="The configuration; the same as --config.", show_default=False),
@@ -68,7 +69,8 @@ def nightly(
     from scanner.fleet.config import read_config
 
     found = read_config(file)
-    given = {one.name: getattr(pool, one.name) for one in fields(pool) if getattr(pool, one.name) != one.default}
+    names = options.given_names(context)
+    given = {one.name: getattr(pool, one.name) for one in fields(pool) if one.name in names}
     found = replace(found, pool=replace(found.pool, **given))
 
     def call(observer: Observer) -> NightReport:
@@ -114,13 +116,14 @@ def _show(report: NightReport, form: Format) -> None:
         }
         for one in report.releases
     ]
+    failed = {one.scan_id: one.reason for one in report.failed_upgrades}
     rows += [
         {
             "repository": one.model,
             "commit": one.scan_id[:12],
-            "state": "upgrade",
+            "state": "failed" if one.scan_id in failed else "upgrade",
             "bytes": one.bytes,
-            "reason": f"scanned with version {one.version} of the method",
+            "reason": failed.get(one.scan_id, f"scanned with version {one.version} of the method"),
         }
         for one in report.upgrades
     ]

@@ -57,6 +57,12 @@ def _reflowed(text: str) -> str:
     return "\n\n".join(one if one.startswith(" ") else " ".join(one.split()) for one in paragraphs)
 
 
+def given_names(context: typer.Context) -> set[str]:
+    """Return the names of the parameters that were given to a command, even if the value is the default."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
+
+
 class _Command(TyperCommand):
     """A command that accepts old names of its options, and that prints flags where an error of the library names arguments."""
 

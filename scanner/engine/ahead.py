@@ -16,7 +16,7 @@ from pathlib import Path
 from scanner.checkpoint import Checkpoint, Inventory, Selection, identified, list_matrices, open_checkpoint
 from scanner.checkpoint.opening import HASHED_AT_ONCE
 from scanner.checkpoint.sources import hashes
-from scanner.errors import CheckpointError
+from scanner.errors import CheckpointError, ScannerError
 
 #: Checkpoints that are being opened, or are open and not taken yet: enough to hide the latency of a network.
 OPENED_AHEAD = 16
@@ -50,6 +50,14 @@ def open_reference(reference: str, selection: Selection, *, download: bool) -> O
             raise CheckpointError(nothing_to_scan(checkpoint, inventory))
     except CheckpointError as error:
         return Opened(reference=reference, checkpoint=checkpoint, error=error)
+    except ScannerError:  # it concerns every reference
+        raise
+    except Exception as error:  # a file that this program does not expect is no reason to stop the others
+        # Its last line: a message from outside may have many.
+        text = (str(error).strip() or "no message").splitlines()[-1]
+        unexpected = CheckpointError(f"{reference}: opening it failed unexpectedly ({type(error).__name__}: {text})")
+        unexpected.__cause__ = error
+        return Opened(reference=reference, checkpoint=checkpoint, error=unexpected)
     return Opened(reference=reference, checkpoint=checkpoint, inventory=inventory)
 
 

@@ -93,6 +93,16 @@ def address_of(options: PoolOptions) -> str:
     return options.address or os.environ.get("RAY_ADDRESS") or LOCAL
 
 
+def cluster_cores(options: PoolOptions) -> int:
+    """Return the number of cores of all nodes of a running cluster.
+
+    Raises:
+        ScannerError: there is no cluster at the address.
+    """
+    with ray_session(options):
+        return max(1, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
+
+
 def check_local_ray(*, look: bool = False) -> bool:
     """Check that Ray can go on: the processes that this process has started, if it has, or the head of the cluster.
 

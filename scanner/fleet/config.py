@@ -43,6 +43,20 @@ def amount(text: str) -> int:
     return round(float(number) * _UNITS[(unit or letter).upper()])
 
 
+def byte_amount(text: str) -> int:
+    """Return the bytes that a text such as `500 GB` stands for.
+
+    Raises:
+        ValueError: it is not a number with a unit, or its unit may mean billions.
+    """
+    number = amount(text)
+    if re.search(r"\d\s*B\s*$", text, re.IGNORECASE):
+        raise ValueError(
+            f"{text!r} may mean bytes or billions of them: write 500 GB, or a number without a unit for bytes"
+        )
+    return number
+
+
 @dataclass(frozen=True, kw_only=True)
 class Watch:
     """What to watch on the Hub. A model must fit every setting; listed repositories are watched in any case.
@@ -113,7 +127,8 @@ class Watch:
             "max_parameters",
             "gated",
         )
-        text = json.dumps({name: getattr(self, name) for name in (*names, "exclude")}, sort_keys=True)
+        # `exclude` was part of it once; its empty value keeps the ids of stores that know a watch without patterns.
+        text = json.dumps({name: getattr(self, name) for name in names} | {"exclude": ()}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -123,7 +138,7 @@ class Budget:
 
     models: int = option(50, min=0)
     """Number of models; 0: no limit."""
-    bytes: int = option(500 * 10**9, parse=amount, min=0)
+    bytes: int = option(500 * 10**9, parse=byte_amount, min=0)
     """Bytes that are read, such as "500 GB"; 0: no limit."""
     hours: float = option(8.0, min=0)
     """Hours of the run; 0: no limit."""

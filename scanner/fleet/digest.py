@@ -22,7 +22,7 @@ import jinja2
 from huggingface_hub import constants
 
 from scanner.checkpoint.names import printable
-from scanner.fleet.releases import is_night
+from scanner.fleet.releases import failed_upgrades, is_night
 from scanner.store import Store
 from scanner.store.files import StoreFiles
 from scanner.store.queries import find_query
@@ -38,6 +38,7 @@ _MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+!|~&@$:^])|(?<=www)(\.)", re.IGNOREC
 _MOST_ENTRIES = 50
 #: Rows of a table in Markdown and HTML; JSON has all of them.
 _MOST_ROWS = 100
+_UPGRADE = "its scan of an earlier method could not be computed again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,13 +149,17 @@ def digest(store: Store, night_id: str) -> dict[str, Any]:
     changed = _plain(store.query("releases", night=night_id).to_pylist())
     waiting = _plain(store.query("releases", state="waiting").to_pylist())
     tried = [one for one in changed if one["state"] == "waiting" and one["attempts"]]
+    upgrades = [
+        {"repository": one.repository, "commit": one.commit, "state": "failed", "reason": f"{_UPGRADE}: {one.reason}"}
+        for one in failed_upgrades(night["failed_upgrades"])
+    ]
     return {
         "night": night,
         "new": [one for one in changed if one["state"] in ("scanned", "planned")],
         "stands_out": {
             section.query: _plain(store.query(section.query, night=night_id).to_pylist()) for section in SECTIONS
         },
-        "failed": [*(one for one in changed if one["state"] == "failed"), *tried],
+        "failed": [*(one for one in changed if one["state"] == "failed"), *tried, *_plain(upgrades)],
         "skipped": [one for one in changed if one["state"] == "skipped"],
         "waiting": waiting,
         "scanner_version": __version__,

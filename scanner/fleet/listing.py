@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -72,11 +72,11 @@ class Listed:
     releases: tuple[Release, ...]
     """Every watched commit, the newest change first; a repository that changed meanwhile may be there twice."""
     watermark: datetime | None
-    """The newest change that the Hub listed."""
+    """The newest change that the Hub listed, at the latest the time of the request; this time if it never listed one."""
     count: int = 0
     """Number of models that were listed, those that the watch leaves out included."""
     problems: tuple[str, ...] = ()
-    """Repositories of the config that could not be looked up, with the reason."""
+    """Repositories of the config that could not be looked up, with the reason, and entries that are not understood."""
 
 
 def list_releases(watch: Watch, *, since: datetime | None) -> Listed:
@@ -90,21 +90,26 @@ def list_releases(watch: Watch, *, since: datetime | None) -> Listed:
         CheckpointError: the Hub does not answer, limits requests for too long, or answers with something else. Nothing is
             known then: a part of a listing is not returned, because what is missing in it would never be listed again.
     """
-    if since is None:
-        oldest = datetime.now(UTC) - timedelta(hours=watch.since_hours)
-    else:
-        oldest = since - timedelta(hours=watch.overlap_hours)
+    asked = datetime.now(UTC)
+    looks_back = watch.since_hours if since is None else watch.overlap_hours
+    oldest = (since or asked) - timedelta(hours=looks_back)
     found: dict[tuple[str, str], Release] = {}
     watermark, count = since, 0
+    unreadable: list[str] = []
     for author in (watch.authors or (None,)) if watch.lists else ():
-        for info in _changed(watch, author, oldest):
+        for info in _changed(watch, author, oldest, unreadable):
             count += 1
             if watermark is None or info.last_modified > watermark:
                 watermark = info.last_modified
             release = _release(watch, info)
             if release is not None:
                 found.setdefault(release.key, release)
+    if watch.lists:
+        # A time in the future is an error of the Hub: as a watermark, it would hide everything until then.
+        watermark = min(watermark or asked, asked)
     problems = []
+    if unreadable:
+        problems.append(f"{len(unreadable)} entries of the list of models are not understood, such as {unreadable[0]}")
     for named in watch.repositories:
         try:
             release = named_release(named)
@@ -162,12 +167,13 @@ def weight_bytes(sizes: Mapping[str, int | None] | None) -> int | None:
     return preferred if preferred else max(by_suffix.values(), default=None)
 
 
-def _changed(watch: Watch, author: str | None, oldest: datetime) -> Iterator[Any]:
-    """Yield models by falling time of their last change, until one is older."""
+def _changed(watch: Watch, author: str | None, oldest: datetime, unreadable: list[str]) -> Iterator[Any]:
+    """Yield models by falling time of their last change, until one is older; entries that are no models go to `unreadable`."""
     what = f"the list of models{f' of {author}' if author else ''}"
     for item in _pages(_parameters(watch, author), what):
         info = _info(item)
         if info is None:
+            unreadable.append(printable(str(item.get("id"))[:_MOST_TEXT]))
             continue
         if info.last_modified < oldest:
             return
@@ -237,12 +243,17 @@ def _parameters(watch: Watch, author: str | None) -> dict[str, Any]:
 
 def _info(item: Mapping[str, Any]) -> Any | None:
     """Return an entry of a listing; None for one that is no model with a commit and a time, which the Hub does not send."""
+    # What strangers write is not parsed by the library: one key that it does not expect would hide the release.
+    written = {name: item.get(name) for name in ("cardData", "safetensors")}
     try:
-        info = ModelInfo(**item)  # type: ignore[no-untyped-call]
+        info: Any = ModelInfo(**{name: value for name, value in item.items() if name not in written})  # type: ignore[no-untyped-call]
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
-    if not isinstance(info.id, str) or not isinstance(info.last_modified, datetime):
+    if not isinstance(info.id, str) or not _is_name(info.id) or not isinstance(info.last_modified, datetime):
         return None
+    if not isinstance(info.sha, str) or not COMMIT.fullmatch(info.sha):
+        return None
+    info.card_data, info.safetensors = written["cardData"], written["safetensors"]
     if info.last_modified.tzinfo is None:
         info.last_modified = info.last_modified.replace(tzinfo=UTC)
     return info
@@ -250,8 +261,6 @@ def _info(item: Mapping[str, Any]) -> Any | None:
 
 def _release(watch: Watch, info: Any) -> Release | None:
     """Return the release of an entry; None if the watch leaves it out."""
-    if not isinstance(info.sha, str) or not COMMIT.fullmatch(info.sha) or not _is_name(info.id):
-        return None
     if info.disabled is True:
         return None
     patterns = (pattern.lower() for pattern in watch.exclude)
@@ -260,8 +269,8 @@ def _release(watch: Watch, info: Any) -> Release | None:
     gated = info.gated if isinstance(info.gated, str) else None
     if (watch.gated == "no" and gated) or (watch.gated == "only" and not gated):
         return None
-    tags = [tag for tag in info.tags or () if isinstance(tag, str)]
-    card = _card(info)
+    tags = [tag for tag in info.tags if isinstance(tag, str)] if isinstance(info.tags, list) else []
+    card = info.card_data if isinstance(info.card_data, dict) else {}
     license = next((tag.removeprefix("license:") for tag in tags if tag.startswith("license:")), None) or _text(
         card.get("license")
     )
@@ -302,11 +311,11 @@ def _within(parameters: int, watch: Watch) -> bool:
 
 def _size(info: Any) -> tuple[int | None, int | None]:
     """Return parameters and bytes, from the headers of safetensors or GGUF files as the Hub summarizes them."""
-    if info.safetensors is not None:
-        by_type = info.safetensors.parameters
+    if isinstance(info.safetensors, dict):
+        by_type, total = info.safetensors.get("parameters"), _count(info.safetensors.get("total"))
         if isinstance(by_type, dict) and all(_count(number) is not None for number in by_type.values()):
             size = sum(number * _BYTES.get(name, 1) for name, number in by_type.items())
-            return _count(info.safetensors.total) or sum(by_type.values()), int(size)
+            return total or sum(by_type.values()), int(size)
     if isinstance(info.gguf, dict):
         return _count(info.gguf.get("total")), _count(info.gguf.get("totalFileSize"))
     return None, None
@@ -323,15 +332,6 @@ def _base(tags: list[str], card: Mapping[str, Any]) -> str | None:
         tagged = [named] if isinstance(named, str) else list(named) if isinstance(named, list) else []
     names = {name for name in tagged if isinstance(name, str) and _is_name(name)}
     return names.pop() if len(names) == 1 else None
-
-
-def _card(info: Any) -> Mapping[str, Any]:
-    card = info.card_data
-    if card is None:
-        return {}
-    to_dict: Callable[[], dict[str, Any]] | None = getattr(card, "to_dict", None)
-    found = to_dict() if to_dict is not None else card
-    return found if isinstance(found, dict) else {}
 
 
 def _text(value: object) -> str | None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import Any
 
 from scanner.checkpoint.names import printable
 from scanner.checkpoint.sources.retry import may_pass
+from scanner.engine.cores import expected_cores
 from scanner.engine.scan import ModelReport
 from scanner.engine.task import Task
 from scanner.engine.work import Observer
@@ -21,7 +24,7 @@ from scanner.fleet.backfill import Outdated, outdated_scans, upgrade
 from scanner.fleet.config import NightlyConfig
 from scanner.fleet.digest import write_digest
 from scanner.fleet.plan import Base, Entry, Load, Plan, Rate, make_plan, share_of, sizes, superseded
-from scanner.fleet.releases import Ledger, Night, Release, new_night
+from scanner.fleet.releases import FailedUpgrade, Ledger, Night, Release, new_night
 from scanner.store import Store, open_store
 from scanner.store.files import StoreFiles
 from scanner.store.lease import Lease, lease
@@ -57,6 +60,7 @@ class NightReport:
     dry_run: bool = False
     load: Load = field(default_factory=Load)
     upgraded: int = 0
+    failed_upgrades: tuple[FailedUpgrade, ...] = ()
 
     @property
     def nothing(self) -> bool:
@@ -65,8 +69,8 @@ class NightReport:
 
     @property
     def failed(self) -> int:
-        """Number of releases that failed, or of which something failed."""
-        return sum(
+        """Number of releases that failed, or of which something failed, and of scans that could not be computed again."""
+        return len(self.failed_upgrades) + sum(
             bool(one.state == "failed" or (one.attempts and one.state == "waiting") or one.failed_tensors)
             for one in self.releases
         )
@@ -91,6 +95,7 @@ class NightReport:
         parts = [f"{counts['scanned']} scanned", f"{counts['failed']} failed", f"{again} to try again"]
         parts += [f"{counts['skipped']} skipped", f"{self.waiting} waiting"]
         parts += [f"{self.upgraded} upgraded"] if self.upgraded else []
+        parts += [f"{len(self.failed_upgrades)} not upgraded"] if self.failed_upgrades else []
         return ", ".join(parts)
 
 
@@ -134,6 +139,23 @@ def run_night(
         return _Run(config, store, held, observer or Observer(), progress).run()
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    """What a run knows before it works: what the Hub listed, and the plan."""
+
+    night: Night
+    continued: bool
+    """Whether an earlier run began this night."""
+    listed: listing.Listed
+    fresh: tuple[Release, ...]
+    """Releases that were not known before."""
+    gone: tuple[Release, ...]
+    """Known releases that are not tried anymore."""
+    upgrades: tuple[Outdated, ...]
+    upgrade_load: Load
+    plan: Plan
+
+
 class _Run:
     """One run of one night."""
 
@@ -152,6 +174,7 @@ class _Run:
         self.touched: dict[tuple[str, str], Release] = {}
         self.bases: dict[str, Base | str] = {}
         self.upgraded = 0
+        self.failed_upgrades: list[FailedUpgrade] = []
 
     @property
     def store(self) -> Store:
@@ -162,46 +185,38 @@ class _Run:
 
     def plan_only(self) -> NightReport:
         """Return what a night would do."""
-        night, _ = self._night()
-        listed, fresh = self._listed()
-        upgrades, upgrade_load = self._upgrades(night)
-        plan = self._plan(night, [*fresh, *self._known(night, fresh)], upgrade_load)
-        releases = tuple(entry.release for entry in plan.entries) + plan.others
+        made = self._prepared()
         return NightReport(
             store=self.config.output.store,
-            night=night,
-            planned=plan.entries,
-            upgrades=tuple(upgrades),
-            releases=releases,
-            waiting=sum(one.state == "waiting" for one in plan.others),
-            problems=listed.problems,
+            night=made.night,
+            planned=made.plan.entries,
+            upgrades=made.upgrades,
+            releases=tuple(entry.release for entry in made.plan.entries) + made.plan.others + made.gone,
+            waiting=sum(one.state == "waiting" for one in made.plan.others),
+            problems=made.listed.problems,
             dry_run=True,
-            load=plan.load + upgrade_load,
+            load=made.plan.load + made.upgrade_load,
         )
 
     def run(self) -> NightReport:
         """Run or continue the night."""
-        night, continued = self._night()
-        listed, fresh = self._listed()
-        # Once a night: one whose checkpoint cannot be read anymore would be tried by every run.
-        upgrades, upgrade_load = ([], Load()) if continued and night.state == "done" else self._upgrades(night)
-        gone = superseded(listed.releases, self.ledger.releases.values())
-        left = {one.key for one in gone}
-        known = [one for one in self._known(night, fresh) if one.key not in left]
-        plan = self._plan(night, [*(one for one in fresh if one.open), *known], upgrade_load)
-        changed = [*(one for one in fresh if not one.open), *gone, *self._changed(plan.others)]
-        unfinished = continued and night.state != "done"
-        if not (plan.entries or upgrades or changed or unfinished):
+        made = self._prepared()
+        night, listed, plan = made.night, made.listed, made.plan
+        changed = [*(one for one in made.fresh if not one.open), *made.gone, *self._changed(plan.others)]
+        unfinished = made.continued and night.state != "done"
+        # The first listing has a watermark to record, whatever it lists: the next one continues there.
+        first = listed.watermark is not None and self.ledger.watermark(night.watch_id) is None
+        self._close_earlier(night)
+        if not (plan.entries or made.upgrades or changed or unfinished or first):
             waiting = sum(one.open for one in self.ledger.releases.values())
             return NightReport(store=self.store.url, night=None, waiting=waiting, problems=listed.problems)
-        self._close_earlier(night)
         self.ledger.begin(night)
         night = replace(
             night,
             state="planned",
             watermark=listed.watermark,
             listed=night.listed + listed.count,
-            new=night.new + len(fresh),
+            new=night.new + len(made.fresh),
             planned=night.planned + len(plan.entries),
             bytes=night.bytes + plan.load.bytes,
             expected_seconds=night.expected_seconds + plan.load.seconds,
@@ -211,21 +226,53 @@ class _Run:
         for release in changed:
             self._set(night, release)
         for entry in plan.entries:
-            self._set(night, entry.release.now("planned"))
+            if not entry.release.attempts:
+                self._set(night, entry.release.now("planned"))
         night = self.ledger.write(night)
         self.progress(
-            f"night {night.night_id}: {len(fresh)} new, {len(plan.entries)} planned "
+            f"night {night.night_id}: {len(made.fresh)} new, {len(plan.entries)} planned "
             f"({shown_bytes(plan.load.bytes)}, {plan.load.seconds / 3600:.2g} hours expected), {night.waiting} waiting"
         )
-        if plan.entries or upgrades:
-            self._work(night, plan, upgrades)
-        return self._finish(night, plan, upgrades, listed.problems)
+        if plan.entries or made.upgrades:
+            self._work(night, plan, made.upgrades)
+        return self._finish(night, plan, made.upgrades, listed.problems)
+
+    def _prepared(self) -> _Prepared:
+        """Ask the Hub, and plan."""
+        night, continued = self._night()
+        listed, fresh = self._listed()
+        # Once a night: one whose checkpoint cannot be read anymore would be tried by every run.
+        upgrades, load = ([], Load()) if continued and night.state == "done" else self._upgrades(night)
+        known = self._known()
+        gone = [*superseded(listed.releases, known), *self._changed(known)]
+        left = {one.key for one in gone}
+        waiting = [
+            one
+            for one in known
+            # Not those that this night has tried.
+            if one.key not in left and not (one.attempts and one.night_id == night.night_id and one.state == "waiting")
+        ]
+        plan = self._plan(night, [*fresh, *waiting], load)
+        return _Prepared(
+            night=night,
+            continued=continued,
+            listed=listed,
+            fresh=tuple(fresh),
+            gone=tuple(gone),
+            upgrades=tuple(upgrades),
+            upgrade_load=load,
+            plan=plan,
+        )
 
     def _close_earlier(self, night: Night) -> None:
-        """Write the digest of a night that was interrupted and not continued in time; what it planned is planned again."""
+        """Write the digests of nights that were interrupted and not continued in time; what they planned is planned again.
+
+        Those of other watches, too: one whose config was edited is never continued.
+        """
         assert self.config.output.digests is not None
-        for other in [one for one in self.ledger.nights if one.watch_id == night.watch_id and one.state == "planned"]:
-            if other.night_id != night.night_id:
+        length, now = timedelta(hours=self.config.night.length_hours), datetime.now(UTC)
+        for other in [one for one in self.ledger.nights if one.state == "planned" and one.night_id != night.night_id]:
+            if other.watch_id == night.watch_id or now - other.started_at >= length:
                 write_digest(self.store, other.night_id, self.config.output.digests)
                 self.ledger.write_night(replace(other, state="done"))
 
@@ -241,7 +288,7 @@ class _Run:
         """Ask the Hub, and return what is not known yet; a commit that was scanned under another name is skipped."""
         watch = self.config.watch
         self.progress("asking the Hub for new releases")
-        listed = listing.list_releases(watch, since=self.ledger.watermark(watch.watch_id))
+        listed = listing.list_releases(watch, since=self._since())
         scanned = {one.commit: one for one in self.ledger.releases.values() if one.state == "scanned"}
         fresh: list[Release] = []
         newest: set[tuple[str, str]] = set()
@@ -260,28 +307,54 @@ class _Run:
             fresh.append(release)
         return listed, fresh
 
-    def _known(self, night: Night, fresh: list[Release]) -> list[Release]:
-        """Return the releases that wait, without those that this night has tried."""
-        return [
-            one
-            for one in self.ledger.releases.values()
-            if one.open and not (one.attempts and one.night_id == night.night_id and one.state == "waiting")
-        ]
+    def _since(self) -> datetime | None:
+        """Return from when on the Hub is asked; None: as many hours back as the config says.
 
-    def _changed(self, others: tuple[Release, ...]) -> Iterator[Release]:
+        A watch that is new may be an earlier one that was edited: the days in which nobody watched are listed, too.
+        """
+        watch = self.config.watch
+        mark = self.ledger.watermark(watch.watch_id)
+        if mark is not None:
+            return mark
+        other = self.ledger.watermark()
+        looks_back = timedelta(hours=watch.since_hours)
+        return other if other is not None and datetime.now(UTC) - other > looks_back else None
+
+    def _known(self) -> list[Release]:
+        """Return what is known of every release; those that an earlier run left planned have one attempt more.
+
+        That run ended without a word, and each of them may be why. Alone, it is (`_work`), and given up after the attempts.
+        """
+        most = max(2, self.config.night.attempts)  # the first end does not say which of them it was
+        found = []
+        for release in self.ledger.releases.values():
+            attempts = release.attempts + 1
+            if release.state != "planned":
+                found.append(release)
+            elif attempts < most:
+                found.append(replace(release, attempts=attempts))
+            else:
+                reason = f"the run ended {attempts} times while it was at work: killed, out of memory, or a fault of this program"
+                found.append(release.now("failed", reason, attempts=attempts))
+        return found
+
+    def _changed(self, others: Iterable[Release]) -> Iterator[Release]:
         """Yield those that are new or have another state or reason than before: others need not be written again."""
         for release in others:
             before = self.ledger.releases.get(release.key)
             if before is None or (before.state, before.reason) != (release.state, release.reason):
                 yield release
 
-    def _plan(self, night: Night, candidates: list[Release], reserved: Load) -> Plan:
+    def _plan(self, night: Night, candidates: Sequence[Release], reserved: Load) -> Plan:
+        candidates = [one for one in candidates if one.open]
+        if not candidates:
+            return Plan()
         return make_plan(
-            [one for one in candidates if one.open],
+            candidates,
             self.config.budget,
             night=self.config.night,
             now=datetime.now(UTC),
-            rate=self._rate(),
+            rate=self._rate,
             used=self._used(night) + reserved,
             base_of=self._base if self.config.compute.compare else None,
             size_of=_size,
@@ -291,14 +364,16 @@ class _Run:
         """Return what earlier runs of this night have used of the budget."""
         used = Load()
         for one in self.ledger.releases.values():
-            if one.night_id == night.night_id and (one.state in ("scanned", "failed") or one.attempts):
+            tried = one.state == "waiting" and one.attempts
+            if one.night_id == night.night_id and (one.state in ("scanned", "failed") or tried):
                 size, parameters = sizes(one)
                 used += Load(models=1, bytes=size, parameters=parameters, seconds=one.expected_seconds or 0.0)
         # What its runs really took counts, too, if the estimate was too low.
         return replace(used, seconds=max(used.seconds, night.seconds))
 
+    @cached_property
     def _rate(self) -> Rate:
-        workers = self.config.pool.workers or os.cpu_count() or 1
+        workers = self.config.pool.workers or expected_cores(self.config.pool)
         if self._store is None:
             return Rate(workers=workers)
         for row in self._store.query("scan_rate").to_pylist():
@@ -329,11 +404,15 @@ class _Run:
         share, chosen, used = self.config.budget.upgrade_share, [], Load(models=night.upgraded)
         if self._store is None or not share:
             return [], Load()
-        budget, rate = share_of(self.config.budget, share), self._rate()
-        for one in outdated_scans(self._store):
+        budget = share_of(self.config.budget, share)
+        failures = Counter(one.scan_id for other in self.ledger.nights for one in other.failed_upgrades)
+        # Those that failed come last: they would take the place of others every night.
+        for one in sorted(outdated_scans(self._store), key=lambda one: failures[one.scan_id]):
             if not one.reference.startswith("hf://"):
                 continue  # files of this machine are not the business of a night
-            load = rate.scan(one.bytes or 2 * one.parameters, one.parameters)
+            if failures[one.scan_id] >= self.config.night.attempts:
+                continue
+            load = self._rate.scan(one.bytes or 2 * one.parameters, one.parameters)
             if not (used + load).exceeds(budget):
                 used += load
                 chosen.append(one)
@@ -345,47 +424,97 @@ class _Run:
         self.ledger.set(night, release)
         self.touched[release.key] = self.ledger.releases[release.key]
 
-    def _work(self, night: Night, plan: Plan, upgrades: list[Outdated]) -> None:
-        """Scan and compare what is planned."""
-        from scanner.engine import scan as scan_module  # after the plan: Ray and torch take seconds to load
-        from scanner.engine.session import ray_session
+    def _work(self, night: Night, plan: Plan, upgrades: Sequence[Outdated]) -> None:
+        """Scan and compare what is planned; a release that was tried before is tried alone, after all others.
 
-        config = self.config
-        hours = config.budget.hours
+        While it is, no other one is planned in the store: if this process ends, the next run knows why.
+        """
+        from scanner.engine.session import ray_session  # after the plan: Ray and torch take seconds to load
+
+        hours = self.config.budget.hours
         deadline = self.started + hours * 3600 - night.seconds if hours else None
         watcher = _Watcher(self, night, plan, deadline)
-        shared: dict[str, Any] = {
-            "store": self.store.url,
-            "ensembles": config.compute.ensembles,
-            "pool": config.pool,
-            "observer": watcher,
-        }
+        alone = sorted((one for one in plan.entries if one.release.attempts), key=lambda one: one.release.attempts)
+        connected = False
         try:
-            with ExitStack() as stack:
-                references = self._references(plan)
-                if references:
-                    stack.enter_context(ray_session(config.pool))
-                    scan_module.scan(references, method=config.method, **shared)
-                    for entry in plan.entries:
-                        self._compare(night, entry, watcher.reports, shared)
-                        self.check()
-                if upgrades:
-                    stack.enter_context(ray_session(config.pool))
-                    upgrade(
-                        self.store, upgrades, ensembles=config.compute.ensembles, pool=config.pool, observer=watcher
-                    )
+            with ray_session(self.config.pool):
+                connected = True
+                self._scan(night, [one for one in plan.entries if not one.release.attempts], watcher)
+                for entry in alone:
+                    self._set(night, entry.release.now("planned"))
+                    self.record(night)
+                    self._scan(night, [entry], watcher)
+                self._upgrade(night, upgrades, watcher)
         except _TimeUpError:
             self.progress("the hours of this night are used up: what is left continues in the next")
-        done = {reference for reference, report in watcher.reports.items() if report.error is None}
-        self.upgraded = sum(one.reference in done for one in upgrades)
+        except (KeyboardInterrupt, ScannerError) as error:
+            # Other errors may be those of a release: a machine whose memory it exhausts ends Ray, too.
+            if isinstance(error, KeyboardInterrupt) or not connected:
+                self._put_back(night, plan)
+            raise
         for entry in plan.entries:
             if self.ledger.releases[entry.release.key].state == "planned":
                 reason = "the hours of the night were used up; finished matrices are kept"
                 self._set(night, entry.release.now("waiting", reason))
 
-    def _references(self, plan: Plan) -> list[str]:
-        bases = [entry.base.reference for entry in plan.entries if entry.base is not None and not entry.base.scanned]
-        return list(dict.fromkeys([*bases, *(entry.release.reference for entry in plan.entries)]))
+    def _scan(self, night: Night, entries: Sequence[Entry], watcher: _Watcher) -> None:
+        """Scan releases and their bases in one call, and compare them."""
+        from scanner.engine.scan import scan
+
+        bases = [entry.base.reference for entry in entries if entry.base is not None and not entry.base.scanned]
+        references = list(dict.fromkeys([*bases, *(entry.release.reference for entry in entries)]))
+        if not references:
+            return
+        shared: dict[str, Any] = {
+            "store": self.store.url,
+            "method": self.config.method,
+            "ensembles": self.config.compute.ensembles,
+            "pool": self.config.pool,
+            "observer": watcher,
+        }
+        scan(references, **shared)
+        for entry in entries:
+            watcher.check()
+            self._compare(night, entry, watcher.reports, shared)
+
+    def _upgrade(self, night: Night, upgrades: Sequence[Outdated], watcher: _Watcher) -> None:
+        """Compute scans of an earlier method again. Until they are, they count as failed: one of them may end this process."""
+        if not upgrades:
+            return
+        watcher.check()
+        watcher.reports.clear()
+        self.failed_upgrades = [_failed_upgrade(one, "the run ended while it was computed again") for one in upgrades]
+        self.record(night)
+
+        def judge() -> None:
+            ended = [(one, report) for one in upgrades if (report := watcher.reports.get(one.reference)) is not None]
+            self.failed_upgrades = [_failed_upgrade(one, report.error) for one, report in ended if report.error]
+            self.upgraded = len(ended) - len(self.failed_upgrades)
+
+        try:
+            upgrade(
+                self.store,
+                upgrades,
+                ensembles=self.config.compute.ensembles,
+                pool=self.config.pool,
+                observer=watcher,
+            )
+        except (_TimeUpError, KeyboardInterrupt):
+            judge()
+            raise
+        judge()
+
+    def _put_back(self, night: Night, plan: Plan) -> None:
+        """Record that this run was interrupted, or found no Ray, which no release is to blame for."""
+        for entry in plan.entries:
+            release = entry.release
+            if self.ledger.releases[release.key].state == "planned":
+                if release.attempts:  # the next run counts one more
+                    self._set(night, release.now("planned", attempts=release.attempts - 1))
+                else:
+                    self._set(night, release.now("waiting", "the run was interrupted; finished matrices are kept"))
+        with suppress(ScannerError):
+            self.record(night)
 
     def check(self) -> None:
         """Make sure that this process may go on writing."""
@@ -436,7 +565,7 @@ class _Run:
         from scanner.engine.compare import compare
 
         try:
-            report = compare(entry.base.reference, release.reference, method=self.config.method, **shared)
+            report = compare(entry.base.reference, release.reference, **shared)
         except CheckpointError as error:
             attempts = release.attempts + 1
             if may_pass(error) and attempts < self.config.night.attempts:
@@ -451,12 +580,18 @@ class _Run:
     def record(self, night: Night) -> None:
         """Write what is known now."""
         self.check()
-        self.ledger.write(night)
+        self.ledger.write(self._so_far(night))
 
-    def _finish(self, night: Night, plan: Plan, upgrades: list[Outdated], problems: tuple[str, ...]) -> NightReport:
-        self.check()
+    def _so_far(self, night: Night) -> Night:
+        """Return the night with what this run has used and could not do: a run that is killed has used it, too."""
+        failed = {one.scan_id: one for one in (*night.failed_upgrades, *self.failed_upgrades)}
         seconds = night.seconds + time.monotonic() - self.started
-        night = replace(night, finished_at=datetime.now(UTC), seconds=seconds, upgraded=night.upgraded + self.upgraded)
+        return replace(night, seconds=seconds, failed_upgrades=tuple(failed.values()))
+
+    def _finish(self, night: Night, plan: Plan, upgrades: Sequence[Outdated], problems: tuple[str, ...]) -> NightReport:
+        self.check()
+        night = self._so_far(night)
+        night = replace(night, finished_at=datetime.now(UTC), upgraded=night.upgraded + self.upgraded)
         night = self.ledger.write(night)
         assert self.config.output.digests is not None
         self.progress("writing the digest")
@@ -473,6 +608,7 @@ class _Run:
             digest=where,
             load=plan.load,
             upgraded=self.upgraded,
+            failed_upgrades=tuple(self.failed_upgrades),
         )
 
 
@@ -484,16 +620,26 @@ class _Watcher(Observer):
         self._entries = {entry.release.reference: entry for entry in plan.entries}
         self.reports: dict[str, ModelReport] = {}
         self._recorded = time.monotonic()
-        told = run.observer
-        for name in ("opening", "damaged", "starting", "workers", "waiting", "hung", "dispatching"):
-            setattr(self, name, getattr(told, name))
+        for name in vars(Observer):  # everything else is passed on as it is
+            if not name.startswith("_") and name not in vars(_Watcher):
+                setattr(self, name, getattr(run.observer, name))
 
     def task_done(self, task: Task, *, failed: list[str]) -> None:
         """Pass it on; end the run if the time is up."""
         self._run.observer.task_done(task, failed=failed)
+        self.check()
+        self._record()
+
+    def check(self) -> None:
+        """End the run if the time is up, or if another one has taken over."""
         self._run.check()
         if self._deadline is not None and time.monotonic() > self._deadline:
             raise _TimeUpError
+
+    def _record(self) -> None:
+        if time.monotonic() - self._recorded > _RECORD_SECONDS:
+            self._recorded = time.monotonic()
+            self._run.record(self._night)
 
     def model_done(self, model: ModelReport) -> None:
         """Keep the result of a release, and record it now and then."""
@@ -503,9 +649,12 @@ class _Watcher(Observer):
         if entry is None or self._run.ledger.releases[entry.release.key].state != "planned":
             return
         self._run.outcome(self._night, entry, model)
-        if time.monotonic() - self._recorded > _RECORD_SECONDS:
-            self._recorded = time.monotonic()
-            self._run.record(self._night)
+        self._record()
+
+
+def _failed_upgrade(one: Outdated, reason: object) -> FailedUpgrade:
+    repository, _, commit = one.reference.removeprefix("hf://").partition("@")
+    return FailedUpgrade(scan_id=one.scan_id, repository=repository, commit=commit, reason=str(reason))
 
 
 def _size(release: Release) -> int | Release:

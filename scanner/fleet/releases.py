@@ -6,7 +6,7 @@ import json
 import re
 import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
@@ -76,6 +76,16 @@ class Release:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FailedUpgrade:
+    """A scan of an earlier method that a night could not compute again."""
+
+    scan_id: str
+    repository: str
+    commit: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Night:
     """One night; the fields are columns of table `nights`."""
 
@@ -97,7 +107,15 @@ class Night:
     expected_seconds: float = 0.0
     seconds: float = 0.0
     problems: tuple[str, ...] = ()
+    failed_upgrades: tuple[FailedUpgrade, ...] = ()
     config: str = ""
+
+    @property
+    def mark(self) -> datetime | None:
+        """The watermark; if it is later than the night, which no change can be that the night has seen, the start of the night."""
+        if self.watermark is None or self.watermark <= (self.finished_at or self.started_at):
+            return self.watermark
+        return self.started_at
 
 
 @dataclass(kw_only=True)
@@ -131,10 +149,10 @@ class Ledger:
         """Return the newest night in which this was watched."""
         return next((night for night in self.nights if night.watch_id == watch_id), None)
 
-    def watermark(self, watch_id: str) -> datetime | None:
-        """Return the newest change on the Hub that is recorded of what is watched."""
-        marks = [night.watermark for night in self.nights if night.watch_id == watch_id and night.watermark is not None]
-        return max(marks, default=None)
+    def watermark(self, watch_id: str | None = None) -> datetime | None:
+        """Return the newest change on the Hub that is recorded of what is watched; None: of anything that is watched."""
+        nights = (night for night in self.nights if watch_id in (None, night.watch_id))
+        return max((night.mark for night in nights if night.mark), default=None)
 
     def begin(self, night: Night) -> None:
         """Write into this night from now on; what it already changed stays in its file."""
@@ -188,6 +206,7 @@ class Ledger:
         """
         one = {name: getattr(night, name) for name in SCHEMAS["nights"].names if hasattr(night, name)}
         one |= {"problems": json.dumps(list(night.problems)), "scanner_version": __version__}
+        one["failed_upgrades"] = json.dumps([asdict(failed) for failed in night.failed_upgrades])
         self.store.write_rows("nights", night.night_id, rows("nights", one, 1), method={})
         self.nights = [night, *(other for other in self.nights if other.night_id != night.night_id)]
 
@@ -231,8 +250,23 @@ def _night(row: Mapping[str, Any]) -> Night | None:
     if row["state"] not in ("planned", "done") or not is_night(row["night_id"]) or row["started_at"] is None:
         return None
     values = {one.name: row[one.name] for one in fields(Night) if row[one.name] is not None}
+    problems = tuple(map(str, _list_in(row["problems"])))
+    return Night(**values | {"problems": problems, "failed_upgrades": failed_upgrades(row["failed_upgrades"])})
+
+
+def failed_upgrades(text: str | None) -> tuple[FailedUpgrade, ...]:
+    """Read the column `failed_upgrades` of `nights`; what we did not write is left out."""
+    names = [one.name for one in fields(FailedUpgrade)]
+    return tuple(
+        FailedUpgrade(**{name: str(one[name]) for name in names})
+        for one in _list_in(text)
+        if isinstance(one, dict) and {*names} <= {*one}
+    )
+
+
+def _list_in(text: str | None) -> list[Any]:
     try:
-        problems = json.loads(row["problems"] or "[]")
+        found = json.loads(text or "[]")
     except (ValueError, RecursionError):
-        problems = []
-    return Night(**values | {"problems": tuple(map(str, problems)) if isinstance(problems, list) else ()})
+        return []
+    return found if isinstance(found, list) else []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
 
@@ -52,6 +53,8 @@ class Table:
     """Which registered metrics are columns, too."""
     paths: tuple[str, ...] = ()
     """Text columns that may hold paths of the machine; `publish` shortens them."""
+    published: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """JSON columns of which `publish` keeps these keys only: others say where things are, which is nobody else's business."""
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -619,7 +622,8 @@ _ALL = (
         description="nightly scans of new releases on the Hub: what was listed, planned and done. The newest row of a `watch_id` "
         "holds its watermark",
         file="<night_id>",
-        paths=("problems", "config"),
+        paths=("problems", "failed_upgrades", "config"),
+        published={"config": ("watch", "budget", "method")},
         declared=(
             _NIGHT_ID,
             _text("watch_id", "what was watched: hash of section `watch` of the config", required=True),
@@ -639,6 +643,9 @@ _ALL = (
             _float("expected_seconds", "expected duration of what was planned", unit="s"),
             _float("seconds", "duration of its runs", unit="s"),
             _text("problems", "what could not be watched, with the reason (JSON)"),
+            _text(
+                "failed_upgrades", "scans of an earlier method that could not be computed again, with the reason (JSON)"
+            ),
             _text("config", "the configuration (JSON)"),
             _SCANNER,
         ),

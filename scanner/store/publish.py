@@ -37,7 +37,7 @@ from scanner.store.groups import GROUPED, names_of, results, row_digest, row_of,
 from scanner.store.publish_card import card
 from scanner.store.staging import ROW_GROUP
 from scanner.store.store import Store
-from scanner.store.tables import SCHEMAS, TABLES, complete, described, tables_of
+from scanner.store.tables import SCHEMAS, TABLES, complete, described, json_object, tables_of
 from scanner.store.transfer import metadata_of, write_rows
 from scanner.store.verification import COMMITTING
 from scanner.version import __version__
@@ -272,7 +272,7 @@ def _publish_file(source: StoreFiles, path: str, to: Path, table: str, records: 
             found = parquet.schema_arrow.metadata or {}
             metadata = {key.decode(): value.decode() for key, value in found.items()}
             clean = {key: without_local_paths(value) for key, value in metadata.items()}
-            may_hold_paths = clean != metadata or bool(TABLES[table].paths)
+            may_hold_paths = clean != metadata or bool(TABLES[table].paths or TABLES[table].published)
             clean.pop(SEAL, None)
             as_it_is = (
                 table not in COMMITTING
@@ -342,6 +342,9 @@ def _redacted(table: str, rows: pa.Table) -> pa.Table:
     """Return the rows in the schema of the table, with missing columns as null, and without paths of this machine."""
     rows = complete(table, rows)
     models = rows["model"].to_pylist() if "model" in rows.column_names else [None] * rows.num_rows
+    for name, keys in TABLES[table].published.items():
+        values = [_with_keys(value, keys) for value in rows[name].to_pylist()]
+        rows = rows.set_column(rows.column_names.index(name), name, pa.array(values, pa.string()))
     for name in TABLES[table].paths:
         clean = _source if name == "source" else _text
         values = [clean(value, model) for value, model in zip(rows[name].to_pylist(), models, strict=True)]
@@ -351,6 +354,12 @@ def _redacted(table: str, rows: pa.Table) -> pa.Table:
 
 def _text(value: str | None, model: str | None) -> str | None:
     return None if value is None else without_local_paths(value)
+
+
+def _with_keys(value: str | None, keys: Collection[str]) -> str | None:
+    if value is None:
+        return None
+    return json.dumps({key: one for key, one in json_object(value).items() if key in keys}, sort_keys=True)
 
 
 def _source(value: str | None, model: str | None) -> str | None:

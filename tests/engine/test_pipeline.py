@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from scanner import PoolOptions, open_store
+from scanner.checkpoint import Checkpoint, open_checkpoint
 from scanner.engine.ahead import OPENED_AHEAD, Opened, Opener, open_reference
 from scanner.engine.method import Method
 from scanner.engine.scan import ScanWork
@@ -76,6 +77,23 @@ def test_an_error_of_the_iterator_of_references_reaches_the_caller() -> None:
     opener = Opener(references(), lambda reference: Opened(reference=reference))
     with pytest.raises(ZeroDivisionError):
         take_all(opener)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_checkpoint_that_crashes_while_it_is_opened_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crashes(reference: str, **options: Any) -> Checkpoint:
+        if reference.endswith("bad"):
+            raise RecursionError("maximum depth\nexceeded")
+        return open_checkpoint(reference, **options)
+
+    monkeypatch.setattr("scanner.engine.ahead.open_checkpoint", crashes)
+    bad, good = small(tmp_path / "bad", layers=1), small(tmp_path / "good", layers=1, seed=1)
+    first, second = run_scan([bad, good], store=tmp_path / "store", pool=ONE).models
+    assert str(first.error) == f"{bad}: opening it failed unexpectedly (RecursionError: exceeded)"
+    assert isinstance(first.error, CheckpointError)
+    assert (second.error, second.failed) == (None, 0)
 
 
 @pytest.mark.usefixtures("local_ray")

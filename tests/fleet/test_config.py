@@ -86,6 +86,7 @@ def test_amounts_have_units(text: str, number: int) -> None:
         ("[watch]\ntask = 'a'\n[budget]\nhours = -1", "[budget] hours must be a number, at least 0, got -1"),
         ("[watch]\ntask = 'a'\n[budget]\nhours = nan", "[budget] hours must be a number, at least 0, got NaN"),
         ("[watch]\ntask = 'a'\n[budget]\nupgrade_share = 2", "at least 0 and at most 1, got 2"),
+        ("[watch]\ntask = 'a'\n[budget]\nbytes = '500 B'", "[budget] bytes '500 B' may mean bytes or billions of them"),
         ("[watch]\ntask = 'a'\n[budget]\nmodels = true", "[budget] models must be a whole number, got true"),
         ("[watch]\ntask = 'a'\n[method]\nroles = ['quary']", "[method] roles must be each item one of query, key"),
         ("[watch]\ntask = 'a'\n[method]\nnull = 'x'", "[method] null"),
@@ -126,3 +127,6 @@ def test_what_is_watched_has_an_identity_that_budgets_do_not_change() -> None:
     assert one.watch.watch_id == other.watch.watch_id
     assert one.watch.watch_id != Watch(task="b").watch_id
     assert Watch(task="a", repositories=("org/x",)).watch_id == one.watch.watch_id
+    assert Watch(task="a", exclude=("*/*-GGUF",)).watch_id == one.watch.watch_id
+    # Those of stores that were written before.
+    assert one.watch.watch_id == "588b8bf5e49e095c"

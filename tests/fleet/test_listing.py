@@ -45,8 +45,32 @@ def test_a_listing_ends_at_the_watermark_minus_the_overlap(hub: Hub) -> None:
     assert len(names(watch)) == 11
     assert names(watch, now - timedelta(hours=3.5)) == [f"org/r{number}" for number in range(6)]
     assert len(hub.seen("list")) == 2  # one page each
-    watermark = list_releases(watch, since=now + timedelta(days=1)).watermark
-    assert watermark == now + timedelta(days=1)  # it never goes back
+    soon = datetime.now(UTC)
+    assert list_releases(watch, since=soon).watermark == soon  # it never goes back
+
+
+def test_a_change_in_the_future_hides_nothing_that_follows(hub: Hub) -> None:
+    many(hub, 2)
+    hub.repositories["org/r0"].modified = datetime.now(UTC) + timedelta(days=365)
+    watch = Watch(task="text-generation")
+    first = list_releases(watch, since=None)
+    assert [one.repository for one in first.releases] == ["org/r0", "org/r1"]
+    asked = datetime.now(UTC)
+    assert first.watermark is not None
+    assert asked - timedelta(minutes=5) < first.watermark <= asked
+    hub.commit("org/new", {})
+    hub.repositories["org/new"].listed = dict(TASK)
+    assert names(watch, first.watermark)[:2] == ["org/r0", "org/new"]
+
+
+def test_a_listing_without_models_has_the_time_of_the_request_as_watermark(hub: Hub) -> None:
+    before = datetime.now(UTC)
+    watermark = list_releases(Watch(task="text-generation"), since=None).watermark
+    assert watermark is not None
+    assert before <= watermark <= datetime.now(UTC)
+    assert list_releases(Watch(task="text-generation"), since=before).watermark == before
+    hub.commit("a/one", {})
+    assert list_releases(Watch(repositories=("a/one",)), since=None).watermark is None  # nothing was listed
 
 
 def test_pushes_while_pages_are_listed_lose_and_double_nothing(hub: Hub) -> None:
@@ -158,7 +182,10 @@ def test_entries_that_are_no_models_are_left_out(hub: Hub) -> None:
         )
     ):
         add(hub, f"a/bad{number}", **entry)
-    assert names(Watch(authors=("a",))) == ["a/one"]
+    listed = list_releases(Watch(authors=("a",)), since=None)
+    assert [one.repository for one in listed.releases] == ["a/one"]
+    [told] = listed.problems
+    assert told.startswith("6 entries of the list of models are not understood, such as ")  # and one is disabled
     add(
         hub,
         "a/odd",
@@ -170,6 +197,25 @@ def test_entries_that_are_no_models_are_left_out(hub: Hub) -> None:
     )
     [odd, _] = list_releases(Watch(authors=("a",)), since=None).releases
     assert (odd.parameters, odd.bytes, odd.downloads, odd.task, odd.license) == (None, None, None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("written", "parameters"),
+    [
+        ({"cardData": {"self": "x", "license": "mit"}}, 1000),
+        ({"cardData": {"ignore_metadata_errors": True, "license": "mit"}}, 1000),
+        ({"cardData": {"license": "mit", "model-index": "x"}}, 1000),
+        ({"cardData": {"license": "mit"}, "safetensors": {"parameters": {"F32": 5}}}, 5),
+        ({"cardData": {"license": "mit"}, "safetensors": {"total": 5}}, None),
+        ({"cardData": {"license": "mit"}, "safetensors": 5}, None),
+    ],
+)
+def test_what_is_written_on_a_card_hides_no_release(hub: Hub, written: dict[str, Any], parameters: int | None) -> None:
+    size = {"parameters": {"F32": 1000}, "total": 1000}
+    add(hub, "a/one", **{"tags": [], "safetensors": size, **written})
+    listed = list_releases(Watch(authors=("a",)), since=None)
+    assert [(one.repository, one.license, one.parameters) for one in listed.releases] == [("a/one", "mit", parameters)]
+    assert listed.problems == ()
 
 
 def test_listed_repositories_are_looked_up_and_one_that_is_missing_is_told(hub: Hub) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 
+from scanner.checkpoint.sources.hub_files import hub_files
 from scanner.engine.options import PoolOptions
+from scanner.engine.work import Observer
 from scanner.errors import CheckpointError, RateLimitedError
 from scanner.fleet import nightly
 from scanner.fleet.backfill import outdated_scans, upgrade
+from scanner.fleet.plan import Plan
 from scanner.rmt import analysis
 from scanner.store import Store, open_store
 from scanner.store.files import StoreFiles
@@ -23,6 +28,8 @@ from tests.golden import command
 
 from .conftest import Run
 from .releases import add, config
+
+scanning = importlib.import_module("scanner.engine.scan")
 
 
 def states(store: Store, **where: Any) -> dict[str, str]:
@@ -200,7 +207,8 @@ def test_a_night_that_is_killed_continues(
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    for place in ("_work", "_finish"):
+    # The second run tries both alone, and records each before the next.
+    for place, recorded in (("_work", {"planned"}), ("_finish", {"planned", "scanned"})):
         with monkeypatch.context() as patch:
             patch.setattr(nightly._Run, place, stop)
             with pytest.raises(KeyboardInterrupt):
@@ -208,7 +216,7 @@ def test_a_night_that_is_killed_continues(
         store = opened(tmp_path)
         [row] = store.query("nights").to_pylist()
         assert row["state"] == "planned"
-        assert {*states(store).values()} == {"planned"}
+        assert {*states(store).values()} == recorded
     with monkeypatch.context() as patch:
         patch.setattr(nightly, "write_digest", stop)
         with pytest.raises(KeyboardInterrupt):
@@ -221,6 +229,99 @@ def test_a_night_that_is_killed_continues(
     [row] = store.query("nights").to_pylist()
     assert (row["state"], row["scanned"], row["new"]) == ("done", 2, 2)
     assert night("seven").nothing
+
+
+def test_a_release_that_ends_the_run_is_tried_alone_and_given_up(
+    night_hub: Hub, night: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(night_hub, "twelve/poison", 100)
+    add(night_hub, "twelve/first", 101)
+    real, calls = scanning.scan, list[int]()
+
+    def crashes(references: list[str], **options: Any) -> Any:
+        calls.append(len(references))
+        if any("poison" in reference for reference in references):
+            raise ZeroDivisionError("like a process that is killed")
+        return real(references, **options)
+
+    monkeypatch.setattr(scanning, "scan", crashes)
+    following = "length_hours = 0\nattempts = 3"
+    with pytest.raises(ZeroDivisionError):
+        night("twelve", night=following)
+    store = opened(tmp_path)
+    assert states(store) == {"twelve/poison": "planned", "twelve/first": "planned"}
+    add(night_hub, "twelve/new", 102)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            night("twelve", night=following)
+        if states(store)["twelve/first"] == "scanned":
+            break
+    assert states(store)["twelve/new"] == "scanned"
+    while states(store)["twelve/poison"] == "planned":
+        assert len(calls) < 12
+        try:
+            report = night("twelve", night=following)
+        except ZeroDivisionError:
+            continue
+    assert states(store) == {"twelve/poison": "failed", "twelve/first": "scanned", "twelve/new": "scanned"}
+    assert (report.exit_status, report.failed) == (3, 1)
+    assert "the run ended 3 times while it was at work" in Path(str(report.digest)).read_text()
+    assert night("twelve", night=following).nothing
+
+
+def test_a_night_that_is_interrupted_counts_no_attempt_and_its_time(
+    night_hub: Hub, night: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(night_hub, "thirteen/a", 110)
+    real = scanning.scan
+
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        real(*arguments, **options)
+        raise KeyboardInterrupt
+
+    for _ in range(4):
+        with monkeypatch.context() as patch:
+            patch.setattr(scanning, "scan", interrupted)
+            patch.setattr(nightly._Run, "outcome", lambda *_: None)
+            with pytest.raises(KeyboardInterrupt):
+                night("thirteen")
+        [row] = opened(tmp_path).query("releases").to_pylist()
+        assert (row["state"], row["attempts"]) == ("waiting", 0)
+    [interrupted_night] = opened(tmp_path).query("nights").to_pylist()
+    assert (interrupted_night["state"], interrupted_night["seconds"] > 0) == ("planned", True)
+    night("thirteen")
+    assert states(opened(tmp_path)) == {"thirteen/a": "scanned"}
+    [done] = opened(tmp_path).query("nights").to_pylist()
+    assert done["seconds"] > interrupted_night["seconds"]
+
+
+def test_a_run_that_is_killed_has_used_its_hours(
+    night_hub: Hub, night: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(night_hub, "fourteen/a", 120)
+
+    def killed(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(nightly, "_RECORD_SECONDS", -1.0)
+    monkeypatch.setattr(nightly._Run, "outcome", killed)
+    with pytest.raises(ZeroDivisionError):
+        night("fourteen")
+    [row] = opened(tmp_path).query("nights").to_pylist()
+    assert row["seconds"] > 0
+
+
+def test_everything_that_an_observer_is_told_is_passed_on() -> None:
+    class Told(Observer):
+        def __getattribute__(self, name: str) -> Any:
+            return name if name in vars(Observer) and not name.startswith("_") else super().__getattribute__(name)
+
+    run: Any = SimpleNamespace(observer=Told(), check=lambda: None)
+    watcher = nightly._Watcher(run, cast("Any", None), Plan(), None)
+    methods = {name for name in vars(Observer) if not name.startswith("_")}
+    assert {"note", "expecting", "hashing"} <= methods
+    passed = {name for name in methods if getattr(watcher, name) == name}
+    assert methods - passed == {"task_done", "model_done"}  # which the nightly scan needs, too
 
 
 def test_scans_of_an_earlier_method_are_computed_again(
@@ -246,6 +347,31 @@ def test_scans_of_an_earlier_method_are_computed_again(
     assert upgrade(store).models == ()
     versions = store.sql("select model, method ->> '$.version' as v from scans order by all").to_pylist()
     assert [(row["model"], row["v"]) for row in versions] == [(f"eight/{x}", v) for x in "ab" for v in "12"]
+
+
+def test_a_scan_that_cannot_be_computed_again_takes_no_place_and_is_told(
+    night_hub: Hub, night: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(night_hub, "fifteen/a", 130)
+    night("fifteen", method='roles = ["query"]')
+    add(night_hub, "fifteen/gone", 131)
+    night("fifteen", method='roles = ["query"]')
+    monkeypatch.setattr(analysis, "METHOD_VERSION", analysis.METHOD_VERSION + 1)
+    store = opened(tmp_path)
+    assert [one.model for one in outdated_scans(store)] == ["fifteen/gone", "fifteen/a"]
+    night_hub.delete("fifteen/gone")
+    hub_files.cache_clear()  # of this process, which would not ask again where the file is
+    one = {"budget": "models = 10\nupgrade_share = 0.1", "night": "length_hours = 0\nattempts = 2"}
+    first = night("fifteen", **one)
+    assert (first.upgraded, first.failed, first.exit_status) == (0, 1, 3)
+    assert first.summary.endswith("1 not upgraded")
+    failed = json.loads(Path(str(first.digest)).with_suffix(".json").read_text())["failed"]
+    assert [row["repository"] for row in failed] == ["fifteen/gone"]
+    assert "its scan of an earlier method could not be computed again: there is no" in failed[0]["reason"]
+    second = night("fifteen", **one)
+    assert (second.upgraded, second.exit_status) == (1, 0)
+    assert night("fifteen", **one).failed == 1  # its second night
+    assert night("fifteen", **one).nothing
 
 
 def test_the_command_ends_with_the_status_of_the_night(

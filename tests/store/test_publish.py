@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -48,6 +49,29 @@ def full(store: Store) -> Store:
     rows = pa.Table.from_pylist([point], schema=SCHEMAS["experiments"])
     store.write_rows("experiments", "r", rows, method={"text": "/data/private/a.txt"})
     return store
+
+
+def test_of_the_configuration_of_a_night_only_what_was_watched_and_how_is_published(
+    store: Store, tmp_path: Path
+) -> None:
+    add_scan(store, "a", [Matrix()])
+    sections = {
+        "watch": {"authors": ["org"]},
+        "budget": {"models": 3},
+        "method": {"sigma": "median"},
+        "output": {"store": "s3://private/results", "digests": "s3://KEY:SECRET@private/digests"},
+        "pool": {"address": "10.1.2.3:6379"},
+        "night": {"attempts": 3},
+    }
+    night = {"night_id": "20261101T120000Z-0000", "watch_id": "w", "state": "done", "config": json.dumps(sections)}
+    rows = pa.Table.from_pylist([night], schema=SCHEMAS["nights"])
+    store.write_rows("nights", night["night_id"], rows, method={})
+    publish(store, tmp_path / "published")
+    [published] = open_store(str(tmp_path / "published")).query("nights").to_pylist()
+    assert json.loads(published["config"]) == {key: sections[key] for key in ("watch", "budget", "method")}
+    assert not any(
+        b"private" in content or b"10.1.2.3" in content for content in contents(tmp_path / "published").values()
+    )
 
 
 def contents(folder: Path) -> dict[str, bytes]:
