@@ -181,7 +181,7 @@ def test_an_interruption_does_not_wait_for_a_store_that_is_gone(tmp_path: Path) 
 
     def interrupted() -> None:
         with night(files):
-            files.swap = stuck  # type: ignore[method-assign]
+            files.swap = stuck  # type: ignore[method-assign,assignment]
             started[0] = time.monotonic()
             raise KeyboardInterrupt
 
