@@ -18,39 +18,42 @@ import measure
 import numpy as np  # isort: skip
 import torch
 
-from scanner.engine.plan import decomposition_cost
+from scanner.engine.plan import expected_seconds, matrix_memory
 from scanner.rmt.analysis import analyze
 
 #: Shapes that are measured; cost grows from the first to the last by a factor of 1000.
 MEASURED = ((512, 512), (1024, 1024), (512, 2048), (2048, 2048), (1024, 4096), (4096, 4096))
-#: Memory of a worker: four times its matrix in float64, and the libraries.
-COPIES, LIBRARIES = 4, 600e6
 #: Share of the memory of a node that is left for workers.
 USABLE = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """The weight matrices of a model: shape and number."""
+    """The weight matrices of a model: shape and number, without and with embedding and output head."""
 
     name: str
     shapes: tuple[tuple[int, int, int], ...]
+    embeddings: tuple[int, int, int]
     bytes_per_weight: float = 2.0
 
     @property
     def parameters(self) -> float:
-        """Number of weights."""
-        return float(sum(rows * cols * count for rows, cols, count in self.shapes))
+        """Number of weights in the file."""
+        return float(sum(rows * cols * count for rows, cols, count in (*self.shapes, self.embeddings)))
 
     @property
     def matrices(self) -> int:
         """Number of matrices."""
         return sum(count for _, _, count in self.shapes)
 
-    @property
-    def cost(self) -> float:
-        """Units of `decomposition_cost`."""
-        return sum(count * decomposition_cost(rows, cols) for rows, cols, count in self.shapes)
+    def core_hours(self, rate: float) -> float:
+        """Hours of one core of this rate for the matrices of the blocks, which are what a scan takes by default."""
+        return sum(count * expected_seconds(rows, cols, rate) for rows, cols, count in self.shapes) / 3600
+
+    def more(self, rate: float) -> float:
+        """What `--embeddings` adds, as a part of `core_hours`."""
+        rows, cols, count = self.embeddings
+        return count * expected_seconds(rows, cols, rate) / 3600 / self.core_hours(rate)
 
     @property
     def triplets(self) -> int:
@@ -59,20 +62,21 @@ class Model:
 
     def memory(self, *, embeddings: bool) -> float:
         """Bytes of the worker that has the largest matrix, or the largest of a block."""
-        sizes = sorted((rows * cols, count) for rows, cols, count in self.shapes)
-        largest = sizes[-1] if embeddings else [size for size in sizes if size[1] > 2][-1]
-        return COPIES * 8 * largest[0] + LIBRARIES
+        shapes = (self.embeddings,) if embeddings else self.shapes
+        return max(matrix_memory(rows, cols) for rows, cols, _ in shapes)
 
 
-def llama(name: str, layers: int, hidden: int, key_value: int, inner: int, vocabulary: int) -> Model:
+def llama(
+    name: str, layers: int, hidden: int, key_value: int, inner: int, vocabulary: int, *, tied: bool = False
+) -> Model:
     """A Llama: attention, gated MLP, embedding and output head."""
     block = ((hidden, hidden, 2 * layers), (key_value, hidden, 2 * layers), (inner, hidden, 3 * layers))
-    return Model(name=name, shapes=(*block, (vocabulary, hidden, 2)))
+    return Model(name=name, shapes=block, embeddings=(vocabulary, hidden, 1 if tied else 2))
 
 
 #: The shapes of Llama 3.2 1B, 3.1 8B and 70B, and of Llama 4 Maverick: 24 of 48 blocks have 128 experts and a shared one.
 MODELS = (
-    llama("1B", 16, 2048, 512, 8192, 128_256),
+    llama("1B", 16, 2048, 512, 8192, 128_256, tied=True),
     llama("8B", 32, 4096, 1024, 14_336, 128_256),
     llama("70B", 80, 8192, 1024, 28_672, 128_256),
     Model(
@@ -83,10 +87,15 @@ MODELS = (
             (8192, 5120, 24 * 3 * 129),
             (16_384, 5120, 24 * 3),
             (128, 5120, 24),
-            (202_048, 5120, 2),
         ),
+        embeddings=(202_048, 5120, 2),
     ),
 )
+
+
+#: Models in the table of many nodes, and the assumed releases of a day.
+FLEETS = (("8B", 100), ("8B", 1000), ("70B", 10), ("400B MoE", 1))
+RELEASES = {"1B": 1000, "8B": 420, "70B": 70, "400B MoE": 10}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +149,7 @@ def measured(shapes: Iterable[tuple[int, int]]) -> Iterator[measure.Row]:
         for shape in shapes:
             [alone] = pool.map(analyzed, [shape])
             busy = statistics.mean(pool.map(analyzed, [shape] * cores, chunksize=1))
-            cost = decomposition_cost(*shape)
+            cost = expected_seconds(*shape, 1.0)
             yield {
                 "shape": f"{shape[0]}x{shape[1]}",
                 "cost": cost,
@@ -155,7 +164,7 @@ def estimates(core: float) -> Iterator[measure.Row]:
     """Hours and dollars per model on one node of each type."""
     for model in MODELS:
         for node in NODES:
-            hours = model.cost / node.rate(model, core) / 3600
+            hours = model.core_hours(node.rate(model, core))
             yield {
                 "model": model.name,
                 "node": node.name,
@@ -164,6 +173,33 @@ def estimates(core: float) -> Iterator[measure.Row]:
                 "on_demand_usd": hours * node.hourly,
                 "spot_usd": hours * node.spot,
             }
+
+
+def many(core: float) -> Iterator[measure.Row]:
+    """Hours and dollars of many models on 512 cores and on 64 GPUs."""
+    models = {model.name: model for model in MODELS}
+    for name, count in FLEETS:
+        for node, nodes in ((NODES[0], 8), (NODES[2], 8)):
+            hours = count * models[name].core_hours(node.rate(models[name], core)) / nodes
+            yield {
+                "models": f"{count} of {name}",
+                "nodes": f"{nodes} of {node.name}",
+                "hours": hours,
+                "spot_usd": hours * nodes * node.spot,
+            }
+
+
+def day(core: float) -> Iterator[measure.Row]:
+    """Core hours and terabytes of the assumed releases of a day."""
+    for model in MODELS:
+        count = RELEASES[model.name]
+        yield {
+            "size": model.name,
+            "repositories": count,
+            "core_hours": count * model.core_hours(core),
+            "TB": count * model.parameters * model.bytes_per_weight / 1e12,
+            "million_rows": count * model.triplets / 1e6,
+        }
 
 
 def main() -> None:
@@ -187,8 +223,8 @@ def main() -> None:
                 "billion": model.parameters / 1e9,
                 "GB": model.parameters * model.bytes_per_weight / 1e9,
                 "million_rows": model.triplets / 1e6,
-                "cost": model.cost,
-                "core_hours": model.cost / rate / 3600,
+                "core_hours": model.core_hours(rate),
+                "with_embeddings": 1.0 + model.more(rate),
                 "GB_block": model.memory(embeddings=False) / 1e9,
                 "GB_embedding": model.memory(embeddings=True) / 1e9,
             }
@@ -196,6 +232,8 @@ def main() -> None:
         ],
     )
     measure.table("One node", list(estimates(rate)))
+    measure.table("Many nodes, spot", list(many(rate)))
+    measure.table("All new models of a day", list(day(rate)))
     per_dollar = [
         (model.name, node.name, node.rate(model, rate) / node.spot / (NODES[0].rate(model, rate) / NODES[0].spot))
         for model in MODELS

@@ -72,6 +72,7 @@ class Events(Observer):
     def __init__(self) -> None:
         self._items = self._done = self._failed = self._alive = 0
         self._cost = self._cost_done = 0.0
+        self._more = False  # whether further checkpoints are opened
         self._told = time.monotonic()
 
     def __enter__(self) -> Events:
@@ -96,9 +97,14 @@ class Events(Observer):
 
     def starting(self, items: int, cost: float, kept: int, what: str = "matrices and controls") -> None:
         """The queue is complete."""
-        self._items, self._cost = items, cost
+        self._items, self._cost, self._more = items, cost, False
         self._done, self._failed, self._cost_done, self._alive = 0, 0, 0.0, 0
         self._emit("starting", items=items, kept=kept, what=what, cost_gflop=round(cost / 1e9, 3))
+
+    def expecting(self, items: int, cost: float, kept: int, *, more: bool) -> None:
+        """Further checkpoints were opened."""
+        self._items, self._cost, self._more = items, cost, more
+        self._emit("expecting", items=items, kept=kept, more=more, cost_gflop=round(cost / 1e9, 3))
 
     def workers(self, alive: int, wanted: int) -> None:
         """A worker has started or was lost."""
@@ -107,6 +113,10 @@ class Events(Observer):
         self._emit(
             "worker_lost" if lost else "workers", level="warning" if lost else "info", ready=alive, wanted=wanted
         )
+
+    def note(self, text: str) -> None:
+        """Something about the workers."""
+        self._emit("note", message=text)
 
     def waiting(self, reason: str) -> None:
         """There is no worker."""
@@ -120,6 +130,10 @@ class Events(Observer):
         """The first worker is ready."""
         self._emit("dispatching")
 
+    def hashing(self, models: list[str]) -> None:
+        """The commit waits for the hash of the files."""
+        self._emit("hashing", models=models)
+
     def task_done(self, task: Task, *, failed: list[str]) -> None:
         """The results of a task are stored."""
         self._done += task.items
@@ -131,7 +145,12 @@ class Events(Observer):
             self._told = time.monotonic()
             share = self._cost_done / self._cost if self._cost else 1.0
             self._emit(
-                "progress", done=self._done, items=self._items, failed=self._failed, share_of_cost=round(share, 4)
+                "progress",
+                done=self._done,
+                items=self._items,
+                more=self._more,
+                failed=self._failed,
+                share_of_cost=round(share, 4),
             )
 
     def model_done(self, model: ModelReport) -> None:

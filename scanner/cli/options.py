@@ -51,6 +51,16 @@ def register(
     app.command(name, cls=Verb, help=text)(expanded.call)
 
 
+def given(context: typer.Context, *kinds: type) -> list[str]:
+    """Return the flags of these configurations that are on the command line."""
+    names = {one.name for kind in kinds if (config := _config_of(kind)) is not None for one in config.options}
+    return [
+        _shown_name(param)
+        for param in context.command.params
+        if param.name in names and getattr(context.get_parameter_source(param.name), "name", "") == "COMMANDLINE"
+    ]
+
+
 def _reflowed(text: str) -> str:
     """Join the lines of every paragraph, which the terminal breaks at its own width; indented lines are kept."""
     paragraphs = inspect.cleandoc(text).split("\n\n")

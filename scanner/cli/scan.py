@@ -14,7 +14,7 @@ from scanner.cli.logs import LogFormatOption, say_error
 from scanner.cli.output import DEFAULT_STORE, Format, FormatOption, StoreOption, note, note_skipped, write
 from scanner.cli.run import run_verb
 from scanner.engine.method import Method
-from scanner.engine.options import PoolOptions, ScanOptions
+from scanner.engine.options import PoolOptions, ReuseOptions, ScanOptions
 from scanner.errors import ConfigError, ScannerError
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def scan(
         ),
     ] = None,
     *,
+    context: typer.Context,
     listed: Annotated[
         str | None,
         typer.Option(
@@ -82,6 +83,11 @@ def scan(
     """
     if upgrade and (references or listed is not None):
         raise typer.BadParameter("--upgrade takes no REF: it scans again what the store has", param_hint="REF")
+    if upgrade and (ignored := options.given(context, Method, ReuseOptions)):
+        raise typer.BadParameter(
+            f"--upgrade repeats every scan with its own parameters: leave out {', '.join(ignored)}, or name checkpoints instead",
+            param_hint=ignored[0],
+        )
     if not (upgrade or references or listed is not None):
         raise typer.BadParameter("name a checkpoint, or a file of references with --from", param_hint="REF")
 

@@ -25,6 +25,9 @@ from scanner.store import Heartbeat
 
 #: Seconds between two heartbeats, in a local store and in one on a network.
 _BEAT_SECONDS, _REMOTE_BEAT_SECONDS = 5.0, 20.0
+#: Seconds for which a run that an exception ends waits until its heartbeat is removed: the store may be gone, and whoever sent
+#: SIGTERM kills the process soon.
+_HURRY = 3.0
 #: Models that a heartbeat names.
 _MOST_NAMES = 100
 
@@ -189,18 +192,23 @@ class _Status:
                 with suppress(StoreError):  # the next result that cannot be written ends the run with the reason
                     self._store.beat(self._heartbeat())
                 if ended.wait(pause):
-                    return
+                    break
+            # In this thread: otherwise a slow write could follow the removal.
+            with suppress(StoreError):  # the next run removes what has expired
+                self._store.end_beat(self._run_id)
 
         thread = threading.Thread(target=beat, name="rmtscan-heartbeat", daemon=True)
         thread.start()
+        hurry: float | None = None
         try:
             yield
+        except BaseException:
+            hurry = _HURRY
+            raise
         finally:
             self._metrics.ended()
             ended.set()
-            thread.join()  # otherwise a slow write could follow the removal
-            with suppress(StoreError):  # the next run removes what has expired
-                self._store.end_beat(self._run_id)
+            thread.join(hurry)
 
     def _heartbeat(self) -> Heartbeat:
         with self._lock:

@@ -1,5 +1,6 @@
 """Files of a store on any fsspec file system: listing, reading, and atomic replacement."""
 
+import copy
 import errno
 import fcntl
 import glob
@@ -85,10 +86,17 @@ class StoreFiles:
                 1  # requests are repeated here, for a limited time; s3fs would multiply that by its own tries
             )
         self._answered = False
+        self._patience: float | None = None
         self.memory: dict[str, tuple[object, Any]] = {}
         """What other modules have read from files, with the versions of these files."""
         self.root: str = path.rstrip("/") or "/"
         self.url: str = self.root if self.local else self.fs.unstrip_protocol(self.root)
+
+    def with_patience(self, seconds: float) -> "StoreFiles":
+        """Return the same files for what is soon out of date: operations fail after this time if the store is gone or busy."""
+        found = copy.copy(self)
+        found._patience = seconds
+        return found
 
     def full(self, path: str) -> str:
         """Return the path as the file system knows it."""
@@ -495,6 +503,8 @@ class StoreFiles:
             if self.local:
                 return call()
             patience = PATIENCE if self._answered else FIRST_PATIENCE
+            if self._patience is not None:
+                patience = self._patience
             deadline, pause = time.monotonic() + patience, _FIRST_PAUSE
             while True:
                 try:

@@ -15,6 +15,8 @@ from scanner.store.files import StoreFiles
 FOLDER = "running"
 STALLED = timedelta(minutes=2)
 """Work without a heartbeat for this long was killed, or hangs, or its machine is gone."""
+PATIENCE = 3.0
+"""Seconds for which a store that is gone or busy is asked again: the next heartbeat follows soon."""
 EXPIRED = timedelta(days=1)
 """A heartbeat of this age is removed by the next run."""
 

@@ -1,8 +1,13 @@
-"""A lease in a store: one process at a time does a kind of work there; a lease that is not renewed expires."""
+"""A lease in a store: one process at a time does a kind of work there; a lease that is not renewed expires.
+
+Whether it was renewed is judged by the clock of the store, which wrote its file: the clocks of two machines may differ by more than
+the length of a lease. Where the store does not tell when a file was written, the clocks of the machines have to agree.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import threading
@@ -21,6 +26,8 @@ LENGTH = timedelta(minutes=10)
 """After this time, others may take over from a process that was killed, or whose machine is gone."""
 
 _MOST_BYTES = 1 << 16
+#: Seconds for which a process that is interrupted waits until the lease is given back; then it ends, and the lease expires.
+_HURRY = 2.0
 
 
 class LeaseHeldError(StoreError):
@@ -42,7 +49,9 @@ class Holder:
     since: str
     """ISO 8601, UTC."""
     until: str
-    """ISO 8601, UTC; later than now while the holder runs."""
+    """ISO 8601, UTC, by the clock of the holder; later than now while it runs."""
+    seconds: float = LENGTH.total_seconds()
+    """Length of the lease: it expires if it is not renewed for so long."""
 
     def content(self) -> bytes:
         """Return the content of the file."""
@@ -50,23 +59,23 @@ class Holder:
 
     @property
     def expired(self) -> bool:
-        """Whether the holder has not renewed the lease."""
+        """Whether the lease was not renewed, by the clock of this machine."""
         return datetime.fromisoformat(self.until) < datetime.now(UTC)
 
-    def renewed(self, length: timedelta) -> Holder:
-        """Return the same holder for this time from now."""
-        now = datetime.now(UTC)
-        return replace(self, until=(now + length).isoformat())
+    def renewed(self) -> Holder:
+        """Return the same holder for the length of the lease from now."""
+        return replace(self, until=(datetime.now(UTC) + timedelta(seconds=self.seconds)).isoformat())
 
 
 class Lease:
     """A lease that this process has, renewed in a thread."""
 
-    def __init__(self, files: StoreFiles, path: str, holder: Holder, length: timedelta) -> None:
-        self._files, self._path, self._holder, self._length = files, path, holder, length
+    def __init__(self, files: StoreFiles, path: str, holder: Holder) -> None:
+        self._files, self._path, self._holder = files, path, holder
+        self._lock = threading.Lock()
         self._ended = threading.Event()
         self._lost: str | None = None
-        self._thread = threading.Thread(target=self._renew, name="rmtscan-lease", daemon=True)
+        self._thread = threading.Thread(target=self._keep, name="rmtscan-lease", daemon=True)
 
     def check(self) -> None:
         """Check that this process still has the lease; to be called before everything that others must not do at the same time.
@@ -76,7 +85,7 @@ class Lease:
         """
         if self._lost is None and self._holder.expired:
             # A suspended machine, or a store that was gone: the thread has not run.
-            self._once()
+            self._renew()
         if self._lost is not None:
             raise LeaseHeldError(
                 f"this process has lost {self._files.full(self._path)!r} ({self._lost}): run the same command again"
@@ -86,29 +95,44 @@ class Lease:
         """Renew the lease from now on."""
         self._thread.start()
 
-    def end(self) -> None:
-        """Stop renewing the lease, and give it back."""
+    def end(self, *, seconds: float | None = None) -> None:
+        """Stop renewing the lease, and give it back; wait for this number of seconds at most, None: as long as it takes."""
         self._ended.set()
-        self._thread.join()
+        self._thread.join(seconds)
+
+    def _keep(self) -> None:
+        """Renew the lease until the end, then give it back."""
+        # Three chances before it expires.
+        while not self._ended.wait(self._holder.seconds / 4):
+            self._renew()
         if self._lost is None:
-            with suppress(StoreError):  # then it expires
-                self._files.swap(self._path, self._holder.content(), None)
+            with suppress(StoreError), self._lock:  # then it expires
+                self._replaced(None)
 
     def _renew(self) -> None:
-        # Three chances before it expires.
-        while not self._ended.wait(self._length.total_seconds() / 4):
-            self._once()
+        with self._lock:  # after a suspension, the thread and `check` renew it at the same time
+            try:
+                if not self._replaced(self._holder.renewed()):
+                    self._lost = "another process has taken it"
+            except StoreError as error:
+                if self._holder.expired:
+                    self._lost = str(error)
 
-    def _once(self) -> None:
-        following = self._holder.renewed(self._length)
-        try:
-            if self._files.swap(self._path, self._holder.content(), following.content()):
-                self._holder = following
-            else:
-                self._lost = "another process has taken it"
-        except StoreError as error:
-            if self._holder.expired:
-                self._lost = str(error)
+    def _replaced(self, following: Holder | None) -> bool:
+        """Write who has the lease from now on; False: another process has taken it."""
+        after = None if following is None else following.content()
+        replaced = self._files.swap(self._path, self._holder.content(), after)
+        if not replaced:
+            # An earlier renewal may have been written although its answer was lost.
+            content = self._files.read_bytes(self._path)
+            found = None if content is None else _parse(content)
+            if content is None or found is None or found.owner != self._holder.owner:
+                return False
+            self._holder = found
+            replaced = self._files.swap(self._path, content, after)
+        if replaced and following is not None:
+            self._holder = following
+        return replaced
 
 
 @contextmanager
@@ -129,8 +153,10 @@ def lease(files: StoreFiles, name: str, *, doing: str, length: timedelta = LENGT
     found.start()
     try:
         yield found
-    finally:
-        found.end()
+    except BaseException:
+        found.end(seconds=_HURRY)  # a store that is gone does not keep an interrupted process
+        raise
+    found.end()
 
 
 def _take(files: StoreFiles, path: str, doing: str, length: timedelta) -> Lease:
@@ -143,24 +169,40 @@ def _take(files: StoreFiles, path: str, doing: str, length: timedelta) -> Lease:
         space=_space(),
         since=now,
         until=now,
-    ).renewed(length)
+        seconds=length.total_seconds(),
+    ).renewed()
     if files.create(path, own.content()):
-        return Lease(files, path, own, length)
+        return Lease(files, path, own)
     content = files.read_bytes(path)
     if content is None:  # its holder has just ended
         taken = files.create(path, own.content())
     else:
         other = _parse(content)
-        if other is not None and not other.expired and not _is_dead(other):
+        left = 0.0 if other is None or _is_dead(other) else _seconds_left(files, path, other)
+        if other is not None and left > 0:
             raise LeaseHeldError(
                 f"store {files.url!r} is being {printable(other.doing)} by process {other.pid} on {printable(other.host)} since "
-                f"{printable(other.since[:19])} UTC: wait until it has ended; if it was killed, run the same command after "
-                f"{printable(other.until[:19])} UTC"
+                f"{printable(other.since[:19])} UTC: wait until it has ended; if it was killed, run the same command again in "
+                f"{math.ceil(left)} s"
             )
         taken = files.swap(path, content, own.content())
     if not taken:
         raise LeaseHeldError(f"another process has just taken {files.full(path)!r}: run the same command again later")
-    return Lease(files, path, own, length)
+    return Lease(files, path, own)
+
+
+def _seconds_left(files: StoreFiles, path: str, holder: Holder) -> float:
+    """Return the seconds until a lease expires; not positive if it has."""
+    written = files.modified(path)
+    probe = f"{path.rpartition('/')[0]}/.now.{uuid.uuid4().hex}.tmp"
+    files.write_bytes(probe, b"rmtscan", lasting=False)
+    try:
+        now = files.modified(probe)
+    finally:
+        files.remove(probe)
+    if written is None or now is None:
+        return (datetime.fromisoformat(holder.until) - datetime.now(UTC)).total_seconds()
+    return holder.seconds - (now - written).total_seconds()
 
 
 def _is_dead(holder: Holder) -> bool:
@@ -191,6 +233,8 @@ def _parse(content: bytes) -> Holder | None:
         values = json.loads(content) if len(content) <= _MOST_BYTES else None
         holder = Holder(**values) if isinstance(values, dict) else None
         if holder is None or type(holder.pid) is not int or holder.pid <= 0:
+            return None
+        if type(holder.seconds) not in (int, float) or not 0 < holder.seconds < math.inf:
             return None
         texts = (holder.owner, holder.doing, holder.host, holder.space, holder.since, holder.until)
         if not all(isinstance(text, str) for text in texts) or datetime.fromisoformat(holder.until).tzinfo is None:

@@ -21,6 +21,9 @@ from scanner.store.store import Store
 from scanner.store.tables import experiment_tables, tables_of
 from scanner.store.verification import COMMITTING
 
+#: Revisions that an error lists.
+_MOST_NAMED = 10
+
 
 @dataclass(frozen=True, kw_only=True)
 class Removed:
@@ -55,7 +58,7 @@ def plan_removal(store: Store, wanted: Sequence[str]) -> Removal:
         wanted: ids of scans, comparisons and runs, names of models, and `MODEL@REVISION` with the beginning of a revision.
 
     Raises:
-        ScannerError: the store has no such result.
+        ScannerError: the store has no such result, or several revisions begin like this.
         StoreError: the store cannot be read.
     """
     files = StoreFiles(store.url)
@@ -139,11 +142,13 @@ def _named(name: str, rows: Mapping[str, list[dict[str, Any]]]) -> list[tuple[st
     if found or "@" not in name:
         return found
     model, _, revision = name.rpartition("@")
-    return [
-        ("scans", row)
-        for row in rows["scans"]
-        if row["model"] == model and revision and str(row["revision"] or "").startswith(revision)
-    ]
+    of_model = [row for row in rows["scans"] if row["model"] == model and revision and row["revision"]]
+    begun = sorted({str(row["revision"]) for row in of_model if str(row["revision"]).startswith(revision)})
+    if len(begun) > 1 and revision not in begun:
+        shown = ", ".join(map(printable, begun[:_MOST_NAMED])) + (", ..." if len(begun) > _MOST_NAMED else "")
+        raise ScannerError(f"{printable(name)!r} is the beginning of {len(begun)} revisions: choose one of {shown}")
+    chosen = {revision} if revision in begun else {*begun}
+    return [("scans", row) for row in of_model if str(row["revision"]) in chosen]
 
 
 def _model(table: str, row: Mapping[str, Any]) -> str:

@@ -302,7 +302,7 @@ class Store:
         Raises:
             StoreError: the store is full or cannot be written.
         """
-        heartbeat.write(self._files, state)
+        heartbeat.write(self._files.with_patience(heartbeat.PATIENCE), state)
 
     def end_beat(self, run_id: str) -> None:
         """Remove the state of work that ends.
@@ -310,7 +310,7 @@ class Store:
         Raises:
             StoreError: the store cannot be written.
         """
-        heartbeat.remove(self._files, run_id)
+        heartbeat.remove(self._files.with_patience(heartbeat.PATIENCE), run_id)
 
     def remove_expired_beats(self) -> None:
         """Remove the states of work that ended long ago without removing them, because it was killed.
@@ -318,7 +318,7 @@ class Store:
         Raises:
             StoreError: the store cannot be read or written.
         """
-        heartbeat.remove_expired(self._files)
+        heartbeat.remove_expired(self._files.with_patience(heartbeat.PATIENCE))
 
     def running(self) -> list[Heartbeat]:
         """Return the work that is running, in any process and on any machine, the oldest first.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from datetime import datetime
 from pathlib import Path
@@ -120,6 +121,58 @@ def test_notes_and_warnings_are_objects_too(capsys: pytest.CaptureFixture[str]) 
     note, warning = objects(capsys.readouterr().err)
     assert (note["event"], note["message"]) == ("note", "3 skipped: too small")
     assert (warning["level"], warning["message"]) == ("warning", "a file is damaged: scan with --force")
+
+
+def test_progress_knows_of_checkpoints_that_were_opened_later(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "_INTERVAL", 0.0)
+
+    class Task:
+        name, items, cost, family, time_limit = "scan/1", 25, 25.0, None, None
+
+    events = logs.Events()
+    events.starting(20, 20.0, 0)
+    events.expecting(100, 100.0, 3, more=True)
+    events.task_done(Task(), failed=[])  # type: ignore[arg-type]
+    events.expecting(200, 200.0, 3, more=False)
+    events.task_done(Task(), failed=[])  # type: ignore[arg-type]
+    told = objects(capsys.readouterr().err)
+    assert [event["event"] for event in told] == ["starting", "expecting", "progress", "expecting", "progress"]
+    assert told[1] == told[1] | {"items": 100, "kept": 3, "more": True}
+    assert told[2] == told[2] | {"done": 25, "items": 100, "more": True, "share_of_cost": 0.25}
+    assert told[4] == told[4] | {"done": 50, "items": 200, "more": False, "share_of_cost": 0.25}
+
+
+#: A value for every parameter of the methods of an observer.
+VALUES: dict[str, Any] = {
+    **dict.fromkeys(("reference", "problem", "reason", "text"), HOSTILE),
+    **dict.fromkeys(("items", "kept", "alive", "wanted"), 1),
+    **dict.fromkeys(("models", "tasks"), (HOSTILE,)),
+    **dict.fromkeys(("cost", "seconds"), 1.0),
+    "more": True,
+    "failed": [],
+    "model": ModelReport(reference=HOSTILE),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in vars(Observer) if not name.startswith("_")])
+def test_whatever_an_observer_is_told_is_an_object(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Task:
+        name, items, cost, family, time_limit = HOSTILE, 1, 1.0, None, None
+
+    monkeypatch.setattr(logs, "_INTERVAL", 0.0)
+    method = getattr(logs.Events(), name)
+    parameters = inspect.signature(method).parameters.values()
+    positional = [one for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD and one.default is one.empty]
+    named = {one.name: VALUES[one.name] for one in parameters if one.kind is one.KEYWORD_ONLY}
+    method(*(Task() if name == "task_done" else VALUES[one.name] for one in positional), **named)
+    [event] = objects(capsys.readouterr().err)
+    about = {one.name for one in positional} - {"task", "cost", "model"}
+    shown = json.dumps(event)
+    assert all(json.dumps(VALUES[one]) in shown for one in about)
 
 
 def test_lost_workers_and_progress(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

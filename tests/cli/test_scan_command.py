@@ -75,3 +75,20 @@ def test_options_choose_the_method_and_the_matrices(rmtscan: Run, tmp_path: Path
     assert {row["layer"] for row in rows} <= {0, 2, None}
     assert {row["sigma_kind"] for row in rows} == {"bulk"}
     assert opened.sql("SELECT DISTINCT ensemble FROM controls")["ensemble"].to_pylist() == ["gaussian"]
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (["--roles", "query"], "--roles"),
+        (["--heads"], "--heads"),
+        (["--sigma", "median", "--force"], "--sigma, --force"),
+    ],
+)
+def test_an_upgrade_refuses_options_that_it_would_not_heed(
+    rmtscan: Run, tmp_path: Path, given: list[str], named: str
+) -> None:
+    ran = rmtscan("scan", "--upgrade", "--store", tmp_path / "store", *given)
+    assert ran.status == 2
+    assert f"with its own parameters: leave out {named}, or name checkpoints" in ran.told
+    assert not (tmp_path / "store").exists()

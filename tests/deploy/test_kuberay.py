@@ -203,6 +203,10 @@ def test_kustomize_finds_its_files() -> None:
         if "configMap" in volume
     }
     assert mounted == {generated["name"]}
+    for name in {*manifests()} - {*kustomization["resources"], "cronjob.yaml", "kustomization.yaml"}:
+        for template in pods(manifests()[name]):
+            sources = [volume["configMap"] for volume in template["spec"]["volumes"] if "configMap" in volume]
+            assert all(source["optional"] is True for source in sources), "what is applied by itself starts by itself"
     [image] = kustomization["images"]
     used = {c["image"].split(":")[0] for m in manifests().values() for t in pods(m) for c in t["spec"]["containers"]}
     assert used == {image["name"]}

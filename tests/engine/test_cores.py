@@ -39,7 +39,6 @@ def test_the_affinity_of_a_process_limits_the_cores(tmp_path: Path) -> None:
         os.sched_setaffinity(0, before)
 
 
-@pytest.mark.xdist_group("ray")
 @pytest.mark.usefixtures("local_ray")
 def test_those_of_a_cluster_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray

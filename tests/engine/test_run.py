@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from scanner import PoolOptions, open_store
-from scanner.engine.run import run
+from scanner.engine.run import _Status, run
 from scanner.engine.scan import scan
 from scanner.engine.task import STAGES, Context, Failure, Task, TaskError, fatal_errors
 from scanner.engine.work import Observer, Stored, Work
@@ -125,6 +126,36 @@ def test_a_failure_that_all_tasks_share_ends_the_run_and_nothing_is_finished(tmp
         run([work], ONE, Observer())
     assert work.finished == 0
     assert work.store.running() == [], "no heartbeat stays behind"
+
+
+def test_an_exception_does_not_wait_for_a_store_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scanner.engine.run._REMOTE_BEAT_SECONDS", 0.1)
+    store, gone = open_store(f"memory://{uuid.uuid4().hex}", create=True), threading.Event()
+
+    work = Numbers(tmp_path, [1])
+    work.store = store
+
+    def refused(*_: Any, **__: Any) -> None:
+        gone.set()
+        raise ConnectionError("the server is gone")
+
+    def interrupted() -> None:
+        with _Status(work, 1, 1.0).visible():
+            while not store.running():
+                time.sleep(0.01)
+            for name in ("pipe_file", "rm_file", "makedirs"):
+                monkeypatch.setattr(store.files.fs, name, refused)
+            assert gone.wait(60), "a heartbeat is being written"
+            started.append(time.monotonic())
+            raise KeyboardInterrupt
+
+    started: list[float] = []
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert time.monotonic() - started[0] < 10
+    for thread in [one for one in threading.enumerate() if one.name == "rmtscan-heartbeat"]:
+        thread.join(60)
+        assert not thread.is_alive(), "the thread does not ask for minutes, either"
 
 
 def test_work_without_tasks_is_finished_without_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -310,5 +311,6 @@ def test_only_one_process_compacts_and_a_dead_one_does_not_count(store: Store) -
     path.write_text(json.dumps(values | {"pid": 2**22 + 1}))
     assert moved(compact(store, grace=NO_GRACE)) == [6, 2]
     path.write_text(json.dumps(values | {"host": "other", "space": "", "until": "2020-01-01T00:00:00+00:00"}))
+    os.utime(path, (0, 0))
     compact(store, grace=NO_GRACE)
     assert not path.exists()

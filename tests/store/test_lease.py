@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import threading
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
+from scanner.errors import StoreError
 from scanner.store.files import StoreFiles
 from scanner.store.lease import Lease, LeaseHeldError, _space, lease
 
@@ -37,25 +41,70 @@ def test_a_second_lease_is_refused_and_the_end_gives_it_back(tmp_path: Path) -> 
         held.check()
 
 
-def held_by(tmp_path: Path, **changed: Any) -> StoreFiles:
+def held_by(tmp_path: Path, *, minutes_ago: float = 0.0, **changed: Any) -> StoreFiles:
+    """A lease that another process has written, by the clock of the store."""
     files = StoreFiles(str(tmp_path))
     holder = {"owner": "0" * 32, "doing": "compacted", "host": "elsewhere", "pid": 1, "space": ""}
     times = {"since": "2026-01-01T00:00:00+00:00", "until": "2026-01-01T00:10:00+00:00"}
     files.create(PATH, json.dumps(holder | times | changed).encode())
+    written = time.time() - 60 * minutes_ago
+    os.utime(files.full(PATH), (written, written))
     return files
 
 
-def test_an_expired_lease_is_taken_over(tmp_path: Path) -> None:
-    files = held_by(tmp_path)
+@pytest.mark.parametrize("until", ["2026-01-01T00:10:00+00:00", "2999-01-01T00:00:00+02:00"])
+def test_a_lease_that_was_not_renewed_is_taken_over_at_once_whatever_the_clock_of_its_holder_says(
+    tmp_path: Path, until: str
+) -> None:
+    files = held_by(tmp_path, minutes_ago=11, until=until)
+    before = time.monotonic()
     with night(files) as held:
         held.check()
+    assert time.monotonic() - before < 5
+    assert [path.name for path in (tmp_path / "leases").iterdir()] == [".nightly.json.lock"]
 
 
-@pytest.mark.parametrize("until", ["2999-01-01T00:00:00+00:00", "2999-01-01T00:00:00+02:00"])
-def test_a_lease_of_another_machine_holds_until_it_expires(tmp_path: Path, until: str) -> None:
-    files = held_by(tmp_path, until=until, host="else\x1b[31mwhere")
-    with pytest.raises(LeaseHeldError, match=r"else\?\[31mwhere"), night(files):
+@pytest.mark.parametrize("until", ["2026-01-01T00:10:00+00:00", "2999-01-01T00:00:00+02:00"])
+@pytest.mark.parametrize(("minutes", "seconds"), [(9.0, 600.0), (30.0, 3600.0)])
+def test_a_lease_that_was_renewed_holds_whatever_the_clock_of_its_holder_says(
+    tmp_path: Path, until: str, minutes: float, seconds: float
+) -> None:
+    files = held_by(tmp_path, minutes_ago=minutes, until=until, seconds=seconds, host="else\x1b[31mwhere")
+    before = files.read_bytes(PATH)
+    # The length of a lease is that of its holder: this process asks for a minute.
+    with pytest.raises(LeaseHeldError, match=r"else\?\[31mwhere .* again in \d+ s") as refused, night(files):
         pass
+    left = int(str(refused.value).split()[-2])
+    assert seconds - 60 * minutes - 30 < left <= seconds - 60 * minutes
+    assert files.read_bytes(PATH) == before
+
+
+class _Untimed(fsspec.get_filesystem_class("memory")):  # type: ignore[misc]
+    """A file system that does not tell when a file was written."""
+
+    protocol = "untimed"
+
+    def info(self, path: str, **options: Any) -> dict[str, Any]:
+        return {key: value for key, value in super().info(path, **options).items() if key != "created"}
+
+
+@pytest.mark.parametrize(("minutes", "taken"), [(-1, True), (1, False)])
+def test_the_clocks_of_the_machines_decide_where_the_store_has_none(minutes: float, taken: bool) -> None:
+    fsspec.register_implementation("untimed", _Untimed, clobber=True)
+    files = StoreFiles(f"untimed://{os.urandom(8).hex()}")
+    times = {
+        "since": "2026-01-01T00:00:00+00:00",
+        "until": (datetime.now(UTC) + timedelta(minutes=minutes)).isoformat(),
+    }
+    holder = {"owner": "0" * 32, "doing": "compacted", "host": "elsewhere", "pid": 1, "space": ""}
+    files.create(PATH, json.dumps(holder | times).encode())
+    try:
+        with night(files):
+            pass
+    except LeaseHeldError:
+        assert not taken
+    else:
+        assert taken
 
 
 def test_the_lease_of_a_killed_process_of_this_machine_does_not_have_to_expire(tmp_path: Path) -> None:
@@ -65,6 +114,81 @@ def test_the_lease_of_a_killed_process_of_this_machine_does_not_have_to_expire(t
     files = held_by(tmp_path, until="2999-01-01T00:00:00+00:00", pid=process.pid, space=_space())
     with night(files):
         pass
+
+
+def _lost_answers(files: StoreFiles, lost: Callable[[int], bool]) -> None:
+    """Let the answers of some replacements be lost: they are written, and fail nevertheless."""
+    plain, count = files.swap, iter(range(1_000_000))
+
+    def swap(path: str, before: bytes, after: bytes | None) -> bool:
+        swapped = plain(path, before, after)
+        if lost(next(count)):
+            raise StoreError("the connection was reset")
+        return swapped
+
+    files.swap = swap  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("lost", [lambda number: number == 0, lambda number: number % 2 == 0], ids=["one", "many"])
+def test_a_holder_keeps_its_lease_if_the_answer_of_a_renewal_is_lost(
+    tmp_path: Path, lost: Callable[[int], bool]
+) -> None:
+    files = StoreFiles(str(tmp_path))
+    _lost_answers(files, lost)
+    with night(files, timedelta(seconds=8)) as held:
+        first = files.read_bytes(PATH)
+        for _ in range(6):
+            held._renew()
+            held.check()
+        assert files.read_bytes(PATH) != first
+    other = StoreFiles(str(tmp_path))
+    with night(other):
+        pass
+
+
+def test_a_lease_is_given_back_if_the_answer_of_the_last_renewal_was_lost(tmp_path: Path) -> None:
+    files = StoreFiles(str(tmp_path))
+    with night(files) as held:
+        _lost_answers(files, lambda number: number == 0)
+        held._renew()
+    assert files.read_bytes(PATH) is None
+
+
+def test_a_thread_and_a_check_renew_a_lease_at_the_same_time(tmp_path: Path) -> None:
+    """As after a suspension of the machine: both find that the lease has expired."""
+    for round in range(20):
+        files = StoreFiles(str(tmp_path / str(round)))
+        with night(files) as held:
+            start = threading.Barrier(2)
+
+            def renew(held: Lease = held, start: threading.Barrier = start) -> None:
+                start.wait()
+                held._renew()
+
+            other = threading.Thread(target=renew)
+            other.start()
+            renew()
+            other.join()
+            held.check()
+
+
+def test_an_interruption_does_not_wait_for_a_store_that_is_gone(tmp_path: Path) -> None:
+    files, gone, started = StoreFiles(str(tmp_path)), threading.Event(), [0.0]
+
+    def stuck(*_: Any) -> bool:
+        gone.wait(60)
+        return False
+
+    def interrupted() -> None:
+        with night(files):
+            files.swap = stuck  # type: ignore[method-assign,assignment]
+            started[0] = time.monotonic()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert time.monotonic() - started[0] < 10
+    gone.set()
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff", b'{"owner": 1}', b"[" * 100_000])

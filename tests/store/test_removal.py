@@ -37,6 +37,19 @@ def left(store: Store) -> list[str]:
     return sorted(open_store(store.url).sql("from scans")["scan_id"].to_pylist())
 
 
+def test_the_beginning_of_several_revisions_is_refused(full: Store) -> None:
+    add_scan(full, "whole", [Matrix()], model="org/m", revision="r", hours=3)
+    add_scan(full, "a", [Matrix()], model="org/other", revision="5f3a0")
+    add_scan(full, "b", [Matrix()], model="org/other", revision="5f3b1")
+    with pytest.raises(
+        ScannerError, match=r"^'org/other@5f3' is the beginning of 2 revisions: choose one of 5f3a0, 5f3b1$"
+    ):
+        plan_removal(full, ["org/other@5f3"])
+    assert [one.result for one in plan_removal(full, ["org/other@5f3b"]).removed] == ["b"]
+    assert sorted(one.result for one in plan_removal(full, ["org/m@r2"]).removed) == ["new", "old"]
+    assert [one.result for one in plan_removal(full, ["org/m@r"]).removed] == ["whole"], "a whole revision means itself"
+
+
 @pytest.mark.parametrize("compacted", [False, True])
 def test_results_are_removed_and_what_becomes_visible_is_said(full: Store, compacted: bool) -> None:
     if compacted:
