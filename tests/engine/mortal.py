@@ -40,10 +40,15 @@ class Mortal:
 
 
 class TellsWhere(Mortal):
-    """Returns the id of its process."""
+    """Returns the id of its process; its first task ends when two processes have one, so that both have work."""
 
     def run(self, work: Work) -> str:
-        super().run(work)
+        with work.log.open("a") as log:
+            log.write(f"{os.getpid()}\n")
+        until = time.monotonic() + 60.0
+        while len(set(work.log.read_text().splitlines())) < 2 and time.monotonic() < until:
+            time.sleep(0.02)
+        time.sleep(work.seconds)
         return str(os.getpid())
 
 
