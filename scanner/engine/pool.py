@@ -407,11 +407,24 @@ class Pool(Generic[AnyTask]):
         self._size = min(size_of(needed), self._node_memory)
         self._known = self._known or {node.id for node in nodes}
         fits = self._count(nodes)
+        self._cores = self._cores_with(fits, nodes) if needed else 1
         if self._asked is not None or not (nodes and needed):
             return self._exactly(fits, self._shape.workers)
-        shares = self._share_cores and (self._shape.mixed or not self._shape.gpus)
-        self._cores = cores_of(self._left_by_gpus(nodes)[1], self._size) if shares else 1
         return fits.at_most(self._shape.workers) if fits.total else self._exactly(fits, 1)
+
+    def _cores_with(self, fits: Count, nodes: Sequence[Node]) -> int:
+        """Return how many cores a worker without a GPU takes: those that memory leaves idle, and never more than a user asked for.
+
+        Args:
+            fits: how many workers of the present size fit the nodes.
+            nodes: the machines.
+        """
+        if not (self._share_cores and fits.cpu):
+            return 1
+        cores = cores_of(self._left_by_gpus(nodes)[1], self._size)
+        if self._asked is not None:
+            cores = min(cores, (self._asked - fits.gpu) // fits.cpu)
+        return max(1, cores)
 
     def _left_by_gpus(self, nodes: Sequence[Node]) -> tuple[int, list[Node]]:
         """Return how many workers of the present size take a GPU, and what is left of the nodes for the others."""
@@ -449,7 +462,9 @@ class Pool(Generic[AnyTask]):
         return actor
 
     def _resize(self, *, stuck: bool = False) -> None:
-        """Start workers on nodes that have joined, and replace workers if a task needs larger ones, or smaller ones would be more.
+        """Start workers on nodes that have joined, and replace workers if a task needs larger ones, or others would do more.
+
+        Others do more if half as many again fit, because the tasks that are left are smaller, or if they take cores that are idle.
 
         A worker that is replaced gets no further tasks and ends when it has none; its successor waits for its resources in Ray.
         """
@@ -459,7 +474,10 @@ class Pool(Generic[AnyTask]):
         current = [actor for actor in self._actors if not actor.leaving]
         if not any(actor.memory for actor in current):
             return
-        if len(current) >= self._shape.workers and not stuck:
+        # If a user has asked for more workers than fit, some of them wait for a node that may never join: they do not count.
+        nodes = self._nodes()
+        running = min(self._count(nodes).total, len(current))
+        if running >= self._shape.workers and not stuck:
             return
         needed = max(self._needs(task).memory for task in self._queue)
         largest = max((actor.memory for actor in current), default=0.0)
@@ -468,11 +486,14 @@ class Pool(Generic[AnyTask]):
         wanted = self._plan(self._queue)
         if not self._open:
             wanted = wanted.at_most(len(self._queue) + sum(len(actor.running) for actor in current))
-        if not grows and wanted.total < max(len(current) + 1, 1.5 * len(current)):
+        better = min(self._count(nodes).total, wanted.total)
+        narrow = {id(actor) for actor in current if not actor.gpus and actor.cores < self._cores}
+        if not grows and better < max(running + 1, 1.5 * running) and not (narrow and better >= running):
             self._size, self._cores = before
             return
         for actor in current:
-            actor.leaving = actor.memory < self._size if grows else actor.memory > self._size
+            smaller = actor.memory > self._size or id(actor) in narrow
+            actor.leaving = actor.memory < self._size if grows else smaller
         self._start_up_to(wanted)
         self._end_leaving()
 
@@ -489,6 +510,7 @@ class Pool(Generic[AnyTask]):
         current = [actor for actor in self._actors if not actor.leaving]
         fits = self._count(nodes)
         if self._asked is None:
+            self._cores = self._cores_with(fits, nodes)
             tasks = len(self._queue) + sum(len(actor.running) for actor in current)
             wanted = fits if self._open else fits.at_most(max(tasks, len(current)))
             if wanted.total > self._shape.workers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,7 @@ from scanner.engine.placement import (
     workers_of,
 )
 from scanner.engine.plan import matrix_memory, spreads, task_memory
-from scanner.engine.pool import Needs, Pool, PoolShape, Ready
+from scanner.engine.pool import Needs, Pool, PoolShape, Ready, _Actor
 from scanner.engine.rate import measured_rate
 from tests.checkpoint.writing import checkpoint
 
@@ -178,7 +178,14 @@ class TellsThreads(Mortal):
 
 
 def pool_of(
-    memory: float, cpus: int, done: list[tuple[str, str]], notes: list[str], *, wanted: int, share_cores: bool = True
+    memory: float,
+    cpus: int,
+    done: list[tuple[str, str]],
+    notes: list[str],
+    *,
+    wanted: int,
+    asked: int | None = None,
+    share_cores: bool = True,
 ) -> Pool[Sized]:
     return Pool(
         TellsThreads,
@@ -189,6 +196,7 @@ def pool_of(
         needs=lambda work: work.needs,
         nodes=lambda: [node(cpus, memory)],
         order=lambda work: -work.cost,
+        asked=asked,
         share_cores=share_cores,
     )
 
@@ -221,6 +229,105 @@ def test_workers_grow_with_the_tasks_and_what_fits_no_node_runs_with_one_note(tm
     assert [2 * GB] in sizes, "and one with the whole node"
     [note] = notes
     assert "0 GB of memory, and the largest node has 2.0 GB" in note
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize("asked", [None, 2])
+def test_workers_shrink_with_the_tasks_also_if_a_user_asks_for_more_than_fit(
+    asked: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pool is told that its node has 2 GB for workers: one large worker with both cores, then two small ones."""
+    monkeypatch.setattr("scanner.engine.pool._LOOK_SECONDS", 0.2)
+    log = tmp_path / "log"
+    large = [
+        Sized(name=f"large {number}", log=log, seconds=0.3, cost=9.0, needs=Needs(memory=1.5 * GB, spreads=True))
+        for number in range(3)
+    ]
+    small = [
+        Sized(name=f"small {number}", log=log, seconds=0.3, cost=1.0, needs=Needs(memory=0.6 * GB, spreads=True))
+        for number in range(60)
+    ]
+    done: list[tuple[str, str]] = []
+    pool = pool_of(2 * GB, 2, done, [], wanted=2, asked=asked)
+    sizes: list[list[tuple[float, int]]] = []
+
+    def more(patience: float) -> tuple[list[Sized], bool]:
+        sizes.append(sorted((actor.memory, actor.cores) for actor in pool._actors if actor.ready and not actor.leaving))
+        return [], False
+
+    pool._more = more
+    pool.run([*large, *small])
+    threads = dict(done)
+    assert len(done) == 63
+    assert [threads[work.name] for work in large] == ["2"] * 3
+    assert [(size_of(1.5 * GB), 2)] in sizes
+    assert [(SMALLEST_BYTES, 1)] * 2 in sizes
+    assert threads["small 57"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("asked", "nodes", "before", "after"),
+    [
+        (128, [node(64, 250 * GB)] * 2, (58, 2), (128, 1)),
+        (8, [node(16, 32 * GB)], (3, 2), (8, 1)),
+        (None, [node(16, 32 * GB)], (3, 5), (10, 1)),
+        (64, [node(16, 66 * GB)] * 8, (56, 1), (56, 1)),
+    ],
+)
+def test_memory_decides_how_many_workers_run_and_a_user_how_many_cores_they_take(
+    asked: int | None,
+    nodes: list[Node],
+    before: tuple[int, int],
+    after: tuple[int, int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Matrices of 70 billion parameters; the nodes join after the start, and workers run as far as they fit."""
+    monkeypatch.setattr("scanner.engine.pool._process_id", lambda handle: 0)
+    tasks = [
+        Sized(name=f"{memory} {number}", log=tmp_path, needs=Needs(memory=memory, cost=memory, spreads=True))
+        for memory in (8.12 * GB, 2.75 * GB)
+        for number in range(240)
+    ]
+    there = [node(0, 30 * GB)]
+    pool = Pool(
+        Mortal,
+        PoolShape(workers=asked or 16, gpus=0.0),
+        on_done=lambda work, outcome: None,
+        on_lost=lambda work, reason: None,
+        needs=lambda work: work.needs,
+        nodes=lambda: there,
+        asked=asked,
+        share_cores=True,
+    )
+
+    def start(*, gpus: float = 0.0, refusals: int = 0, like: _Actor | None = None) -> _Actor:
+        return _Actor(handle=None, memory=pool._size, cores=pool._cores, gpus=gpus)
+
+    def run_as_far_as_they_fit() -> tuple[int, int]:
+        pool._actors = [actor for actor in pool._actors if not actor.leaving]
+        free = {number: [one.cpus, one.memory] for number, one in enumerate(there)}
+        for actor in pool._actors:
+            place = next((has for has in free.values() if has[0] >= actor.cores and has[1] >= actor.memory), None)
+            actor.ready = place is not None
+            if place is not None:
+                place[:] = place[0] - actor.cores, place[1] - actor.memory
+        return sum(actor.ready for actor in pool._actors), pool._actors[0].cores
+
+    pool._start = start  # type: ignore[method-assign]
+    pool._end_leaving = lambda: None  # type: ignore[method-assign]
+    pool._open = False
+    pool._queue.extend(tasks)
+    pool._start_up_to(pool._plan(pool._queue))
+    there[:] = [replace(one, id=str(number)) for number, one in enumerate(nodes)]
+    pool._resize()
+    assert run_as_far_as_they_fit() == before
+    while pool._queue[0].needs.memory > 3 * GB:
+        pool._queue.popleft()
+    pool._resize()
+    assert run_as_far_as_they_fit() == after
+    pool._resize()
+    assert run_as_far_as_they_fit() == after, "and that is all"
 
 
 @pytest.mark.usefixtures("local_ray")
