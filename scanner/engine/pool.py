@@ -126,6 +126,15 @@ class Needs:
     """Expected work, in the units in which the rates of workers are measured; 0: unknown."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Held:
+    """What the pool knows of a task that a worker has."""
+
+    limit: float | None
+    """Its time limit in seconds."""
+    needs: Needs
+
+
 #: Units of cost per second by node and device, measured once by a worker there.
 _rates: dict[tuple[str, str], float] = {}
 
@@ -141,7 +150,8 @@ class _Actor:
     ready: bool = False
     rate: float | None = None  # units of cost per second; None: not measured
     refusals: int = 0  # consecutive failures to start, of this actor and of those it replaces
-    running: dict[str, float | None] = field(default_factory=dict)  # tasks it holds, with their time limits
+    running: dict[str, _Held] = field(default_factory=dict)  # by name; all but the first only read, and wait
+    threads: int = 1  # of its computation, as far as it has been told
     since: float = 0.0  # when it became busy or last returned something
     process_since: float | None = None  # when its process was first seen
     killed: str = ""  # why the pool killed it
@@ -217,6 +227,7 @@ def run_tasks(
 
     Args:
         worker_class: a class whose `run(task)` returns errors of the task as data, and whose `ready()` returns once it has started.
+            If tasks spread, `run` takes a number of BLAS threads, too, and `share(threads)` changes it while a task runs.
         tasks: at least one.
         options: where, and on how many workers.
         on_start: called with `environment` while the workers start, before the first task runs.
@@ -584,10 +595,15 @@ class Pool(Generic[AnyTask]):
 
     def _dispatch(self) -> None:
         """Fill the windows in rounds: no worker gets a second task while another has none."""
+        given: list[tuple[_Actor, AnyTask]] = []
+        near_end = not self._open and len(self._queue) <= _LAST_TASKS * len(self._actors)
+        rest = sum(_work(self._needs(task)) for task in self._queue) if near_end else math.inf
         for room in range(1, WINDOW + 1):
             for actor in self._actors:
                 self._drop_unwanted()
                 if not (self._queue and actor.ready and not actor.leaving and len(actor.running) < room):
+                    continue
+                if actor.running and not self._may_wait(actor, rest):
                     continue
                 place = self._next(actor)
                 task = self._queue[place] if place is not None else None
@@ -596,26 +612,64 @@ class Pool(Generic[AnyTask]):
                     actor.family = self._family(task)
                     if not actor.running:
                         actor.since = time.monotonic()
-                    actor.running[task.name] = self._time_limit(task)
-                    threads = self._threads(actor, task)
-                    more = (threads,) if threads > 1 else ()
-                    self._calls[actor.handle.run.remote(task, *more)] = _Call(actor=actor, task=task)
+                    needs = self._needs(task)
+                    rest -= _work(needs)
+                    actor.running[task.name] = _Held(limit=self._time_limit(task), needs=needs)
+                    given.append((actor, task))
+        shares = self._shares()  # now it is known who has nothing to do
+        for actor, task in given:
+            threads = actor.threads = shares.get(actor, 1)
+            more = (threads,) if threads > 1 and self._needs(task).spreads else ()
+            self._calls[actor.handle.run.remote(task, *more)] = _Call(actor=actor, task=task)
+        for actor, threads in shares.items():
+            if actor.threads != threads:
+                actor.threads = threads
+                actor.handle.share.remote(threads)  # if it is lost, its task tells
+
+    def _may_wait(self, actor: _Actor, rest: float) -> bool:
+        """Whether a task may wait in a worker until it is free: not if the other workers would be done with the queue before.
+
+        Args:
+            actor: a worker that has a task.
+            rest: expected work of the queue.
+        """
+        others = [other for other in self._actors if not other.leaving]
+        rates = [other.rate for other in others if other.rate]
+        known = actor.rate and len(rates) == len(others)
+        alone, together = (actor.rate or 1.0, sum(rates)) if known else (1.0, float(len(others)))
+        return len(others) == 1 or rest / together >= _held(actor) / alone
+
+    def _shares(self) -> dict[_Actor, int]:
+        """Return the BLAS threads of workers without a GPU that have a large task.
+
+        Every one has its cores, and at the end of the run its share of those of workers on its node that have nothing left to do.
+        """
+        if not self._share_cores:
+            return {}
+        large = [
+            actor
+            for actor in self._actors
+            if not actor.gpus and any(held.needs.spreads for held in actor.running.values())
+        ]
+        shares = {actor: actor.cores for actor in large}
+        if self._open or self._queue:
+            return shares
+        idle: Counter[str] = Counter()
+        helped: dict[str, list[_Actor]] = {}
+        for actor in self._actors:
+            if actor.ready and actor.state is not None:
+                if not actor.running:
+                    idle[actor.state.node] += actor.cores
+                elif actor in shares:
+                    helped.setdefault(actor.state.node, []).append(actor)
+        for node, actors in helped.items():
+            for place, actor in enumerate(sorted(actors, key=_held, reverse=True)):
+                shares[actor] += idle[node] // len(actors) + (place < idle[node] % len(actors))
+        return shares
 
     def _drop_unwanted(self) -> None:
         while self._queue and not self._still_wanted(self._queue[0]):
             self._on_dropped(self._queue.popleft())
-
-    def _threads(self, actor: _Actor, task: AnyTask) -> int:
-        """Number of BLAS threads of a task: cores that memory leaves idle, and at the end those of workers without a task."""
-        if not self._share_cores or actor.gpus or not self._needs(task).spreads:
-            return 1
-        if self._open or self._queue or len(actor.running) > 1:
-            return actor.cores
-        node = actor.state.node if actor.state is not None else ""
-        here = [other for other in self._actors if other.ready and other.state is not None and other.state.node == node]
-        return max(
-            actor.cores, sum(other.cores for other in here) // max(1, sum(bool(other.running) for other in here))
-        )
 
     def _next(self, actor: _Actor) -> int | None:
         """Position in the queue of the next task of an actor: of its family, else of no other actor's family, else the first.
@@ -766,11 +820,21 @@ class Pool(Generic[AnyTask]):
         return sum(actor.ready for actor in self._actors)
 
 
+def _work(needs: Needs) -> float:
+    """Expected work of a task; tasks of which it is unknown count alike."""
+    return needs.cost or 1.0
+
+
+def _held(actor: _Actor) -> float:
+    """Expected work of the tasks that a worker has."""
+    return sum(_work(held.needs) for held in actor.running.values())
+
+
 def _limit(actor: _Actor) -> float | None:
     """The time limit of a busy worker: the longest of its tasks, which wait for each other."""
     if not actor.running or actor.killed:
         return None
-    return max((limit for limit in actor.running.values() if limit is not None), default=None)
+    return max((held.limit for held in actor.running.values() if held.limit is not None), default=None)
 
 
 def _process_id(handle: Any) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -162,9 +164,10 @@ class Sized(Work):
 
 
 class TellsThreads(Mortal):
-    """Returns the number of threads that it may use; runs on a GPU with little memory, if it has one."""
+    """Returns the numbers of threads that it may use, from the start of a task to its end; a GPU has little memory."""
 
-    free: float | None = None
+    def __init__(self) -> None:
+        self.threads: list[int] = []
 
     def ready(self) -> Ready:  # type: ignore[override]
         import ray
@@ -173,8 +176,15 @@ class TellsThreads(Mortal):
         return Ready(device="cpu", node="the only one", device_memory=100.0 if gpu else None)
 
     def run(self, work: Work, threads: int = 1) -> str:
+        self.threads = [threads]
         super().run(work)
-        return str(threads)
+        until = time.monotonic() + 120.0
+        while work.fate == "waits for cores" and len(self.threads) == 1 and time.monotonic() < until:
+            time.sleep(0.02)
+        return " ".join(map(str, self.threads))
+
+    def share(self, threads: int) -> None:
+        self.threads.append(threads)
 
 
 def pool_of(
@@ -344,3 +354,69 @@ def test_idle_cores_help_with_the_last_large_tasks_and_only_with_these(tmp_path:
         # One worker of two cores: there is no memory for another.
         pool_of(1.5 * GB, 2, done, [], wanted=2, share_cores=share).run(tasks)
         assert dict(done) == expected
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_large_task_that_runs_at_the_end_gets_the_cores_of_workers_that_become_idle(tmp_path: Path) -> None:
+    def sized(name: str, cost: float, fate: str = "lives") -> Sized:
+        needs = Needs(memory=0.6 * GB, spreads=True, cost=cost)
+        return Sized(name=name, log=tmp_path / "log", fate=fate, cost=cost, needs=needs)
+
+    done: list[tuple[str, str]] = []
+    pool = pool_of(2 * GB, 2, done, [], wanted=2)
+    pool.run([sized("long", 20.0, "waits for cores"), sized("b", 4.0), sized("c", 3.0), sized("d", 2.0)])
+    assert done == [("b", "1"), ("c", "1"), ("d", "1"), ("long", "1 2")], "and no task waits behind the long one"
+
+
+def shares(workers: int, tasks: int, *, nodes: int = 1, large: int | None = None) -> list[list[int]]:
+    """The threads of every task, from its start to its end, if workers of one core end in the order in which they began."""
+    told: dict[int, list[int]] = {}
+    calls: list[tuple[_Actor, Sized]] = []
+    pool = pool_of(1e6 * GB, workers, [], [], wanted=workers)
+
+    class Handle:
+        def __init__(self, number: int) -> None:
+            self.run, self.share = SimpleNamespace(remote=self.runs), SimpleNamespace(remote=self.shares)
+            self.number, self.task = number, -1
+
+        def runs(self, work: Sized, threads: int = 1) -> object:
+            self.task = int(work.name)
+            told[self.task] = [threads]
+            calls.append((pool._actors[self.number], work))
+            return object()
+
+        def shares(self, threads: int) -> None:
+            told[self.task].append(threads)
+
+    pool._actors = [
+        _Actor(handle=Handle(i), memory=1e3 * GB, ready=True, state=Ready(device="cpu", node=str(i % nodes)))
+        for i in range(workers)
+    ]
+    pool._open = False
+    for number in range(tasks):
+        needs = Needs(memory=GB, spreads=large is None or number < large, cost=1.0)
+        pool._queue.append(Sized(name=str(number), log=Path(), needs=needs))
+    pool._dispatch()
+    while calls:
+        using = sum({id(one): told[int(task.name)][-1] for one, task in calls}.values())
+        assert using <= workers, "no core is used twice"
+        if nodes == 1 and large is None:
+            assert using == workers, "every core is used to the end"
+        actor, work = calls.pop(0)
+        del actor.running[work.name]
+        pool._dispatch()
+    return [told[number] for number in range(tasks)]
+
+
+@pytest.mark.parametrize(("workers", "tasks"), [(8, 4), (8, 9), (16, 226), (8, 1), (3, 2)])
+def test_all_cores_are_used_as_long_as_a_large_task_runs(workers: int, tasks: int) -> None:
+    found = shares(workers, tasks)
+    assert found[-1][-1] == workers, "the last task has them all"
+    assert [threads[0] for threads in found] == [
+        1 if tasks > workers else workers // tasks + (i < workers % tasks) for i in range(tasks)
+    ]
+
+
+def test_cores_help_on_their_own_node_and_with_large_tasks_only() -> None:
+    assert max(max(threads) for threads in shares(8, 3, nodes=2)) == 4
+    assert shares(4, 2, large=1) == [[3], [1]]
