@@ -40,7 +40,7 @@ AnyTask = TypeVar("AnyTask", bound=Named)
 WINDOW = 2
 #: How often a task is tried before it is recorded as lost.
 ATTEMPTS = 3
-#: Seconds without any worker before the reason is reported.
+#: Seconds without any worker that has a task before the reason is reported.
 WAITING_SECONDS = 60.0
 #: Seconds that the process of a worker may take until it is ready; loading torch from a slow disk takes minutes.
 START_SECONDS = 900.0
@@ -178,13 +178,13 @@ def node_id() -> str:
 
 
 def device_memory(device: str) -> float | None:
-    """Return the free bytes of the GPU of this actor; None on a CPU."""
+    """Return the free bytes of the GPU of this actor, or its share of them; None on a CPU."""
     if device == "cpu":
         return None
     import torch
 
     free, _ = torch.cuda.mem_get_info()
-    return float(free)
+    return free * min(1.0, ray.get_runtime_context().get_assigned_resources().get("GPU", 1.0))
 
 
 def environment(shape: PoolShape) -> dict[str, Any]:
@@ -209,6 +209,8 @@ def run_tasks(
     on_start: Callable[[dict[str, Any]], None],
     on_done: Callable[[AnyTask, Any], Iterable[AnyTask] | None],
     on_lost: Callable[[AnyTask, str], None],
+    on_refused: Callable[[AnyTask, str], None] | None = None,
+    outgrew: Callable[[Any], bool] = lambda result: False,
     on_workers: Callable[[int, int], None] = lambda alive, wanted: None,
     on_waiting: Callable[[str], None] = lambda reason: None,
     on_hung: Callable[[list[str], float], None] = lambda names, seconds: None,
@@ -233,8 +235,10 @@ def run_tasks(
         on_start: called with `environment` while the workers start, before the first task runs.
         on_done: called with a task and its result; may return tasks that follow from it, which are run next.
         on_lost: called with a task that lost `ATTEMPTS` workers, and the reason.
+        on_refused: called with a task for which no worker with enough memory can start, and the reason.
+        outgrew: whether a result says that the memory of a GPU did not suffice: the task runs again on a worker without one.
         on_workers: called with the numbers of running and wanted workers whenever a worker starts or is lost.
-        on_waiting: called once a minute, while there is no worker, with the resources that are missing.
+        on_waiting: called once a minute, while tasks wait and no worker has one, with the resources that are missing.
         on_hung: called with the tasks of a worker that exceeded its time limit, and the limit in seconds.
         on_dropped: called instead of `on_done` and `on_lost` with a task that is no longer `wanted` when its turn comes.
         more: returns further tasks, and whether there may be others later; waits for a task for the given time (seconds).
@@ -266,6 +270,8 @@ def run_tasks(
             shape,
             on_done=on_done,
             on_lost=on_lost,
+            on_refused=on_refused,
+            outgrew=outgrew,
             on_workers=on_workers,
             on_waiting=on_waiting,
             on_hung=on_hung,
@@ -302,8 +308,8 @@ class Pool(Generic[AnyTask]):
     Ray's own restarts are not sufficient: they never end if a worker dies while it starts, never begin if its constructor raises,
     and calls to a restarting actor fail until the cluster has noticed the loss of its node.
 
-    `on_done(task, result)` and `on_lost(task, reason)` are called in the driver, in the order of events, exactly one of them once
-    for every task, or `on_dropped(task)`.
+    `on_done(task, result)`, `on_lost(task, reason)` and `on_refused(task, reason)` are called in the driver, in the order of
+    events, exactly one of them once for every task, or `on_dropped(task)`.
     """
 
     def __init__(
@@ -313,6 +319,8 @@ class Pool(Generic[AnyTask]):
         *,
         on_done: Callable[[AnyTask, Any], Iterable[AnyTask] | None],
         on_lost: Callable[[AnyTask, str], None],
+        on_refused: Callable[[AnyTask, str], None] | None = None,
+        outgrew: Callable[[Any], bool] = lambda result: False,
         on_workers: Callable[[int, int], None] = lambda alive, wanted: None,
         on_waiting: Callable[[str], None] = lambda reason: None,
         on_hung: Callable[[list[str], float], None] = lambda names, seconds: None,
@@ -333,7 +341,10 @@ class Pool(Generic[AnyTask]):
         self._on_hung, self._on_dropped = on_hung, on_dropped
         self._more, self._still_wanted, self._order = more, wanted, order
         self._open = True  # whether further tasks may be found
-        self._on_done, self._on_lost = on_done, on_lost
+        self._on_done, self._on_lost, self._on_refused = on_done, on_lost, on_refused or on_lost
+        self._outgrew = outgrew
+        self._outgrown: set[str] = set()  # tasks for which the memory of a GPU did not suffice
+        self._refused = ""  # why no worker without a GPU can start
         self._on_workers, self._on_waiting = on_workers, on_waiting
         self._shape = shape
         self._queue: deque[AnyTask] = deque()
@@ -370,6 +381,8 @@ class Pool(Generic[AnyTask]):
                 self._dispatch()
                 if self._is_stuck():
                     self._resize(stuck=True)
+                    while self._refused and self._is_stuck():
+                        self._on_refused(self._queue.popleft(), f"no worker without a GPU can start: {self._refused}")
                     if self._is_stuck():
                         self._add_without_gpu()
                 if not (self._queue or self._open or any(call.task is not None for call in self._calls.values())):
@@ -389,7 +402,8 @@ class Pool(Generic[AnyTask]):
                     looked = now
                     self._kill_not_started()
                     self._resize()
-                if finished or self._alive:
+                    self._make_room()
+                if finished or any(actor.running for actor in self._actors) or (self._alive and not self._queue):
                     told = now
                 elif now - told >= WAITING_SECONDS:
                     told = now
@@ -550,11 +564,34 @@ class Pool(Generic[AnyTask]):
     def _add_without_gpu(self) -> None:
         """Start a worker without a GPU for a task that fits no GPU."""
         needs = self._needs(self._queue[0])
-        self._on_note(
-            f"a matrix needs about {needs.device_memory / 1e9:.1f} GB of a GPU, more than any worker has: it runs without one"
-        )
+        if self._queue[0].name not in self._outgrown:
+            self._on_note(
+                f"a matrix needs about {needs.device_memory / 1e9:.1f} GB of a GPU, more than any worker has: it runs without one"
+            )
         memory = min(size_of(needs.memory), self._node_memory)
-        self._actors.append(self._start(like=_Actor(handle=None, memory=memory, cores=1, gpus=0.0)))
+        self._actors.append(self._start(like=_Actor(handle=None, memory=memory, cores=self._cores, gpus=0.0)))
+
+    def _take_off_gpu(self, actor: _Actor, task: AnyTask) -> None:
+        """Run a task again without a GPU; this worker gets no other that needs as much memory of its GPU."""
+        self._on_note(f"the memory of a GPU did not suffice for {task.name}: it runs without one")
+        self._outgrown.add(task.name)
+        if actor.state is not None:
+            less = math.nextafter(self._needs(task).device_memory, 0.0)
+            free = actor.state.device_memory
+            actor.state = replace(actor.state, device_memory=less if free is None else min(free, less))
+        self._queue.appendleft(task)
+
+    def _make_room(self) -> None:
+        """End idle workers that are too small for all tasks, if those that are not have to wait for resources."""
+        if not self._queue:
+            return
+        fitting = [actor for actor in self._actors if not actor.leaving and self._fits(actor, self._queue[0])]
+        if any(actor.ready or _process_id(actor.handle) for actor in fitting):
+            return
+        for actor in self._actors:
+            if actor.ready and not actor.running and not any(self._fits(actor, task) for task in self._queue):
+                actor.leaving = True
+        self._end_leaving()
 
     def _measure(self, actor: _Actor) -> bool:
         """Have the speed of a worker measured if it is needed and not known yet; whether the worker has to wait for the result."""
@@ -709,7 +746,8 @@ class Pool(Generic[AnyTask]):
 
         def leaves(task: AnyTask) -> bool:
             needs = self._needs(task)
-            return needs.cost > limit and needs.memory <= memory and needs.device_memory <= free
+            fits = needs.memory <= memory and needs.device_memory <= free and task.name not in self._outgrown
+            return fits and needs.cost > limit
 
         return leaves
 
@@ -717,6 +755,8 @@ class Pool(Generic[AnyTask]):
         """Whether a worker has the memory for a task; what fits no node fits the worker that has a whole node."""
         needs = self._needs(task)
         if actor.memory and min(needs.memory, self._node_memory) > actor.memory:
+            return False
+        if actor.gpus and task.name in self._outgrown:
             return False
         free = actor.state.device_memory if actor.state is not None else None
         return free is None or needs.device_memory <= free
@@ -748,6 +788,9 @@ class Pool(Generic[AnyTask]):
             return
         del call.actor.running[call.task.name]
         call.actor.since = time.monotonic()
+        if call.actor.gpus and self._needs(call.task).device_memory and self._outgrew(result):
+            self._take_off_gpu(call.actor, call.task)
+            return
         self._queue.extendleft(self._on_done(call.task, result) or ())
 
     def _longest_wait(self) -> float:
@@ -802,6 +845,8 @@ class Pool(Generic[AnyTask]):
             self._replace(actor)
             return
         self._actors.remove(actor)
+        if not actor.gpus:
+            self._refused = reason
         if not self._actors:
             raise ScannerError(
                 f"no worker can start: {reason}; correct this where the workers run, then run the command again"
@@ -810,10 +855,14 @@ class Pool(Generic[AnyTask]):
     def _missing_resources(self) -> str:
         there = ray.cluster_resources()  # type: ignore[no-untyped-call]
         has = f"{there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs"
-        memory = f", {self._size / 1e9:.2g} GB of memory" if self._size else ""
         gpus = 0.0 if self._shape.mixed else self._shape.gpus
-        needs = f"{self._cores} CPU{memory} and {gpus:g} GPUs"
-        return f"no worker yet: each needs {needs}; the cluster has {has} in total, free or in use"
+        size, cores, none = self._size, self._cores, "no worker yet: each needs"
+        waiting = [actor for actor in self._actors if not actor.ready]
+        if self._alive and waiting:
+            size, cores, gpus = waiting[-1].memory, waiting[-1].cores, waiting[-1].gpus
+            none = f"no worker for {self._queue[0].name} yet: it needs"
+        memory = f", {size / 1e9:.2g} GB of memory" if size else ""
+        return f"{none} {cores} CPU{memory} and {gpus:g} GPUs; the cluster has {has} in total, free or in use"
 
     @property
     def _alive(self) -> int:

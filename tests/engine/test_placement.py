@@ -26,7 +26,7 @@ from scanner.engine.placement import (
     workers_of,
 )
 from scanner.engine.plan import matrix_memory, spreads, task_memory
-from scanner.engine.pool import Needs, Pool, PoolShape, Ready, _Actor
+from scanner.engine.pool import Needs, Pool, PoolShape, Ready, _Actor, device_memory
 from scanner.engine.rate import measured_rate
 from tests.checkpoint.writing import checkpoint
 
@@ -420,3 +420,74 @@ def test_all_cores_are_used_as_long_as_a_large_task_runs(workers: int, tasks: in
 def test_cores_help_on_their_own_node_and_with_large_tasks_only() -> None:
     assert max(max(threads) for threads in shares(8, 3, nodes=2)) == 4
     assert shares(4, 2, large=1) == [[3], [1]]
+
+
+class SmallDevice(TellsThreads):
+    """The first one says that it has a device with 100 bytes; those that follow have none."""
+
+    marker = Path()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.free = None if self.marker.exists() else 100.0
+        self.marker.touch()
+
+    def ready(self) -> Ready:  # type: ignore[override]
+        return Ready(device="cpu", node="the only one", device_memory=self.free)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_an_idle_worker_makes_room_for_one_that_fits_and_the_user_is_told_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first worker holds both cores, and the matrix does not fit its device."""
+    monkeypatch.setattr("scanner.engine.pool._LOOK_SECONDS", 3.0)
+    monkeypatch.setattr("scanner.engine.pool.WAITING_SECONDS", 0.5)
+    done: list[tuple[str, str]] = []
+    notes: list[str] = []
+    waiting: list[str] = []
+    pool = pool_of(1.5 * GB, 2, done, notes, wanted=2)
+    pool._class = type("SmallDevice", (SmallDevice,), {"marker": tmp_path / "marker"})
+    pool._on_waiting = waiting.append
+    needs = Needs(memory=GB, device_memory=1000.0, spreads=True)
+    pool.run([Sized(name="large", log=tmp_path / "log", needs=needs)])
+    assert [name for name, _ in done] == ["large"]
+    assert len(notes) == 1
+    assert any("no worker for large yet: it needs 2 CPU" in reason for reason in waiting)
+
+
+class OnlyOnce(SmallDevice):
+    """Those that follow the first cannot start."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        if self.free is None:
+            raise RuntimeError("no core for it")
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_task_for_which_no_worker_can_start_is_told_and_the_others_are_done(tmp_path: Path) -> None:
+    done: list[tuple[str, str]] = []
+    refused: list[tuple[str, str]] = []
+    pool = pool_of(1.3 * GB, 2, done, [], wanted=1)
+    pool._class = type("OnlyOnce", (OnlyOnce,), {"marker": tmp_path / "marker"})
+    pool._on_refused = lambda work, reason: refused.append((work.name, reason))
+    log = tmp_path / "log"
+    large = [
+        Sized(name=f"large {number}", log=log, needs=Needs(memory=0.6 * GB, device_memory=1000.0)) for number in "ab"
+    ]
+    pool.run([*large, Sized(name="small", log=log, needs=Needs(memory=0.6 * GB))])
+    assert [name for name, _ in done] == ["small"]
+    reason = "no worker without a GPU can start: RuntimeError: no core for it"
+    assert refused == [("large a", reason), ("large b", reason)]
+
+
+@pytest.mark.parametrize(("share", "free"), [(0.5, 40.0), (1.0, 80.0), (2.0, 80.0)])
+def test_a_worker_counts_on_its_share_of_the_memory_of_a_gpu(
+    share: float, free: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = SimpleNamespace(get_assigned_resources=lambda: {"CPU": 1.0, "GPU": share})
+    monkeypatch.setattr("scanner.engine.pool.ray.get_runtime_context", lambda: context)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (80, 96))
+    assert device_memory("cuda") == free
+    assert device_memory("cpu") is None
