@@ -20,8 +20,8 @@ class PoolOptions:
     address: str | None = option(None, metavar="ADDRESS")
     """Join a running Ray cluster: auto, HOST:PORT or ray://HOST:PORT; None: the cluster in RAY_ADDRESS, else a local Ray."""
     workers: int | None = option(None, min=1)
-    """Number of workers, with a GPU or without; None: one per GPU where the cluster has GPUs, and in scans and comparisons one per
-    core that is left; else one per CPU core."""
+    """Largest number of workers, with a GPU or without, and of cores that those without one take; None: in scans and comparisons
+    one per GPU and one per core that is left, elsewhere one per GPU if there are GPUs, else one per CPU core."""
     gpus_per_worker: float | None = option(None, min=0)
     """Share of a GPU for each worker. Unless it is given, scans and comparisons use GPUs that are faster in float64 than a core,
     and the cores that are left; None: 1 where the cluster has GPUs, else 0."""

@@ -22,10 +22,9 @@ class Costly(Protocol):
 
 AnyTask = TypeVar("AnyTask", bound=Costly)
 
-#: A worker may take this long for any task, and this much longer for its cost: 100 times what one slow core needs.
-_LIMIT_SECONDS, _LIMIT_COST_PER_SECOND = 900.0, 1e9
-
-
+#: A worker may take this long for any task, and this much longer for its cost: ten times what one core needs that does 2e10 units
+#: per second, as those of the nodes in docs/cluster.md. The largest embedding of a 70B model has 4.5 hours.
+_LIMIT_SECONDS, _LIMIT_COST_PER_SECOND = 900.0, 2e9
 #: An interpreter with its libraries, in bytes.
 _WORKER_BYTES = 600_000_000
 #: Cost of an entry of a singular vector, which is sorted, and of a matrix, whatever its size; in units of `decomposition_cost`.

@@ -40,7 +40,7 @@ AnyTask = TypeVar("AnyTask", bound=Named)
 WINDOW = 2
 #: How often a task is tried before it is recorded as lost.
 ATTEMPTS = 3
-#: Seconds without any worker before the reason is reported.
+#: Seconds without any worker that has a task before the reason is reported.
 WAITING_SECONDS = 60.0
 #: Seconds that the process of a worker may take until it is ready; loading torch from a slow disk takes minutes.
 START_SECONDS = 900.0
@@ -126,6 +126,15 @@ class Needs:
     """Expected work, in the units in which the rates of workers are measured; 0: unknown."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Held:
+    """What the pool knows of a task that a worker has."""
+
+    limit: float | None
+    """Its time limit in seconds."""
+    needs: Needs
+
+
 #: Units of cost per second by node and device, measured once by a worker there.
 _rates: dict[tuple[str, str], float] = {}
 
@@ -141,7 +150,8 @@ class _Actor:
     ready: bool = False
     rate: float | None = None  # units of cost per second; None: not measured
     refusals: int = 0  # consecutive failures to start, of this actor and of those it replaces
-    running: dict[str, float | None] = field(default_factory=dict)  # tasks it holds, with their time limits
+    running: dict[str, _Held] = field(default_factory=dict)  # by name; all but the first only read, and wait
+    threads: int = 1  # of its computation, as far as it has been told
     since: float = 0.0  # when it became busy or last returned something
     process_since: float | None = None  # when its process was first seen
     killed: str = ""  # why the pool killed it
@@ -168,13 +178,13 @@ def node_id() -> str:
 
 
 def device_memory(device: str) -> float | None:
-    """Return the free bytes of the GPU of this actor; None on a CPU."""
+    """Return the free bytes of the GPU of this actor, or its share of them; None on a CPU."""
     if device == "cpu":
         return None
     import torch
 
     free, _ = torch.cuda.mem_get_info()
-    return float(free)
+    return free * min(1.0, ray.get_runtime_context().get_assigned_resources().get("GPU", 1.0))
 
 
 def environment(shape: PoolShape) -> dict[str, Any]:
@@ -199,6 +209,8 @@ def run_tasks(
     on_start: Callable[[dict[str, Any]], None],
     on_done: Callable[[AnyTask, Any], Iterable[AnyTask] | None],
     on_lost: Callable[[AnyTask, str], None],
+    on_refused: Callable[[AnyTask, str], None] | None = None,
+    outgrew: Callable[[Any], bool] = lambda result: False,
     on_workers: Callable[[int, int], None] = lambda alive, wanted: None,
     on_waiting: Callable[[str], None] = lambda reason: None,
     on_hung: Callable[[list[str], float], None] = lambda names, seconds: None,
@@ -217,13 +229,16 @@ def run_tasks(
 
     Args:
         worker_class: a class whose `run(task)` returns errors of the task as data, and whose `ready()` returns once it has started.
+            If tasks spread, `run` takes a number of BLAS threads, too, and `share(threads)` changes it while a task runs.
         tasks: at least one.
         options: where, and on how many workers.
         on_start: called with `environment` while the workers start, before the first task runs.
         on_done: called with a task and its result; may return tasks that follow from it, which are run next.
         on_lost: called with a task that lost `ATTEMPTS` workers, and the reason.
+        on_refused: called with a task for which no worker with enough memory can start, and the reason.
+        outgrew: whether a result says that the memory of a GPU did not suffice: the task runs again on a worker without one.
         on_workers: called with the numbers of running and wanted workers whenever a worker starts or is lost.
-        on_waiting: called once a minute, while there is no worker, with the resources that are missing.
+        on_waiting: called once a minute, while tasks wait and no worker has one, with the resources that are missing.
         on_hung: called with the tasks of a worker that exceeded its time limit, and the limit in seconds.
         on_dropped: called instead of `on_done` and `on_lost` with a task that is no longer `wanted` when its turn comes.
         more: returns further tasks, and whether there may be others later; waits for a task for the given time (seconds).
@@ -255,6 +270,8 @@ def run_tasks(
             shape,
             on_done=on_done,
             on_lost=on_lost,
+            on_refused=on_refused,
+            outgrew=outgrew,
             on_workers=on_workers,
             on_waiting=on_waiting,
             on_hung=on_hung,
@@ -291,8 +308,8 @@ class Pool(Generic[AnyTask]):
     Ray's own restarts are not sufficient: they never end if a worker dies while it starts, never begin if its constructor raises,
     and calls to a restarting actor fail until the cluster has noticed the loss of its node.
 
-    `on_done(task, result)` and `on_lost(task, reason)` are called in the driver, in the order of events, exactly one of them once
-    for every task, or `on_dropped(task)`.
+    `on_done(task, result)`, `on_lost(task, reason)` and `on_refused(task, reason)` are called in the driver, in the order of
+    events, exactly one of them once for every task, or `on_dropped(task)`.
     """
 
     def __init__(
@@ -302,6 +319,8 @@ class Pool(Generic[AnyTask]):
         *,
         on_done: Callable[[AnyTask, Any], Iterable[AnyTask] | None],
         on_lost: Callable[[AnyTask, str], None],
+        on_refused: Callable[[AnyTask, str], None] | None = None,
+        outgrew: Callable[[Any], bool] = lambda result: False,
         on_workers: Callable[[int, int], None] = lambda alive, wanted: None,
         on_waiting: Callable[[str], None] = lambda reason: None,
         on_hung: Callable[[list[str], float], None] = lambda names, seconds: None,
@@ -322,7 +341,10 @@ class Pool(Generic[AnyTask]):
         self._on_hung, self._on_dropped = on_hung, on_dropped
         self._more, self._still_wanted, self._order = more, wanted, order
         self._open = True  # whether further tasks may be found
-        self._on_done, self._on_lost = on_done, on_lost
+        self._on_done, self._on_lost, self._on_refused = on_done, on_lost, on_refused or on_lost
+        self._outgrew = outgrew
+        self._outgrown: set[str] = set()  # tasks for which the memory of a GPU did not suffice
+        self._refused = ""  # why no worker without a GPU can start
         self._on_workers, self._on_waiting = on_workers, on_waiting
         self._shape = shape
         self._queue: deque[AnyTask] = deque()
@@ -359,6 +381,8 @@ class Pool(Generic[AnyTask]):
                 self._dispatch()
                 if self._is_stuck():
                     self._resize(stuck=True)
+                    while self._refused and self._is_stuck():
+                        self._on_refused(self._queue.popleft(), f"no worker without a GPU can start: {self._refused}")
                     if self._is_stuck():
                         self._add_without_gpu()
                 if not (self._queue or self._open or any(call.task is not None for call in self._calls.values())):
@@ -378,7 +402,8 @@ class Pool(Generic[AnyTask]):
                     looked = now
                     self._kill_not_started()
                     self._resize()
-                if finished or self._alive:
+                    self._make_room()
+                if finished or any(actor.running for actor in self._actors) or (self._alive and not self._queue):
                     told = now
                 elif now - told >= WAITING_SECONDS:
                     told = now
@@ -407,11 +432,24 @@ class Pool(Generic[AnyTask]):
         self._size = min(size_of(needed), self._node_memory)
         self._known = self._known or {node.id for node in nodes}
         fits = self._count(nodes)
+        self._cores = self._cores_with(fits, nodes) if needed else 1
         if self._asked is not None or not (nodes and needed):
             return self._exactly(fits, self._shape.workers)
-        shares = self._share_cores and (self._shape.mixed or not self._shape.gpus)
-        self._cores = cores_of(self._left_by_gpus(nodes)[1], self._size) if shares else 1
         return fits.at_most(self._shape.workers) if fits.total else self._exactly(fits, 1)
+
+    def _cores_with(self, fits: Count, nodes: Sequence[Node]) -> int:
+        """Return how many cores a worker without a GPU takes: those that memory leaves idle, and never more than a user asked for.
+
+        Args:
+            fits: how many workers of the present size fit the nodes.
+            nodes: the machines.
+        """
+        if not (self._share_cores and fits.cpu):
+            return 1
+        cores = cores_of(self._left_by_gpus(nodes)[1], self._size)
+        if self._asked is not None:
+            cores = min(cores, (self._asked - fits.gpu) // fits.cpu)
+        return max(1, cores)
 
     def _left_by_gpus(self, nodes: Sequence[Node]) -> tuple[int, list[Node]]:
         """Return how many workers of the present size take a GPU, and what is left of the nodes for the others."""
@@ -449,7 +487,9 @@ class Pool(Generic[AnyTask]):
         return actor
 
     def _resize(self, *, stuck: bool = False) -> None:
-        """Start workers on nodes that have joined, and replace workers if a task needs larger ones, or smaller ones would be more.
+        """Start workers on nodes that have joined, and replace workers if a task needs larger ones, or others would do more.
+
+        Others do more if half as many again fit, because the tasks that are left are smaller, or if they take cores that are idle.
 
         A worker that is replaced gets no further tasks and ends when it has none; its successor waits for its resources in Ray.
         """
@@ -459,7 +499,10 @@ class Pool(Generic[AnyTask]):
         current = [actor for actor in self._actors if not actor.leaving]
         if not any(actor.memory for actor in current):
             return
-        if len(current) >= self._shape.workers and not stuck:
+        # If a user has asked for more workers than fit, some of them wait for a node that may never join: they do not count.
+        nodes = self._nodes()
+        running = min(self._count(nodes).total, len(current))
+        if running >= self._shape.workers and not stuck:
             return
         needed = max(self._needs(task).memory for task in self._queue)
         largest = max((actor.memory for actor in current), default=0.0)
@@ -468,11 +511,14 @@ class Pool(Generic[AnyTask]):
         wanted = self._plan(self._queue)
         if not self._open:
             wanted = wanted.at_most(len(self._queue) + sum(len(actor.running) for actor in current))
-        if not grows and wanted.total < max(len(current) + 1, 1.5 * len(current)):
+        better = min(self._count(nodes).total, wanted.total)
+        narrow = {id(actor) for actor in current if not actor.gpus and actor.cores < self._cores}
+        if not grows and better < max(running + 1, 1.5 * running) and not (narrow and better >= running):
             self._size, self._cores = before
             return
         for actor in current:
-            actor.leaving = actor.memory < self._size if grows else actor.memory > self._size
+            smaller = actor.memory > self._size or id(actor) in narrow
+            actor.leaving = actor.memory < self._size if grows else smaller
         self._start_up_to(wanted)
         self._end_leaving()
 
@@ -489,6 +535,7 @@ class Pool(Generic[AnyTask]):
         current = [actor for actor in self._actors if not actor.leaving]
         fits = self._count(nodes)
         if self._asked is None:
+            self._cores = self._cores_with(fits, nodes)
             tasks = len(self._queue) + sum(len(actor.running) for actor in current)
             wanted = fits if self._open else fits.at_most(max(tasks, len(current)))
             if wanted.total > self._shape.workers:
@@ -517,11 +564,34 @@ class Pool(Generic[AnyTask]):
     def _add_without_gpu(self) -> None:
         """Start a worker without a GPU for a task that fits no GPU."""
         needs = self._needs(self._queue[0])
-        self._on_note(
-            f"a matrix needs about {needs.device_memory / 1e9:.1f} GB of a GPU, more than any worker has: it runs without one"
-        )
+        if self._queue[0].name not in self._outgrown:
+            self._on_note(
+                f"a matrix needs about {needs.device_memory / 1e9:.1f} GB of a GPU, more than any worker has: it runs without one"
+            )
         memory = min(size_of(needs.memory), self._node_memory)
-        self._actors.append(self._start(like=_Actor(handle=None, memory=memory, cores=1, gpus=0.0)))
+        self._actors.append(self._start(like=_Actor(handle=None, memory=memory, cores=self._cores, gpus=0.0)))
+
+    def _take_off_gpu(self, actor: _Actor, task: AnyTask) -> None:
+        """Run a task again without a GPU; this worker gets no other that needs as much memory of its GPU."""
+        self._on_note(f"the memory of a GPU did not suffice for {task.name}: it runs without one")
+        self._outgrown.add(task.name)
+        if actor.state is not None:
+            less = math.nextafter(self._needs(task).device_memory, 0.0)
+            free = actor.state.device_memory
+            actor.state = replace(actor.state, device_memory=less if free is None else min(free, less))
+        self._queue.appendleft(task)
+
+    def _make_room(self) -> None:
+        """End idle workers that are too small for all tasks, if those that are not have to wait for resources."""
+        if not self._queue:
+            return
+        fitting = [actor for actor in self._actors if not actor.leaving and self._fits(actor, self._queue[0])]
+        if any(actor.ready or _process_id(actor.handle) for actor in fitting):
+            return
+        for actor in self._actors:
+            if actor.ready and not actor.running and not any(self._fits(actor, task) for task in self._queue):
+                actor.leaving = True
+        self._end_leaving()
 
     def _measure(self, actor: _Actor) -> bool:
         """Have the speed of a worker measured if it is needed and not known yet; whether the worker has to wait for the result."""
@@ -562,10 +632,15 @@ class Pool(Generic[AnyTask]):
 
     def _dispatch(self) -> None:
         """Fill the windows in rounds: no worker gets a second task while another has none."""
+        given: list[tuple[_Actor, AnyTask]] = []
+        near_end = not self._open and len(self._queue) <= _LAST_TASKS * len(self._actors)
+        rest = sum(_work(self._needs(task)) for task in self._queue) if near_end else math.inf
         for room in range(1, WINDOW + 1):
             for actor in self._actors:
                 self._drop_unwanted()
                 if not (self._queue and actor.ready and not actor.leaving and len(actor.running) < room):
+                    continue
+                if actor.running and not self._may_wait(actor, rest):
                     continue
                 place = self._next(actor)
                 task = self._queue[place] if place is not None else None
@@ -574,26 +649,64 @@ class Pool(Generic[AnyTask]):
                     actor.family = self._family(task)
                     if not actor.running:
                         actor.since = time.monotonic()
-                    actor.running[task.name] = self._time_limit(task)
-                    threads = self._threads(actor, task)
-                    more = (threads,) if threads > 1 else ()
-                    self._calls[actor.handle.run.remote(task, *more)] = _Call(actor=actor, task=task)
+                    needs = self._needs(task)
+                    rest -= _work(needs)
+                    actor.running[task.name] = _Held(limit=self._time_limit(task), needs=needs)
+                    given.append((actor, task))
+        shares = self._shares()  # now it is known who has nothing to do
+        for actor, task in given:
+            threads = actor.threads = shares.get(actor, 1)
+            more = (threads,) if threads > 1 and self._needs(task).spreads else ()
+            self._calls[actor.handle.run.remote(task, *more)] = _Call(actor=actor, task=task)
+        for actor, threads in shares.items():
+            if actor.threads != threads:
+                actor.threads = threads
+                actor.handle.share.remote(threads)  # if it is lost, its task tells
+
+    def _may_wait(self, actor: _Actor, rest: float) -> bool:
+        """Whether a task may wait in a worker until it is free: not if the other workers would be done with the queue before.
+
+        Args:
+            actor: a worker that has a task.
+            rest: expected work of the queue.
+        """
+        others = [other for other in self._actors if not other.leaving]
+        rates = [other.rate for other in others if other.rate]
+        known = actor.rate and len(rates) == len(others)
+        alone, together = (actor.rate or 1.0, sum(rates)) if known else (1.0, float(len(others)))
+        return len(others) == 1 or rest / together >= _held(actor) / alone
+
+    def _shares(self) -> dict[_Actor, int]:
+        """Return the BLAS threads of workers without a GPU that have a large task.
+
+        Every one has its cores, and at the end of the run its share of those of workers on its node that have nothing left to do.
+        """
+        if not self._share_cores:
+            return {}
+        large = [
+            actor
+            for actor in self._actors
+            if not actor.gpus and any(held.needs.spreads for held in actor.running.values())
+        ]
+        shares = {actor: actor.cores for actor in large}
+        if self._open or self._queue:
+            return shares
+        idle: Counter[str] = Counter()
+        helped: dict[str, list[_Actor]] = {}
+        for actor in self._actors:
+            if actor.ready and actor.state is not None:
+                if not actor.running:
+                    idle[actor.state.node] += actor.cores
+                elif actor in shares:
+                    helped.setdefault(actor.state.node, []).append(actor)
+        for node, actors in helped.items():
+            for place, actor in enumerate(sorted(actors, key=_held, reverse=True)):
+                shares[actor] += idle[node] // len(actors) + (place < idle[node] % len(actors))
+        return shares
 
     def _drop_unwanted(self) -> None:
         while self._queue and not self._still_wanted(self._queue[0]):
             self._on_dropped(self._queue.popleft())
-
-    def _threads(self, actor: _Actor, task: AnyTask) -> int:
-        """Number of BLAS threads of a task: cores that memory leaves idle, and at the end those of workers without a task."""
-        if not self._share_cores or actor.gpus or not self._needs(task).spreads:
-            return 1
-        if self._open or self._queue or len(actor.running) > 1:
-            return actor.cores
-        node = actor.state.node if actor.state is not None else ""
-        here = [other for other in self._actors if other.ready and other.state is not None and other.state.node == node]
-        return max(
-            actor.cores, sum(other.cores for other in here) // max(1, sum(bool(other.running) for other in here))
-        )
 
     def _next(self, actor: _Actor) -> int | None:
         """Position in the queue of the next task of an actor: of its family, else of no other actor's family, else the first.
@@ -633,7 +746,8 @@ class Pool(Generic[AnyTask]):
 
         def leaves(task: AnyTask) -> bool:
             needs = self._needs(task)
-            return needs.cost > limit and needs.memory <= memory and needs.device_memory <= free
+            fits = needs.memory <= memory and needs.device_memory <= free and task.name not in self._outgrown
+            return fits and needs.cost > limit
 
         return leaves
 
@@ -641,6 +755,8 @@ class Pool(Generic[AnyTask]):
         """Whether a worker has the memory for a task; what fits no node fits the worker that has a whole node."""
         needs = self._needs(task)
         if actor.memory and min(needs.memory, self._node_memory) > actor.memory:
+            return False
+        if actor.gpus and task.name in self._outgrown:
             return False
         free = actor.state.device_memory if actor.state is not None else None
         return free is None or needs.device_memory <= free
@@ -672,6 +788,9 @@ class Pool(Generic[AnyTask]):
             return
         del call.actor.running[call.task.name]
         call.actor.since = time.monotonic()
+        if call.actor.gpus and self._needs(call.task).device_memory and self._outgrew(result):
+            self._take_off_gpu(call.actor, call.task)
+            return
         self._queue.extendleft(self._on_done(call.task, result) or ())
 
     def _longest_wait(self) -> float:
@@ -726,6 +845,8 @@ class Pool(Generic[AnyTask]):
             self._replace(actor)
             return
         self._actors.remove(actor)
+        if not actor.gpus:
+            self._refused = reason
         if not self._actors:
             raise ScannerError(
                 f"no worker can start: {reason}; correct this where the workers run, then run the command again"
@@ -734,21 +855,35 @@ class Pool(Generic[AnyTask]):
     def _missing_resources(self) -> str:
         there = ray.cluster_resources()  # type: ignore[no-untyped-call]
         has = f"{there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs"
-        memory = f", {self._size / 1e9:.2g} GB of memory" if self._size else ""
         gpus = 0.0 if self._shape.mixed else self._shape.gpus
-        needs = f"{self._cores} CPU{memory} and {gpus:g} GPUs"
-        return f"no worker yet: each needs {needs}; the cluster has {has} in total, free or in use"
+        size, cores, none = self._size, self._cores, "no worker yet: each needs"
+        waiting = [actor for actor in self._actors if not actor.ready]
+        if self._alive and waiting:
+            size, cores, gpus = waiting[-1].memory, waiting[-1].cores, waiting[-1].gpus
+            none = f"no worker for {self._queue[0].name} yet: it needs"
+        memory = f", {size / 1e9:.2g} GB of memory" if size else ""
+        return f"{none} {cores} CPU{memory} and {gpus:g} GPUs; the cluster has {has} in total, free or in use"
 
     @property
     def _alive(self) -> int:
         return sum(actor.ready for actor in self._actors)
 
 
+def _work(needs: Needs) -> float:
+    """Expected work of a task; tasks of which it is unknown count alike."""
+    return needs.cost or 1.0
+
+
+def _held(actor: _Actor) -> float:
+    """Expected work of the tasks that a worker has."""
+    return sum(_work(held.needs) for held in actor.running.values())
+
+
 def _limit(actor: _Actor) -> float | None:
     """The time limit of a busy worker: the longest of its tasks, which wait for each other."""
     if not actor.running or actor.killed:
         return None
-    return max((limit for limit in actor.running.values() if limit is not None), default=None)
+    return max((held.limit for held in actor.running.values() if held.limit is not None), default=None)
 
 
 def _process_id(handle: Any) -> int:

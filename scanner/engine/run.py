@@ -75,6 +75,9 @@ def _dispatch(
     def lost(task: Task, reason: str) -> None:
         done(task, Result(failure=Failure(message=reason, error="WorkerLost")))
 
+    def refused(task: Task, reason: str) -> None:
+        done(task, Result(failure=Failure(message=reason, error="WorkerLost", transient=True)))
+
     def dropped(task: Task) -> None:
         status.count(task, Result(), failed=0, seconds=0.0)
         observer.task_done(task, failed=[])
@@ -110,6 +113,8 @@ def _dispatch(
             on_start=work.started,
             on_done=done,
             on_lost=lost,
+            on_refused=refused,
+            outgrew=lambda result: result.failure is not None and result.failure.full,
             on_workers=workers,
             on_waiting=observer.waiting,
             on_hung=observer.hung,

@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 import pyarrow as pa
+import torch
 
 from scanner.checkpoint import (
     Checkpoint,
@@ -163,6 +164,8 @@ class MatrixTask(Task):
         if error is None:
             try:
                 analysis, seconds = analyze_timed(context, matrix, sigma=self.sigma, null=self.null)
+            except torch.OutOfMemoryError:  # the pool runs the task again without a GPU
+                raise
             except Exception as raised:  # as above
                 error, stage = raised, "analyse"
         if error is not None:
@@ -711,7 +714,14 @@ class ScanWork(Work):
             self._break(job, failure.message, changed=task.versions)
             return self._finished_task(job, task, [ref.tensor for ref in task.refs])
         for ref in task.refs:
-            row = rows.failure_row(task, ref, stage="analyse", error=failure.error, message=failure.message)
+            row = rows.failure_row(
+                task,
+                ref,
+                stage="analyse",
+                error=failure.error,
+                message=failure.message,
+                transient=failure.transient,
+            )
             job.writer.stage_failure(ref.key, row)
         return self._finished_task(job, task, [ref.tensor for ref in task.refs])
 

@@ -128,6 +128,10 @@ class Failure:
     """Every other task would fail for the same reason: the run ends."""
     changed: bool = False
     """A file is not the one that was hashed (`ChangedError`): what was read from it does not count."""
+    full: bool = False
+    """The memory of a GPU did not suffice."""
+    transient: bool = False
+    """The next run may succeed."""
 
     @classmethod
     def of(cls, error: Exception) -> Failure:
@@ -137,7 +141,11 @@ class Failure:
             name = type(cause).__name__ if cause is not None else type(error).__name__
             changed = isinstance(cause, ChangedError)
             return cls(message=error.message, error=name, stage=error.stage, fatal=error.fatal, changed=changed)
-        return cls(message=one_line(error), error=type(error).__name__, changed=isinstance(error, ChangedError))
+        import torch  # the command line imports this module, and the worker has it
+
+        full = isinstance(error, torch.OutOfMemoryError)
+        changed = isinstance(error, ChangedError)
+        return cls(message=one_line(error), error=type(error).__name__, changed=changed, full=full, transient=full)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 from threadpoolctl import ThreadpoolController
@@ -27,6 +27,9 @@ class Worker:
         load_extensions()
         self.device = granted_device()
         self.turn = threading.Lock()
+        self.large: set[WorkerContext] = set()  # tasks that more BLAS threads make faster
+        self.computing: WorkerContext | None = None
+        self.shared = threading.Lock()  # for both
         if start is not None:
             start()
         self.thread_pools = ThreadpoolController()  # knows the libraries that are loaded by now
@@ -45,18 +48,36 @@ class Worker:
         """Run a task with so many BLAS threads. Only the loss of the worker itself raises, in the driver."""
         context = WorkerContext(self, threads)
         value, failure = None, None
+        if task.spreads:
+            self.large.add(context)
         try:
             value = task.run(context)
         except Exception as error:  # an error of one task must not stop the others; it is recorded
             failure = Failure.of(error)
+        finally:
+            self.large.discard(context)
         return Result(value=value, failure=failure, stages=dict(context.stages), bytes_read=context.bytes_read)
+
+    def share(self, threads: int) -> None:
+        """Change the number of BLAS threads of large tasks, also while they compute: other workers' cores are idle, or no more."""
+        with self.shared:
+            for context in [*self.large]:
+                context.threads = threads
+            if self.computing in self.large:
+                # The BLAS of numpy and scipy, which takes most of the time, has one number for all threads of the process.
+                for library in self.thread_pools.select(user_api="blas").lib_controllers:
+                    # Since threadpoolctl 3.8, only the thread that has set a limit may change it, unless it gives this up.
+                    give_up = getattr(library, "clear_controlling_thread", lambda **_: None)
+                    give_up(force=True)
+                    library.set_num_threads(threads)
+                    give_up(force=True)
 
 
 class WorkerContext:
     """What a worker offers to one task (`scanner.engine.task.Context`)."""
 
     def __init__(self, worker: Worker, threads: int = 1) -> None:
-        self._worker, self._threads = worker, threads
+        self._worker, self.threads = worker, threads
         self.stages: dict[str, float] = defaultdict(float)
         self.bytes_read = 0
 
@@ -68,9 +89,22 @@ class WorkerContext:
     @contextmanager
     def computing(self) -> Iterator[float]:
         """Wait for the turn of this task and limit BLAS to its threads; yields the start time in seconds."""
-        # The limit applies to the thread that computes: Ray calls from a thread pool, and OpenMP counts threads for each.
-        with self._worker.turn, self._worker.thread_pools.limit(limits=self._threads), self.stage("compute"):
+        with self._worker.turn, self._limited(), self.stage("compute"):
             yield time.perf_counter()
+
+    @contextmanager
+    def _limited(self) -> Iterator[None]:
+        worker, limit = self._worker, ExitStack()
+        with worker.shared:
+            worker.computing = self
+            # The limit applies to the thread that computes: Ray calls from a thread pool, and OpenMP counts threads for each.
+            limit.enter_context(worker.thread_pools.limit(limits=self.threads))
+        try:
+            yield
+        finally:
+            with worker.shared:
+                worker.computing = None
+                limit.close()
 
     def resident(self, slot: str, key: Hashable, make: Callable[[], Made]) -> Made:
         """Return what the worker keeps in a slot; another key drops it first, because two might not fit into memory."""

@@ -46,6 +46,12 @@ def test_every_option_and_argument_is_documented(verb: str) -> None:
     assert undocumented == []
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_default_that_is_explained_stands_at_the_end(verb: str) -> None:
+    for parameter in VERBS[verb].params:
+        assert "None:" not in (getattr(parameter, "help", None) or ""), parameter.name
+
+
 def test_the_command_itself_tells_its_verbs_and_its_exit_statuses(rmtscan: Run) -> None:
     told = rmtscan("--help")
     text = " ".join(told.out.decode().split())

@@ -122,3 +122,19 @@ def test_a_node_that_joins_gets_workers(fragile: tuple[Path, dict[str, Any]]) ->
     assert len(joined["where"]) == 100
     assert max(joined["counts"]) == [3, 3]
     assert {where.partition(" ")[2] for where in joined["where"]} == {*told["ids"][-2:]}
+
+
+def test_a_matrix_for_which_the_memory_of_a_gpu_does_not_suffice_goes_to_a_core(tmp_path: Path) -> None:
+    model = slow(tmp_path / "model", matrices=4, size=100)
+    script = [sys.executable, "-m", "tests.engine.full_gpu", model, str(tmp_path)]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment["PYTHONPATH"] = str(ROOT)
+    done = subprocess.run(script, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    gpu, cpu = (open_store(str(tmp_path / name)) for name in ("gpu", "cpu"))
+    assert gpu.sql("SELECT * FROM failures").to_pylist() == []
+    assert len(results(gpu)["matrices"]) == 4
+    assert results(gpu) == results(cpu)
+    notes = json.loads((tmp_path / "notes.json").read_text())
+    assert 1 <= len(notes) <= 2, "the worker holds two tasks, and gets no other"
+    assert all("the memory of a GPU did not suffice for" in note for note in notes)

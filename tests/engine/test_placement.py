@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -24,7 +26,7 @@ from scanner.engine.placement import (
     workers_of,
 )
 from scanner.engine.plan import matrix_memory, spreads, task_memory
-from scanner.engine.pool import Needs, Pool, PoolShape, Ready
+from scanner.engine.pool import Needs, Pool, PoolShape, Ready, _Actor, device_memory
 from scanner.engine.rate import measured_rate
 from tests.checkpoint.writing import checkpoint
 
@@ -162,9 +164,10 @@ class Sized(Work):
 
 
 class TellsThreads(Mortal):
-    """Returns the number of threads that it may use; runs on a GPU with little memory, if it has one."""
+    """Returns the numbers of threads that it may use, from the start of a task to its end; a GPU has little memory."""
 
-    free: float | None = None
+    def __init__(self) -> None:
+        self.threads: list[int] = []
 
     def ready(self) -> Ready:  # type: ignore[override]
         import ray
@@ -173,12 +176,26 @@ class TellsThreads(Mortal):
         return Ready(device="cpu", node="the only one", device_memory=100.0 if gpu else None)
 
     def run(self, work: Work, threads: int = 1) -> str:
+        self.threads = [threads]
         super().run(work)
-        return str(threads)
+        until = time.monotonic() + 120.0
+        while work.fate == "waits for cores" and len(self.threads) == 1 and time.monotonic() < until:
+            time.sleep(0.02)
+        return " ".join(map(str, self.threads))
+
+    def share(self, threads: int) -> None:
+        self.threads.append(threads)
 
 
 def pool_of(
-    memory: float, cpus: int, done: list[tuple[str, str]], notes: list[str], *, wanted: int, share_cores: bool = True
+    memory: float,
+    cpus: int,
+    done: list[tuple[str, str]],
+    notes: list[str],
+    *,
+    wanted: int,
+    asked: int | None = None,
+    share_cores: bool = True,
 ) -> Pool[Sized]:
     return Pool(
         TellsThreads,
@@ -189,6 +206,7 @@ def pool_of(
         needs=lambda work: work.needs,
         nodes=lambda: [node(cpus, memory)],
         order=lambda work: -work.cost,
+        asked=asked,
         share_cores=share_cores,
     )
 
@@ -224,6 +242,105 @@ def test_workers_grow_with_the_tasks_and_what_fits_no_node_runs_with_one_note(tm
 
 
 @pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize("asked", [None, 2])
+def test_workers_shrink_with_the_tasks_also_if_a_user_asks_for_more_than_fit(
+    asked: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pool is told that its node has 2 GB for workers: one large worker with both cores, then two small ones."""
+    monkeypatch.setattr("scanner.engine.pool._LOOK_SECONDS", 0.2)
+    log = tmp_path / "log"
+    large = [
+        Sized(name=f"large {number}", log=log, seconds=0.3, cost=9.0, needs=Needs(memory=1.5 * GB, spreads=True))
+        for number in range(3)
+    ]
+    small = [
+        Sized(name=f"small {number}", log=log, seconds=0.3, cost=1.0, needs=Needs(memory=0.6 * GB, spreads=True))
+        for number in range(60)
+    ]
+    done: list[tuple[str, str]] = []
+    pool = pool_of(2 * GB, 2, done, [], wanted=2, asked=asked)
+    sizes: list[list[tuple[float, int]]] = []
+
+    def more(patience: float) -> tuple[list[Sized], bool]:
+        sizes.append(sorted((actor.memory, actor.cores) for actor in pool._actors if actor.ready and not actor.leaving))
+        return [], False
+
+    pool._more = more
+    pool.run([*large, *small])
+    threads = dict(done)
+    assert len(done) == 63
+    assert [threads[work.name] for work in large] == ["2"] * 3
+    assert [(size_of(1.5 * GB), 2)] in sizes
+    assert [(SMALLEST_BYTES, 1)] * 2 in sizes
+    assert threads["small 57"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("asked", "nodes", "before", "after"),
+    [
+        (128, [node(64, 250 * GB)] * 2, (58, 2), (128, 1)),
+        (8, [node(16, 32 * GB)], (3, 2), (8, 1)),
+        (None, [node(16, 32 * GB)], (3, 5), (10, 1)),
+        (64, [node(16, 66 * GB)] * 8, (56, 1), (56, 1)),
+    ],
+)
+def test_memory_decides_how_many_workers_run_and_a_user_how_many_cores_they_take(
+    asked: int | None,
+    nodes: list[Node],
+    before: tuple[int, int],
+    after: tuple[int, int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Matrices of 70 billion parameters; the nodes join after the start, and workers run as far as they fit."""
+    monkeypatch.setattr("scanner.engine.pool._process_id", lambda handle: 0)
+    tasks = [
+        Sized(name=f"{memory} {number}", log=tmp_path, needs=Needs(memory=memory, cost=memory, spreads=True))
+        for memory in (8.12 * GB, 2.75 * GB)
+        for number in range(240)
+    ]
+    there = [node(0, 30 * GB)]
+    pool = Pool(
+        Mortal,
+        PoolShape(workers=asked or 16, gpus=0.0),
+        on_done=lambda work, outcome: None,
+        on_lost=lambda work, reason: None,
+        needs=lambda work: work.needs,
+        nodes=lambda: there,
+        asked=asked,
+        share_cores=True,
+    )
+
+    def start(*, gpus: float = 0.0, refusals: int = 0, like: _Actor | None = None) -> _Actor:
+        return _Actor(handle=None, memory=pool._size, cores=pool._cores, gpus=gpus)
+
+    def run_as_far_as_they_fit() -> tuple[int, int]:
+        pool._actors = [actor for actor in pool._actors if not actor.leaving]
+        free = {number: [one.cpus, one.memory] for number, one in enumerate(there)}
+        for actor in pool._actors:
+            place = next((has for has in free.values() if has[0] >= actor.cores and has[1] >= actor.memory), None)
+            actor.ready = place is not None
+            if place is not None:
+                place[:] = place[0] - actor.cores, place[1] - actor.memory
+        return sum(actor.ready for actor in pool._actors), pool._actors[0].cores
+
+    pool._start = start  # type: ignore[method-assign]
+    pool._end_leaving = lambda: None  # type: ignore[method-assign]
+    pool._open = False
+    pool._queue.extend(tasks)
+    pool._start_up_to(pool._plan(pool._queue))
+    there[:] = [replace(one, id=str(number)) for number, one in enumerate(nodes)]
+    pool._resize()
+    assert run_as_far_as_they_fit() == before
+    while pool._queue[0].needs.memory > 3 * GB:
+        pool._queue.popleft()
+    pool._resize()
+    assert run_as_far_as_they_fit() == after
+    pool._resize()
+    assert run_as_far_as_they_fit() == after, "and that is all"
+
+
+@pytest.mark.usefixtures("local_ray")
 def test_idle_cores_help_with_the_last_large_tasks_and_only_with_these(tmp_path: Path) -> None:
     def sized(name: str, *, spreads: bool, seconds: float = 0.3) -> Sized:
         return Sized(name=name, log=tmp_path / "log", seconds=seconds, needs=Needs(memory=GB, spreads=spreads))
@@ -237,3 +354,140 @@ def test_idle_cores_help_with_the_last_large_tasks_and_only_with_these(tmp_path:
         # One worker of two cores: there is no memory for another.
         pool_of(1.5 * GB, 2, done, [], wanted=2, share_cores=share).run(tasks)
         assert dict(done) == expected
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_large_task_that_runs_at_the_end_gets_the_cores_of_workers_that_become_idle(tmp_path: Path) -> None:
+    def sized(name: str, cost: float, fate: str = "lives") -> Sized:
+        needs = Needs(memory=0.6 * GB, spreads=True, cost=cost)
+        return Sized(name=name, log=tmp_path / "log", fate=fate, cost=cost, needs=needs)
+
+    done: list[tuple[str, str]] = []
+    pool = pool_of(2 * GB, 2, done, [], wanted=2)
+    pool.run([sized("long", 20.0, "waits for cores"), sized("b", 4.0), sized("c", 3.0), sized("d", 2.0)])
+    assert done == [("b", "1"), ("c", "1"), ("d", "1"), ("long", "1 2")], "and no task waits behind the long one"
+
+
+def shares(workers: int, tasks: int, *, nodes: int = 1, large: int | None = None) -> list[list[int]]:
+    """The threads of every task, from its start to its end, if workers of one core end in the order in which they began."""
+    told: dict[int, list[int]] = {}
+    calls: list[tuple[_Actor, Sized]] = []
+    pool = pool_of(1e6 * GB, workers, [], [], wanted=workers)
+
+    class Handle:
+        def __init__(self, number: int) -> None:
+            self.run, self.share = SimpleNamespace(remote=self.runs), SimpleNamespace(remote=self.shares)
+            self.number, self.task = number, -1
+
+        def runs(self, work: Sized, threads: int = 1) -> object:
+            self.task = int(work.name)
+            told[self.task] = [threads]
+            calls.append((pool._actors[self.number], work))
+            return object()
+
+        def shares(self, threads: int) -> None:
+            told[self.task].append(threads)
+
+    pool._actors = [
+        _Actor(handle=Handle(i), memory=1e3 * GB, ready=True, state=Ready(device="cpu", node=str(i % nodes)))
+        for i in range(workers)
+    ]
+    pool._open = False
+    for number in range(tasks):
+        needs = Needs(memory=GB, spreads=large is None or number < large, cost=1.0)
+        pool._queue.append(Sized(name=str(number), log=Path(), needs=needs))
+    pool._dispatch()
+    while calls:
+        using = sum({id(one): told[int(task.name)][-1] for one, task in calls}.values())
+        assert using <= workers, "no core is used twice"
+        if nodes == 1 and large is None:
+            assert using == workers, "every core is used to the end"
+        actor, work = calls.pop(0)
+        del actor.running[work.name]
+        pool._dispatch()
+    return [told[number] for number in range(tasks)]
+
+
+@pytest.mark.parametrize(("workers", "tasks"), [(8, 4), (8, 9), (16, 226), (8, 1), (3, 2)])
+def test_all_cores_are_used_as_long_as_a_large_task_runs(workers: int, tasks: int) -> None:
+    found = shares(workers, tasks)
+    assert found[-1][-1] == workers, "the last task has them all"
+    assert [threads[0] for threads in found] == [
+        1 if tasks > workers else workers // tasks + (i < workers % tasks) for i in range(tasks)
+    ]
+
+
+def test_cores_help_on_their_own_node_and_with_large_tasks_only() -> None:
+    assert max(max(threads) for threads in shares(8, 3, nodes=2)) == 4
+    assert shares(4, 2, large=1) == [[3], [1]]
+
+
+class SmallDevice(TellsThreads):
+    """The first one says that it has a device with 100 bytes; those that follow have none."""
+
+    marker = Path()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.free = None if self.marker.exists() else 100.0
+        self.marker.touch()
+
+    def ready(self) -> Ready:  # type: ignore[override]
+        return Ready(device="cpu", node="the only one", device_memory=self.free)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_an_idle_worker_makes_room_for_one_that_fits_and_the_user_is_told_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first worker holds both cores, and the matrix does not fit its device."""
+    monkeypatch.setattr("scanner.engine.pool._LOOK_SECONDS", 3.0)
+    monkeypatch.setattr("scanner.engine.pool.WAITING_SECONDS", 0.5)
+    done: list[tuple[str, str]] = []
+    notes: list[str] = []
+    waiting: list[str] = []
+    pool = pool_of(1.5 * GB, 2, done, notes, wanted=2)
+    pool._class = type("SmallDevice", (SmallDevice,), {"marker": tmp_path / "marker"})
+    pool._on_waiting = waiting.append
+    needs = Needs(memory=GB, device_memory=1000.0, spreads=True)
+    pool.run([Sized(name="large", log=tmp_path / "log", needs=needs)])
+    assert [name for name, _ in done] == ["large"]
+    assert len(notes) == 1
+    assert any("no worker for large yet: it needs 2 CPU" in reason for reason in waiting)
+
+
+class OnlyOnce(SmallDevice):
+    """Those that follow the first cannot start."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        if self.free is None:
+            raise RuntimeError("no core for it")
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_task_for_which_no_worker_can_start_is_told_and_the_others_are_done(tmp_path: Path) -> None:
+    done: list[tuple[str, str]] = []
+    refused: list[tuple[str, str]] = []
+    pool = pool_of(1.3 * GB, 2, done, [], wanted=1)
+    pool._class = type("OnlyOnce", (OnlyOnce,), {"marker": tmp_path / "marker"})
+    pool._on_refused = lambda work, reason: refused.append((work.name, reason))
+    log = tmp_path / "log"
+    large = [
+        Sized(name=f"large {number}", log=log, needs=Needs(memory=0.6 * GB, device_memory=1000.0)) for number in "ab"
+    ]
+    pool.run([*large, Sized(name="small", log=log, needs=Needs(memory=0.6 * GB))])
+    assert [name for name, _ in done] == ["small"]
+    reason = "no worker without a GPU can start: RuntimeError: no core for it"
+    assert refused == [("large a", reason), ("large b", reason)]
+
+
+@pytest.mark.parametrize(("share", "free"), [(0.5, 40.0), (1.0, 80.0), (2.0, 80.0)])
+def test_a_worker_counts_on_its_share_of_the_memory_of_a_gpu(
+    share: float, free: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = SimpleNamespace(get_assigned_resources=lambda: {"CPU": 1.0, "GPU": share})
+    monkeypatch.setattr("scanner.engine.pool.ray.get_runtime_context", lambda: context)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (80, 96))
+    assert device_memory("cuda") == free
+    assert device_memory("cpu") is None

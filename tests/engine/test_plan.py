@@ -6,7 +6,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scanner.engine.plan import decomposition_cost, expected_seconds, largest_first
+from scanner.engine.plan import decomposition_cost, decomposition_limit, expected_seconds, largest_first
 from scanner.engine.scan import ControlTask, control_tasks
 from scanner.rmt.ensembles import ENSEMBLES, control
 
@@ -64,3 +64,11 @@ def test_controls_of_two_tasks_with_the_same_name_are_the_same_matrix() -> None:
     drawn = [control(task.ensemble, task.rows, task.cols, task.seed) for task in (one, two)]
     assert drawn[0].shape == (5, 7)
     assert (drawn[0] == drawn[1]).all()
+
+
+def test_a_hung_worker_is_noticed_within_hours_and_a_slow_one_has_ten_times_what_a_core_of_the_documentation_takes() -> (
+    None
+):
+    """docs/cluster.md: the embedding of a 70B model takes 26 minutes on one core."""
+    limit = decomposition_limit(decomposition_cost(128_256, 8192))
+    assert 10 * 26 * 60 <= limit <= 5 * 3600

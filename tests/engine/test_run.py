@@ -12,6 +12,7 @@ import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -244,3 +245,38 @@ def test_a_stage_does_not_count_the_stages_within_it(monkeypatch: pytest.MonkeyP
         with context.stage("test"):  # from 4 to 5
             pass
     assert context.stages == {"read": 1.0, "test": 1.0, "compute": 4.0}
+
+
+def test_a_computation_uses_cores_as_soon_as_they_are_given_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The BLAS of numpy and scipy itself tells how many threads it uses."""
+    monkeypatch.setattr("scanner.engine.worker.granted_device", lambda: "cpu")
+    worker = Worker()
+    before = blas_threads(worker)
+    begun, shared = threading.Event(), threading.Event()
+    seen: list[set[int]] = []
+
+    def compute(context: WorkerContext) -> None:
+        with context.computing():
+            seen.append(blas_threads(worker))
+            begun.set()
+            assert shared.wait(30.0)
+            seen.append(blas_threads(worker))
+
+    for large in (True, False):
+        begun.clear()
+        shared.clear()
+        task = SimpleNamespace(spreads=large, run=compute)
+        thread = threading.Thread(target=worker.run, args=(task,))
+        thread.start()
+        assert begun.wait(30.0)
+        worker.share(2)
+        shared.set()
+        thread.join()
+    assert seen == [{1}, {2}, {1}, {1}], "only a large task gets them"
+    assert blas_threads(worker) == before
+
+
+def blas_threads(worker: Worker) -> set[int]:
+    found = {library["num_threads"] for library in worker.thread_pools.info() if library["internal_api"] == "openblas"}
+    assert found
+    return found
