@@ -146,12 +146,12 @@ class Staging:
         """
         if self._columns:  # no later result has parts in this folder
             self._files.remove_folder(self._root)
-            return
-        current = self._committed_generation()
-        for name in self._files.folders(self._root):
+        # An earlier run may have known the id from the start, and staged parts under it.
+        root, current = f"{self.folder}/{self.result_id}", self._committed_generation()
+        for name in self._files.folders(root):
             if name != current:
-                self._files.remove_folder(f"{self._root}/{name}")
-        self._files.remove_empty_folder(self._root)
+                self._files.remove_folder(f"{root}/{name}")
+        self._files.remove_empty_folder(root)
 
     def _commit(self, row_of: Callable[[Tables], Mapping[str, object]], keys: Sequence[str] | None = None) -> None:
         """Merge parts into one sorted file per table and write the committing row.
