@@ -105,7 +105,10 @@ class StoreFiles:
 
     def is_file(self, path: str) -> bool:
         """Return whether the file exists."""
-        return bool(self._asked("read", lambda: self.fs.isfile(self.full(path))))
+        if self.local:
+            return bool(self._asked("read", lambda: self.fs.isfile(self.full(path))))
+        info = self.info_of(self.full(path))  # `isfile` of fsspec says of a store that is busy that the file does not exist
+        return info is not None and info["type"] == "file"
 
     def names(self, folder: str, suffix: str = _SUFFIX) -> list[str]:
         """Return the sorted names of the complete files in a folder, without the suffix; none if it does not exist."""

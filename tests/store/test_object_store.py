@@ -71,6 +71,22 @@ def test_faults_of_a_server_change_no_row(bucket: str, s3: Proxy, tmp_path: Path
     assert {found.state for found in store.verify()} == {"whole"}
 
 
+@pytest.mark.parametrize("fault", ["refuse", "fail"])
+def test_a_file_of_a_busy_server_is_not_missing(
+    bucket: str,  # noqa: F811
+    s3: Proxy,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
+) -> None:
+    monkeypatch.setattr(files, "_FIRST_PAUSE", 0.01)
+    there = StoreFiles(f"{bucket}/results")
+    there.write_bytes("scans/one.parquet", b"content")
+    s3.requests.clear()
+    s3.fault = lambda request: fault if request.method == "HEAD" and request.number < 2 else None
+    assert there.is_file("scans/one.parquet")
+    assert not there.is_file("scans/two.parquet")
+
+
 def test_a_commit_is_one_last_put(bucket: str, s3: Proxy) -> None:  # noqa: F811
     store = open_store(f"{bucket}/results", create=True)
     s3.requests.clear()
