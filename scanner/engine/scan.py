@@ -861,7 +861,7 @@ class ScanWork(Work):
                 self._committed().add(job.final)
                 if self._is_known(job, job.final):
                     return
-        job.writer.commit(
+        new = job.writer.commit(
             {
                 "scan_id": job.final,
                 "model": checkpoint.model,
@@ -888,7 +888,7 @@ class ScanWork(Work):
         row = self.store.scan_row(job.final)
         assert row is not None, "a committed scan can be read"
         for reference in job.references:
-            self._finished[job.final] = self._report(_report_of_row(reference, row, new=True))
+            self._finished[job.final] = self._report(_report_of_row(reference, row, new=new))
         job.writer.clean_up()
         self._release(job)
 

@@ -27,6 +27,7 @@ from tests.engine.checkpoints import small
 from .rows import Matrix, Pair, add_comparison, add_scan
 from .s3 import LATE_SECONDS, Proxy, Request, bucket, s3, s3_server  # noqa: F401
 from .test_compaction import rows
+from .test_staging_scans import check_one_of_two, two_at_once
 
 NO_GRACE = timedelta(0)
 #: How long a server is gone; tried with a minute, too.
@@ -235,3 +236,10 @@ def test_a_scan_that_gives_up_is_completed_by_the_same_call(bucket: str, s3: Pro
     scan(str(checkpoint), store=url, pool=PoolOptions(workers=1))
     assert len(open_store(url).committed()) == 1
     assert StoreFiles(url).folders("staging") == []
+
+
+@pytest.mark.parametrize("moment", ["_write_largest", "_write_row"])
+def test_two_writers_of_one_content_do_not_mix_their_files(bucket: str, moment: str) -> None:  # noqa: F811
+    url = f"{bucket}/results"
+    assert two_at_once(url, moment) == (True, False)
+    check_one_of_two(open_store(url))
