@@ -1,7 +1,7 @@
 """The lease of one result: whoever writes or removes its committed files keeps all others waiting.
 
-The files of a result have fixed names, and the row that commits them holds their checksums. Two processes that write them at the same
-time would leave files of one and the row of the other.
+The files of a result have fixed names, and the row that commits them holds their checksums. Two processes that write them at the
+same time would leave files of one and the row of the other.
 """
 
 from __future__ import annotations
