@@ -107,9 +107,8 @@ class StoreFiles:
         """Return whether the file exists."""
         if self.local:
             return bool(self._asked("read", lambda: self.fs.isfile(self.full(path))))
-        info = self.info_of(
-            self.full(path)
-        )  # `isfile` of fsspec says of a store that is busy that the file does not exist
+        # `isfile` of fsspec says of a store that is busy that the file does not exist.
+        info = self.info_of(self.full(path))
         return info is not None and info["type"] == "file"
 
     def names(self, folder: str, suffix: str = _SUFFIX) -> list[str]:

@@ -13,7 +13,7 @@ from scanner.engine.options import PoolOptions
 from scanner.errors import CheckpointError, RateLimitedError
 from scanner.fleet import nightly
 from scanner.fleet.backfill import outdated_scans, upgrade
-from scanner.rmt import analysis
+from scanner.rmt import vocabulary
 from scanner.store import Store, open_store
 from scanner.store.files import StoreFiles
 from scanner.store.lease import lease
@@ -233,7 +233,7 @@ def test_scans_of_an_earlier_method_are_computed_again(
     night("eight", method='roles = ["query"]')
     store = opened(tmp_path)
     assert outdated_scans(store) == []
-    monkeypatch.setattr(analysis, "METHOD_VERSION", analysis.METHOD_VERSION + 1)
+    monkeypatch.setattr(vocabulary, "METHOD_VERSION", vocabulary.METHOD_VERSION + 1)
     old = outdated_scans(store)
     assert {(one.model, one.version, one.method.selection.only) for one in old} == {
         ("eight/a", 1, ("query",)),
