@@ -49,11 +49,11 @@ def difference(base: Checkpoint, tuned: Checkpoint) -> Checkpoint:
         )
     if (base.identity or base.source) == (tuned.identity or tuned.source):
         raise CheckpointError(f"{base.model} and {tuned.model} are the same checkpoint: every difference would be zero")
-    identity = _identity(base.identity, tuned.identity)
+    unknown = any(side.provisional and not side.identity for side in (base, tuned))  # the content is not hashed yet
+    identity = "" if unknown else _identity(base.identity, tuned.identity)
     provisional = ""
-    if base.provisional or tuned.provisional:  # then the content of at least one of them is not known yet
-        provisional = _identity(base.identity or base.provisional, tuned.identity or tuned.provisional)
-        identity = ""
+    if base.provisional or tuned.provisional:
+        provisional = _identity(base.provisional or base.identity, tuned.provisional or tuned.identity)
     return dataclasses.replace(
         tuned,
         model=f"{PREFIX}{base.model}..{tuned.model}",

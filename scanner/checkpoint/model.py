@@ -103,7 +103,7 @@ class Checkpoint:
     versions: tuple[FileVersion, ...] = ()
     """Versions of the files that `identity` is made of; whoever reads them checks that they are the same."""
     provisional: str = ""
-    """Hash of names, headers, sizes and times of the files, while `identity` is not known."""
+    """Hash of names, headers, sizes and times of local files: the identity until their contents are hashed; else empty."""
     tuned: "Checkpoint | None" = None
     """The checkpoint from which `base` is subtracted."""
 

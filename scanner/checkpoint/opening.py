@@ -13,7 +13,7 @@ from scanner.checkpoint.metadata import architecture, base_model
 from scanner.checkpoint.model import Checkpoint, TensorEntry
 from scanner.checkpoint.references import find_place
 from scanner.checkpoint.sources import hashes
-from scanner.checkpoint.sources.files import FileVersion, open_files
+from scanner.checkpoint.sources.files import FileVersion, LocalFiles, open_files
 from scanner.checkpoint.sources.json_object import MAX_CONFIG_BYTES, read_json_object
 from scanner.extensions import load_extensions
 
@@ -37,8 +37,8 @@ def open_checkpoint(
         reference: what to open.
         download: download whole files from the Hub into its cache instead of reading byte ranges.
         identify: if False, local files are not hashed, and identity and revision are empty.
-        hash_at_most: if more bytes than this would have to be hashed, identity and revision stay empty, the checkpoint has a
-            `provisional` identity, and `identified` hashes later.
+        hash_at_most: if more bytes than this would have to be hashed, identity and revision stay empty, and `identified` hashes
+            later.
 
     Raises:
         GatedError, MissingError, RateLimitedError: as the Hub responds.
@@ -68,7 +68,7 @@ def open_checkpoint(
     if files.commit is not None or (identify and files.unhashed(determining) <= hash_at_most):
         identity = files.identity(determining)
         hashes.flush()
-    elif identify:
+    if identify and isinstance(files, LocalFiles):
         provisional = _provisional(files.source, versions, weights.tensors)
     files.opened()
     return Checkpoint(
@@ -107,7 +107,7 @@ def identified(checkpoint: Checkpoint, *, check: Callable[[], None] = lambda: No
         return difference(identified(checkpoint.base, check=check), identified(checkpoint.tuned, check=check))
     files = open_files(checkpoint.source, checkpoint.versions)
     identity = files.identity([version.name for version in checkpoint.versions], check=check)
-    return dataclasses.replace(checkpoint, identity=identity, revision=identity[:12], provisional="")
+    return dataclasses.replace(checkpoint, identity=identity, revision=identity[:12])
 
 
 def _provisional(source: str, versions: Iterable[FileVersion], tensors: Iterable[TensorEntry]) -> str:

@@ -87,11 +87,9 @@ def _scans(store: Store) -> pa.Table:
 
 def _earlier(store: Store) -> int:
     """Return the number of scans of an earlier method that were not computed again."""
-    if not store.committed():
-        return 0  # the version of the method is in a module that loads torch
-    from scanner.fleet.backfill import outdated_scans
+    from scanner.fleet.earlier import earlier_methods
 
-    return len(outdated_scans(store))
+    return len(earlier_methods(store))
 
 
 def _running(store: Store) -> pa.Table:

@@ -10,6 +10,7 @@ from typing import Any
 from scanner.checkpoint import Selection
 from scanner.configuration import option, parameters
 from scanner.errors import ConfigError
+from scanner.rmt import vocabulary
 from scanner.rmt.vocabulary import SIGMA_KINDS, SigmaKind
 
 
@@ -50,11 +51,10 @@ class Method:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the parameters as JSON types, in a fixed order; they are stored with every result."""
-        from scanner.rmt.analysis import METHOD_VERSION
         from scanner.rmt.columns import extra_metrics
 
         metrics = extra_metrics()
-        return {"version": METHOD_VERSION} | parameters(self) | ({"metrics": [*metrics]} if metrics else {})
+        return {"version": vocabulary.METHOD_VERSION} | parameters(self) | ({"metrics": [*metrics]} if metrics else {})
 
 
 def scan_id(identity: str, method: Method) -> str:

@@ -382,7 +382,7 @@ class _Job:
     references: list[str]  # more than one if several names lead to the same content
     checkpoint: Checkpoint
     inventory: Inventory
-    scan_id: str  # of the staged rows; provisional while the content is not hashed
+    scan_id: str  # of the staged rows; provisional if the content was not hashed when the first of them was staged
     final: str  # of the committed scan; empty while it is not known
     writer: ScanWriter
     todo: set[str]  # keys of the matrices without a result
@@ -445,6 +445,7 @@ class ScanWork(Work):
         self._hasher = Hasher()
         self._beside: dict[str, tuple[str, ...]] = {}
         self._listed: set[str] | None = None
+        self._staging: set[str] | None = None
         self._finished: dict[str, ModelReport] = {}  # scans that this run has committed
         self._fresh: list[_Job] = []  # jobs whose tasks nobody has yet
         self._shapes: set[tuple[int, int]] = set()  # of new checkpoints
@@ -480,19 +481,28 @@ class ScanWork(Work):
             return
         self._shapes.update((ref.rows, ref.cols) for ref in inventory.matrices)
         final = scan_id(checkpoint.identity, self.method) if checkpoint.identity else ""
+        provisional = f"provisional-{scan_id(checkpoint.provisional, self.method)}" if checkpoint.provisional else ""
         retry = False
         if final:
             if self._has_reported(final, [reference]):
+                self._drop_provisional(provisional)
                 return
             found, retry = self._stored(final, force=force)
             if found is not None:
                 self._report(_report_of_row(reference, found))
+                self._drop_provisional(provisional)
                 return
-        own = final or f"provisional-{scan_id(checkpoint.provisional, self.method)}"
+        # An earlier run may have staged parts before it knew the content: they count for this one.
+        resumes = bool(final and provisional) and not force and not retry and provisional in self._begun()
+        own = final if final and not resumes else provisional
         same = self.jobs.get(own) or self._job_of(final)
         if same is not None and not same.broken:
             same.references.append(reference)
+            if final:
+                self._drop_provisional(provisional)
             return
+        if own != provisional:  # `force`, or only failures are tried again
+            self._drop_provisional(provisional)
         writer = self.store.writer(own, method=self.method.as_dict(), model=checkpoint.model)
         if (
             final and writer.replaces and final not in self._committed()
@@ -532,6 +542,17 @@ class ScanWork(Work):
         if self._listed is None:
             self._listed = {*self.store.committed()}
         return self._listed
+
+    def _begun(self) -> set[str]:
+        """Ids under which earlier runs have staged parts: listed once, as above."""
+        if self._staging is None:
+            self._staging = {*self.store.begun()}
+        return self._staging
+
+    def _drop_provisional(self, own: str) -> None:
+        """Remove parts that were staged before the content was known, and that nobody needs; those of this run are kept."""
+        if own and own not in self.jobs and own in self._begun():
+            self.store.writer(own, method=self.method.as_dict(), model="").discard()
 
     def _stored(self, final: str, *, force: bool) -> tuple[dict[str, Any] | None, bool]:
         """Return the row of a committed scan that can be reported, and whether failures of it are to be tried again."""
@@ -850,7 +871,7 @@ class ScanWork(Work):
                 self._committed().add(job.final)
                 if self._is_known(job, job.final):
                     return
-        job.writer.commit(
+        new = job.writer.commit(
             {
                 "scan_id": job.final,
                 "model": checkpoint.model,
@@ -877,7 +898,7 @@ class ScanWork(Work):
         row = self.store.scan_row(job.final)
         assert row is not None, "a committed scan can be read"
         for reference in job.references:
-            self._finished[job.final] = self._report(_report_of_row(reference, row, new=True))
+            self._finished[job.final] = self._report(_report_of_row(reference, row, new=new))
         job.writer.clean_up()
         self._release(job)
 

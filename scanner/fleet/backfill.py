@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scanner.checkpoint import Selection
-from scanner.engine.method import Method, scan_id
+from scanner.engine.method import Method
 from scanner.engine.options import PoolOptions
 from scanner.engine.scan import ModelReport, ScanReport, scan
 from scanner.engine.work import Observer
 from scanner.errors import ScannerError
+from scanner.fleet.earlier import earlier_methods
 from scanner.rmt.vocabulary import ENSEMBLES, Ensemble
 from scanner.store import Store
 from scanner.store.references import reference_of
-from scanner.store.tables import json_object
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +41,12 @@ def outdated_scans(store: Store) -> list[Outdated]:
     Raises:
         StoreError: the store cannot be read.
     """
-    committed, current = {*store.committed()}, Method().as_dict()["version"]
+    earlier = earlier_methods(store)
     found: list[Outdated] = []
-    for row in store.query("scan_methods").to_pylist():
-        parsed = json_object(row["method"])
-        version, method = parsed.get("version"), method_of(parsed)
-        if type(version) is not int or version >= current or method is None or not row["identity"]:
+    for row in store.query("scan_methods").to_pylist() if earlier else ():
+        if row["scan_id"] not in earlier:
             continue
-        if scan_id(row["identity"], method) in committed:
-            continue
+        version, method = earlier[row["scan_id"]]
         try:
             reference = reference_of(store, row)
         except ScannerError:
@@ -68,21 +64,6 @@ def outdated_scans(store: Store) -> list[Outdated]:
             )
         )
     return found
-
-
-def method_of(parsed: Mapping[str, Any]) -> Method | None:
-    """Return the method with the parameters of a stored one; None if it has others than this version knows."""
-    try:
-        lists = {name: tuple(parsed[name]) for name in ("only", "layers")}
-        selection = Selection(embeddings=parsed["embeddings"], heads=parsed["heads"], **lists)
-        method = Method(sigma=parsed["sigma"], null=parsed["null"], selection=selection)
-    except (ValueError, TypeError, KeyError, ScannerError):
-        return None
-    ours, theirs = method.as_dict(), dict(parsed)
-    for one in (ours, theirs):
-        one.pop("version", None)
-        one.pop("metrics", None)  # those of the extensions that are installed now
-    return method if json.dumps(ours, sort_keys=True) == json.dumps(theirs, sort_keys=True) else None
 
 
 def upgrade(

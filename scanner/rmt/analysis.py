@@ -25,10 +25,7 @@ from scanner.rmt.metrics import (
 from scanner.rmt.result import Analysis
 from scanner.rmt.sigma import SIGMA_KINDS, BulkFit, SigmaKind, fit_bulk, sigma_init, sigma_median, sigma_std
 
-__all__ = ["METHOD_VERSION", "Analysis", "NotFiniteError", "SigmaError", "analyze", "decomposed", "summarize"]
-
-#: Increased when the same matrix would give different rows; part of the identity of every scan.
-METHOD_VERSION = 1
+__all__ = ["Analysis", "NotFiniteError", "SigmaError", "analyze", "decomposed", "summarize"]
 
 _KNOWN_FLOATS = ("float16", "float32", "float64")
 # Types of the package ml_dtypes, whose kind is "no number" in numpy.

@@ -1,4 +1,4 @@
-"""Names of estimates and ensembles, for modules that do not compute."""
+"""Names of estimates and ensembles, and the version of the method, for modules that do not compute."""
 
 from __future__ import annotations
 
@@ -11,3 +11,6 @@ SIGMA_KINDS: tuple[SigmaKind, ...] = get_args(SigmaKind)
 Ensemble = Literal["gaussian", "kaiming_uniform"]
 ENSEMBLES: tuple[Ensemble, ...] = get_args(Ensemble)
 """Distributions of random controls; `scanner.rmt.ensembles` draws from them."""
+
+#: Increased when the same matrix would give different rows; part of the identity of every scan.
+METHOD_VERSION = 1

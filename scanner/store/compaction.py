@@ -16,12 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import PurePosixPath
 from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scanner.errors import StoreError
+from scanner.store.changing import changing
 from scanner.store.checksums import FileRecord, damage, records_in
 from scanner.store.files import StoreFiles
 from scanner.store.groups import (
@@ -429,9 +431,10 @@ class _Run:
 
         def remove(result: str) -> None:
             path = f"{self.table}/{result}.parquet"
-            content = self.files.read_bytes(path)
-            if content is not None and hashlib.sha256(content).hexdigest() == new.row_sha256[result]:
-                self.files.remove(path)
+            with changing(self.files, result):  # otherwise a row that is committed between the two would be removed
+                content = self.files.read_bytes(path)
+                if content is not None and hashlib.sha256(content).hexdigest() == new.row_sha256[result]:
+                    self.files.remove(path)
 
         self._many(remove, [result for result in self.own if result in new.group_of and result not in busy])
 
@@ -442,8 +445,33 @@ class _Run:
         paths = self._obsolete(found)
         if found.written_at is not None and datetime.now(UTC) - found.written_at < self.grace:
             paths = []
-        self._many(self.files.remove, paths)
-        return len(paths)
+        of_result: dict[str, list[str]] = {}
+        shared = []
+        for path in paths:
+            name = PurePosixPath(path).stem
+            if name in found.group_of:
+                of_result.setdefault(name, []).append(path)
+            else:
+                shared.append(path)
+        self._many(self.files.remove, shared)
+        return len(shared) + sum(
+            self._many(lambda result: self._remove_replaced(found, result, of_result[result]), of_result)
+        )
+
+    def _remove_replaced(self, found: Catalog, result: str, paths: Sequence[str]) -> int:
+        """Remove the files of a grouped result that it had before, unless it is committed again meanwhile; returns their number."""
+        with changing(self.files, result):
+            if self.files.is_file(f"{self.table}/{result}.parquet"):
+                return 0
+            old = [path for path in paths if self._is_replaced(found, self.files.modified(path))]
+            for path in old:
+                self.files.remove(path)
+        return len(old)
+
+    @staticmethod
+    def _is_replaced(found: Catalog, modified: datetime | None) -> bool:
+        """Whether a file is older than the groups; a later one belongs to a run that has not written its row yet."""
+        return found.written_at is not None and modified is not None and modified <= found.written_at
 
     def _obsolete(self, found: Catalog) -> list[str]:
         """Return files that are not read: of catalogs and groups that were replaced or not finished, and of grouped results."""
@@ -457,9 +485,12 @@ class _Run:
                     if not any(path in group.records for group in found.groups.values()):
                         paths.append(path)
                     continue
-                # A later file belongs to a run that has not written its row yet.
-                old = found.written_at is not None and modified is not None and modified <= found.written_at
-                if old and name in found.group_of and name not in own and name not in busy:
+                if (
+                    self._is_replaced(found, modified)
+                    and name in found.group_of
+                    and name not in own
+                    and name not in busy
+                ):
                     paths.append(path)
         return paths
 

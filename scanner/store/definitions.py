@@ -310,7 +310,7 @@ _ALL = (
                 "transient",
                 "bool",
                 "",
-                "whether the next scan may succeed (a busy server, a broken connection, no room on a GPU): the next scan tries it again",
+                "whether the next scan may succeed, and tries it again: a busy server, a broken connection, no room on a GPU",
             ),
         ),
     ),

@@ -113,7 +113,11 @@ class StoreFiles:
 
     def is_file(self, path: str) -> bool:
         """Return whether the file exists."""
-        return bool(self._asked("read", lambda: self.fs.isfile(self.full(path))))
+        if self.local:
+            return bool(self._asked("read", lambda: self.fs.isfile(self.full(path))))
+        # `isfile` of fsspec says of a store that is busy that the file does not exist.
+        info = self.info_of(self.full(path))
+        return info is not None and info["type"] == "file"
 
     def names(self, folder: str, suffix: str = _SUFFIX) -> list[str]:
         """Return the sorted names of the complete files in a folder, without the suffix; none if it does not exist."""
@@ -349,15 +353,17 @@ class StoreFiles:
     def _swap_locally(self, path: str, before: bytes, after: bytes | None) -> bool:
         target = Path(self.full(path))
         target.parent.mkdir(parents=True, exist_ok=True)
-        with target.with_name(f".{target.name}.lock").open("ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, also by the death of the process
+        name = target.with_name(f".{target.name}.lock")
+        with _locked(name):
             try:
                 if target.read_bytes() != before:
                     return False
             except FileNotFoundError:
+                name.unlink()
                 return False
             if after is None:
                 target.unlink()
+                name.unlink()
             else:
                 self._put(path, after)
             return True
@@ -540,6 +546,21 @@ class StoreFiles:
             if found is None:
                 raise
             raise found from error
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Lock a file that is created for it; who has the lock may remove the file."""
+    while True:
+        with path.open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, also by the death of the process
+            try:
+                current = os.path.samestat(os.fstat(lock.fileno()), path.stat())
+            except FileNotFoundError:
+                current = False
+            if current:  # otherwise it was removed by the process that had the lock before, and locks nothing
+                yield
+                return
 
 
 def foreign_error(url: str, error: Exception, doing: str = "read") -> StoreError | None:

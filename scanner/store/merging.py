@@ -9,9 +9,11 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from scanner.errors import ConfigError, StoreError
+from scanner.store.changing import changing
 from scanner.store.checksums import FileRecord, damage, records_as_json, records_in
 from scanner.store.files import StoreFiles
 from scanner.store.groups import GROUPED, has_row, names_of, place, results, row_of
+from scanner.store.lease import Lease, lease
 from scanner.store.staging import ComparisonWriter, ScanWriter
 from scanner.store.store import Store
 from scanner.store.tables import TABLES, complete, experiment_tables, tables_of
@@ -24,6 +26,8 @@ being computed in the store."""
 
 _STAGING = {"scans": ScanWriter.folder, "comparisons": ComparisonWriter.folder}
 _BLOCK = 8 << 20
+#: How often a result of the source is looked up that other processes compact or compute again.
+_TRIES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +60,18 @@ def merge(
 
     Raises:
         ConfigError: both are the same store.
-        StoreError: a store cannot be read, or the other cannot be written.
+        StoreError: a store cannot be read, or the other cannot be written, or is being compacted or cleaned.
     """
     if source.url == into.url:
         raise ConfigError("into", f"is the store that is read, {into.url!r}: name another one")
-    run = _Merge(StoreFiles(source.url), StoreFiles(into.url), dry_run)
+    files = StoreFiles(into.url)
+    if dry_run:
+        return _all(_Merge(StoreFiles(source.url), files, None), progress)
+    with lease(files, "maintenance", doing="merged into") as held:
+        return _all(_Merge(StoreFiles(source.url), files, held), progress)
+
+
+def _all(run: _Merge, progress: Callable[[Merged], None]) -> list[Merged]:
     found = []
     for table in COMMITTING:
         names = results(run.source, table) if table in GROUPED else names_of(run.source, table)
@@ -84,34 +95,57 @@ def merge(
 
 
 class _Merge:
-    def __init__(self, source: StoreFiles, into: StoreFiles, dry_run: bool) -> None:
-        self.source, self.into, self.dry_run = source, into, dry_run
-        self.busy = {table: {*into.folders(folder)} for table, folder in _STAGING.items()}
+    """One merge; without the lease of the target nothing is written."""
+
+    def __init__(self, source: StoreFiles, into: StoreFiles, held: Lease | None) -> None:
+        self.source, self.into, self.held = source, into, held
 
     def result(self, table: str, name: str) -> Merged:
         """Copy a scan or a comparison."""
-        state: State = "copied"
-        if has_row(self.into, table, name):
-            if problem_of(self.into, table, name, deep=self.into.local) is None:
-                return self._merged(table, name, "kept")
-            state = "replaced"
-        elif name in self.busy[table]:
+        if self.held is None:
+            return self._result(table, name)
+        if self._is_kept(table, name):  # most of them, if a store is merged again: without a lease for each
+            return self._merged(table, name, "kept")
+        self.held.check()
+        with changing(self.into, name):  # a scan of the same content may be committed at this moment
+            return self._result(table, name)
+
+    def _result(self, table: str, name: str) -> Merged:
+        if self._is_kept(table, name):
+            return self._merged(table, name, "kept")
+        state: State = "replaced" if has_row(self.into, table, name) else "copied"
+        if state == "copied" and self.into.is_folder(f"{_STAGING[table]}/{name}"):
             return self._merged(table, name, "busy", "it is being computed there: it is copied once that has ended")
-        problem = problem_of(self.source, table, name, deep=not self.dry_run)
+        problem: str | None = None
+        for _ in range(_TRIES):
+            problem = problem_of(self.source, table, name, deep=self.held is not None)
+            if problem is not None or self.held is None:
+                break
+            try:
+                self._copy_result(table, name)
+            except _DamagedError as error:  # or another process has changed the source since it was looked up
+                problem = str(error)
+            except StoreError as error:
+                if not isinstance(error.__cause__, FileNotFoundError):
+                    raise
+                problem = str(error)
+            else:
+                break
         if problem is not None:
             return self._merged(table, name, "damaged", problem)
-        if self.dry_run:
-            return self._merged(table, name, state)
-        try:
-            self._copy_result(table, name)
-        except _DamagedError as error:
-            return self._merged(table, name, "damaged", str(error))
         return self._merged(table, name, state)
 
+    def _is_kept(self, table: str, name: str) -> bool:
+        """Whether the store has a result, and it is whole."""
+        return has_row(self.into, table, name) and problem_of(self.into, table, name, deep=self.into.local) is None
+
     def _copy_result(self, table: str, name: str) -> None:
+        content = self.source.read_bytes(f"{table}/{name}.parquet")
+        single = row_of(self.source, table, name)
+        if single is None:
+            raise _DamagedError("it was removed while it was copied")
         row = commit_row(self.source, table, name)
-        own = self.source.is_file(f"{table}/{name}.parquet")
-        records = (records_in(row["files"]) if own else None) or {}
+        records = (records_in(row["files"]) if content is not None else None) or {}
         written: dict[str, FileRecord] = {}
         for part in tables_of(table):
             at = place(self.source, part, name)
@@ -123,13 +157,11 @@ class _Merge:
                 written[path] = self._extract(part, name, row)
             else:
                 written[path] = self._copy(path, records.get(path))
-        content = self.source.read_bytes(f"{table}/{name}.parquet") if own else None
+        if self.source.read_bytes(f"{table}/{name}.parquet") != content:
+            raise _DamagedError("it was compacted or computed again while it was copied")
         if content is not None:
             self.into.write_bytes(f"{table}/{name}.parquet", content)
             return
-        single = row_of(self.source, table, name)
-        if single is None:
-            raise _DamagedError("it was removed while it was copied")
         changed = complete(table, single).to_pylist()[0] | {"files": records_as_json(written)}
         rows = pa.Table.from_pylist([changed], schema=TABLES[table].described)
         self.into.write(f"{table}/{name}.parquet", rows, metadata_of(row))
@@ -161,7 +193,8 @@ class _Merge:
         problem = "was removed" if content is None else damage(self.source, path, None)
         if problem is not None or content is None:
             return self._merged(table, name, "damaged", f"{self.source.full(path)!r} {problem}")
-        if not self.dry_run:
+        if self.held is not None:
+            self.held.check()
             self.into.write_bytes(path, content)
         return self._merged(table, name, state)
 

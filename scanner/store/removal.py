@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from scanner.errors import ScannerError
+from scanner.store.changing import changing
 from scanner.store.checksums import printable
 from scanner.store.compaction import write_catalog
 from scanner.store.files import StoreFiles
@@ -100,8 +101,9 @@ def remove(store: Store, planned: Removal) -> None:
             _remove_from_groups(files, table, {one.result for one in planned.removed if one.table == table}, held)
         for one in planned.removed:
             held.check()
-            for path in _files(files, one.table, one.result):
-                files.remove(path)
+            with changing(files, one.result):  # it may be committed again at this moment
+                for path in _files(files, one.table, one.result):
+                    files.remove(path)
 
 
 def _remove_from_groups(files: StoreFiles, table: str, results: set[str], held: Lease) -> None:

@@ -21,9 +21,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from scanner.errors import StoreError
+from scanner.store.changing import changing
 from scanner.store.checksums import FileRecord, checked, is_safe_id, records_as_json, with_checksum
 from scanner.store.files import StoreFiles
 from scanner.store.groups import has_row, read_result, row_digest
+from scanner.store.lease import Lease
 from scanner.store.parts import (
     SUFFIX,
     DamagedPartError,
@@ -146,14 +148,14 @@ class Staging:
         """
         if self._columns:  # no later result has parts in this folder
             self._files.remove_folder(self._root)
-            return
-        current = self._committed_generation()
-        for name in self._files.folders(self._root):
+        # An earlier run may have known the id from the start, and staged parts under it.
+        root, current = f"{self.folder}/{self.result_id}", self._committed_generation()
+        for name in self._files.folders(root):
             if name != current:
-                self._files.remove_folder(f"{self._root}/{name}")
-        self._files.remove_empty_folder(self._root)
+                self._files.remove_folder(f"{root}/{name}")
+        self._files.remove_empty_folder(root)
 
-    def _commit(self, row_of: Callable[[Tables], Mapping[str, object]], keys: Sequence[str] | None = None) -> None:
+    def _commit(self, row_of: Callable[[Tables], Mapping[str, object]], keys: Sequence[str] | None = None) -> bool:
         """Merge parts into one sorted file per table and write the committing row.
 
         If another driver committed the same result since this writer was made, that result stands and these parts are dropped.
@@ -161,29 +163,45 @@ class Staging:
         Args:
             row_of: returns the committing row for the merged small tables.
             keys: the parts to merge; None: all.
+
+        Returns:
+            Whether it is the result of this writer that stands.
         """
+        # Two drivers with one id may have parts in different folders, and would write the same files at the same time.
+        with changing(self._files, self.result_id) as held:
+            return self._commit_alone(held, row_of, keys)
+
+    def _commit_alone(
+        self, held: Lease, row_of: Callable[[Tables], Mapping[str, object]], keys: Sequence[str] | None
+    ) -> bool:
         names = self._names()
         failures = sorted({*self._files.names(f"{self._folder}/failures")} - {*names})
         # Looked up after the parts: the other driver writes its row before it removes them.
         committed = self._committed_generation()
         nothing_new = committed != _FIRST and not names and not failures and not self._finished
         if committed != self._generation or nothing_new:
-            return
+            return False
         wanted = names if keys is None else [key_hash(key) for key in keys]
         try:
             gone = len((self._finished | {*wanted}) - {*names})
             if gone:
                 raise _PartsGoneError(gone)
-            self._merge(wanted, failures, row_of)
+            self._merge(held, wanted, failures, row_of)
         except _PartsGoneError as error:
             if self._committed_generation() == self._generation:
                 raise StoreError(
                     f"{error.count} staged parts of {self.id_column} {self.result_id!r} were removed while it ran (by another "
                     "run with `force`, or by hand): run it again"
                 ) from None
+            return False
+        return True
 
     def _merge(
-        self, names: Sequence[str], failure_names: Sequence[str], row_of: Callable[[Tables], Mapping[str, object]]
+        self,
+        held: Lease,
+        names: Sequence[str],
+        failure_names: Sequence[str],
+        row_of: Callable[[Tables], Mapping[str, object]],
     ) -> None:
         found = self._read_many(self._small_tables, names)
         parts = {name: part.tables for name, part in zip(names, found, strict=True) if part is not None}
@@ -201,12 +219,14 @@ class Staging:
         merged |= self._merged_failures(failure_names)
         merged = {name: self._renamed(table) for name, table in merged.items()}
 
-        largest = self._write_largest(self._largest_table(name) for name in sequence)
+        largest = self._write_largest(held, (self._largest_table(name) for name in sequence))
         records = {f"{self.largest}/{self.result_id}.parquet": largest}
         for name, table in merged.items():
             path = f"{name}/{self.result_id}.parquet"
+            held.check()
             records[path] = self._files.write(path, described(name, table), self._metadata(), rows=ROW_GROUP)
         row = self._complete_row(row_of(merged), merged, largest.rows)
+        held.check()
         self._write_row({**row, "files": records_as_json(records)})
 
     def _complete_row(self, row: Mapping[str, object], merged: Tables, rows: int) -> Mapping[str, object]:
@@ -216,7 +236,7 @@ class Staging:
     def _merged_failures(self, names: Sequence[str]) -> Tables:
         return {}
 
-    def _write_largest(self, parts: Iterable[pa.Table]) -> FileRecord:
+    def _write_largest(self, held: Lease, parts: Iterable[pa.Table]) -> FileRecord:
         """Append the parts to one file, in the given order, a row group at a time; returns its record."""
         schema = TABLES[self.largest].described.with_metadata(self._metadata())
         waiting: list[pa.Table] = []
@@ -233,6 +253,7 @@ class Staging:
                         written += ROW_GROUP
                 if rows > written:
                     writer.write_table(pa.concat_tables(waiting), row_group_size=ROW_GROUP + SMALLEST_ROW_GROUP)
+            held.check()
             return file.record(rows)
 
     def _renamed(self, table: pa.Table) -> pa.Table:
@@ -399,7 +420,7 @@ class ScanWriter(Staging):
         if waiting.num_rows:
             yield waiting
 
-    def commit(self, scan: Mapping[str, object], *, clean_up: bool = True) -> None:
+    def commit(self, scan: Mapping[str, object], *, clean_up: bool = True) -> bool:
         """Merge the staged parts into one sorted file per table and write the row of `scans`, which commits them.
 
         Committing can be repeated, and resumed after a crash at any point. If another driver committed the same scan since
@@ -410,14 +431,18 @@ class ScanWriter(Staging):
                 columns may be given as dicts and lists, and columns that are left out are null.
             clean_up: call `clean_up` at the end; otherwise the caller does so later.
 
+        Returns:
+            Whether it is the result of this writer that stands.
+
         Raises:
             ValueError: an unknown column.
             StoreError: the store is full or cannot be written; the scan stays unfinished and can be resumed.
         """
         self._check_row(scan)
-        self._commit(lambda merged: scan)
+        stands = self._commit(lambda merged: scan)
         if clean_up:
             self.clean_up()
+        return stands
 
     def _complete_row(self, row: Mapping[str, object], merged: Tables, rows: int) -> Mapping[str, object]:
         matrices = merged["matrices"]

@@ -127,8 +127,16 @@ class Store:
         Raises:
             StoreError: the store cannot be read.
         """
-        begun = sorted({*self._files.folders("staging")} - {*self.committed()})
-        return [unfinished_scan(self._files, scan_id) for scan_id in begun]
+        committed = {*self.committed()}
+        return [unfinished_scan(self._files, scan_id) for scan_id in self.begun() if scan_id not in committed]
+
+    def begun(self) -> list[str]:
+        """Return the sorted ids, also provisional ones, under which parts of scans are staged.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        return self._files.folders(ScanWriter.folder)
 
     def writer(self, scan_id: str, *, method: Mapping[str, object], model: str) -> ScanWriter:
         """Begin or resume a scan.

@@ -2,16 +2,18 @@
 
     python -m tests.engine.driver CHECKPOINT STORE ADDRESS [MINE OTHER]
 
-One of two creates the file MINE after its first result, and goes on when the file OTHER is there.
+One of two creates the file MINE after its first result, and goes on when the file OTHER is there. The environment variable
+HASHED_AT_ONCE stands for the size in bytes up to which files are hashed before their scan.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
-from scanner.engine import PoolOptions
+from scanner.engine import PoolOptions, ahead
 from scanner.engine.scan import scan
 from tests.processes import wait_until
 
@@ -24,15 +26,18 @@ def main(checkpoint: str, store: str, address: str, mine: str = "", other: str =
             Path(mine).touch()
             wait_until(Path(other).exists, "the first result of the other driver")
 
+    ahead.HASHED_AT_ONCE = int(os.environ.get("HASHED_AT_ONCE", ahead.HASHED_AT_ONCE))
+    recorder = Recorder(meet)
     report = scan(
         checkpoint,
         store=store,
         pool=PoolOptions(address=address, workers=1),
-        observer=Recorder(meet),
+        observer=recorder,
         ensembles=(),
     )
     [model] = report.models
-    print(json.dumps({"analyzed": model.analyzed, "failed": model.failed, "error": str(model.error or "")}))
+    told = {"analyzed": model.analyzed, "failed": model.failed, "error": str(model.error or ""), "kept": recorder.kept}
+    print(json.dumps(told))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from scanner import PoolOptions, ScanReport, open_store
+from scanner import PoolOptions, ScanReport, open_checkpoint, open_store
 from scanner.engine.scan import scan
 from tests.processes import ray_workers, wait_until
 
@@ -61,12 +61,12 @@ def scanned(model: str, store: Path, recorder: Recorder, **options: float) -> tu
 
 
 @contextmanager
-def driver(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that scans; it has ended when the block has."""
+def driver(*arguments: str | Path, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that scans, with these additional variables; it has ended when the block has."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.engine.driver", *map(str, arguments)],
         cwd=ROOT,
-        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
+        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -151,6 +151,31 @@ def test_drivers_that_are_killed_at_random_moments_cost_nothing_but_time(
     assert results(open_store(str(store))) == expected
 
 
+def test_a_killed_driver_of_a_large_checkpoint_loses_nothing_when_its_content_is_hashed(
+    model: str, expected: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its parts have a provisional id. The next run knows the content from the start, and finds them all the same."""
+    store, cache = tmp_path / "store", str(tmp_path / "hashes.json")
+    address = ray.get_runtime_context().gcs_address
+    large = {"HASHED_AT_ONCE": "1000000", "RMTSCAN_HASH_CACHE": cache}
+    with driver(model, store, address, **large) as process:
+        wait_until(lambda: staged(store) >= 5 or process.poll() is not None, "five matrices")
+        assert process.poll() is None, "it was still at work"
+        process.kill()
+    kept = staged(store)
+    assert 5 <= kept < MATRICES
+    assert [path.name.startswith("provisional-") for path in (store / "staging").iterdir()] == [True]
+    monkeypatch.setenv("RMTSCAN_HASH_CACHE", cache)
+    open_checkpoint(model)  # the cache of hashes is complete
+    with driver(model, store, address, **large) as process:
+        out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, out + err
+    assert json.loads(out) == {"analyzed": MATRICES, "failed": 0, "error": "", "kept": kept}
+    assert results(open_store(str(store))) == expected
+    assert open_store(str(store)).unfinished() == []
+    assert not (store / "staging").is_dir() or not [*(store / "staging").iterdir()]
+
+
 def test_two_drivers_at_once_leave_one_scan(model: str, expected: Rows, tmp_path: Path) -> None:
     store, one, two = tmp_path / "store", str(tmp_path / "one"), str(tmp_path / "two")
     address = ray.get_runtime_context().gcs_address
@@ -158,6 +183,7 @@ def test_two_drivers_at_once_leave_one_scan(model: str, expected: Rows, tmp_path
         for process in (first, second):
             out, err = process.communicate(timeout=200)
             assert process.returncode == 0, out + err
-            assert json.loads(out) == {"analyzed": MATRICES, "failed": 0, "error": ""}
+            told = json.loads(out)
+            assert (told["analyzed"], told["failed"], told["error"]) == (MATRICES, 0, "")
     assert results(open_store(str(store))) == expected
     assert {found.state for found in open_store(str(store)).verify()} == {"whole"}

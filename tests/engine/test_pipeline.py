@@ -21,6 +21,7 @@ from scanner.engine.work import Observer
 from scanner.errors import CheckpointError, ConfigError
 from tests.checkpoint.writing import WEIGHTS
 from tests.faults.here import run_here
+from tests.processes import wait_until
 
 from .checkpoints import results, small
 from .observer import Recorder
@@ -266,6 +267,94 @@ def test_an_interrupted_scan_resumes_before_its_content_is_hashed_unless_a_file_
     work = scanned(tmp_path, monkeypatch, "store", reference)
     assert work.kept == 0, "the staged rows are of other content"
     assert work.reports[reference].error is None
+
+
+@pytest.fixture
+def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A checkpoint whose weights are hashed beside the scan, unless their hash is known, and whose config is hashed at once."""
+    monkeypatch.setattr("scanner.engine.ahead.HASHED_AT_ONCE", 100_000)
+    return small(tmp_path / "model", hidden=128)
+
+
+def interrupted_when_hashed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str, *references: str, after: int = 5
+) -> ScanWork:
+    """A scan that is interrupted after some matrices; by then all content is hashed, and later runs know it."""
+    opened = open_store(str(tmp_path / store), create=True)
+    work = ScanWork(opened, Method(), Observer(), ensembles=(), references=iter(references))
+    done: list[object] = []
+
+    def stop(task: object) -> None:
+        done.append(task)
+        if len(done) > after:
+            wait_until(lambda: (work.more(0.0), not work._hasher.pending)[1], "the hash")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_here(monkeypatch, work, before=stop)
+    work.close()
+    return work
+
+
+@pytest.mark.parametrize("kind", ["one", "delta"])
+def test_an_interrupted_scan_resumes_when_its_content_is_hashed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: str, kind: str
+) -> None:
+    """It began under an id that does not know the content, and the same command knows it from the start."""
+    reference = large if kind == "one" else f"delta:{large}..{small(tmp_path / 'tuned', hidden=128, seed=1)}"
+    interrupted_when_hashed(tmp_path, monkeypatch, "store", reference)
+    [own] = staged(tmp_path, "store")
+    assert own.startswith("provisional-")
+    work = scanned(tmp_path, monkeypatch, "store", reference)
+    assert work.kept == 5
+    assert staged(tmp_path, "store") == []
+    assert work.store.unfinished() == []
+    assert work.reports[reference].analysed == 12
+    undisturbed = scanned(tmp_path, monkeypatch, "undisturbed", reference)
+    assert undisturbed.kept == 0
+    assert results(work.store) == results(undisturbed.store)
+    assert {found.state for found in work.store.verify()} == {"whole"}
+
+
+def test_two_interruptions_of_one_scan_under_two_ids_leave_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: str
+) -> None:
+    """The hash is known, and then unknown: the cache of hashes was lost."""
+    interrupted_when_hashed(tmp_path, monkeypatch, "elsewhere", large)
+    interrupted_when_hashed(tmp_path, monkeypatch, "store", large, after=2)
+    [own] = staged(tmp_path, "store")
+    assert not own.startswith("provisional-")
+    monkeypatch.setenv("RMTSCAN_HASH_CACHE", "0")
+    interrupted_when_hashed(tmp_path, monkeypatch, "store", large)
+    assert len(staged(tmp_path, "store")) == 2
+    work = scanned(tmp_path, monkeypatch, "store", large)
+    assert work.kept == 5
+    assert staged(tmp_path, "store") == []
+
+
+def test_parts_of_an_interrupted_scan_are_removed_when_the_store_has_its_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: str
+) -> None:
+    shutil.copytree(large, tmp_path / "copy")
+    interrupted_when_hashed(tmp_path, monkeypatch, "store", large)
+    copy = scanned(tmp_path, monkeypatch, "store", str(tmp_path / "copy"))
+    assert len(staged(tmp_path, "store")) == 1
+    work = scanned(tmp_path, monkeypatch, "store", large)
+    assert work.reports[large].scan_id == copy.reports[str(tmp_path / "copy")].scan_id
+    assert not work.reports[large].new
+    assert staged(tmp_path, "store") == []
+
+
+def test_by_force_parts_of_an_interrupted_scan_do_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: str
+) -> None:
+    interrupted_when_hashed(tmp_path, monkeypatch, "store", large)
+    store = open_store(str(tmp_path / "store"))
+    work = ScanWork(store, Method(), Observer(), ensembles=(), references=iter([large]), force=True)
+    run_here(monkeypatch, work)
+    work.close()
+    assert work.kept == 0
+    assert staged(tmp_path, "store") == []
 
 
 @pytest.mark.usefixtures("hashed_later")

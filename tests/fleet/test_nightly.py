@@ -18,7 +18,7 @@ from scanner.errors import CheckpointError, RateLimitedError
 from scanner.fleet import nightly
 from scanner.fleet.backfill import outdated_scans, upgrade
 from scanner.fleet.plan import Plan
-from scanner.rmt import analysis
+from scanner.rmt import vocabulary
 from scanner.store import Store, open_store
 from scanner.store.files import StoreFiles
 from scanner.store.lease import lease
@@ -332,7 +332,7 @@ def test_scans_of_an_earlier_method_are_computed_again(
     night("eight", method='roles = ["query"]')
     store = opened(tmp_path)
     assert outdated_scans(store) == []
-    monkeypatch.setattr(analysis, "METHOD_VERSION", analysis.METHOD_VERSION + 1)
+    monkeypatch.setattr(vocabulary, "METHOD_VERSION", vocabulary.METHOD_VERSION + 1)
     old = outdated_scans(store)
     assert {(one.model, one.version, one.method.selection.only) for one in old} == {
         ("eight/a", 1, ("query",)),
@@ -356,7 +356,7 @@ def test_a_scan_that_cannot_be_computed_again_takes_no_place_and_is_told(
     night("fifteen", method='roles = ["query"]')
     add(night_hub, "fifteen/gone", 131)
     night("fifteen", method='roles = ["query"]')
-    monkeypatch.setattr(analysis, "METHOD_VERSION", analysis.METHOD_VERSION + 1)
+    monkeypatch.setattr(vocabulary, "METHOD_VERSION", vocabulary.METHOD_VERSION + 1)
     store = opened(tmp_path)
     assert [one.model for one in outdated_scans(store)] == ["fifteen/gone", "fifteen/a"]
     night_hub.delete("fifteen/gone")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,9 +18,9 @@ import pytest
 
 from scanner.errors import StoreError, StoreWarning
 from scanner.store import Store, open_store
-from scanner.store.compaction import Compaction, compact, write_catalog
+from scanner.store.compaction import Compaction, _Run, compact, write_catalog
 from scanner.store.files import StoreFiles
-from scanner.store.groups import NOTICE, catalog
+from scanner.store.groups import NOTICE, Catalog, catalog
 from scanner.store.lease import lease
 from tests.fixtures.store import asked as every_query
 from tests.fixtures.store import differences, ordered, unpack
@@ -314,3 +315,61 @@ def test_only_one_process_compacts_and_a_dead_one_does_not_count(store: Store) -
     os.utime(path, (0, 0))
     compact(store, grace=NO_GRACE)
     assert not path.exists()
+
+
+def forced(store: Store, scan_id: str) -> threading.Thread:
+    """A driver that commits a scan again, whose parts have a provisional id: nothing tells that it is at work."""
+    writer = open_store(store.url).writer("provisional-x", method={"sigma": "median"}, model="org/m0")
+    again = Matrix(tensor="again")
+    writer.stage(again.key, *again.tables("provisional-x", "org/m0", ""))
+    writer.become(scan_id, "r1")
+    return threading.Thread(target=lambda: writer.commit(scan_values(hours=90)))
+
+
+def check_again(store: Store, scan_id: str) -> None:
+    opened = open_store(store.url)
+    found = opened.sql("select tensor from all_matrices where scan_id = ?", [scan_id]).to_pylist()
+    assert found == [{"tensor": "again"}]
+    assert not [one for one in opened.verify() if one.state == "damaged"]
+
+
+def test_the_row_of_a_scan_that_is_committed_again_meanwhile_is_not_removed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(store)
+    other, removing = forced(store, "s0"), []
+    remove_rows, read = _Run._remove_rows, StoreFiles.read_bytes
+    monkeypatch.setattr(_Run, "_remove_rows", lambda *given: (removing.append(True), remove_rows(*given))[1])
+
+    def slowly(self: StoreFiles, path: str) -> bytes | None:
+        content = read(self, path)
+        if removing and path == "scans/s0.parquet" and not other.ident:
+            other.start()
+            other.join(2.0)
+        return content
+
+    monkeypatch.setattr(StoreFiles, "read_bytes", slowly)
+    compact(store)
+    other.join()
+    check_again(store, "s0")
+
+
+def test_files_of_a_scan_that_is_committed_again_meanwhile_are_not_removed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(store)
+    compact(store)
+    other, listed = forced(store, "s0"), _Run._obsolete
+
+    def late(self: _Run, found: Catalog) -> list[str]:
+        paths = listed(self, found)
+        if not other.ident:
+            assert "vectors/s0.parquet" in paths
+            other.start()
+            other.join()
+        return paths
+
+    monkeypatch.setattr(_Run, "_obsolete", late)
+    compact(store, grace=NO_GRACE)
+    check_again(store, "s0")
+    assert not Path(store.url, "vectors", "s1.parquet").exists(), "the others were removed"

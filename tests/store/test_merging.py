@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from scanner.cli.main import application
-from scanner.errors import ConfigError
+from scanner.errors import ConfigError, StoreError
 from scanner.store import Store, open_store
+from scanner.store.checksums import FileRecord
 from scanner.store.compaction import compact
-from scanner.store.merging import merge
+from scanner.store.files import StoreFiles
+from scanner.store.lease import lease
+from scanner.store.merging import _Merge, merge
+from scanner.store.removal import plan_removal, remove
 from tests.fixtures.store import asked, differences, unpack
 
-from .rows import Matrix, add_scan
+from .rows import Matrix, add_scan, scan_values
 from .test_compaction import filled, rows
 
 
@@ -73,3 +78,68 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert shown[0].replace('"', "") == "source,table,copied,kept,replaced,damaged,busy"
     assert len(shown) == 3
     assert open_store(str(tmp_path / "new" / "store")).sql("from scans").num_rows == 2
+
+
+def test_a_store_that_is_being_compacted_is_not_merged_into(tmp_path: Path) -> None:
+    source, into = (filled(open_store(str(tmp_path / name), create=True)) for name in ("source", "into"))
+    with (
+        lease(into.files, "maintenance", doing="compacted"),
+        pytest.raises(StoreError, match="is being compacted by process"),
+    ):
+        merge(source, into)
+    assert {one.state for one in merge(source, into)} == {"kept"}
+
+
+def test_a_commit_waits_for_the_copy_of_its_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its parts are staged under a provisional id, so nothing tells that it is being computed."""
+    source, into = (open_store(str(tmp_path / name), create=True) for name in ("source", "into"))
+    add_scan(source, "one", [Matrix(more={"seconds": 0.5})])
+    writer = into.writer("provisional-one", method={}, model="org/model")
+    writer.stage("m", *Matrix(more={"seconds": 0.7}).tables("provisional-one", "org/model", ""))
+    writer.become("one", "r1")
+    done: list[bool] = []
+    other = threading.Thread(target=lambda: done.append(writer.commit(scan_values())))
+    write = StoreFiles.write_bytes
+
+    def slowly(self: StoreFiles, path: str, *rest: object, **options: object) -> None:
+        if path == "scans/one.parquet" and not other.ident:  # the copy is complete but for its row
+            other.start()
+            other.join(2.0)
+        write(self, path, *rest, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(StoreFiles, "write_bytes", slowly)
+    assert [one.state for one in merge(source, into)] == ["copied"]
+    other.join()
+    assert done == [False]
+    assert {one.state for one in into.verify()} == {"whole"}
+    assert into.sql("select seconds from matrices").to_pylist() == [{"seconds": 0.5}]
+
+
+@pytest.mark.parametrize("change", ["compacted", "again", "removed"])
+def test_a_source_that_changes_while_it_is_copied_is_looked_up_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    source = filled(open_store(str(tmp_path / "source"), create=True))
+    into = open_store(str(tmp_path / "into"), create=True)
+    copy, changed = _Merge._copy, []
+
+    def disturbed(self: _Merge, path: str, record: FileRecord | None) -> FileRecord:
+        if path.startswith("vectors/s0") and not changed:
+            changed.append(path)
+            if change == "compacted":
+                compact(source, grace=timedelta(0))
+            elif change == "removed":
+                remove(source, plan_removal(source, ["s0"]))
+            else:
+                again = open_store(source.url).writer("s0", method={}, model="org/m0")
+                again.stage("m", *Matrix(tensor="again").tables("s0", "org/m0", "r1"))
+                again.commit(scan_values(hours=9))
+        return copy(self, path, record)
+
+    monkeypatch.setattr(_Merge, "_copy", disturbed)
+    found = states(source, into)
+    assert changed
+    expected = {"scans/s0": "damaged"} if change == "removed" else {}
+    assert {name: state for name, state in found.items() if state != "copied"} == expected
+    assert rows(into) == rows(open_store(source.url))
+    assert "damaged" not in {one.state for one in into.verify()}

@@ -27,6 +27,7 @@ from tests.engine.checkpoints import small
 from .rows import Matrix, Pair, add_comparison, add_scan
 from .s3 import LATE_SECONDS, Proxy, Request, bucket, s3, s3_server  # noqa: F401
 from .test_compaction import rows
+from .test_staging_scans import check_one_of_two, two_at_once
 
 NO_GRACE = timedelta(0)
 #: How long a server is gone; tried with a minute, too.
@@ -69,6 +70,22 @@ def test_faults_of_a_server_change_no_row(bucket: str, s3: Proxy, tmp_path: Path
     assert rows(open_store(store.url)) == undisturbed
     assert rows(open_store(str(tmp_path / "copy"))) == undisturbed
     assert {found.state for found in store.verify()} == {"whole"}
+
+
+@pytest.mark.parametrize("fault", ["refuse", "fail"])
+def test_a_file_of_a_busy_server_is_not_missing(
+    bucket: str,  # noqa: F811
+    s3: Proxy,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
+) -> None:
+    monkeypatch.setattr(files, "_FIRST_PAUSE", 0.01)
+    there = StoreFiles(f"{bucket}/results")
+    there.write_bytes("scans/one.parquet", b"content")
+    s3.requests.clear()
+    s3.fault = lambda request: fault if request.method == "HEAD" and request.number < 2 else None
+    assert there.is_file("scans/one.parquet")
+    assert not there.is_file("scans/two.parquet")
 
 
 def test_a_commit_is_one_last_put(bucket: str, s3: Proxy) -> None:  # noqa: F811
@@ -219,3 +236,10 @@ def test_a_scan_that_gives_up_is_completed_by_the_same_call(bucket: str, s3: Pro
     scan(str(checkpoint), store=url, pool=PoolOptions(workers=1))
     assert len(open_store(url).committed()) == 1
     assert StoreFiles(url).folders("staging") == []
+
+
+@pytest.mark.parametrize("moment", ["_write_largest", "_write_row"])
+def test_two_writers_of_one_content_do_not_mix_their_files(bucket: str, moment: str) -> None:  # noqa: F811
+    url = f"{bucket}/results"
+    assert two_at_once(url, moment) == (True, False)
+    check_one_of_two(open_store(url))

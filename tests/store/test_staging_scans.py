@@ -1,17 +1,23 @@
 import errno
 import os
+import shutil
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from scanner.errors import StoreError
 from scanner.store import ScanWriter, Store, open_store, staging
+from scanner.store.changing import changing
 from scanner.store.files import StoreFiles
+from scanner.store.lease import LeaseHeldError
 
 from .rows import Matrix, add_scan, failure, scan_values, table
 
@@ -266,6 +272,7 @@ def test_a_commit_killed_at_any_step_leaves_a_store_that_can_be_finished(
                 writer.commit(scan_values(hours=1))
             except Killed:
                 killed = True
+        shutil.rmtree(tmp_path / f"killed after {steps}" / "leases", ignore_errors=True)  # as if its process were dead
         row = store.scan_row("one")
         if row is not None and not (forced and row["matrices"] == 1):
             # Committed: complete, whatever is left of the staging folder.
@@ -298,24 +305,88 @@ def test_two_writers_of_one_scan_end_with_one_complete_result(store: Store) -> N
     assert files_of(store) == [f"{name}/one.parquet" for name in ("failures", "matrices", "scans", "vectors")]
 
 
-def test_the_slower_of_two_writers_may_lose_its_parts_while_it_merges(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def two_at_once(url: str, moment: str) -> tuple[bool, bool]:
+    """Two copies of one content under provisional ids: the second is to be committed when the first has reached a moment.
+
+    Returns:
+        Whether the result of the first stands, and whether that of the second does.
+    """
+
+    def staged(own: str, seconds: float) -> ScanWriter:
+        writer = begin(open_store(url, create=True), own)
+        stage(writer, Matrix(more={"seconds": seconds}))
+        writer.become("one", "r1")
+        return writer
+
+    first, second = staged("provisional-a", 0.5), staged("provisional-b", 0.7)
+    stand: dict[str, bool] = {}
+    other = threading.Thread(target=lambda: stand.update(second=second.commit(scan_values(hours=2))))
+    reached = getattr(first, moment)
+
+    def disturbed(*arguments: object) -> object:
+        before = None if moment == "_write_row" else reached(*arguments)
+        other.start()
+        other.join(2.0)  # it waits for the first; without waiting it would have ended
+        return before or reached(*arguments)
+
+    setattr(first, moment, disturbed)
+    stand["first"] = first.commit(scan_values(hours=1))
+    other.join()
+    return stand["first"], stand["second"]
+
+
+def check_one_of_two(store: Store) -> None:
+    assert {found.state for found in store.verify()} == {"whole"}
+    [row] = store.sql("select seconds, hour(finished_at) as hour from scans").to_pylist()
+    assert row == {"seconds": 1.5, "hour": 13}, "the first stands"
+    assert store.sql("select seconds from matrices").to_pylist() == [{"seconds": 0.5}]
+    assert store.unfinished() == []
+    assert store.files.names("leases", "") == []
+
+
+@pytest.mark.parametrize("moment", ["_write_largest", "_write_row"])
+def test_two_writers_of_one_content_in_two_folders_do_not_mix_their_files(store: Store, moment: str) -> None:
+    assert two_at_once(store.url, moment) == (True, False)
+    check_one_of_two(store)
+
+
+def test_a_writer_that_was_overtaken_drops_its_parts(store: Store) -> None:
+    """Whoever has parts in the same folder may lose them while it waits."""
     first, second = begin(store), begin(store)
     for matrix in SOME:
         stage(second, matrix)
-    merge = ScanWriter._write_largest
-
-    def overtaken(self: ScanWriter, paths: object) -> int:
-        monkeypatch.setattr(ScanWriter, "_write_largest", merge)
-        first.commit(scan_values(hours=1))
-        return merge(self, paths)
-
-    monkeypatch.setattr(ScanWriter, "_write_largest", overtaken)
-    second.commit(scan_values(hours=2))
+    done: list[bool] = []
+    with changing(store.files, "one"):
+        other = threading.Thread(target=lambda: done.append(second.commit(scan_values(hours=2))))
+        other.start()
+        time.sleep(0.2)
+        assert done == []
+    other.join()
+    assert done == [True]
+    assert not first.commit(scan_values(hours=1))
     assert store.sql("select vectors from scans").to_pylist() == [{"vectors": 24}]
     assert store.sql("select count(*) as n from vectors").to_pylist() == [{"n": 24}]
-    assert not [path for path in files_of(store) if path.endswith(".tmp")]
+    assert not [path for path in files_of(store) if path.endswith((".tmp", ".lock"))]
+
+
+def test_who_has_lost_the_lease_of_a_result_does_not_write_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process was suspended, and another one has taken over."""
+    monkeypatch.setattr("scanner.store.changing.LENGTH", timedelta(seconds=1))
+    writer = begin(store)
+    stage(writer, Matrix())
+    largest = writer._largest_table
+
+    def suspended(name: str) -> pa.Table:
+        [path] = Path(store.url, "leases").glob("result-*.json")
+        path.write_bytes(b"of another")
+        time.sleep(1.2)
+        return largest(name)
+
+    writer._largest_table = suspended  # type: ignore[method-assign]
+    with pytest.raises(LeaseHeldError, match="run the same command again"):
+        writer.commit(scan_values())
+    assert store.committed() == []
+    assert not Path(store.url, "matrices", "one.parquet").exists()
 
 
 def test_writers_of_one_scan_in_two_threads_do_not_disturb_each_other(tmp_path: Path) -> None:
