@@ -307,7 +307,7 @@ _ALL = (
                 "transient",
                 "bool",
                 "",
-                "whether the next scan may succeed (a busy server, a broken connection, no room on a GPU): the next scan tries it again",
+                "whether the next scan tries it again, because it may succeed (a busy server, a broken connection, a full GPU)",
             ),
         ),
     ),
