@@ -184,7 +184,8 @@ def device_memory(device: str) -> float | None:
     import torch
 
     free, _ = torch.cuda.mem_get_info()
-    return free * min(1.0, ray.get_runtime_context().get_assigned_resources().get("GPU", 1.0))
+    assigned: dict[str, float] = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
+    return float(free) * min(1.0, assigned.get("GPU", 1.0))
 
 
 def environment(shape: PoolShape) -> dict[str, Any]:

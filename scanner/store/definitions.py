@@ -310,7 +310,7 @@ _ALL = (
                 "transient",
                 "bool",
                 "",
-                "whether the next scan may succeed, and tries it again: a busy server, a broken connection, no room on a GPU",
+                "whether the next scan tries it again, because it may succeed (a busy server, a broken connection, a full GPU)",
             ),
         ),
     ),

@@ -33,7 +33,7 @@ def decomposed(*arguments: Any) -> Any:
     return _decomposed(*arguments)
 
 
-module.decomposed = decomposed  # type: ignore[attr-defined]
+setattr(module, "decomposed", decomposed)  # noqa: B010 (the types differ)
 
 
 class Notes(Recorder):

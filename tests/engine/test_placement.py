@@ -300,7 +300,7 @@ def test_memory_decides_how_many_workers_run_and_a_user_how_many_cores_they_take
         for number in range(240)
     ]
     there = [node(0, 30 * GB)]
-    pool = Pool(
+    pool: Pool[Sized] = Pool(
         Mortal,
         PoolShape(workers=asked or 16, gpus=0.0),
         on_done=lambda work, outcome: None,
