@@ -311,27 +311,32 @@ class StoreFiles:
         Raises:
             StoreError: the store is full or cannot be written.
         """
-        with self._explained("written"):
+        full, requests = self.full(path), 0
+
+        def swap() -> bool:
+            nonlocal requests
             if self.local:
                 return self._swap_locally(path, before, after)
-            full = self.full(path)
-            self.fs.invalidate_cache()
             try:
                 tag = self.fs.info(full).get("ETag")
-                if self.fs.cat_file(full) != before:
-                    return False
+                found = self.fs.cat_file(full)
+                if found != before:
+                    return bool(requests and found == after)  # as in `create`: the answer to an earlier request was lost
+                requests += 1
                 if after is None:
                     self.fs.rm_file(full)
-                    return True
-                self.fs.pipe_file(full, after, **({"IfMatch": tag} if tag else {}))
+                else:
+                    self.fs.pipe_file(full, after, **({"IfMatch": tag} if tag else {}))
             except FileNotFoundError:
-                return False
+                return bool(requests and after is None)
             except OSError as error:
-                if error.errno not in {errno.EINVAL, errno.EBUSY}:  # what s3fs makes of the statuses 412 and 409
+                if error.errno != errno.EINVAL:  # what s3fs makes of the status 412; after 409 and 503 it is asked again
                     raise
                 self.fs.invalidate_cache()
-                return bool(self.fs.cat_file(full) == after)  # as in `create`
+                return bool(self.fs.cat_file(full) == after)
             return True
+
+        return self._asked("written", swap)
 
     def _create_locally(self, path: str, content: bytes) -> bool:
         target = Path(self.full(path))

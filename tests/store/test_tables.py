@@ -88,7 +88,7 @@ LATER = {
     "run_skips": "run_id model tensor reason",
     "nights": "night_id watch_id state started_at:time finished_at:time watermark:time listed:int32 new:int32 planned:int32 "
     "scanned:int32 failed:int32 skipped:int32 waiting:int32 upgraded:int32 bytes:int64 expected_seconds:double seconds:double "
-    "problems config scanner_version",
+    "problems failed_upgrades config scanner_version",
     "releases": "night_id watch_id repository commit branch state reason attempts:int32 first_seen_at:time updated_at:time "
     "last_modified:time parameters:int64 bytes:int64 expected_seconds:double task library license gated downloads:int64 "
     "base_model base_commit scan_id pair_id matrices:int32 failed_tensors:int32",
