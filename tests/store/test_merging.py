@@ -121,7 +121,8 @@ def test_a_source_that_changes_while_it_is_copied_is_looked_up_again(
 ) -> None:
     source = filled(open_store(str(tmp_path / "source"), create=True))
     into = open_store(str(tmp_path / "into"), create=True)
-    copy, changed = _Merge._copy, []
+    copy = _Merge._copy
+    changed: list[str] = []
 
     def disturbed(self: _Merge, path: str, record: FileRecord | None) -> FileRecord:
         if path.startswith("vectors/s0") and not changed:
