@@ -11,17 +11,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 
 from scanner import PoolOptions, ScanReport, open_checkpoint, open_store
-from scanner.engine.scan import scan
+from scanner.engine.scan import MatrixTask, ScanWork, scan
 from tests.processes import ray_workers, wait_until
 
 from .checkpoints import results, slow, staged
 from .observer import Recorder
+from .poison import HANGING, LETHAL, PoisonedTask
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -102,6 +105,31 @@ def test_a_stopped_worker_is_replaced_after_the_time_limit(model: str, expected:
     [tasks] = recorder.hung_tasks
     assert 1 <= len(tasks) <= 2
     wait_until(lambda: stopped[0] not in ray_workers(), "the end of the stopped worker")
+
+
+@pytest.mark.parametrize("poison", [LETHAL, HANGING])
+def test_a_matrix_that_kills_every_worker_or_hangs_is_one_failure(
+    model: str, expected: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poison: str
+) -> None:
+    planned = ScanWork._matrix_tasks
+
+    def poisoned(self: ScanWork, *given: Any) -> list[MatrixTask]:
+        tasks = planned(self, *given)
+        return [
+            PoisonedTask(**{one.name: getattr(task, one.name) for one in fields(task)}, poison=poison) for task in tasks
+        ]
+
+    monkeypatch.setattr(ScanWork, "_matrix_tasks", poisoned)
+    options = PoolOptions(workers=2, task_timeout=6.0 if poison == HANGING else None)
+    report = scan(model, store=tmp_path / "store", pool=options, observer=Hung(lambda done: None), ensembles=())
+    assert (report.models[0].analyzed, report.failed, report.exit_status) == (MATRICES - 1, 1, 3)
+    found = results(open_store(str(tmp_path / "store")))
+    tensor = f"{poison}self_attn.q_proj.weight"
+    [failure] = found["failures"]
+    assert (failure["tensor"], failure["transient"]) == (tensor, False)
+    assert "lost 3 workers" in str(failure["message"])
+    for table in ("matrices", "vectors"):
+        assert found[table] == [row for row in expected[table] if row["tensor"] != tensor], table
 
 
 def test_workers_that_are_killed_at_random_moments_cost_nothing_but_time(
