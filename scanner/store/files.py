@@ -321,7 +321,9 @@ class StoreFiles:
                 tag = self.fs.info(full).get("ETag")
                 found = self.fs.cat_file(full)
                 if found != before:
-                    return bool(requests and found == after)  # as in `create`: the answer to an earlier request was lost
+                    return bool(
+                        requests and found == after
+                    )  # as in `create`: the answer to an earlier request was lost
                 requests += 1
                 if after is None:
                     self.fs.rm_file(full)
@@ -330,7 +332,9 @@ class StoreFiles:
             except FileNotFoundError:
                 return bool(requests and after is None)
             except OSError as error:
-                if error.errno != errno.EINVAL:  # what s3fs makes of the status 412; after 409 and 503 it is asked again
+                if (
+                    error.errno != errno.EINVAL
+                ):  # what s3fs makes of the status 412; after 409 and 503 it is asked again
                     raise
                 self.fs.invalidate_cache()
                 return bool(self.fs.cat_file(full) == after)

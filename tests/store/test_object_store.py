@@ -88,6 +88,35 @@ def test_a_file_of_a_busy_server_is_not_missing(
     assert not there.is_file("scans/two.parquet")
 
 
+@pytest.mark.parametrize("fault", ["refuse", "fail", "lose"])
+@pytest.mark.parametrize("method", ["HEAD", "GET", "PUT", "DELETE"])
+def test_compare_and_swap_is_repeated_while_a_server_is_busy(
+    bucket: str,  # noqa: F811
+    s3: Proxy,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
+    method: str,
+) -> None:
+    monkeypatch.setattr(files, "_FIRST_PAUSE", 0.01)
+    there = StoreFiles(f"{bucket}/results")
+    assert there.create("leases/one.json", b"1")
+    failed: list[str] = []
+
+    def once(request: Any) -> str | None:
+        if request.method != method or len(failed) >= 6:  # botocore and s3fs repeat a request a few times themselves
+            return None
+        failed.append(request.method)
+        return fault
+
+    s3.fault = once
+    assert there.swap("leases/one.json", b"1", b"2")
+    assert there.read_bytes("leases/one.json") == b"2"
+    assert not there.swap("leases/one.json", b"1", b"3")
+    assert there.swap("leases/one.json", b"2", None)
+    assert there.read_bytes("leases/one.json") is None
+    assert failed
+
+
 def test_a_commit_is_one_last_put(bucket: str, s3: Proxy) -> None:  # noqa: F811
     store = open_store(f"{bucket}/results", create=True)
     s3.requests.clear()
