@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scanner import open_store
 from scanner.store import SCHEMAS, Store
 from scanner.store.files import StoreFiles
-from scanner.store.staging import ROW_GROUP
+from scanner.store.row_groups import ROW_GROUP
 from scanner.store.tables import file_metadata
 
 Row = dict[str, object]

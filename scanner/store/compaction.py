@@ -42,7 +42,8 @@ from scanner.store.groups import (
     write_notices,
 )
 from scanner.store.lease import Lease, lease
-from scanner.store.staging import ROW_GROUP, SMALLEST_ROW_GROUP, ComparisonWriter, ScanWriter
+from scanner.store.row_groups import write_row_groups
+from scanner.store.staging import ComparisonWriter, ScanWriter
 from scanner.store.store import Store
 from scanner.store.tables import GROUPED_SCHEMA_VERSION, SCHEMAS, TABLES, complete, described, file_metadata, tables_of
 from scanner.store.verification import commit_row
@@ -343,21 +344,9 @@ class _Run:
     def _write_table(self, path: str, table: str, items: Sequence[_Item]) -> FileRecord:
         metadata = file_metadata({}, schema_version=str(GROUPED_SCHEMA_VERSION))
         schema = TABLES[table].described.with_metadata(metadata)
-        waiting: list[pa.Table] = []
-        rows = written = 0
+        parts = (described(table, part) for part in self._rows(table, items))
         with self.files.replacing(path) as file:
-            with pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer:
-                for part in self._rows(table, items):
-                    waiting.append(described(table, part))
-                    rows += part.num_rows
-                    while rows - written >= ROW_GROUP + SMALLEST_ROW_GROUP:
-                        together = pa.concat_tables(waiting)
-                        writer.write_table(together.slice(0, ROW_GROUP), row_group_size=ROW_GROUP)
-                        waiting = [together.slice(ROW_GROUP)]
-                        written += ROW_GROUP
-                if rows > written or not rows:
-                    last = pa.concat_tables(waiting) if waiting else described(table, SCHEMAS[table].empty_table())
-                    writer.write_table(last, row_group_size=ROW_GROUP + SMALLEST_ROW_GROUP)
+            rows = write_row_groups(file, schema, parts, write_page_checksum=True)
             return file.record(rows)
 
     def _rows(self, table: str, items: Sequence[_Item]) -> Iterator[pa.Table]:

@@ -213,8 +213,8 @@ def _is_dead(holder: Holder) -> bool:
         os.kill(holder.pid, 0)
     except ProcessLookupError:
         return True
-    except (OSError, OverflowError):
-        pass
+    except (OSError, OverflowError):  # it runs as another user, or the number is none of a process
+        return False
     return False
 
 

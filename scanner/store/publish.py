@@ -35,7 +35,7 @@ from scanner.store.database import one_line
 from scanner.store.files import StoreFiles
 from scanner.store.groups import GROUPED, names_of, results, row_digest, row_of, rows_of
 from scanner.store.publish_card import card
-from scanner.store.staging import ROW_GROUP
+from scanner.store.row_groups import ROW_GROUP
 from scanner.store.store import Store
 from scanner.store.tables import SCHEMAS, TABLES, complete, described, json_object, tables_of
 from scanner.store.transfer import metadata_of, write_rows

@@ -18,7 +18,6 @@ from typing import ClassVar, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from scanner.errors import StoreError
 from scanner.store.changing import changing
@@ -37,13 +36,9 @@ from scanner.store.parts import (
     rows_of,
     sorted_by_rank,
 )
+from scanner.store.row_groups import ROW_GROUP, write_row_groups
 from scanner.store.tables import MATRIX_KEY, SCHEMAS, TABLES, complete, described, file_metadata, to_json
 from scanner.version import __version__
-
-ROW_GROUP = 250_000
-"""Rows of a row group: large enough to compress and scan well, small enough that queries skip what they do not need."""
-SMALLEST_ROW_GROUP = 100_000
-"""The last group of a file is not smaller than this, unless the file is."""
 
 _FIRST = "first"
 _READERS = 16
@@ -239,20 +234,9 @@ class Staging:
     def _write_largest(self, held: Lease, parts: Iterable[pa.Table]) -> FileRecord:
         """Append the parts to one file, in the given order, a row group at a time; returns its record."""
         schema = TABLES[self.largest].described.with_metadata(self._metadata())
-        waiting: list[pa.Table] = []
-        rows = written = 0
+        tables = (described(self.largest, self._renamed(part)) for part in parts)
         with self._files.replacing(f"{self.largest}/{self.result_id}.parquet") as file:
-            with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-                for part in parts:
-                    waiting.append(described(self.largest, self._renamed(part)))
-                    rows += part.num_rows
-                    while rows - written >= ROW_GROUP + SMALLEST_ROW_GROUP:
-                        together = pa.concat_tables(waiting)
-                        writer.write_table(together.slice(0, ROW_GROUP), row_group_size=ROW_GROUP)
-                        waiting = [together.slice(ROW_GROUP)]
-                        written += ROW_GROUP
-                if rows > written:
-                    writer.write_table(pa.concat_tables(waiting), row_group_size=ROW_GROUP + SMALLEST_ROW_GROUP)
+            rows = write_row_groups(file, schema, tables)
             held.check()
             return file.record(rows)
 

@@ -18,7 +18,8 @@ from scanner.store.files import StoreFiles
 from scanner.store.groups import FOLDER, GROUPED, has_row, place, read_result, results, row_of
 from scanner.store.heartbeat import Heartbeat
 from scanner.store.queries import Query, find_query, load_queries
-from scanner.store.staging import ROW_GROUP, ComparisonWriter, ScanWriter, Unfinished, unfinished_scan
+from scanner.store.row_groups import ROW_GROUP
+from scanner.store.staging import ComparisonWriter, ScanWriter, Unfinished, unfinished_scan
 from scanner.store.tables import (
     SCHEMAS,
     TABLES,

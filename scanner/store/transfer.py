@@ -6,11 +6,10 @@ from collections.abc import Callable
 from typing import IO, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from scanner.store.files import StoreFiles
 from scanner.store.groups import read_result
-from scanner.store.staging import ROW_GROUP, SMALLEST_ROW_GROUP
+from scanner.store.row_groups import write_row_groups
 from scanner.store.tables import TABLES, complete, described, file_metadata, json_object
 
 
@@ -42,17 +41,5 @@ def write_rows(
         StoreError: the rows are damaged or cannot be read.
     """
     schema = TABLES[table].described.with_metadata(metadata)
-    waiting: list[pa.Table] = []
-    rows = written = 0
-    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
-        for part in read_result(files, table, result):
-            waiting.append(described(table, change(complete(table, part))))
-            rows += part.num_rows
-            while rows - written >= ROW_GROUP + SMALLEST_ROW_GROUP:
-                together = pa.concat_tables(waiting)
-                writer.write_table(together.slice(0, ROW_GROUP), row_group_size=ROW_GROUP)
-                waiting = [together.slice(ROW_GROUP)]
-                written += ROW_GROUP
-        if rows > written:
-            writer.write_table(pa.concat_tables(waiting), row_group_size=ROW_GROUP + SMALLEST_ROW_GROUP)
-    return rows
+    parts = (described(table, change(complete(table, part))) for part in read_result(files, table, result))
+    return write_row_groups(sink, schema, parts)

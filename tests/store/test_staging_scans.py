@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from scanner.errors import StoreError
-from scanner.store import ScanWriter, Store, open_store, staging
+from scanner.store import ScanWriter, Store, open_store, row_groups
 from scanner.store.changing import changing
 from scanner.store.files import StoreFiles
 from scanner.store.lease import LeaseHeldError
@@ -95,8 +95,8 @@ def test_vectors_staged_in_any_order_are_sorted_by_rank(store: Store) -> None:
 
 
 def test_row_groups_are_cut_across_matrices(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(staging, "ROW_GROUP", 10)
-    monkeypatch.setattr(staging, "SMALLEST_ROW_GROUP", 4)
+    monkeypatch.setattr(row_groups, "ROW_GROUP", 10)
+    monkeypatch.setattr(row_groups, "SMALLEST_ROW_GROUP", 4)
     writer = begin(store)
     for layer in range(8):
         stage(writer, Matrix(tensor=f"t{layer}", layer=layer))
