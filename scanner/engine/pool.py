@@ -346,6 +346,7 @@ class Pool(Generic[AnyTask]):
         self._outgrew = outgrew
         self._outgrown: set[str] = set()  # tasks for which the memory of a GPU did not suffice
         self._refused = ""  # why no worker without a GPU can start
+        self._ended: list[_Actor] = []  # to make room for one without a GPU
         self._on_workers, self._on_waiting = on_workers, on_waiting
         self._shape = shape
         self._queue: deque[AnyTask] = deque()
@@ -592,6 +593,7 @@ class Pool(Generic[AnyTask]):
         for actor in self._actors:
             if actor.ready and not actor.running and not any(self._fits(actor, task) for task in self._queue):
                 actor.leaving = True
+                self._ended.append(actor)
         self._end_leaving()
 
     def _measure(self, actor: _Actor) -> bool:
@@ -840,7 +842,10 @@ class Pool(Generic[AnyTask]):
             self._queue.append(task)
 
     def _refuse(self, actor: _Actor, reason: str) -> None:
-        """Replace a worker that did not start (an error in its constructor, a lost node), or give it up after some attempts."""
+        """Replace a worker that did not start (an error in its constructor, a lost node), or give it up after some attempts.
+
+        Workers that were ended to make room for one that is given up are started again.
+        """
         actor.refusals += 1
         if actor.refusals < ATTEMPTS:
             self._replace(actor)
@@ -848,6 +853,8 @@ class Pool(Generic[AnyTask]):
         self._actors.remove(actor)
         if not actor.gpus:
             self._refused = reason
+        ended, self._ended = self._ended, []
+        self._actors += [self._start(like=other) for other in ended]
         if not self._actors:
             raise ScannerError(
                 f"no worker can start: {reason}; correct this where the workers run, then run the command again"

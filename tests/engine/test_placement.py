@@ -456,30 +456,51 @@ def test_an_idle_worker_makes_room_for_one_that_fits_and_the_user_is_told_meanwh
     assert any("no worker for large yet: it needs 2 CPU" in reason for reason in waiting)
 
 
-class OnlyOnce(SmallDevice):
-    """Those that follow the first cannot start."""
+class WithoutGpuFails(TellsThreads):
+    """The first one says that it has a device with 100 bytes; the three that follow cannot start; then it is as at first."""
+
+    marker = Path()
 
     def __init__(self) -> None:
         super().__init__()
-        if self.free is None:
+        started = len(self.marker.read_text()) if self.marker.exists() else 0
+        self.marker.write_text("x" * (started + 1))
+        if 1 <= started <= 3:
             raise RuntimeError("no core for it")
+
+    def ready(self) -> Ready:  # type: ignore[override]
+        return Ready(device="cpu", node="the only one", device_memory=100.0)
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_a_task_for_which_no_worker_can_start_is_told_and_the_others_are_done(tmp_path: Path) -> None:
+@pytest.mark.parametrize("memory", [1.3 * GB, 0.9 * GB], ids=["beside the first", "in place of the first"])
+def test_a_task_for_which_no_worker_can_start_is_told_and_the_others_are_done(
+    memory: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With less memory, the first worker holds both cores, so it has to make room, and is started again."""
+    monkeypatch.setattr("scanner.engine.pool._LOOK_SECONDS", 3.0)
     done: list[tuple[str, str]] = []
     refused: list[tuple[str, str]] = []
-    pool = pool_of(1.3 * GB, 2, done, [], wanted=1)
-    pool._class = type("OnlyOnce", (OnlyOnce,), {"marker": tmp_path / "marker"})
+    pool = pool_of(memory, 2, done, [], wanted=1)
+    pool._class = type("WithoutGpuFails", (WithoutGpuFails,), {"marker": tmp_path / "marker"})
     pool._on_refused = lambda work, reason: refused.append((work.name, reason))
     log = tmp_path / "log"
+    later = [Sized(name="later", log=log, needs=Needs(memory=0.6 * GB))]
+
+    def more(patience: float) -> tuple[list[Sized], bool]:
+        found = [later.pop()] if refused and later else []
+        return found, bool(later)
+
+    pool._more = more
     large = [
         Sized(name=f"large {number}", log=log, needs=Needs(memory=0.6 * GB, device_memory=1000.0)) for number in "ab"
     ]
     pool.run([*large, Sized(name="small", log=log, needs=Needs(memory=0.6 * GB))])
-    assert [name for name, _ in done] == ["small"]
+    assert [name for name, _ in done] == ["small", "later"]
     reason = "no worker without a GPU can start: RuntimeError: no core for it"
     assert refused == [("large a", reason), ("large b", reason)]
+    started = len((tmp_path / "marker").read_text())
+    assert started == 5 if memory < GB else started >= 4
 
 
 @pytest.mark.parametrize(("share", "free"), [(0.5, 40.0), (1.0, 80.0), (2.0, 80.0)])
