@@ -37,7 +37,7 @@ from scanner.errors import ChangedError, CheckpointError, ConfigError, ScannerEr
 from scanner.rmt.analysis import Analysis, analyze, decomposed, summarize
 from scanner.rmt.ensembles import ENSEMBLES, Ensemble, control
 from scanner.rmt.ks_null import KsNull
-from scanner.rmt.sigma import SigmaKind
+from scanner.rmt.vocabulary import ScaleKind, SigmaKind
 from scanner.store import ScanWriter, Store, finished_part, open_store
 from scanner.store.tables import lists_of_text
 from scanner.version import __version__
@@ -47,6 +47,7 @@ REMOTE_NEIGHBORS = 32 << 20
 #: The seed of all controls: they are stored by shape and shared by all scans.
 CONTROL_SEED = 0
 _DEFAULT_SIGMA: SigmaKind = "median"
+_DEFAULT_SCALE: ScaleKind = "robust"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,7 @@ class MatrixTask(Task):
     refs: tuple[MatrixRef, ...]
     sigma: SigmaKind
     null: str
+    scale: ScaleKind = "none"
     versions: tuple[FileVersion, ...] = ()
     """Versions of the files that the matrices are read from."""
 
@@ -122,7 +124,7 @@ class MatrixTask(Task):
         error, stage = matrix if isinstance(matrix, Exception) else None, "read"
         if error is None:
             try:
-                analysis, seconds = analyze_timed(context, matrix, sigma=self.sigma, null=self.null)
+                analysis, seconds = analyze_timed(context, matrix, sigma=self.sigma, null=self.null, scale=self.scale)
             except Exception as raised:  # as above
                 error, stage = raised, "analyse"
         if error is not None:
@@ -210,18 +212,20 @@ class ControlTask(Task):
     def run(self, context: Context) -> bytes:
         """Return the rows of `controls`, packed."""
         drawn = control(self.ensemble, self.rows, self.cols, self.seed)
-        analysis, _ = analyze_timed(context, drawn, sigma=_DEFAULT_SIGMA, null="table")
+        analysis, _ = analyze_timed(context, drawn, sigma=_DEFAULT_SIGMA, null="table", scale=_DEFAULT_SCALE)
         return rows.pack(rows.control_rows(self, analysis))
 
 
-def analyze_timed(context: Context, matrix: Any, *, sigma: SigmaKind, null: str) -> tuple[Analysis, dict[str, float]]:
+def analyze_timed(
+    context: Context, matrix: Any, *, sigma: SigmaKind, null: str, scale: ScaleKind
+) -> tuple[Analysis, dict[str, float]]:
     """Analyze a matrix on the worker's device; returns the seconds of the stages `decompose` and `test` beside it."""
     before = {stage: context.seconds(stage) for stage in ("decompose", "test")}
     with context.computing():
         with context.stage("decompose"):
             parts, total = decomposed(matrix, context.device)
         with context.stage("test"):
-            analysis = summarize(parts, total, sigma=sigma, null=KsNull.parse(null))
+            analysis = summarize(parts, total, sigma=sigma, null=KsNull.parse(null), scale=scale)
     return analysis, {stage: context.seconds(stage) - seconds for stage, seconds in before.items()}
 
 
@@ -462,6 +466,7 @@ class ScanWork(Work):
                 refs=group,
                 sigma=self.method.sigma,
                 null=self.method.null,
+                scale=self.method.scale,
                 versions=versions_read(checkpoint.source, group, checkpoint.versions),
             )
             for group in reads(refs, neighbors=neighbors)

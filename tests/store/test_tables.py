@@ -25,11 +25,15 @@ CONTRACT = {
     "cols:int32 module dtype sigma:double sigma_kind sigma_median:double sigma_std:double sigma_init:double "
     "sigma_bulk:double mp_lower:double mp_upper:double outliers_left:int32 outliers_right:int32 rank:int32 "
     "mp_ks:double spectral_norm:double frobenius_norm:double stable_rank:double effective_rank:double "
-    "u_p_mean:double v_p_mean:double svd_method svd_residual:double seconds:double device "
+    "u_p_mean:double v_p_mean:double svd_method svd_residual:double "
+    "scale_kind scale_lower:double scale_upper:double scale_threshold:double outliers_left_scale:int32 "
+    "outliers_right_scale:int32 u_p_scale_mean:double v_p_scale_mean:double scale_row_inequality:double "
+    "scale_col_inequality:double scale_lower_robust:double scale_upper_robust:double scale_lower_total:double "
+    "scale_upper_total:double scale_failure seconds:double device "
     "read_seconds:double decompose_seconds:double test_seconds:double bytes_read:int64",
     "vectors": "scan_id model revision tensor stack layer:int32 role head:int32 expert:int32 rows:int32 cols:int32 "
     "k:int32 module singular_value:double region u_ks:float u_p:float u_p_local:float v_ks:float v_p:float v_p_local:float "
-    "u_ipr:float v_ipr:float u_peak:float v_peak:float",
+    "u_ipr:float v_ipr:float u_peak:float v_peak:float region_scale u_p_scale:float v_p_scale:float",
     "controls": "rows:int32 cols:int32 ensemble seed:int64 k:int32 singular_value:double u_p:float v_p:float "
     "u_p_local:float v_p_local:float",
     "failures": "scan_id model tensor stage error message transient:bool",
