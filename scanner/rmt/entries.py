@@ -90,5 +90,9 @@ def _grid(length: int, device: torch.device) -> torch.Tensor:
 
 def _distance(h: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
     """Return D of rows of sorted x sqrt(n/2), which are overwritten."""
-    low, high = h.erf_().sub_(grid).aminmax(dim=1)
+    h.erf_().sub_(grid)
+    if h.device.type == "cpu":  # numpy is several times as fast
+        low, high = torch.from_numpy(h.numpy().min(axis=1)), torch.from_numpy(h.numpy().max(axis=1))
+    else:
+        low, high = h.aminmax(dim=1)
     return torch.maximum(-low, high + 2.0 / h.shape[1]).mul_(0.5)

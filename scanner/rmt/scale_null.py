@@ -33,7 +33,7 @@ from scanner.rmt.marchenko_pastur import FloatArray
 
 ComplexArray = NDArray[np.complex128]
 
-#: Bins of the logarithm of the variances, in the solver. The edges are computed without bins.
+#: Bins of the logarithm of the variances, in the solver. The upper edge is computed without bins, the lower one with many more.
 BINS = 32
 #: Rounds after which the search for the values to leave out of a robust profile has failed.
 MAX_ROUNDS = 50
@@ -59,7 +59,7 @@ _GROUP, _GROUPS = 32, 16
 # Values below the upper edge that are looked at for gaps of the support: so many, and then one of so many.
 _FIRST_LOOKED_AT = 8
 # Points of the search for the lower edge, and the first step of the descent to the real axis.
-_LOWER_GRID, _LOWER_STEP = 40, 0.01
+_LOWER_GRID, _LOWER_BINS, _LOWER_STEP = 40, 256, 0.01
 _DESCENT = 0.4
 # Change of the fourth cumulant, times sqrt(length) / 12, below which it is not corrected: D would change by 1 % of its mean.
 _NEGLIGIBLE = 0.03
@@ -227,10 +227,13 @@ def _robust(singular_values: torch.Tensor, sides: tuple[_Side, _Side], total: Sc
     count, profile = len(singular_values), total.profile
     # Gaps of the support are looked for among the largest values only; those that are closer to the bulk are few.
     top = singular_values[: max(_LEAST_TOP, count // 4)]
-    now, seen = np.empty(0, dtype=np.int64), set()
+    now, seen, gaps = np.empty(0, dtype=np.int64), set(), False
     for _ in range(MAX_ROUNDS):
         seen.add(now.tobytes())
-        following = _above(profile, top)
+        following = _above(profile, top, gaps=gaps)
+        if not gaps and np.array_equal(following, now):  # looking for gaps takes longer
+            gaps = True
+            following = _above(profile, top, gaps=True)
         if np.array_equal(following, now):
             return ScaleFit(profile=profile, edges=edges(profile) if len(now) else total.edges)
         if len(following) > _MOST_LEFT_OUT * count or (len(following) == len(top) < count):
@@ -398,8 +401,7 @@ def _lower(profile: Profile) -> float:
         return 0.0
     if short > long:
         near, far, short, long = far, near, long, short
-    a, b = _nonzero(near), _nonzero(far)
-    units = float(a.max()), float(b.max())
+    units = float(near.max()), float(far.max())
     rough = [
         _Values(values=v / unit, counts=c) for (v, c), unit in zip((binned(near), binned(far)), units, strict=True)
     ]
@@ -409,8 +411,11 @@ def _lower(profile: Profile) -> float:
     crossed = np.flatnonzero(_lower_at(rough[0], rough[1], short * np.exp(log_ratio * share))[0] >= 0.0)
     if not crossed.size or crossed[0] == 0:
         raise ScaleError("the lower edge of the spectrum of the variance profile was not found")
-    # Without bins: s^2 has its maximum there, which a parabola through the three largest of five values gives.
-    rows, cols = _each(a / units[0]), _each(b / units[1])
+    # With many bins: s^2 has its maximum there, which a parabola through the three largest of five values gives.
+    rows, cols = (
+        _Values(values=v / unit, counts=c)
+        for (v, c), unit in zip((binned(near, _LOWER_BINS), binned(far, _LOWER_BINS)), units, strict=True)
+    )
     center, step = share[crossed[0]] - 0.5 * share[1], _LOWER_STEP
     for _ in range(200):
         points = np.clip(center + step * np.arange(-2.0, 3.0), share[0], share[-1])
@@ -566,14 +571,15 @@ class _Equations:
             missing = np.flatnonzero(~solved)
             if not len(missing):
                 return y
-            if attempt % 2 == 0:
+            known = np.flatnonzero(solved)
+            if attempt % 2 == 1 or not len(known):
                 # From far above the spectrum: monotone on the real axis, if the point is above the support.
                 begin = -(self.d @ self.b) / w[missing]
             else:
-                known = np.flatnonzero(solved)
-                if not len(known):
-                    break
+                # From the nearest solution, as it is or (outside the support) without its imaginary part.
                 begin = y[known[np.abs(known[:, None] - missing).argmin(axis=0)]]
+                if attempt == 0:
+                    begin = begin.real + 1j * (np.abs(begin) * _IMAGINARY)
             y[missing], solved[missing] = self.newton(w[missing], begin, _FIRST_STEPS)
         missing = np.flatnonzero(~solved)
         if len(missing):
@@ -627,12 +633,14 @@ def solve(profile: Profile, singular_values: torch.Tensor, fitted: ScaleEdges) -
     return Scalars(w=at, x=left, y=right)
 
 
-def _above(profile: Profile, top: torch.Tensor) -> NDArray[np.int64]:
-    """Return the ranks of the largest values that are above the upper edge, or in a gap of the support."""
+def _above(profile: Profile, top: torch.Tensor, *, gaps: bool) -> NDArray[np.int64]:
+    """Return the ranks of the largest values that are above the upper edge, or (with `gaps`) in a gap of the support."""
     upper = float(np.sqrt(_upper(profile).value))
     limits = ScaleEdges(lower=0.0, upper=upper, threshold=0.0)
     above = int((top > upper).sum())
     left = top[above:]
+    if not gaps:
+        return np.arange(above)
 
     def outside(ranks: slice | list[int]) -> NDArray[np.bool_]:
         some = left[ranks]
