@@ -34,8 +34,9 @@ from scanner.engine.run import run
 from scanner.engine.task import Context, Failure, Task
 from scanner.engine.work import Observer, Stored, Work
 from scanner.errors import ChangedError, CheckpointError, ConfigError, ScannerError
-from scanner.rmt.analysis import Analysis, analyze, decomposed, summarize
-from scanner.rmt.ensembles import ENSEMBLES, Ensemble, control
+from scanner.rmt.analysis import Analysis, analyze, decomposed, scale_profile, summarize
+from scanner.rmt.decomposition import LowRank
+from scanner.rmt.ensembles import ENSEMBLES, MATRIX_ENSEMBLES, Ensemble, control, control_of
 from scanner.rmt.ks_null import KsNull
 from scanner.rmt.vocabulary import ScaleKind, SigmaKind
 from scanner.store import ScanWriter, Store, finished_part, open_store
@@ -216,6 +217,68 @@ class ControlTask(Task):
         return rows.pack(rows.control_rows(self, analysis))
 
 
+@dataclass(frozen=True, kw_only=True)
+class MatrixControlTask(Task):
+    """Read a matrix, draw random matrices that are made from it, and analyze each."""
+
+    scan_id: str
+    model: str
+    revision: str
+    source: str
+    ref: MatrixRef
+    sigma: SigmaKind
+    null: str
+    scale: ScaleKind
+    wanted: tuple[tuple[Ensemble, int], ...]
+    """Ensembles and seeds."""
+    versions: tuple[FileVersion, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Scan, matrix and that it is a control."""
+        return f"{self.scan_id}/control/{self.ref.key}"
+
+    @property
+    def cost(self) -> float:
+        """Work of the decompositions."""
+        return decomposition_cost(self.ref.rows, self.ref.cols) * (len(self.wanted) + 1)
+
+    @property
+    def items(self) -> int:
+        """Number of controls."""
+        return len(self.wanted)
+
+    @property
+    def time_limit(self) -> float:
+        """Far more than the decompositions take."""
+        return decomposition_limit(self.cost)
+
+    def run(self, context: Context) -> tuple[tuple[Ensemble, int, bytes], ...]:
+        """Return the rows of `matrix_controls`, packed; without bytes where the matrix has no scale null to draw from.
+
+        Raises:
+            ChangedError: the file is not the one that was hashed.
+            CheckpointError: the matrix cannot be read.
+        """
+        with context.stage("read"):
+            [read] = read_matrices(self.source, (self.ref,), self.versions)
+        parts, _ = decomposed(read)
+        matrix = parts.left.T.mul(parts.singular_values) @ parts.right if isinstance(read, LowRank) else read
+        profile = None
+        if any(ensemble == "scale" for ensemble, _ in self.wanted):
+            kind: ScaleKind = "total" if self.scale == "total" else "robust"
+            profile = scale_profile(parts, kind)
+        found = []
+        for ensemble, seed in self.wanted:
+            packed = b""
+            if ensemble != "scale" or profile is not None:
+                drawn = control_of(ensemble, matrix.double().cpu().numpy(), seed, profile)
+                analysis, _ = analyze_timed(context, drawn, sigma=self.sigma, null=self.null, scale=self.scale)
+                packed = rows.pack(rows.matrix_control_rows(self, ensemble, seed, analysis))
+            found.append((ensemble, seed, packed))
+        return tuple(found)
+
+
 def analyze_timed(
     context: Context, matrix: Any, *, sigma: SigmaKind, null: str, scale: ScaleKind
 ) -> tuple[Analysis, dict[str, float]]:
@@ -252,10 +315,18 @@ def _stored(source: str, refs: Iterable[MatrixRef]) -> set[tuple[str, TensorEntr
     return found
 
 
-def control_tasks(shapes: Iterable[tuple[int, int]], ensembles: Iterable[Ensemble]) -> list[ControlTask]:
-    """One control for every distinct shape and ensemble."""
+def control_tasks(
+    shapes: Iterable[tuple[int, int]], ensembles: Iterable[Ensemble], draws: int = 1
+) -> list[ControlTask]:
+    """One control for every distinct shape, ensemble of `ENSEMBLES` and draw."""
     distinct = sorted(set(shapes))
-    return [ControlTask(ensemble=e, rows=rows, cols=cols) for e in dict.fromkeys(ensembles) for rows, cols in distinct]
+    return [
+        ControlTask(ensemble=ensemble, rows=rows, cols=cols, seed=seed)
+        for ensemble in dict.fromkeys(ensembles)
+        if ensemble in ENSEMBLES
+        for rows, cols in distinct
+        for seed in range(CONTROL_SEED, CONTROL_SEED + draws)
+    ]
 
 
 def warm_up() -> None:
@@ -354,13 +425,16 @@ class ScanWork(Work):
         observer: Observer,
         ensembles: Sequence[Ensemble] = ENSEMBLES,
         *,
+        draws: int = 1,
         strict: bool = False,
     ) -> None:
         """With `strict`, a model that cannot be scanned ends the run with an error, because other work needs its scan."""
         self.store, self.method, self.observer, self.ensembles = store, method, observer, ensembles
         self.jobs: dict[str, _Job] = {}
         self.reports: dict[str, ModelReport] = {}
+        self.draws = draws
         self.shapes: set[tuple[int, int]] = set()
+        self.controlled: dict[str, tuple[Checkpoint, Inventory]] = {}
         self.environment: dict[str, Any] = {}
         self.beside: dict[str, tuple[str, ...]] = {}
         self.strict = strict
@@ -392,6 +466,7 @@ class ScanWork(Work):
             return
         identity = scan_id(checkpoint.identity, self.method)
         self.shapes.update((ref.rows, ref.cols) for ref in inventory.matrices)
+        self.controlled[identity] = checkpoint, inventory
         retry = False
         if not force and identity in self.store.committed() and self._is_whole(identity):
             committed = self.store.scan_row(identity)
@@ -436,9 +511,10 @@ class ScanWork(Work):
         self.kept = sum(len(job.inventory.matrices) - len(job.todo) for job in self.jobs.values())
         found: list[Task] = [
             task
-            for task in control_tasks(self.shapes, self.ensembles)
+            for task in control_tasks(self.shapes, self.ensembles, self.draws)
             if not self.store.has_control(task.rows, task.cols, task.ensemble, task.seed)
         ]
+        found += self._matrix_control_tasks()
         for job in self.jobs.values():
             found += self._matrix_tasks(job, job.todo - job.waiting)
         ties = [
@@ -472,6 +548,35 @@ class ScanWork(Work):
             for group in reads(refs, neighbors=neighbors)
         ]
 
+    def _matrix_control_tasks(self) -> list[MatrixControlTask]:
+        """Controls of matrices that the store does not have. Weights that may be copies of others have none."""
+        ensembles = [ensemble for ensemble in dict.fromkeys(self.ensembles) if ensemble in MATRIX_ENSEMBLES]
+        found = []
+        for identity, (checkpoint, inventory) in self.controlled.items() if ensembles else ():
+            copies = {ref.key for check in inventory.tie_checks for ref in check.candidates}
+            for ref in inventory.matrices:
+                wanted = tuple(
+                    (ensemble, seed)
+                    for ensemble in ensembles
+                    for seed in range(CONTROL_SEED, CONTROL_SEED + self.draws)
+                    if not self.store.has_matrix_control(identity, ref.key, ensemble, seed)
+                )
+                if wanted and ref.key not in copies:
+                    task = MatrixControlTask(
+                        scan_id=identity,
+                        model=checkpoint.model,
+                        revision=checkpoint.revision,
+                        source=checkpoint.source,
+                        ref=ref,
+                        sigma=self.method.sigma,
+                        null=self.method.null,
+                        scale=self.method.scale,
+                        wanted=wanted,
+                        versions=versions_read(checkpoint.source, [ref], checkpoint.versions),
+                    )
+                    found.append(task)
+        return found
+
     def started(self, environment: dict[str, Any]) -> None:
         """Commit models that an earlier run completed but did not commit, while the workers start."""
         self.environment = environment
@@ -484,6 +589,11 @@ class ScanWork(Work):
         if isinstance(task, ControlTask):
             self.store.write_control(rows.unpack(value), task.rows, task.cols, task.ensemble, task.seed)
             return Stored()
+        if isinstance(task, MatrixControlTask):
+            for ensemble, seed, packed in value:
+                if packed:
+                    self.store.write_matrix_control(rows.unpack(packed), task.scan_id, task.ref.key, ensemble, seed)
+            return Stored(failed=tuple(f"{task.name}-{e}-{seed}" for e, seed, packed in value if not packed))
         if isinstance(task, TieTask):
             return Stored(following=tuple(self._resolved(self.jobs[task.owner], value)))
         assert isinstance(task, MatrixTask)
@@ -502,7 +612,7 @@ class ScanWork(Work):
 
     def failed(self, task: Task, failure: Failure) -> Stored:
         """Record the matrices of a task that lost its workers. A control has no row of its own: the next scan tries it again."""
-        if isinstance(task, ControlTask):
+        if isinstance(task, ControlTask | MatrixControlTask):
             return Stored(failed=(task.name,))
         if isinstance(task, TieTask):
             self._break(self.jobs[task.owner], failure.message, changed=task.versions if failure.changed else ())
@@ -635,6 +745,7 @@ def scan(
     store: str | os.PathLike[str] = "results",
     method: Method | None = None,
     ensembles: Sequence[Ensemble] = ENSEMBLES,
+    draws: int = 1,
     pool: PoolOptions | None = None,
     force: bool = False,
     download: bool = False,
@@ -646,7 +757,8 @@ def scan(
         references: one or more checkpoints: a folder or file, `org/name[@revision]`, a URL, `delta:BASE..TUNED`.
         store: where the results are written; created if it does not exist.
         method: what is computed; None: the defaults of `Method`.
-        ensembles: random controls, one for each distinct shape.
+        ensembles: random controls: those of `ENSEMBLES` for each distinct shape, those of `MATRIX_ENSEMBLES` for each matrix.
+        draws: number of draws of each control.
         pool: where and on how many workers; None: this machine, one worker per core (or GPU).
         force: scan again even if the store has the results.
         download: download whole files of the Hub into its cache instead of reading byte ranges.
@@ -661,11 +773,14 @@ def scan(
     """
     unique = _references(references)
     observer, options = observer or Observer(), pool or PoolOptions()
-    unknown = [ensemble for ensemble in ensembles if ensemble not in ENSEMBLES]
+    known = (*ENSEMBLES, *MATRIX_ENSEMBLES)
+    unknown = [ensemble for ensemble in ensembles if ensemble not in known]
     if unknown:
-        raise ScannerError(f"unknown ensemble {unknown[0]!r}: choose from {', '.join(ENSEMBLES)}")
+        raise ScannerError(f"unknown ensemble {unknown[0]!r}: choose from {', '.join(known)}")
+    if draws < 1:
+        raise ConfigError("draws", f"must be at least 1, got {draws}")
     target = open_store(os.fspath(store), create=True)
-    work = ScanWork(target, method or Method(), observer, ensembles)
+    work = ScanWork(target, method or Method(), observer, ensembles, draws=draws)
     for reference in unique:
         work.add(reference, force=force, download=download)
     run([work], options, observer)

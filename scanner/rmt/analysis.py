@@ -24,6 +24,7 @@ from scanner.rmt.metrics import (
 )
 from scanner.rmt.result import Analysis
 from scanner.rmt.scale_null import (
+    Profile,
     ScaleError,
     ScaleFit,
     fit_scale,
@@ -291,6 +292,22 @@ def _scale_columns(parts: Decomposition, kind: ScaleKind, rank: int, unit: float
         return found | _with_scale(parts, chosen, rank, unit, null)
     except ScaleError as error:
         return found | {"scale_failure": str(error)}
+
+
+def scale_profile(parts: Decomposition, kind: ScaleKind) -> Profile | None:
+    """Return the row and column variances of the matrix that was decomposed, `robust` or `total`; None if it has none."""
+    largest = float(parts.singular_values.max())
+    if largest == 0.0:
+        return None
+    unit = 2.0 ** max(int(np.frexp(largest)[1]) - 1, -1000)
+    try:
+        total, robust = fit_scale(parts.singular_values / unit, parts.left, parts.right)
+    except ScaleError:
+        return None
+    fit = total if kind == "total" else robust
+    if isinstance(fit, ScaleError):
+        return None
+    return Profile(rows=fit.profile.rows * unit, cols=fit.profile.cols * unit)
 
 
 def _with_scale(parts: Decomposition, fit: ScaleFit, rank: int, unit: float, null: KsNull) -> dict[str, Any]:

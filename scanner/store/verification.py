@@ -132,7 +132,7 @@ def _expected(
 
 
 def _remedy(table: str) -> str:
-    if table == "controls":
+    if table in {"controls", "matrix_controls"}:
         return "remove it and run the same scan again with `force`"
     verb = {"scans": "scan", "comparisons": "comparison"}.get(table, "experiment")
     return f"run the same {verb} again with `force`"

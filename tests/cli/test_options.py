@@ -277,7 +277,7 @@ SELECTION = "--roles --layers --embeddings --heads"
 TEXT = "--text --column --second --where"
 MEASURE = f"{TEXT} --label --metric --tokens --window --examples --dtype"
 OPTIONS = {
-    "scan": f"--store {SELECTION} --sigma --null --scale --ensemble --download --force {POOL} --format",
+    "scan": f"--store {SELECTION} --sigma --null --scale --ensemble --control-draws --download --force {POOL} --format",
     "inspect": f"{SELECTION} --format",
     "compare": f"--store {SELECTION} --sigma --null --scale --download --force {POOL} --format",
     "query": "--param --list --store --format",
