@@ -100,6 +100,7 @@ def scan(
             store=store,
             method=method,
             ensembles=how.ensembles,
+            draws=how.control_draws,
             pool=pool,
             force=how.force,
             download=how.download,
