@@ -727,6 +727,11 @@ def experiment_tables() -> tuple[str, ...]:
     return tuple(table.name for table in _ALL if table.kind in ("run", "point"))
 
 
+def shared_tables() -> tuple[str, ...]:
+    """Tables of random controls, whose files count by themselves."""
+    return tuple(table.name for table in _ALL if table.kind == "shared")
+
+
 def fleet_tables() -> tuple[str, ...]:
     """Tables that nightly scans write."""
     return tuple(table.name for table in _ALL if table.kind == "night")
