@@ -337,7 +337,7 @@ def controlled(
         open_store(str(tmp_path / store), create=True),
         Method(),
         Observer(),
-        ensembles=("sign", "scale"),
+        ensembles=("permuted", "sign"),
         draws=2,
         references=iter(references),
     )
