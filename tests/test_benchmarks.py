@@ -131,7 +131,7 @@ def test_scan(tmp_path: Path) -> None:
 
 
 def test_store(tmp_path: Path) -> None:
-    found = _run("store", tmp_path)
+    found = _run("store", tmp_path, "--scans", "60")
     assert {(row["store"], row["question"]) for row in found["times"]} == {
         (store, question) for store in ("local", "s3") for question in ("open", "one model", "fleet")
     }

@@ -29,7 +29,7 @@ _LIMIT_SECONDS, _LIMIT_COST_PER_SECOND = 900.0, 1e9
 #: An interpreter with its libraries, in bytes.
 _WORKER_BYTES = 600_000_000
 #: Cost of an entry of a singular vector, which is sorted, and of a matrix, whatever its size; in units of `decomposition_cost`.
-_ENTRY_UNITS, _MATRIX_UNITS = 1500.0, 1e8
+_ENTRY_UNITS, _MATRIX_UNITS = 800.0, 1.5e8
 #: Smaller dimension from which on a matrix may get more than one BLAS thread.
 _SPREAD_SIZE = 2048
 
