@@ -151,7 +151,8 @@ def _method_of(scan: Mapping[str, Any]) -> Method | None:
         value = json.loads(scan["method"] or "")
         lists = {name: tuple(value[name]) for name in ("only", "layers")}
         selection = Selection(embeddings=value["embeddings"], heads=value["heads"], **lists)
-        return Method(sigma=value["sigma"], null=value["null"], selection=selection)
+        scale = value.get("scale", "none")
+        return Method(sigma=value["sigma"], null=value["null"], scale=scale, selection=selection)
     except (ValueError, TypeError, KeyError, ScannerError):  # a version with other parameters
         return None
 

@@ -1,10 +1,15 @@
-"""Backfill: scans of an earlier method, and computing them again with the current one."""
+"""Backfill: scans of an earlier method, and computing them again with the current one.
+
+The method of a scan is earlier if its version is, or if the scanner that made it did not know a parameter that now has another
+default than what it did: the scale null. A scan of a later scanner that was asked for `--scale none` is up to date.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from scanner.checkpoint import Selection
@@ -18,6 +23,9 @@ from scanner.store import Store
 from scanner.store.references import reference_of
 from scanner.store.tables import json_object
 
+#: The first version of the scanner with a scale null (`since` of `Method.scale`).
+_SCALE_SINCE = (0, 2)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outdated:
@@ -28,7 +36,7 @@ class Outdated:
     reference: str
     """Where its checkpoint was; empty if the store does not say."""
     method: Method
-    """The same parameters; what is computed again has the current version of the method."""
+    """The same parameters, and the default of those that its scanner did not know, in the current version of the method."""
     version: int
     """Version of the method of the scan."""
     parameters: int = 0
@@ -47,8 +55,13 @@ def outdated_scans(store: Store) -> list[Outdated]:
     for row in store.query("scan_methods").to_pylist():
         parsed = json_object(row["method"])
         version, method = parsed.get("version"), method_of(parsed)
-        if type(version) is not int or version >= current or method is None or not row["identity"]:
+        if type(version) is not int or method is None or not row["identity"]:
             continue
+        unaware = "scale" not in parsed and _is_before(row["scanner_version"], _SCALE_SINCE)
+        if version >= current and not unaware:
+            continue
+        if unaware:
+            method = replace(method, scale=Method().scale)
         if scan_id(row["identity"], method) in committed:
             continue
         try:
@@ -70,12 +83,20 @@ def outdated_scans(store: Store) -> list[Outdated]:
     return found
 
 
+def _is_before(version: object, other: tuple[int, int]) -> bool:
+    """Whether a version of the scanner is before another; one that cannot be read is taken to be."""
+    found = re.match(r"(\d+)\.(\d+)", version) if isinstance(version, str) else None
+    return found is None or (int(found[1]), int(found[2])) < other
+
+
 def method_of(parsed: Mapping[str, Any]) -> Method | None:
     """Return the method with the parameters of a stored one; None if it has others than this version knows."""
     try:
         lists = {name: tuple(parsed[name]) for name in ("only", "layers")}
         selection = Selection(embeddings=parsed["embeddings"], heads=parsed["heads"], **lists)
-        method = Method(sigma=parsed["sigma"], null=parsed["null"], selection=selection)
+        # A scan without a scale null has the parameters of scanners that knew none.
+        scale = parsed.get("scale", "none")
+        method = Method(sigma=parsed["sigma"], null=parsed["null"], scale=scale, selection=selection)
     except (ValueError, TypeError, KeyError, ScannerError):
         return None
     ours, theirs = method.as_dict(), dict(parsed)
@@ -90,12 +111,13 @@ def upgrade(
     scans: Sequence[Outdated] | None = None,
     *,
     ensembles: Sequence[Ensemble] = ENSEMBLES,
+    draws: int = 1,
     pool: PoolOptions | None = None,
     download: bool = False,
     observer: Observer | None = None,
     call: Callable[..., ScanReport] = scan,
 ) -> ScanReport:
-    """Compute scans of an earlier method again, each with its own parameters and the current version of the method.
+    """Compute scans of an earlier method again, each as its `Outdated.method` says.
 
     The earlier results stay in the store. A checkpoint that cannot be opened anymore has its error in the report.
 
@@ -103,6 +125,7 @@ def upgrade(
         store: the store.
         scans: some of `outdated_scans`; None: all of them.
         ensembles: as for `scan`.
+        draws: as for `scan`.
         pool: as for `scan`.
         download: as for `scan`.
         observer: receives the progress.
@@ -132,6 +155,7 @@ def upgrade(
             store=store.url,
             method=group[0].method,
             ensembles=ensembles,
+            draws=draws,
             pool=pool,
             download=download,
             observer=observer,

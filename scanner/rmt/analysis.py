@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,19 @@ from scanner.rmt.metrics import (
     stable_rank,
 )
 from scanner.rmt.result import Analysis
+from scanner.rmt.scale_null import (
+    Profile,
+    ScaleError,
+    ScaleFit,
+    fit_scale,
+    in_support,
+    inequality,
+    shares,
+    solve,
+    vector_distances,
+)
 from scanner.rmt.sigma import SIGMA_KINDS, BulkFit, SigmaKind, fit_bulk, sigma_init, sigma_median, sigma_std
+from scanner.rmt.vocabulary import SCALE_KINDS, ScaleKind
 
 __all__ = ["METHOD_VERSION", "Analysis", "NotFiniteError", "SigmaError", "analyze", "decomposed", "summarize"]
 
@@ -153,6 +166,7 @@ def analyze(
     *,
     sigma: SigmaKind = "median",
     null: KsNull | str = "table",
+    scale: ScaleKind = "robust",
     device: str | torch.device | None = None,
 ) -> Analysis:
     """Compare one m x n matrix with random matrix theory.
@@ -165,20 +179,24 @@ def analyze(
             cols = in_features. It is not changed.
         sigma: the estimate that the edges come from: `median`, `std`, `init` or `bulk`. All four are in the result.
         null: source of the p-values: `table` (shipped, 10^6 draws per length) or `mc:N` (N simulated vectors of the exact length).
+        scale: how the row and column variances of the scale null are estimated: `robust` (without the values above the bulk),
+            `total`, or `none` for no scale null.
         device: where to compute; None leaves a tensor where it is.
 
     Raises:
         ValueError: not a real matrix, or one with masked entries, without memory or with entries so large that their sum may
-            overflow; unknown `sigma` or `null`.
+            overflow; unknown `sigma`, `null` or `scale`.
         NotFiniteError: NaN or infinite entries (a ValueError; its message counts them).
         SigmaError: `sigma` is `bulk`, and its fit ran away.
         DecompositionError: no decomposition that reproduces the matrix was found.
     """
     if sigma not in SIGMA_KINDS:
         raise ValueError(f"unknown sigma {sigma!r}; known: {', '.join(SIGMA_KINDS)}")
+    if scale not in SCALE_KINDS:
+        raise ValueError(f"unknown scale {scale!r}; known: {', '.join(SCALE_KINDS)}")
     null = KsNull.parse(null) if isinstance(null, str) else null
     parts, sum_of_entries = decomposed(array, device)
-    return summarize(parts, sum_of_entries, sigma=sigma, null=null)
+    return summarize(parts, sum_of_entries, sigma=sigma, null=null, scale=scale)
 
 
 def decomposed(
@@ -199,11 +217,14 @@ def decomposed(
     return decompose(matrix), float(matrix.sum(dtype=torch.float64))
 
 
-def summarize(parts: Decomposition, sum_of_entries: float, *, sigma: SigmaKind, null: KsNull) -> Analysis:
+def summarize(
+    parts: Decomposition, sum_of_entries: float, *, sigma: SigmaKind, null: KsNull, scale: ScaleKind = "none"
+) -> Analysis:
     """Compute the analysis that follows from a decomposition and the sum of the entries of the matrix.
 
     Raises:
-        SigmaError: `sigma` is `bulk`, and its fit ran away.
+        SigmaError: `sigma` is `bulk`, and its fit ran away. A scale null that cannot be computed is no error: `scale_failure`
+            of the result says why.
     """
     rows, cols = parts.left.shape[1], parts.right.shape[1]
     s = parts.singular_values.cpu().numpy()
@@ -261,9 +282,85 @@ def summarize(parts: Decomposition, sum_of_entries: float, *, sigma: SigmaKind, 
         v_p_mean=_mean(v.p),
         svd_method=parts.method,
         svd_residual=parts.residual,
+        **({} if scale == "none" else _scale_columns(parts, scale, rank, unit, null)),
     )
     extra = extra_values(parts, analysis)
     return replace(analysis, extra=extra) if extra else analysis
+
+
+def _scale_columns(parts: Decomposition, kind: ScaleKind, rank: int, unit: float, null: KsNull) -> dict[str, Any]:
+    """Return the fields of `Analysis` that the scale null of the kind gives; only the reason, if there is none."""
+    found: dict[str, Any] = {"scale_kind": kind}
+    scaled = parts.singular_values / unit
+    try:
+        total, robust = fit_scale(scaled, parts.left, parts.right)
+        fits = {"total": total, "robust": robust}
+        for name, fit in fits.items():
+            if isinstance(fit, ScaleFit):
+                found |= {f"scale_lower_{name}": fit.edges.lower * unit, f"scale_upper_{name}": fit.edges.upper * unit}
+        chosen = fits[kind]
+        if isinstance(chosen, ScaleError):
+            raise chosen
+        return found | _with_scale(parts, chosen, rank, unit, null)
+    except ScaleError as error:
+        return found | {"scale_failure": str(error)}
+
+
+def scale_profile(parts: Decomposition, kind: ScaleKind) -> Profile | None:
+    """Return the row and column variances of the matrix that was decomposed, `robust` or `total`; None if it has none."""
+    largest = float(parts.singular_values.max())
+    if largest == 0.0:
+        return None
+    unit = 2.0 ** max(int(np.frexp(largest)[1]) - 1, -1000)
+    try:
+        total, robust = fit_scale(parts.singular_values / unit, parts.left, parts.right)
+    except ScaleError:
+        return None
+    fit = total if kind == "total" else robust
+    if isinstance(fit, ScaleError):
+        return None
+    return Profile(rows=fit.profile.rows * unit, cols=fit.profile.cols * unit)
+
+
+def _with_scale(parts: Decomposition, fit: ScaleFit, rank: int, unit: float, null: KsNull) -> dict[str, Any]:
+    """Return regions, p-values and what follows from them.
+
+    Raises:
+        ScaleError: the equations were not solved.
+    """
+    s, profile = parts.singular_values, fit.profile
+    lower, upper = fit.edges.lower * unit, fit.edges.upper * unit
+    scaled = s[:rank] / unit
+    scalars = solve(profile, scaled, fit.edges)
+    region = regions(s.cpu().numpy(), lower, upper, rank)
+    # A value in a gap of the support is an outlier, too: above the bulk if it is in the upper half of the spectrum.
+    gap = np.flatnonzero((region[:rank] == "bulk") & ~in_support(scalars, scaled, fit.edges))
+    region[gap] = np.where(gap < min(len(profile.rows), len(profile.cols)) // 2, "right", "left")
+    p_values = []
+    left, right = shares(profile, scaled)
+    for vectors, variances, other, share in (
+        (parts.left, profile.rows, scalars.y, left),
+        (parts.right, profile.cols, scalars.x, right),
+    ):
+        p = np.full(len(s), np.nan)
+        distances = vector_distances(vectors[:rank], variances, scalars.w, other, share).cpu().numpy()
+        p[:rank] = null.p_values(distances, int((variances > 0.0).sum()))
+        p_values.append(p)
+    u_p, v_p = p_values
+    return {
+        "region_scale": region,
+        "u_p_scale": u_p,
+        "v_p_scale": v_p,
+        "scale_lower": lower,
+        "scale_upper": upper,
+        "scale_threshold": fit.edges.threshold * unit,
+        "outliers_left_scale": int(np.count_nonzero(region == "left")),
+        "outliers_right_scale": int(np.count_nonzero(region == "right")),
+        "u_p_scale_mean": _mean(u_p),
+        "v_p_scale_mean": _mean(v_p),
+        "scale_row_inequality": inequality(profile.rows),
+        "scale_col_inequality": inequality(profile.cols),
+    }
 
 
 def _mean(p_values: FloatArray) -> float:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from scanner.rmt.decomposition import SvdMethod
     from scanner.rmt.marchenko_pastur import FloatArray
-    from scanner.rmt.sigma import SigmaKind
+    from scanner.rmt.vocabulary import ScaleKind, SigmaKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Analysis:
 
     Arrays have length min(m, n) (for a product of thin factors: its width), with k = 0 the largest singular value. `u` is the
     left (output) side, `v` the right (input) side. p-values are NaN where a singular value is numerically zero (its vectors are
-    arbitrary) and on a side of length 1.
+    arbitrary) and on a side of length 1. The fields of the scale null are None without one; `scale_failure` has the reason.
     """
 
     rows: int
@@ -82,6 +82,73 @@ class Analysis:
     svd_method: SvdMethod = field(metadata=of_matrix("text", "how it was decomposed: `gram`, `svd` or `low_rank`"))
     svd_residual: float = field(
         metadata=of_matrix("float64", "estimate of the relative Frobenius error of the decomposition")
+    )
+    region_scale: NDArray[np.str_] | None = field(
+        default=None,
+        metadata=of_vector("text", "`region` by the support of the scale null: outside its edges or in a gap of it"),
+    )
+    u_p_scale: FloatArray | None = field(
+        default=None,
+        metadata=of_vector("float32", "p-value of u_k under the scale null (row and column variances of W)"),
+    )
+    v_p_scale: FloatArray | None = field(
+        default=None, metadata=of_vector("float32", "p-value of v_k under the scale null")
+    )
+    scale_kind: ScaleKind | None = field(
+        default=None,
+        metadata=of_matrix("text", "which row and column variances the scale null has: `robust total`"),
+    )
+    scale_lower: float | None = field(
+        default=None, metadata=of_matrix("float64", "lower edge of the scale null, as a singular value")
+    )
+    scale_upper: float | None = field(
+        default=None, metadata=of_matrix("float64", "upper edge of the scale null, as a singular value")
+    )
+    scale_threshold: float | None = field(
+        default=None,
+        metadata=of_matrix(
+            "float64", "strength from which a delocalized spike is above the upper edge of the scale null"
+        ),
+    )
+    outliers_left_scale: int | None = field(
+        default=None, metadata=of_matrix("int32", "number of singular values with `region_scale` = `left`")
+    )
+    outliers_right_scale: int | None = field(
+        default=None, metadata=of_matrix("int32", "number of singular values with `region_scale` = `right`")
+    )
+    u_p_scale_mean: float | None = field(
+        default=None, metadata=of_matrix("float64", "mean of `u_p_scale` over the triplets that have one")
+    )
+    v_p_scale_mean: float | None = field(
+        default=None, metadata=of_matrix("float64", "mean of `v_p_scale` over the triplets that have one")
+    )
+    scale_row_inequality: float | None = field(
+        default=None,
+        metadata=of_matrix(
+            "float64", "mean(a²)/mean(a)² of the row variances a of the scale null: 1 if all rows are equal"
+        ),
+    )
+    scale_col_inequality: float | None = field(
+        default=None,
+        metadata=of_matrix(
+            "float64", "mean(b²)/mean(b)² of the column variances b of the scale null: 1 if all columns are equal"
+        ),
+    )
+    scale_lower_robust: float | None = field(
+        default=None,
+        metadata=of_matrix("float64", "lower edge with variances estimated without the values above the upper edge"),
+    )
+    scale_upper_robust: float | None = field(
+        default=None, metadata=of_matrix("float64", "upper edge with variances estimated without the values above it")
+    )
+    scale_lower_total: float | None = field(
+        default=None, metadata=of_matrix("float64", "lower edge with the variances of all of W")
+    )
+    scale_upper_total: float | None = field(
+        default=None, metadata=of_matrix("float64", "upper edge with the variances of all of W")
+    )
+    scale_failure: str | None = field(
+        default=None, metadata=of_matrix("text", "why there is no scale null although it was asked for")
     )
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Values of registered metrics (`scanner.rmt.columns`), by column: one number per matrix, or one array per matrix."""

@@ -329,6 +329,32 @@ _ALL = (
         ),
     ),
     Table(
+        name="matrix_controls",
+        kind="shared",
+        row="one row per singular triplet of a random matrix made from a weight",
+        description="a weight with entries in random order or of random signs, or a draw of its scale null, analyzed like it",
+        order=("k",),
+        file="<scan_id>-<hash of the matrix>-<ensemble>-<seed>",
+        declared=(
+            _SCAN_ID,
+            _MODEL,
+            _TENSOR,
+            _LAYER,
+            _ROLE,
+            _HEAD,
+            _EXPERT,
+            _ROWS,
+            _COLS,
+            _text("ensemble", "how it is made: `permuted`, `sign` or `scale`", required=True),
+            _bigint("seed", "seed of the random numbers", required=True),
+            _K,
+            *(
+                _VECTOR_COLUMNS[name]
+                for name in ("singular_value", "region", "region_scale", "u_p", "v_p", "u_p_scale", "v_p_scale")
+            ),
+        ),
+    ),
+    Table(
         name="comparisons",
         kind="comparison",
         row="one row per comparison of two models",
@@ -699,6 +725,11 @@ def tables_of(commits: str) -> tuple[str, ...]:
 def experiment_tables() -> tuple[str, ...]:
     """Tables that runs of experiments write."""
     return tuple(table.name for table in _ALL if table.kind in ("run", "point"))
+
+
+def shared_tables() -> tuple[str, ...]:
+    """Tables of random controls, whose files count by themselves."""
+    return tuple(table.name for table in _ALL if table.kind == "shared")
 
 
 def fleet_tables() -> tuple[str, ...]:

@@ -256,6 +256,15 @@ def test_parameters_are_those_with_a_key_and_new_ones_only_when_they_are_not_at_
     assert parameters(Config(model="m", later=2)) == known | {"only": [], "layers": [], "later": 2}
 
 
+def test_a_new_parameter_is_left_out_where_it_does_what_was_done_before() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Later:
+        new: str = option("on", identity="new", since="0.9", before="off")
+
+    assert parameters(Later(new="off")) == {}
+    assert parameters(Later()) == {"new": "on"}
+
+
 def test_a_field_without_a_declaration_is_a_plain_option() -> None:
     [alpha] = [one for one in Config.__dataclass_fields__.values() if one.name == "alpha"]
     assert declaration(alpha) == Option()
@@ -268,9 +277,10 @@ SELECTION = "--roles --layers --embeddings --heads"
 TEXT = "--text --column --second --where"
 MEASURE = f"{TEXT} --label --metric --tokens --window --examples --dtype"
 OPTIONS = {
-    "scan": f"--from --upgrade --store {SELECTION} --sigma --null --ensemble --download --force {POOL} --format",
+    "scan": f"--from --upgrade --store {SELECTION} --sigma --null --scale --ensemble --control-draws --download --force {POOL} "
+    "--format",
     "inspect": f"{SELECTION} --format",
-    "compare": f"--store {SELECTION} --sigma --null --download --force {POOL} --format",
+    "compare": f"--store {SELECTION} --sigma --null --scale --download --force {POOL} --format",
     "query": "--param --list --store --format",
     "sql": "--store --timeout --format",
     "models": "--store --format",

@@ -21,7 +21,7 @@ from scanner import Method, PoolOptions, ScannerError, Selection, Store, open_st
 from scanner.engine import ScanReport
 from scanner.engine.scan import ControlTask, MatrixTask
 from scanner.engine.scan import scan as run_scan
-from scanner.rmt.ensembles import control
+from scanner.rmt.ensembles import control, control_of
 from tests.checkpoint.writing import checkpoint
 
 from .checkpoints import results, small, spectrum, tensors, weight
@@ -124,6 +124,50 @@ def test_a_control_is_the_seeded_matrix_that_it_says(real: Scanned) -> None:
     rows = real.store.sql("SELECT * FROM controls WHERE rows = 1536 AND ensemble = 'gaussian' ORDER BY k")
     matrix = control("gaussian", 1536, 384, rows["seed"][0].as_py())
     np.testing.assert_allclose(rows["singular_value"].to_numpy(), np.linalg.svd(matrix, compute_uv=False), rtol=1e-6)
+
+
+def test_controls_that_are_made_from_a_matrix_are_stored_for_each_draw(minilm: Path, tmp_path: Path) -> None:
+    method = Method(selection=Selection(only=("value",), layers=(0,)))
+    folder = tmp_path / "store"
+    options = {"ensembles": ("gaussian", "permuted", "sign", "scale"), "method": method, "pool": ONE}
+    first = scanned(minilm, folder, draws=2, **options)
+    assert first.report.failed == 0
+    found = first.store.sql(
+        "SELECT DISTINCT scan_id, role, ensemble, seed FROM matrix_controls ORDER BY ALL"
+    ).to_pylist()
+    [identity] = {row["scan_id"] for row in found}
+    assert identity == first.report.models[0].scan_id
+    drawn = [(ensemble, seed) for ensemble in ("permuted", "scale", "sign") for seed in (0, 1)]
+    assert [(row["ensemble"], row["seed"]) for row in found] == drawn
+    assert first.store.sql("SELECT DISTINCT seed FROM controls ORDER BY seed")["seed"].to_pylist() == [0, 1]
+
+    with safe_open(minilm / "model.safetensors", "np") as file:
+        weight = file.get_tensor("encoder.layer.0.attention.self.value.weight").astype(np.float64)
+    energy = "SELECT sum(singular_value ** 2) AS energy FROM matrix_controls WHERE ensemble = $e GROUP BY seed"
+    for ensemble in ("permuted", "sign"):
+        energies = first.store.sql(energy, {"e": ensemble})["energy"].to_pylist()
+        assert energies == pytest.approx([(weight**2).sum()] * 2, rel=1e-6)
+    permuted = control_of("permuted", weight, 1)
+    assert sorted(permuted.ravel()) == sorted(weight.ravel())
+    stored = first.store.sql(
+        "SELECT singular_value FROM matrix_controls WHERE ensemble = 'permuted' AND seed = 1 ORDER BY k"
+    )["singular_value"].to_numpy()
+    np.testing.assert_allclose(stored, np.linalg.svd(permuted, compute_uv=False), rtol=1e-6)
+    tests = (
+        "SELECT avg(u_p_scale), avg(v_p_scale), count(*) FILTER (region_scale = 'right') FROM matrix_controls "
+        "WHERE ensemble = 'scale'"
+    )
+    [row] = first.store.sql(tests).to_pylist()
+    u_p, v_p, outside = row.values()
+    assert (u_p, v_p) == pytest.approx((0.5, 0.5), abs=0.05)
+    assert outside <= 4
+
+    again = scanned(minilm, folder, draws=2, **options)
+    assert again.told.tasks == []
+    more = scanned(minilm, folder, draws=3, **options)
+    assert [type(task).__name__ for task in more.told.tasks].count("MatrixControlTask") == 1
+    seeds = more.store.sql("SELECT DISTINCT seed FROM matrix_controls ORDER BY seed")["seed"].to_pylist()
+    assert seeds == [0, 1, 2]
 
 
 def test_the_next_scan_uses_the_controls_that_are_there(real: Scanned, minilm_tuned: Path) -> None:

@@ -79,8 +79,12 @@ CALLS: tuple[list[str], ...] = (
     LAZY,
     [*LAZY, "--alpha", "2", "--frozen", "", "--epochs", "3", "--batch", "16"],
     ["lazy-learning", "--seeds", "2", "--alpha", "1", "--frozen", "1"],
+    [*SCAN, "--scale", "robust"],
+    [*SCAN, "--scale", "total"],
+    [*COMPARE, "--scale", "robust"],
 )
-"""Commands without `--store`; places are relative to the unpacked fixture."""
+"""Commands without `--store`; places are relative to the unpacked fixture. Without `--scale`, they stand for `--scale none`:
+versions before 0.2 had no scale null, and their identities are those of scans without one."""
 
 
 class _StartedError(BaseException):
@@ -124,7 +128,8 @@ def identities(call: list[str], folder: Path, store: Path) -> list[str]:
         AssertionError: the command ends before it starts a worker.
     """
     found: set[str] = set()
-    placed = [re.sub(r"(models|texts)/", rf"{folder}/\1/", word) for word in call]
+    earlier = ["--scale", "none"] if call[0] in {"scan", "compare"} and "--scale" not in call else []
+    placed = [re.sub(r"(models|texts)/", rf"{folder}/\1/", word) for word in [*call, *earlier]]
     try:
         with _watching(found):
             printed = run(*placed, "--store", store, "--workers", "1")

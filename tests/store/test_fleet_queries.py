@@ -530,3 +530,68 @@ class InModule(Matrix):
         index = vectors.schema.get_field_index("module")
         field = vectors.schema.field(index)
         return matrices, vectors.set_column(index, field, pa.array([self.more["module"]] * len(vectors), field.type))
+
+
+# ---- scale or direction
+
+
+def test_scale_or_direction_splits_the_deviation_by_part_of_the_spectrum(store: Store) -> None:
+    random = np.random.default_rng(3)
+    count = 40
+    matrices, values = [], []
+    for number in range(2):
+        by_part = [(0.3, 0.5)] * 4 + [(0.5, 0.5)] * 32 + [(0.1, 0.2)] * 4
+        drawn_values = {
+            name: [float(np.float32(mean[at] + random.uniform(-0.05, 0.05))) for mean in by_part]
+            for name, at in (("u_p", 0), ("v_p", 0), ("u_p_scale", 1), ("v_p_scale", 1))
+        }
+        drawn_values["v_p_scale"][0] = float("nan")  # stored as NULL: has no part in either mean
+        scaled = {
+            name: [None if math.isnan(p) else p for p in drawn_values[name]] for name in ("u_p_scale", "v_p_scale")
+        }
+        more = {"u_p": drawn_values["u_p"], "v_p": drawn_values["v_p"], "by_rank": scaled}
+        spectrum = np.linspace(2, 1, count).tolist()
+        matrices.append(Matrix(tensor=f"t{number}", layer=number, rows=40, cols=60, singular_values=spectrum, **more))  # type: ignore[arg-type]
+        values.append(drawn_values)
+    add_scan(store, "one", [*matrices, drawn(1, "old", 5, 40, 40, role="key")])
+
+    answer = store.query("scale_or_direction", layers=False).to_pylist()
+    assert [(row["part"], row["side"]) for row in answer] == [
+        (part, side) for part in ("small end", "middle", "large end") for side in ("v", "u")
+    ]
+    ranks = {"large end": slice(0, 4), "middle": slice(4, 36), "small end": slice(36, 40)}
+    for row in answer:
+        side, part = row["side"], ranks[row["part"]]
+        pairs = [
+            (p, scaled)
+            for one in values
+            for p, scaled in zip(one[f"{side}_p"][part], one[f"{side}_p_scale"][part], strict=True)
+            if not math.isnan(scaled)
+        ]
+        p, p_scale = np.mean(pairs, axis=0)
+        assert (row["role"], row["matrices"], row["vectors"]) == ("query", 2, len(pairs))
+        assert (row["p"], row["p_scale"]) == pytest.approx((p, p_scale), abs=1e-6)
+        assert row["scale"] + row["direction"] == pytest.approx(0.5 - row["p"])
+        assert row["z"] == pytest.approx((p - 0.5) * math.sqrt(12 * len(pairs)), abs=1e-4)
+        assert row["z_scale"] == pytest.approx((p_scale - 0.5) * math.sqrt(12 * len(pairs)), abs=1e-4)
+    found = {
+        (row["part"], row["side"]): row["differs_by"]
+        for row in store.query("scale_or_direction", layers=False, z=2).to_pylist()
+    }
+    assert found["large end", "u"] == "scale"
+    assert found["small end", "u"] == "direction"
+    assert found["middle", "u"] == "nothing"
+    assert {row["layer"] for row in store.query("scale_or_direction").to_pylist()} == {0, 1}
+
+
+def test_scale_outliers_counts_by_both_laws(store: Store) -> None:
+    def with_counts(tensor: str, layer: int, mp: tuple[int, int], scale: tuple[int, int]) -> Matrix:
+        counts = {"outliers_left": mp[0], "outliers_right": mp[1]}
+        scaled = {"outliers_left_scale": scale[0], "outliers_right_scale": scale[1], "scale_row_inequality": 1.5}
+        return measured(tensor, layer, "query", 0.5, **counts, **scaled, scale_col_inequality=1.0 + layer)
+
+    both = [with_counts("a", 0, (3, 8), (1, 2)), with_counts("b", 1, (0, 0), (0, 0))]
+    add_scan(store, "one", [*both, measured("old", 2, "query", 0.5, outliers_right=9)])
+    columns = ("layer", "below", "below_scale", "above", "above_scale", "above_explained", "col_inequality")
+    assert rows(store.query("scale_outliers"), *columns) == [(0, 3, 1, 8, 2, 0.75, 1.0), (1, 0, 0, 0, 0, None, 2.0)]
+    assert rows(store.query("scale_outliers", layers=False), *columns) == [(None, 3, 1, 8, 2, 0.75, 1.5)]
