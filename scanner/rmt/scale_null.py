@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -42,8 +43,10 @@ _IMAGINARY = 5e-8
 _NEWTON_STEPS = 30
 # Steps before another start is tried, and how often.
 _FIRST_STEPS, _ATTEMPTS = 12, 4
-# The last step of Newton's method, relative to Y.
+# The last step of Newton's method, relative to Y. Outside the support, the imaginary part is as small as that of w, and counts.
 _TOLERANCE = 1e-8
+# One of so many points is solved first, if there are many: between them, interpolation is the better start.
+_COARSE, _MANY = 4, 64
 # A point belongs to the support if Im delta / |delta| is above this; next to an outer edge, the edge itself decides.
 _INSIDE = 2e-3
 _NEXT_TO_AN_EDGE = 0.01
@@ -79,6 +82,11 @@ class Profile:
     rows: torch.Tensor
     cols: torch.Tensor
     kept: torch.Tensor | None = None
+
+    @cached_property
+    def upper(self) -> _Edge:
+        """The upper edge of the support, which several functions need."""
+        return _upper(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -440,7 +448,7 @@ def edges(profile: Profile) -> ScaleEdges:
     Raises:
         ScaleError: an edge was not found.
     """
-    top = _upper(profile)
+    top = profile.upper
     lower = _lower(profile)
     # theta_c = (s^2 mean|T_i| mean|T~_j|)^(-1/2) at the upper edge, T_i = -1 / (s^2 (1 - a_i / x)).
     t = float((top.x / (top.x - profile.rows)).mean()) / top.value
@@ -560,13 +568,27 @@ class _Equations:
         found: ComplexArray = y.real + 1j * np.maximum(y.imag, w.imag * 1e-3)
         return found
 
-    def solutions(self, w: ComplexArray, lower: float, upper: float, start: ComplexArray | None = None) -> ComplexArray:
+    def solutions(self, w: ComplexArray, lower: float, upper: float) -> ComplexArray:
         """Return Y at each w, which are in the order of their real parts.
 
         Raises:
             ScaleError: no solution was found.
         """
-        y, solved = self.newton(w, self.guess(w, lower, upper), _FIRST_STEPS)
+        if len(w) < _MANY:
+            start = self.guess(w, lower, upper)
+        else:
+            coarse = np.append(np.arange(0, len(w) - 1, _COARSE), len(w) - 1)
+            found = self.solutions_at(w[coarse], self.guess(w[coarse], lower, upper), upper)
+            start = _interpolated(w, w[coarse], found)
+        return self.solutions_at(w, start, upper)
+
+    def solutions_at(self, w: ComplexArray, start: ComplexArray, upper: float) -> ComplexArray:
+        """Return Y at each w, from a start at each.
+
+        Raises:
+            ScaleError: no solution was found.
+        """
+        y, solved = self.newton(w, start, _FIRST_STEPS)
         for attempt in range(_ATTEMPTS):
             missing = np.flatnonzero(~solved)
             if not len(missing):
@@ -608,6 +630,14 @@ class _Equations:
         raise ScaleError("the equations of the variance profile were not solved: Newton's method does not converge")
 
 
+def _interpolated(w: ComplexArray, known: ComplexArray, y: ComplexArray) -> ComplexArray:
+    """Interpolate Y linearly in the real part of w."""
+    order = np.argsort(known.real)
+    at, points, values = w.real, known.real[order], y[order]
+    found: ComplexArray = np.interp(at, points, values.real) + 1j * np.interp(at, points, values.imag)
+    return found
+
+
 def solve(profile: Profile, singular_values: torch.Tensor, fitted: ScaleEdges) -> Scalars:
     """Solve the equations just above the real axis at each singular value.
 
@@ -635,7 +665,7 @@ def solve(profile: Profile, singular_values: torch.Tensor, fitted: ScaleEdges) -
 
 def _above(profile: Profile, top: torch.Tensor, *, gaps: bool) -> NDArray[np.int64]:
     """Return the ranks of the largest values that are above the upper edge, or (with `gaps`) in a gap of the support."""
-    upper = float(np.sqrt(_upper(profile).value))
+    upper = float(np.sqrt(profile.upper.value))
     limits = ScaleEdges(lower=0.0, upper=upper, threshold=0.0)
     above = int((top > upper).sum())
     left = top[above:]
@@ -699,6 +729,13 @@ def shares(profile: Profile, singular_values: torch.Tensor) -> tuple[torch.Tenso
     return left, right
 
 
+def _without_own(x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    """Return x / sqrt(1 - c (x^2 - 1)) of rows with any mean square, which counts as 1; x is overwritten."""
+    squares = x.square()
+    squares.mul_(-c * x.shape[1] / squares.sum(dim=1, keepdim=True)).add_(1.0 + c)
+    return x.mul_(squares.clamp_(min=0.05).rsqrt_())
+
+
 def vector_distances(
     vectors: torch.Tensor,
     variances: torch.Tensor,
@@ -740,16 +777,16 @@ def vector_distances(
         block = vectors[part] if complete else vectors[part][:, present]
         # |1 + a Y/w|^2 / (Im w^2 + a Im wY), up to a factor per vector
         weight = torch.addcmul(constant[part, None], a, real[part, None]).square_()
-        weight.add_((a * imaginary[part, None]).square_())
+        crossed = a * imaginary[part, None]
+        weight.addcmul_(crossed, crossed)
         weight.div_(torch.addcmul(base[part, None], a, slope[part, None])).sqrt_()
         weight.mul_(block.float())
-        some = part.start + np.flatnonzero(changed[part])
+        some = np.flatnonzero(changed[part])
+        if len(some) == len(weight):  # no copies
+            return _without_own(weight, own[part, None])
         if len(some):
             ranks = torch.from_numpy(some).to(vectors.device)
-            selected = weight[ranks - part.start]
-            squares = selected.square()
-            squares.mul_(length / squares.sum(dim=1, keepdim=True)).sub_(1.0).mul_(own[ranks, None])
-            weight[ranks - part.start] = selected.div_(squares.neg_().add_(1.0).clamp_(min=0.05).sqrt_())
+            weight[ranks] = _without_own(weight[ranks], own[part][ranks, None])
         return weight
 
     found = ks_distances(len(vectors), length, vectors.device, scaled)
