@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
+from scanner.rmt import head_mass, product_law
 from scanner.rmt.columns import extra_values
 from scanner.rmt.decomposition import Decomposition, LowRank, decompose, decompose_low_rank
 from scanner.rmt.entries import entry_statistics
@@ -54,6 +55,14 @@ class SigmaError(ArithmeticError):
 
 class NotFiniteError(ValueError):
     """A matrix has NaN or infinite entries, and so no singular values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heads:
+    """Attention heads in the entries of the vectors of one side: `count` blocks of neighboring entries of one width."""
+
+    side: Literal["u", "v"]
+    count: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +176,7 @@ def analyze(
     sigma: SigmaKind = "median",
     null: KsNull | str = "table",
     scale: ScaleKind = "robust",
+    heads: Heads | None = None,
     device: str | torch.device | None = None,
 ) -> Analysis:
     """Compare one m x n matrix with random matrix theory.
@@ -181,6 +191,7 @@ def analyze(
         null: source of the p-values: `table` (shipped, 10^6 draws per length) or `mc:N` (N simulated vectors of the exact length).
         scale: how the row and column variances of the scale null are estimated: `robust` (without the values above the bulk),
             `total`, or `none` for no scale null.
+        heads: attention heads in the entries of the vectors of one side, whose masses are tested; None: no test.
         device: where to compute; None leaves a tensor where it is.
 
     Raises:
@@ -196,7 +207,7 @@ def analyze(
         raise ValueError(f"unknown scale {scale!r}; known: {', '.join(SCALE_KINDS)}")
     null = KsNull.parse(null) if isinstance(null, str) else null
     parts, sum_of_entries = decomposed(array, device)
-    return summarize(parts, sum_of_entries, sigma=sigma, null=null, scale=scale)
+    return summarize(parts, sum_of_entries, sigma=sigma, null=null, scale=scale, heads=heads)
 
 
 def decomposed(
@@ -210,7 +221,7 @@ def decomposed(
         DecompositionError: no decomposition that reproduces the matrix was found.
     """
     if isinstance(array, LowRank):
-        factors = LowRank(left=_as_matrix(array.left, device), right=_as_matrix(array.right, device))
+        factors = replace(array, left=_as_matrix(array.left, device), right=_as_matrix(array.right, device))
         total = float(factors.left.sum(dim=0, dtype=torch.float64) @ factors.right.sum(dim=1, dtype=torch.float64))
         return decompose_low_rank(factors), total
     matrix = _as_matrix(array, device)
@@ -218,9 +229,17 @@ def decomposed(
 
 
 def summarize(
-    parts: Decomposition, sum_of_entries: float, *, sigma: SigmaKind, null: KsNull, scale: ScaleKind = "none"
+    parts: Decomposition,
+    sum_of_entries: float,
+    *,
+    sigma: SigmaKind,
+    null: KsNull,
+    scale: ScaleKind = "none",
+    heads: Heads | None = None,
 ) -> Analysis:
     """Compute the analysis that follows from a decomposition and the sum of the entries of the matrix.
+
+    With `heads`, the masses of the heads in the vectors of their side are tested, too.
 
     Raises:
         SigmaError: `sigma` is `bulk`, and its fit ran away. A scale null that cannot be computed is no error: `scale_failure`
@@ -245,6 +264,12 @@ def summarize(
     chosen = _chosen_fit(sigma, in_units, bulk, rows, cols)
     fit = BulkFit(sigma=chosen.sigma * unit, lower=chosen.lower * unit, upper=chosen.upper * unit)
     estimates = {kind: value * unit for kind, value in in_units.items()}
+    distance = mp_distance(scaled, rows, cols, chosen.sigma)
+    if parts.method == "product":
+        sigma = "std" if sigma == "std" else "median"
+        fit, in_units, distance = _product_fit(scaled[: len(s)], sigma, in_units["std"], rows, cols)
+        fit = BulkFit(sigma=fit.sigma * unit, lower=fit.lower * unit, upper=fit.upper * unit)
+        estimates = {kind: value * unit for kind, value in in_units.items()}
     region = regions(s, fit.lower, fit.upper, rank)
     u, v = _side(parts.left, rank, null), _side(parts.right, rank, null)
     analysis = Analysis(
@@ -270,7 +295,7 @@ def summarize(
         sigma_bulk=estimates["bulk"],
         mp_lower=fit.lower,
         mp_upper=fit.upper,
-        mp_ks=mp_distance(scaled, rows, cols, chosen.sigma),
+        mp_ks=distance,
         outliers_left=int(np.count_nonzero(region == "left")),
         outliers_right=int(np.count_nonzero(region == "right")),
         rank=rank,
@@ -283,14 +308,55 @@ def summarize(
         svd_method=parts.method,
         svd_residual=parts.residual,
         **({} if scale == "none" else _scale_columns(parts, scale, rank, unit, null)),
+        **({} if heads is None else _head_columns(parts, heads, rank)),
     )
     extra = extra_values(parts, analysis)
     return replace(analysis, extra=extra) if extra else analysis
 
 
+def _product_fit(
+    scaled: FloatArray, sigma: SigmaKind, std: float, rows: int, cols: int
+) -> tuple[BulkFit, dict[SigmaKind, float], float]:
+    """Return sigma and edges of a product of two random factors, all its estimates, and the distance to its law.
+
+    The factors are defined up to an invertible map between them, so `init`, which is about each of them, is unknown.
+    """
+    nan = float("nan")
+    width = len(scaled)
+    estimates: dict[SigmaKind, float] = {
+        "median": product_law.sigma_of_median(scaled, rows, cols),
+        "std": std,
+        "init": nan,
+        "bulk": nan,
+    }
+    chosen = estimates[sigma]
+    lower, upper = product_law.singular_value_edges(chosen, rows, cols, width)
+    distance = product_law.distance(scaled, rows, cols, chosen)
+    return BulkFit(sigma=chosen, lower=lower, upper=upper), estimates, distance
+
+
+def _head_columns(parts: Decomposition, heads: Heads, rank: int) -> dict[str, Any]:
+    """Return effective number of heads and p-value of the vectors of one side."""
+    vectors = parts.left if heads.side == "u" else parts.right
+    masses = head_mass.head_masses(vectors, heads.count)
+    concentration = masses.square().sum(dim=1).cpu().numpy()
+    p = head_mass.p_values(concentration, heads.count, vectors.shape[1] // heads.count)
+    effective = 1.0 / concentration
+    p[rank:] = effective[rank:] = np.nan
+    return {
+        "heads_side": heads.side,
+        "heads_effective": effective,
+        "heads_p": p,
+        "heads_top": masses.argmax(dim=1).cpu().numpy().astype(np.int32),
+        "heads_p_mean": _mean(p),
+    }
+
+
 def _scale_columns(parts: Decomposition, kind: ScaleKind, rank: int, unit: float, null: KsNull) -> dict[str, Any]:
     """Return the fields of `Analysis` that the scale null of the kind gives; only the reason, if there is none."""
     found: dict[str, Any] = {"scale_kind": kind}
+    if parts.method == "product":
+        return found | {"scale_failure": "a product of two weights: its entries are not independent under any scale"}
     scaled = parts.singular_values / unit
     try:
         total, robust = fit_scale(scaled, parts.left, parts.right)

@@ -135,7 +135,7 @@ _STACK = _text(
 _LAYER = _int("layer", "index of the block; null outside blocks")
 _ROLE = _text(
     "role",
-    "`query key value attn_out mlp_up mlp_gate mlp_down embedding lm_head router other`",
+    "`query key value attn_out mlp_up mlp_gate mlp_down embedding lm_head router other`; `qk ov`: products of a head",
     required=True,
 )
 _HEAD = _int("head", "index of the attention head, if heads are analyzed separately")
@@ -242,6 +242,12 @@ _ALL = (
             _MODULE,
             _text("dtype", "type as stored"),
             *declared_columns(Analysis, "matrix").values(),
+            _int("kv_head", "of a product: index of its key-value head, which several heads may share"),
+            _text(
+                "between",
+                "of a product: what the model does between its factors, `rotary`, `norm` or `rotary,norm`; then the product "
+                "is the part without it",
+            ),
             _float("seconds", "time of reading, decomposing and testing", unit="s"),
             _text("device", "where it was computed: `cpu` or `cuda`"),
             _float("read_seconds", "time of reading and decoding the weight", unit="s"),
