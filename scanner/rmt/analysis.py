@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from scanner.rmt import head_mass, product_law
 from scanner.rmt.columns import extra_values
@@ -34,6 +34,7 @@ from scanner.rmt.scale_null import (
     inequality,
     shares,
     solve,
+    standardized,
     vector_distances,
 )
 from scanner.rmt.sigma import SIGMA_KINDS, BulkFit, SigmaKind, fit_bulk, sigma_init, sigma_median, sigma_std
@@ -307,7 +308,7 @@ def summarize(
         v_p_mean=_mean(v.p),
         svd_method=parts.method,
         svd_residual=parts.residual,
-        **({} if scale == "none" else _scale_columns(parts, scale, rank, unit, null)),
+        **({} if scale == "none" else _scale_columns(parts, scale, rank, unit, null, heads)),
         **({} if heads is None else _head_columns(parts, heads, rank)),
     )
     extra = extra_values(parts, analysis)
@@ -335,24 +336,31 @@ def _product_fit(
     return BulkFit(sigma=chosen, lower=lower, upper=upper), estimates, distance
 
 
+def _head_test(vectors: torch.Tensor, heads: int) -> tuple[FloatArray, NDArray[np.int32], FloatArray]:
+    """Return the effective number of heads in each vector, the head with the largest mass, and the p-value."""
+    masses = head_mass.head_masses(vectors, heads)
+    concentration = masses.square().sum(dim=1).cpu().numpy()
+    p = head_mass.p_values(concentration, heads, vectors.shape[1] // heads)
+    return 1.0 / concentration, masses.argmax(dim=1).cpu().numpy().astype(np.int32), p
+
+
 def _head_columns(parts: Decomposition, heads: Heads, rank: int) -> dict[str, Any]:
     """Return effective number of heads and p-value of the vectors of one side."""
     vectors = parts.left if heads.side == "u" else parts.right
-    masses = head_mass.head_masses(vectors, heads.count)
-    concentration = masses.square().sum(dim=1).cpu().numpy()
-    p = head_mass.p_values(concentration, heads.count, vectors.shape[1] // heads.count)
-    effective = 1.0 / concentration
+    effective, top, p = _head_test(vectors, heads.count)
     p[rank:] = effective[rank:] = np.nan
     return {
         "heads_side": heads.side,
         "heads_effective": effective,
         "heads_p": p,
-        "heads_top": masses.argmax(dim=1).cpu().numpy().astype(np.int32),
+        "heads_top": top,
         "heads_p_mean": _mean(p),
     }
 
 
-def _scale_columns(parts: Decomposition, kind: ScaleKind, rank: int, unit: float, null: KsNull) -> dict[str, Any]:
+def _scale_columns(
+    parts: Decomposition, kind: ScaleKind, rank: int, unit: float, null: KsNull, heads: Heads | None
+) -> dict[str, Any]:
     """Return the fields of `Analysis` that the scale null of the kind gives; only the reason, if there is none."""
     found: dict[str, Any] = {"scale_kind": kind}
     if parts.method == "product":
@@ -367,7 +375,7 @@ def _scale_columns(parts: Decomposition, kind: ScaleKind, rank: int, unit: float
         chosen = fits[kind]
         if isinstance(chosen, ScaleError):
             raise chosen
-        return found | _with_scale(parts, chosen, rank, unit, null)
+        return found | _with_scale(parts, chosen, rank, unit, null, heads)
     except ScaleError as error:
         return found | {"scale_failure": str(error)}
 
@@ -388,7 +396,9 @@ def scale_profile(parts: Decomposition, kind: ScaleKind) -> Profile | None:
     return Profile(rows=fit.profile.rows * unit, cols=fit.profile.cols * unit)
 
 
-def _with_scale(parts: Decomposition, fit: ScaleFit, rank: int, unit: float, null: KsNull) -> dict[str, Any]:
+def _with_scale(
+    parts: Decomposition, fit: ScaleFit, rank: int, unit: float, null: KsNull, heads: Heads | None
+) -> dict[str, Any]:
     """Return regions, p-values and what follows from them.
 
     Raises:
@@ -403,15 +413,21 @@ def _with_scale(parts: Decomposition, fit: ScaleFit, rank: int, unit: float, nul
     gap = np.flatnonzero((region[:rank] == "bulk") & ~in_support(scalars, scaled, fit.edges))
     region[gap] = np.where(gap < min(len(profile.rows), len(profile.cols)) // 2, "right", "left")
     p_values = []
+    of_heads: dict[str, Any] = {}
     left, right = shares(profile, scaled)
-    for vectors, variances, other, share in (
-        (parts.left, profile.rows, scalars.y, left),
-        (parts.right, profile.cols, scalars.x, right),
+    for side, vectors, variances, other, share in (
+        ("u", parts.left, profile.rows, scalars.y, left),
+        ("v", parts.right, profile.cols, scalars.x, right),
     ):
         p = np.full(len(s), np.nan)
         distances = vector_distances(vectors[:rank], variances, scalars.w, other, share).cpu().numpy()
         p[:rank] = null.p_values(distances, int((variances > 0.0).sum()))
         p_values.append(p)
+        if heads is not None and heads.side == side and bool((variances > 0.0).all()):
+            equal = standardized(vectors[:rank], variances, scalars.w, other, share)
+            tested = np.full(len(s), np.nan)
+            tested[:rank] = _head_test(equal, heads.count)[2]
+            of_heads = {"heads_p_scale": tested, "heads_p_scale_mean": _mean(tested)}
     u_p, v_p = p_values
     return {
         "region_scale": region,
@@ -426,7 +442,7 @@ def _with_scale(parts: Decomposition, fit: ScaleFit, rank: int, unit: float, nul
         "v_p_scale_mean": _mean(v_p),
         "scale_row_inequality": inequality(profile.rows),
         "scale_col_inequality": inequality(profile.cols),
-    }
+    } | of_heads
 
 
 def _mean(p_values: FloatArray) -> float:

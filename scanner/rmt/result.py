@@ -176,11 +176,20 @@ class Analysis:
     heads_top: NDArray[np.int32] | None = field(
         default=None, metadata=of_vector("int32", "index of the head with the largest mass")
     )
+    heads_p_scale: FloatArray | None = field(
+        default=None,
+        metadata=of_vector(
+            "float32", "the same under the scale null: heads with larger weights are expected to have more mass"
+        ),
+    )
     heads_side: Literal["u", "v"] | None = field(
         default=None, metadata=of_matrix("text", "side whose vectors are made of heads and were tested: `u` or `v`")
     )
     heads_p_mean: float | None = field(
         default=None, metadata=of_matrix("float64", "mean of `heads_p` over the triplets that have one")
+    )
+    heads_p_scale_mean: float | None = field(
+        default=None, metadata=of_matrix("float64", "mean of `heads_p_scale` over the triplets that have one")
     )
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Values of registered metrics (`scanner.rmt.columns`), by column: one number per matrix, or one array per matrix."""

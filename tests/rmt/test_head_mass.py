@@ -59,3 +59,22 @@ def test_an_analysis_tests_the_side_that_has_heads() -> None:
     plain = analyze(rng.standard_normal((60, 80)), heads=Heads(side="v", count=8))
     assert 0.35 < plain.heads_p_mean < 0.65
     assert analyze(matrix).heads_p is None
+
+
+def test_under_the_scale_null_larger_heads_have_more_mass() -> None:
+    """Heads of unequal scale: p is small, and p_scale is uniform; mass in two heads beyond their scale is found by both."""
+    rng = np.random.default_rng(4)
+    scale = np.repeat(np.geomspace(1.0, 3.0, 8), 24)
+    draws = [
+        analyze(rng.standard_normal((192, 160)) * scale[:, None], heads=Heads(side="u", count=8)) for _ in range(6)
+    ]
+    p, p_scale = (np.concatenate([getattr(one, name) for one in draws]) for name in ("heads_p", "heads_p_scale"))
+    assert np.mean(p < 0.01) > 0.3
+    assert kstest(p_scale, "uniform").pvalue > 0.001
+    assert np.mean(p_scale < 0.01) < 0.025
+    planted = rng.standard_normal((192, 160)) * scale[:, None]
+    u = np.zeros(192)
+    u[:48] = rng.standard_normal(48)
+    planted += 80.0 * np.outer(u / np.linalg.norm(u), rng.standard_normal(160) / np.sqrt(160))
+    found = analyze(planted, heads=Heads(side="u", count=8))
+    assert found.heads_p_scale[0] < 1e-4
