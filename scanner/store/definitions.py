@@ -520,6 +520,44 @@ _ALL = (
             _single("peak", "largest |entry| of v_k"),
             Column("centred", "bool", "", "whether the mean of the activations was subtracted"),
             _bigint("tokens", "number of tokens that the covariance was computed from"),
+            _float(
+                "importance", "s_k² v_kᵀ C v_k: what the triplet adds to the mean square of the output of the matrix"
+            ),
+            _float(
+                "signs_p", "p-value of `overlap` for random signs of the entries of v_k, which keep its localization"
+            ),
+            _single("signs_median", "median of `overlap` for random signs"),
+            _float(
+                "signs_bound", "bound on the p-value for random signs, below the smallest `signs_p` that draws can give"
+            ),
+            _single(
+                "overlap_even", "`overlap` with the covariance of every other sequence, the first included (--halves)"
+            ),
+            _single("overlap_odd", "`overlap` with the covariance of the other sequences (--halves)"),
+        ),
+    ),
+    Table(
+        name="overlap_maps",
+        kind="run",
+        row="one row per singular vector and eigenvector",
+        description="overlap of every right singular vector of a chosen matrix with every eigenvector of the covariance of the "
+        "activations",
+        file="<run_id>-<block>",
+        declared=(
+            _RUN_ID,
+            _MODEL,
+            _REVISION,
+            _TENSOR,
+            _STACK,
+            _LAYER,
+            _ROLE,
+            _MODULE,
+            _optional(_COLS),
+            _K,
+            _int("j", "rank of the eigenvalue, 0 = largest", required=True),
+            _single("overlap", "|v_k · f_j|"),
+            Column("centred", "bool", "", "whether the mean of the activations was subtracted"),
+            _bigint("tokens", "number of tokens that the covariance was computed from"),
         ),
     ),
     Table(
