@@ -23,7 +23,7 @@
 -- column: small_scale | share of vectors with p_scale below 0.01
 with tested as (
     select
-        vectors.*,
+        vectors.* replace (case when $layers then layer end as layer),
         case when role = 'attn_out' then 'v' else 'u' end as side
     from vectors
     semi join chosen_scans($model, $revision) using (scan_id)
@@ -33,7 +33,7 @@ with tested as (
 select
     model,
     stack,
-    case when $layers then layer end as layer,
+    layer,
     role,
     module,
     side,
@@ -45,7 +45,7 @@ select
     avg(heads_p_scale) as p_scale,
     avg((heads_p_scale < 0.01)::integer) filter (where heads_p_scale is not null) as small_scale
 from tested
-group by all
+group by model, stack, layer, role, module, side, region
 order by
     model,
     stack desc nulls first,

@@ -88,7 +88,8 @@ def test_a_cell_of_a_map_is_the_root_mean_square_in_units_of_random_vectors(stor
     assert max(cell["k_last"] for cell in cells) == 100
     assert sum((c["k_last"] - c["k_first"]) * (c["j_last"] - c["j_first"]) for c in cells) == 100 * 200
     for cell in cells[::101]:
-        mine = overlaps[cell["k_first"] : cell["k_last"], cell["j_first"] : cell["j_last"]]
+        k_first, k_last, j_first, j_last = (int(cell[name]) for name in ("k_first", "k_last", "j_first", "j_last"))
+        mine = overlaps[k_first:k_last, j_first:j_last]
         assert cell["overlap"] == pytest.approx(np.sqrt(np.mean(mine**2) * 200), rel=6e-3)
     assert chart["title"]["subtitle"] == ["org/model", "query, layer 3; 5 tokens, centered covariance"]
     with pytest.raises(ScannerError, match="no such map of 'org/model': run 'rmtscan activations REF"):
