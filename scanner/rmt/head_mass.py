@@ -59,4 +59,4 @@ def p_values(concentration: ArrayLike, heads: int, width: int) -> FloatArray:
     null = _null(heads, width)
     # A tolerance far below the resolution of the null makes equal masses equal, whatever the rounding.
     above = len(null) - np.searchsorted(null, value * (1.0 - 1e-12), side="left")
-    return (1.0 + above) / (1.0 + len(null))
+    return np.asarray((1.0 + above) / (1.0 + len(null)), dtype=np.float64)

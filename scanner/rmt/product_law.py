@@ -109,7 +109,7 @@ def sigma_of_median(singular_values: FloatArray, rows: int, cols: int) -> float:
     """Return sigma from the median of the r singular values of a rows x cols product; robust against outliers."""
     width = len(singular_values)
     middle = float(np.median(singular_values))
-    return middle / np.sqrt(median(width / rows, width / cols)) / unit(1.0, rows, cols, width)
+    return float(middle / np.sqrt(median(width / rows, width / cols)) / unit(1.0, rows, cols, width))
 
 
 def singular_value_edges(sigma: float, rows: int, cols: int, width: int) -> tuple[float, float]:

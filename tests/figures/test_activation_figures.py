@@ -98,7 +98,12 @@ def test_a_cell_of_a_map_is_the_root_mean_square_in_units_of_random_vectors(stor
 
 def test_checkpoints_are_drawn_in_the_order_of_their_steps_or_in_the_given_one(store: Store) -> None:
     for step, value in ((1000, 0.6), (20, 0.2), (300, 0.4)):
-        row = {"run_id": f"r{step}", "kind": "activations", "model": f"m-step{step}", "dataset": "a.txt"}
+        row: dict[str, object] = {
+            "run_id": f"r{step}",
+            "kind": "activations",
+            "model": f"m-step{step}",
+            "dataset": "a.txt",
+        }
         store.write_rows("experiments", f"r{step}", table("experiments", [row]), method={})
         add_overlaps(store, f"r{step}", [value] * 20, model=f"m-step{step}", rows=20, cols=20)
     chart = overlap_training(store, models="m-step20, m-step300,m-step1000").to_dict()
