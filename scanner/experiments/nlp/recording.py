@@ -464,7 +464,7 @@ class Sums:
             }
             half = {
                 name: Moments(count=count, first=tensors[f"half first {name}"], second=tensors[f"half second {name}"])
-                for name, count in told["half"].items()
+                for name, count in told.get("half", {}).items()
             }
             return cls(
                 moments=moments, shared=told["shared"], unusable=told["unusable"], shards=told["shards"], half=half

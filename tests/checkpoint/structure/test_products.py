@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -163,3 +164,22 @@ def test_rotary_embeddings_are_recognized(section: dict[str, object], layer: int
 )
 def test_norms_of_queries_and_keys_are_recognized_by_name(name: str, expected: bool) -> None:
     assert is_head_norm(name) is expected
+
+
+def test_products_of_a_gguf_file_are_those_of_its_rows_whose_rotary_order_cancels(smollm2: Path) -> None:
+    """Rows of queries and keys are reordered in the file, alike in both: their product does not depend on it."""
+    from gguf import GGUFReader, dequantize
+
+    stored = {one.name: one for one in GGUFReader(smollm2).tensors}
+    q, k = (
+        dequantize(stored[f"blk.7.{name}.weight"].data, stored[f"blk.7.{name}.weight"].tensor_type).astype(np.float64)
+        for name in ("attn_q", "attn_k")
+    )
+    opened = open_checkpoint(str(smollm2))
+    found = list_matrices(opened, Selection(only=("qk",), layers=(7,))).matrices
+    assert [(ref.head, ref.kv_head, ref.between) for ref in found] == [(h, h // 3, "rotary") for h in range(9)]
+    for ref in (found[0], found[8]):
+        truth = q[64 * ref.head :][:64].T @ k[64 * ref.kv_head :][:64]
+        product = read_matrix(opened.source, ref)
+        assert isinstance(product, Product)
+        assert (product.left @ product.right).numpy() == pytest.approx(truth, abs=1e-6 * np.abs(truth).max())
