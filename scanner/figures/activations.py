@@ -331,7 +331,7 @@ def overlap_training(
             "label:O",
             title="checkpoint",
             sort=list(labels.values()),
-            axis=alt.Axis(grid=False, labelAngle=-45, labelOverlap=True),
+            axis=alt.Axis(grid=False, labelAngle=-45, labelOverlap=True, labelLimit=9 * look.font),
         )
         band = alt.Chart(theme.inline(mine[:1])).mark_rect(color=theme.GRAY, opacity=0.25)
         band = band.encode(y=alt.Y("random_low:Q"), y2="random_high:Q")
