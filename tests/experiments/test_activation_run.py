@@ -212,6 +212,9 @@ def test_sums_of_shards_are_added(tmp_path: Path, in_process: list[Any], monkeyp
             **one,
             "overlap": pytest.approx(one["overlap"], abs=1e-9),
             "eigenvalue": pytest.approx(one["eigenvalue"]),
+            "importance": pytest.approx(one["importance"]),
+            "signs_bound": pytest.approx(one["signs_bound"]),
+            "signs_median": pytest.approx(one["signs_median"], rel=1e-5),
         }
     # Shards are added in the order of the text, not in the order in which they are ready.
     serially = engine_run.run_tasks
@@ -268,11 +271,11 @@ def test_a_shard_that_fails_leaves_its_blocks_to_the_next_call(
     original = recording.accumulate
     calls: list[int] = []
 
-    def fails_once(*arguments: Any) -> Any:
+    def fails_once(*arguments: Any, **options: Any) -> Any:
         calls.append(1)
         if len(calls) == 2:
             raise RuntimeError("lost its way")
-        return original(*arguments)
+        return original(*arguments, **options)
 
     monkeypatch.setattr(recording, "accumulate", fails_once)
     report = run(folder, text, tmp_path / "store")

@@ -179,6 +179,8 @@ def test_products_of_a_gguf_file_are_those_of_its_rows_whose_rotary_order_cancel
     found = list_matrices(opened, Selection(only=("qk",), layers=(7,))).matrices
     assert [(ref.head, ref.kv_head, ref.between) for ref in found] == [(h, h // 3, "rotary") for h in range(9)]
     for ref in (found[0], found[8]):
+        assert ref.head is not None
+        assert ref.kv_head is not None
         truth = q[64 * ref.head :][:64].T @ k[64 * ref.kv_head :][:64]
         product = read_matrix(opened.source, ref)
         assert isinstance(product, Product)
