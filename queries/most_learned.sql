@@ -35,7 +35,7 @@ with measured as (
         ) as place
     from matrices
     semi join chosen_scans($model, $revision) using (scan_id)
-    where p is not null and ($role is null or role = $role) and (head is not null) = $heads
+    where p is not null and ($role is null or role = $role) and (head is not null) = $heads and role not in ('qk', 'ov')
 )
 
 select

@@ -23,6 +23,6 @@ select
     100 * sum(outliers_right) / sum(least(rows, cols)) as right_percent
 from matrices
 semi join chosen_scans($model, $revision) using (scan_id)
-where ($role is null or role = $role) and (head is not null) = $heads
+where ($role is null or role = $role) and (head is not null) = $heads and role not in ('qk', 'ov')
 group by model, role, rows, cols
 order by model, role_order(role), role, rows, cols;

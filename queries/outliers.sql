@@ -28,7 +28,7 @@ with cells as (
         sum(outliers_left) || '|' || sum(outliers_right) as cell
     from matrices
     semi join chosen_scans($model, $revision) using (scan_id)
-    where (head is not null) = $heads
+    where (head is not null) = $heads and role not in ('qk', 'ov')
     group by model, stack, layer, place
 )
 

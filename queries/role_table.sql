@@ -36,7 +36,7 @@ with summary as (
         format('{:.1f}|{:.1f}', avg(outliers_left), avg(outliers_right)) as outliers
     from matrices
     semi join chosen_scans($model, $revision) using (scan_id)
-    where ($role is null or role = $role) and (head is not null) = $heads
+    where ($role is null or role = $role) and (head is not null) = $heads and role not in ('qk', 'ov')
     group by model, role, module
 ),
 
@@ -56,7 +56,7 @@ per_matrix as (
             avg(v_p) as v
         from vectors
         semi join chosen_scans($model, $revision) using (scan_id)
-        where ($role is null or role = $role) and (head is not null) = $heads
+        where ($role is null or role = $role) and (head is not null) = $heads and role not in ('qk', 'ov')
         group by all
     ) on u, v into name side value p
 ),

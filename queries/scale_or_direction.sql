@@ -48,7 +48,7 @@ with measured as (
     semi join chosen_scans($model, $revision) using (scan_id)
     where
         ($role is null or role = $role)
-        and (head is not null) = $heads
+        and (head is not null) = $heads and role not in ('qk', 'ov')
     group by all
 ),
 

@@ -40,7 +40,7 @@ with counted as (
     where
         outliers_right_scale is not null
         and ($role is null or role = $role)
-        and (head is not null) = $heads
+        and (head is not null) = $heads and role not in ('qk', 'ov')
     group by all
 )
 

@@ -58,7 +58,7 @@ measured as (
     semi join chosen_scans($model, $revision) using (scan_id)
     where
         (10 * k) // least(rows, cols) = 9
-        and (head is not null) = $heads
+        and (head is not null) = $heads and role not in ('qk', 'ov')
     group by all
 ),
 

@@ -39,6 +39,8 @@ class Method:
     """Null distribution of p-values: the stored table, or a Monte Carlo simulation with N draws."""
     scale: ScaleKind = option("robust", identity="scale", since="0.2", before="none")
     """Scale null: row and column variances without the values above the bulk (robust), of the whole matrix (total), or none."""
+    head_mass: bool = option(False, identity="head_mass", since="0.2")
+    """Also test whether the vectors of attention projections have their mass in few heads."""
     selection: Selection = field(default_factory=Selection)
     """Which matrices are scanned."""
 

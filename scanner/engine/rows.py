@@ -65,7 +65,13 @@ def matrix_row(
     task: MatrixTask, ref: MatrixRef, analysis: Analysis, *, device: str, measured: Mapping[str, object]
 ) -> pa.Table:
     """Return the row of `matrices`."""
-    other = {"role_source": ref.role_source, "dtype": ref.dtype, "device": device}
+    other = {
+        "role_source": ref.role_source,
+        "dtype": ref.dtype,
+        "device": device,
+        "kv_head": ref.kv_head,
+        "between": ref.between,
+    }
     return build("matrices", _place(task, ref) | analysis.matrix_columns() | other | dict(measured), 1)
 
 

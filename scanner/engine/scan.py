@@ -48,7 +48,7 @@ from scanner.engine.run import run
 from scanner.engine.task import Context, Failure, Task
 from scanner.engine.work import Found, Observer, Stored, Work
 from scanner.errors import ChangedError, CheckpointError, ConfigError, ScannerError
-from scanner.rmt.analysis import Analysis, analyze, decomposed, scale_profile, summarize
+from scanner.rmt.analysis import Analysis, Heads, analyze, decomposed, scale_profile, summarize
 from scanner.rmt.decomposition import LowRank
 from scanner.rmt.ensembles import ENSEMBLES, MATRIX_ENSEMBLES, Ensemble, control, control_of
 from scanner.rmt.ks_null import KsNull
@@ -96,6 +96,8 @@ class MatrixTask(Task):
     sigma: SigmaKind
     null: str
     scale: ScaleKind = "none"
+    head_mass: bool = False
+    """Whether the masses of attention heads are tested."""
     versions: tuple[FileVersion, ...] = ()
     """Versions of the files that the matrices are read from."""
 
@@ -107,7 +109,7 @@ class MatrixTask(Task):
     @property
     def cost(self) -> float:
         """Work of the decompositions."""
-        return sum(decomposition_cost(ref.rows, ref.cols) for ref in self.refs)
+        return sum(decomposition_cost(*ref.decomposed) for ref in self.refs)
 
     @property
     def memory(self) -> float:
@@ -126,7 +128,7 @@ class MatrixTask(Task):
     @property
     def spreads(self) -> bool:
         """Whether one of the matrices is large."""
-        return any(spreads(ref.rows, ref.cols) for ref in self.refs)
+        return any(spreads(*ref.decomposed) for ref in self.refs)
 
     @property
     def items(self) -> int:
@@ -168,7 +170,10 @@ class MatrixTask(Task):
         error, stage = matrix if isinstance(matrix, Exception) else None, "read"
         if error is None:
             try:
-                analysis, seconds = analyze_timed(context, matrix, sigma=self.sigma, null=self.null, scale=self.scale)
+                heads = heads_of(ref) if self.head_mass else None
+                analysis, seconds = analyze_timed(
+                    context, matrix, sigma=self.sigma, null=self.null, scale=self.scale, heads=heads
+                )
             except Exception as raised:  # as above
                 error, stage = raised, "analyse"
         if error is not None:
@@ -365,7 +370,7 @@ class MatrixControlTask(Task):
 
 
 def analyze_timed(
-    context: Context, matrix: Any, *, sigma: SigmaKind, null: str, scale: ScaleKind
+    context: Context, matrix: Any, *, sigma: SigmaKind, null: str, scale: ScaleKind, heads: Heads | None = None
 ) -> tuple[Analysis, dict[str, float]]:
     """Analyze a matrix on the worker's device; returns the seconds of the stages `decompose` and `test` beside it."""
     before = {stage: context.seconds(stage) for stage in ("decompose", "test")}
@@ -373,8 +378,15 @@ def analyze_timed(
         with context.stage("decompose"):
             parts, total = decomposed(matrix, context.device)
         with context.stage("test"):
-            analysis = summarize(parts, total, sigma=sigma, null=KsNull.parse(null), scale=scale)
+            analysis = summarize(parts, total, sigma=sigma, null=KsNull.parse(null), scale=scale, heads=heads)
     return analysis, {stage: context.seconds(stage) - seconds for stage, seconds in before.items()}
+
+
+def heads_of(ref: MatrixRef) -> Heads | None:
+    """Return which side of a whole attention projection is made of heads; None if it is not or if it is one head."""
+    if ref.heads is None or ref.heads < 2 or ref.head is not None:
+        return None
+    return Heads(side="v" if ref.role == "attn_out" else "u", count=ref.heads)
 
 
 def bytes_of(refs: Iterable[MatrixRef]) -> int:
@@ -391,8 +403,8 @@ def versions_read(source: str, refs: Iterable[MatrixRef], versions: Iterable[Fil
 def _stored(source: str, refs: Iterable[MatrixRef]) -> set[tuple[str, TensorEntry]]:
     """Return the stored tensors that matrices are made of, each with its source, of both sides of a difference."""
     found: set[tuple[str, TensorEntry]] = set()
-    for ref in refs:
-        side: tuple[str, MatrixRef] | None = (source, ref)
+    for weight in (weight for ref in refs for weight in ref.weights):
+        side: tuple[str, MatrixRef] | None = (source, weight)
         while side is not None:
             place, one = side
             found |= {(place, entry) for entry in (one.entry, *(entry for _, entry in one.companions))}
@@ -596,7 +608,7 @@ class ScanWork(Work):
         if checkpoint is None or inventory is None or opened.error is not None:
             self._report(ModelReport(reference=reference, error=opened.error))
             return
-        self._shapes.update((ref.rows, ref.cols) for ref in inventory.matrices)
+        self._shapes.update((ref.rows, ref.cols) for ref in inventory.matrices if ref.factors is None)
         final = scan_id(checkpoint.identity, self.method) if checkpoint.identity else ""
         retry = False
         if final:
@@ -797,6 +809,7 @@ class ScanWork(Work):
                 sigma=self.method.sigma,
                 null=self.method.null,
                 scale=self.method.scale,
+                head_mass=self.method.head_mass,
                 versions=versions_read(checkpoint.source, group, checkpoint.versions),
             )
             for group in reads(refs, neighbors=neighbors)
@@ -824,6 +837,8 @@ class ScanWork(Work):
         ensembles, seeds = self._matrix_ensembles, range(CONTROL_SEED, CONTROL_SEED + self.draws)
         found = []
         for ref in refs if ensembles else ():
+            if ref.factors is not None:  # its entries are not independent: no control of them is a null of it
+                continue
             wanted = tuple((one, seed) for one in ensembles for seed in seeds if lacks(ref, one, seed))
             if wanted or not final:
                 found.append(

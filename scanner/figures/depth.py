@@ -127,7 +127,8 @@ def depth(
 @figure(
     title="Randomness of the singular vectors by attention head",
     about="Mean p of the singular vectors of the slice of each head, layer by head; darker cells mean that a head has learned "
-    "more. Needs a scan with --heads.",
+    "more. Needs a scan with --heads, or with --products: qk and ov are the products W_qᵀ W_k and W_o W_v of each head, which do "
+    "not depend on the basis of its queries, keys and values.",
 )
 def heads(
     store: Store,
@@ -140,6 +141,8 @@ def heads(
     side: str | None = None,
 ) -> Any:
     """Draw the mean p of the singular vectors of every attention head's slice: a grid of layers and heads for each role.
+
+    Products of heads, with the roles qk and ov, are panels of their own.
 
     Source: "Analyzing Llama-3 weights via RMT", the analysis by heads.
 

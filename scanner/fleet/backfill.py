@@ -93,10 +93,13 @@ def method_of(parsed: Mapping[str, Any]) -> Method | None:
     """Return the method with the parameters of a stored one; None if it has others than this version knows."""
     try:
         lists = {name: tuple(parsed[name]) for name in ("only", "layers")}
-        selection = Selection(embeddings=parsed["embeddings"], heads=parsed["heads"], **lists)
+        products = parsed.get("products", False)
+        selection = Selection(embeddings=parsed["embeddings"], heads=parsed["heads"], products=products, **lists)
         # A scan without a scale null has the parameters of scanners that knew none.
-        scale = parsed.get("scale", "none")
-        method = Method(sigma=parsed["sigma"], null=parsed["null"], scale=scale, selection=selection)
+        scale, head_mass = parsed.get("scale", "none"), parsed.get("head_mass", False)
+        method = Method(
+            sigma=parsed["sigma"], null=parsed["null"], scale=scale, head_mass=head_mass, selection=selection
+        )
     except (ValueError, TypeError, KeyError, ScannerError):
         return None
     ours, theirs = method.as_dict(), dict(parsed)

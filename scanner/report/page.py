@@ -202,7 +202,7 @@ def _scan(scan: Mapping[str, Any]) -> dict[str, Any]:
 def _selection(method: Mapping[str, Any]) -> str:
     words = [f"roles {', '.join(map(str, method['only']))}"] if method.get("only") else []
     words += [f"layers {', '.join(map(str, method['layers']))}"] if method.get("layers") else []
-    words += [f"with {name}" for name in ("embeddings", "heads") if method.get(name)]
+    words += [f"with {name}" for name in ("embeddings", "heads", "products") if method.get(name)]
     return "; ".join(words) or "all weight matrices of the blocks"
 
 
@@ -217,7 +217,8 @@ def _options(scan: Mapping[str, Any]) -> str:
     method = _object(scan["method"])
     words = [f"--roles {','.join(map(str, method['only']))}"] if method.get("only") else []
     words += [f"--layers {','.join(map(str, method['layers']))}"] if method.get("layers") else []
-    words += [f"--{name}" for name in ("embeddings", "heads") if method.get(name)]
+    words += [f"--{name}" for name in ("embeddings", "heads", "products") if method.get(name)]
+    words += ["--head-mass"] if method.get("head_mass") else []
     words += [
         f"--{name} {method[name]}"
         for name, usual in (("sigma", "median"), ("null", "table"))

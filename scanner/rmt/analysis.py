@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
+from scanner.rmt import head_mass, product_law
 from scanner.rmt.columns import extra_values
 from scanner.rmt.decomposition import Decomposition, LowRank, decompose, decompose_low_rank
 from scanner.rmt.entries import entry_statistics
@@ -33,6 +34,7 @@ from scanner.rmt.scale_null import (
     inequality,
     shares,
     solve,
+    standardized,
     vector_distances,
 )
 from scanner.rmt.sigma import SIGMA_KINDS, BulkFit, SigmaKind, fit_bulk, sigma_init, sigma_median, sigma_std
@@ -54,6 +56,14 @@ class SigmaError(ArithmeticError):
 
 class NotFiniteError(ValueError):
     """A matrix has NaN or infinite entries, and so no singular values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heads:
+    """Attention heads in the entries of the vectors of one side: `count` blocks of neighboring entries of one width."""
+
+    side: Literal["u", "v"]
+    count: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +177,7 @@ def analyze(
     sigma: SigmaKind = "median",
     null: KsNull | str = "table",
     scale: ScaleKind = "robust",
+    heads: Heads | None = None,
     device: str | torch.device | None = None,
 ) -> Analysis:
     """Compare one m x n matrix with random matrix theory.
@@ -181,6 +192,7 @@ def analyze(
         null: source of the p-values: `table` (shipped, 10^6 draws per length) or `mc:N` (N simulated vectors of the exact length).
         scale: how the row and column variances of the scale null are estimated: `robust` (without the values above the bulk),
             `total`, or `none` for no scale null.
+        heads: attention heads in the entries of the vectors of one side, whose masses are tested; None: no test.
         device: where to compute; None leaves a tensor where it is.
 
     Raises:
@@ -196,7 +208,7 @@ def analyze(
         raise ValueError(f"unknown scale {scale!r}; known: {', '.join(SCALE_KINDS)}")
     null = KsNull.parse(null) if isinstance(null, str) else null
     parts, sum_of_entries = decomposed(array, device)
-    return summarize(parts, sum_of_entries, sigma=sigma, null=null, scale=scale)
+    return summarize(parts, sum_of_entries, sigma=sigma, null=null, scale=scale, heads=heads)
 
 
 def decomposed(
@@ -210,7 +222,7 @@ def decomposed(
         DecompositionError: no decomposition that reproduces the matrix was found.
     """
     if isinstance(array, LowRank):
-        factors = LowRank(left=_as_matrix(array.left, device), right=_as_matrix(array.right, device))
+        factors = replace(array, left=_as_matrix(array.left, device), right=_as_matrix(array.right, device))
         total = float(factors.left.sum(dim=0, dtype=torch.float64) @ factors.right.sum(dim=1, dtype=torch.float64))
         return decompose_low_rank(factors), total
     matrix = _as_matrix(array, device)
@@ -218,9 +230,17 @@ def decomposed(
 
 
 def summarize(
-    parts: Decomposition, sum_of_entries: float, *, sigma: SigmaKind, null: KsNull, scale: ScaleKind = "none"
+    parts: Decomposition,
+    sum_of_entries: float,
+    *,
+    sigma: SigmaKind,
+    null: KsNull,
+    scale: ScaleKind = "none",
+    heads: Heads | None = None,
 ) -> Analysis:
     """Compute the analysis that follows from a decomposition and the sum of the entries of the matrix.
+
+    With `heads`, the masses of the heads in the vectors of their side are tested, too.
 
     Raises:
         SigmaError: `sigma` is `bulk`, and its fit ran away. A scale null that cannot be computed is no error: `scale_failure`
@@ -245,6 +265,12 @@ def summarize(
     chosen = _chosen_fit(sigma, in_units, bulk, rows, cols)
     fit = BulkFit(sigma=chosen.sigma * unit, lower=chosen.lower * unit, upper=chosen.upper * unit)
     estimates = {kind: value * unit for kind, value in in_units.items()}
+    distance = mp_distance(scaled, rows, cols, chosen.sigma)
+    if parts.method == "product":
+        sigma = "std" if sigma == "std" else "median"
+        fit, in_units, distance = _product_fit(scaled[: len(s)], sigma, in_units["std"], rows, cols)
+        fit = BulkFit(sigma=fit.sigma * unit, lower=fit.lower * unit, upper=fit.upper * unit)
+        estimates = {kind: value * unit for kind, value in in_units.items()}
     region = regions(s, fit.lower, fit.upper, rank)
     u, v = _side(parts.left, rank, null), _side(parts.right, rank, null)
     analysis = Analysis(
@@ -270,7 +296,7 @@ def summarize(
         sigma_bulk=estimates["bulk"],
         mp_lower=fit.lower,
         mp_upper=fit.upper,
-        mp_ks=mp_distance(scaled, rows, cols, chosen.sigma),
+        mp_ks=distance,
         outliers_left=int(np.count_nonzero(region == "left")),
         outliers_right=int(np.count_nonzero(region == "right")),
         rank=rank,
@@ -282,15 +308,63 @@ def summarize(
         v_p_mean=_mean(v.p),
         svd_method=parts.method,
         svd_residual=parts.residual,
-        **({} if scale == "none" else _scale_columns(parts, scale, rank, unit, null)),
+        **({} if scale == "none" else _scale_columns(parts, scale, rank, unit, null, heads)),
+        **({} if heads is None else _head_columns(parts, heads, rank)),
     )
     extra = extra_values(parts, analysis)
     return replace(analysis, extra=extra) if extra else analysis
 
 
-def _scale_columns(parts: Decomposition, kind: ScaleKind, rank: int, unit: float, null: KsNull) -> dict[str, Any]:
+def _product_fit(
+    scaled: FloatArray, sigma: SigmaKind, std: float, rows: int, cols: int
+) -> tuple[BulkFit, dict[SigmaKind, float], float]:
+    """Return sigma and edges of a product of two random factors, all its estimates, and the distance to its law.
+
+    The factors are defined up to an invertible map between them, so `init`, which is about each of them, is unknown.
+    """
+    nan = float("nan")
+    width = len(scaled)
+    estimates: dict[SigmaKind, float] = {
+        "median": product_law.sigma_of_median(scaled, rows, cols),
+        "std": std,
+        "init": nan,
+        "bulk": nan,
+    }
+    chosen = estimates[sigma]
+    lower, upper = product_law.singular_value_edges(chosen, rows, cols, width)
+    distance = product_law.distance(scaled, rows, cols, chosen)
+    return BulkFit(sigma=chosen, lower=lower, upper=upper), estimates, distance
+
+
+def _head_test(vectors: torch.Tensor, heads: int) -> tuple[FloatArray, NDArray[np.int32], FloatArray]:
+    """Return the effective number of heads in each vector, the head with the largest mass, and the p-value."""
+    masses = head_mass.head_masses(vectors, heads)
+    concentration = masses.square().sum(dim=1).cpu().numpy()
+    p = head_mass.p_values(concentration, heads, vectors.shape[1] // heads)
+    return 1.0 / concentration, masses.argmax(dim=1).cpu().numpy().astype(np.int32), p
+
+
+def _head_columns(parts: Decomposition, heads: Heads, rank: int) -> dict[str, Any]:
+    """Return effective number of heads and p-value of the vectors of one side."""
+    vectors = parts.left if heads.side == "u" else parts.right
+    effective, top, p = _head_test(vectors, heads.count)
+    p[rank:] = effective[rank:] = np.nan
+    return {
+        "heads_side": heads.side,
+        "heads_effective": effective,
+        "heads_p": p,
+        "heads_top": top,
+        "heads_p_mean": _mean(p),
+    }
+
+
+def _scale_columns(
+    parts: Decomposition, kind: ScaleKind, rank: int, unit: float, null: KsNull, heads: Heads | None
+) -> dict[str, Any]:
     """Return the fields of `Analysis` that the scale null of the kind gives; only the reason, if there is none."""
     found: dict[str, Any] = {"scale_kind": kind}
+    if parts.method == "product":
+        return found | {"scale_failure": "a product of two weights: its entries are not independent under any scale"}
     scaled = parts.singular_values / unit
     try:
         total, robust = fit_scale(scaled, parts.left, parts.right)
@@ -301,7 +375,7 @@ def _scale_columns(parts: Decomposition, kind: ScaleKind, rank: int, unit: float
         chosen = fits[kind]
         if isinstance(chosen, ScaleError):
             raise chosen
-        return found | _with_scale(parts, chosen, rank, unit, null)
+        return found | _with_scale(parts, chosen, rank, unit, null, heads)
     except ScaleError as error:
         return found | {"scale_failure": str(error)}
 
@@ -322,7 +396,9 @@ def scale_profile(parts: Decomposition, kind: ScaleKind) -> Profile | None:
     return Profile(rows=fit.profile.rows * unit, cols=fit.profile.cols * unit)
 
 
-def _with_scale(parts: Decomposition, fit: ScaleFit, rank: int, unit: float, null: KsNull) -> dict[str, Any]:
+def _with_scale(
+    parts: Decomposition, fit: ScaleFit, rank: int, unit: float, null: KsNull, heads: Heads | None
+) -> dict[str, Any]:
     """Return regions, p-values and what follows from them.
 
     Raises:
@@ -337,15 +413,21 @@ def _with_scale(parts: Decomposition, fit: ScaleFit, rank: int, unit: float, nul
     gap = np.flatnonzero((region[:rank] == "bulk") & ~in_support(scalars, scaled, fit.edges))
     region[gap] = np.where(gap < min(len(profile.rows), len(profile.cols)) // 2, "right", "left")
     p_values = []
+    of_heads: dict[str, Any] = {}
     left, right = shares(profile, scaled)
-    for vectors, variances, other, share in (
-        (parts.left, profile.rows, scalars.y, left),
-        (parts.right, profile.cols, scalars.x, right),
+    for side, vectors, variances, other, share in (
+        ("u", parts.left, profile.rows, scalars.y, left),
+        ("v", parts.right, profile.cols, scalars.x, right),
     ):
         p = np.full(len(s), np.nan)
         distances = vector_distances(vectors[:rank], variances, scalars.w, other, share).cpu().numpy()
         p[:rank] = null.p_values(distances, int((variances > 0.0).sum()))
         p_values.append(p)
+        if heads is not None and heads.side == side and bool((variances > 0.0).all()):
+            equal = standardized(vectors[:rank], variances, scalars.w, other, share)
+            tested = np.full(len(s), np.nan)
+            tested[:rank] = _head_test(equal, heads.count)[2]
+            of_heads = {"heads_p_scale": tested, "heads_p_scale_mean": _mean(tested)}
     u_p, v_p = p_values
     return {
         "region_scale": region,
@@ -360,7 +442,7 @@ def _with_scale(parts: Decomposition, fit: ScaleFit, rank: int, unit: float, nul
         "v_p_scale_mean": _mean(v_p),
         "scale_row_inequality": inequality(profile.rows),
         "scale_col_inequality": inequality(profile.cols),
-    }
+    } | of_heads
 
 
 def _mean(p_values: FloatArray) -> float:

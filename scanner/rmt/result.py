@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from scanner.rmt.columns import Scope, declared_columns, metrics, of_matrix, of_vector
 
@@ -62,16 +62,22 @@ class Analysis:
         metadata=of_matrix("float64", "σ from a fit to the bulk; far below `sigma_median`, the fit failed")
     )
     mp_lower: float = field(
-        metadata=of_matrix("float64", "lower edge of the Marchenko-Pastur bulk, as a singular value")
+        metadata=of_matrix(
+            "float64", "lower edge of the Marchenko-Pastur bulk (of products: of their law), as a singular value"
+        )
     )
     mp_upper: float = field(
-        metadata=of_matrix("float64", "upper edge of the Marchenko-Pastur bulk, as a singular value")
+        metadata=of_matrix(
+            "float64", "upper edge of the Marchenko-Pastur bulk (of products: of their law), as a singular value"
+        )
     )
     outliers_left: int = field(metadata=of_matrix("int32", "number of singular values below the bulk"))
     outliers_right: int = field(metadata=of_matrix("int32", "number of singular values above the bulk"))
     rank: int = field(metadata=of_matrix("int32", "number of singular values that are not numerically zero"))
     mp_ks: float = field(
-        metadata=of_matrix("float64", "largest distance between the spectrum and its Marchenko-Pastur law")
+        metadata=of_matrix(
+            "float64", "largest distance between the spectrum and its Marchenko-Pastur law (of products: their law)"
+        )
     )
     spectral_norm: float = field(metadata=of_matrix("float64", "largest singular value s₀"))
     frobenius_norm: float = field(metadata=of_matrix("float64", "square root of Σs²"))
@@ -79,7 +85,11 @@ class Analysis:
     effective_rank: float = field(metadata=of_matrix("float64", "exp of the entropy of s/Σs"))
     u_p_mean: float = field(metadata=of_matrix("float64", "mean of `u_p` over the triplets that have one"))
     v_p_mean: float = field(metadata=of_matrix("float64", "mean of `v_p` over the triplets that have one"))
-    svd_method: SvdMethod = field(metadata=of_matrix("text", "how it was decomposed: `gram`, `svd` or `low_rank`"))
+    svd_method: SvdMethod = field(
+        metadata=of_matrix(
+            "text", "how it was decomposed: `gram`, `svd`, `low_rank` or `product` (exact, from thin factors)"
+        )
+    )
     svd_residual: float = field(
         metadata=of_matrix("float64", "estimate of the relative Frobenius error of the decomposition")
     )
@@ -149,6 +159,37 @@ class Analysis:
     )
     scale_failure: str | None = field(
         default=None, metadata=of_matrix("text", "why there is no scale null although it was asked for")
+    )
+    heads_effective: FloatArray | None = field(
+        default=None,
+        metadata=of_vector(
+            "float32",
+            "1/Σm² of the masses m of the attention heads in the vector of `heads_side`: 1 if one head has all",
+        ),
+    )
+    heads_p: FloatArray | None = field(
+        default=None,
+        metadata=of_vector(
+            "float32", "p-value of `heads_effective`: small if the mass is in fewer heads than in random vectors"
+        ),
+    )
+    heads_top: NDArray[np.int32] | None = field(
+        default=None, metadata=of_vector("int32", "index of the head with the largest mass")
+    )
+    heads_p_scale: FloatArray | None = field(
+        default=None,
+        metadata=of_vector(
+            "float32", "the same under the scale null: heads with larger weights are expected to have more mass"
+        ),
+    )
+    heads_side: Literal["u", "v"] | None = field(
+        default=None, metadata=of_matrix("text", "side whose vectors are made of heads and were tested: `u` or `v`")
+    )
+    heads_p_mean: float | None = field(
+        default=None, metadata=of_matrix("float64", "mean of `heads_p` over the triplets that have one")
+    )
+    heads_p_scale_mean: float | None = field(
+        default=None, metadata=of_matrix("float64", "mean of `heads_p_scale` over the triplets that have one")
     )
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Values of registered metrics (`scanner.rmt.columns`), by column: one number per matrix, or one array per matrix."""

@@ -761,6 +761,33 @@ def vector_distances(
         ScaleError: the variances of a vector are out of range.
     """
     present = variances > 0.0
+    length = int(present.sum())
+    scaled = _standardizer(vectors, variances, w, other, share)
+    found = ks_distances(len(vectors), length, vectors.device, scaled)
+    if not bool(found.isfinite().all()):
+        raise ScaleError("the variances of the entries of a vector span more orders of magnitude than float32 has")
+    return found
+
+
+def standardized(
+    vectors: torch.Tensor,
+    variances: torch.Tensor,
+    w: torch.Tensor,
+    other: torch.Tensor,
+    share: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return vectors whose entries are divided by their standard deviation in the null, up to a factor for each vector; float32.
+
+    The arguments are those of `vector_distances`. Entries without variance are left out.
+    """
+    return _standardizer(vectors, variances, w, other, share)(slice(0, len(vectors)))
+
+
+def _standardizer(
+    vectors: torch.Tensor, variances: torch.Tensor, w: torch.Tensor, other: torch.Tensor, share: torch.Tensor | None
+) -> Callable[[slice], torch.Tensor]:
+    """Return the function that standardizes some of the vectors; see `vector_distances`."""
+    present = variances > 0.0
     complete = bool(present.all())
     largest = float(variances.max())
     a = ((variances if complete else variances[present]) / largest).float()[None, :]
@@ -789,7 +816,4 @@ def vector_distances(
             weight[ranks] = _without_own(weight[ranks], own[part][ranks, None])
         return weight
 
-    found = ks_distances(len(vectors), length, vectors.device, scaled)
-    if not bool(found.isfinite().all()):
-        raise ScaleError("the variances of the entries of a vector span more orders of magnitude than float32 has")
-    return found
+    return scaled

@@ -135,7 +135,7 @@ _STACK = _text(
 _LAYER = _int("layer", "index of the block; null outside blocks")
 _ROLE = _text(
     "role",
-    "`query key value attn_out mlp_up mlp_gate mlp_down embedding lm_head router other`",
+    "`query key value attn_out mlp_up mlp_gate mlp_down embedding lm_head router other`; `qk ov`: products of a head",
     required=True,
 )
 _HEAD = _int("head", "index of the attention head, if heads are analyzed separately")
@@ -242,6 +242,12 @@ _ALL = (
             _MODULE,
             _text("dtype", "type as stored"),
             *declared_columns(Analysis, "matrix").values(),
+            _int("kv_head", "of a product: index of its key-value head, which several heads may share"),
+            _text(
+                "between",
+                "of a product: what the model does between its factors, `rotary`, `norm` or `rotary,norm`; then the product "
+                "is the part without it",
+            ),
             _float("seconds", "time of reading, decomposing and testing", unit="s"),
             _text("device", "where it was computed: `cpu` or `cuda`"),
             _float("read_seconds", "time of reading and decoding the weight", unit="s"),
@@ -512,6 +518,44 @@ _ALL = (
             _int("match", "the j of `overlap`"),
             _float("eigenvalue", "eigenvalue of f_j"),
             _single("peak", "largest |entry| of v_k"),
+            Column("centred", "bool", "", "whether the mean of the activations was subtracted"),
+            _bigint("tokens", "number of tokens that the covariance was computed from"),
+            _float(
+                "importance", "s_k² v_kᵀ C v_k: what the triplet adds to the mean square of the output of the matrix"
+            ),
+            _float(
+                "signs_p", "p-value of `overlap` for random signs of the entries of v_k, which keep its localization"
+            ),
+            _single("signs_median", "median of `overlap` for random signs"),
+            _float(
+                "signs_bound", "bound on the p-value for random signs, below the smallest `signs_p` that draws can give"
+            ),
+            _single(
+                "overlap_even", "`overlap` with the covariance of every other sequence, the first included (--halves)"
+            ),
+            _single("overlap_odd", "`overlap` with the covariance of the other sequences (--halves)"),
+        ),
+    ),
+    Table(
+        name="overlap_maps",
+        kind="run",
+        row="one row per singular vector and eigenvector",
+        description="overlap of every right singular vector of a chosen matrix with every eigenvector of the covariance of the "
+        "activations",
+        file="<run_id>-<block>",
+        declared=(
+            _RUN_ID,
+            _MODEL,
+            _REVISION,
+            _TENSOR,
+            _STACK,
+            _LAYER,
+            _ROLE,
+            _MODULE,
+            _optional(_COLS),
+            _K,
+            _int("j", "rank of the eigenvalue, 0 = largest", required=True),
+            _single("overlap", "|v_k · f_j|"),
             Column("centred", "bool", "", "whether the mean of the activations was subtracted"),
             _bigint("tokens", "number of tokens that the covariance was computed from"),
         ),

@@ -273,20 +273,21 @@ def test_a_field_without_a_declaration_is_a_plain_option() -> None:
 # ---- the options of the verbs
 
 POOL = "--address --workers --gpus-per-worker --task-timeout --share-cores --log-format"
-SELECTION = "--roles --layers --embeddings --heads"
+SELECTION = "--roles --layers --embeddings --heads --products"
 TEXT = "--text --column --second --where"
 MEASURE = f"{TEXT} --label --metric --tokens --window --examples --dtype"
 OPTIONS = {
-    "scan": f"--from --upgrade --store {SELECTION} --sigma --null --scale --ensemble --control-draws --download --force {POOL} "
-    "--format",
+    "scan": f"--from --upgrade --store {SELECTION} --sigma --null --scale --head-mass --ensemble --control-draws --download "
+    f"--force {POOL} --format",
     "inspect": f"{SELECTION} --format",
-    "compare": f"--store {SELECTION} --sigma --null --scale --download --force {POOL} --format",
+    "compare": f"--store {SELECTION} --sigma --null --scale --head-mass --download --force {POOL} --format",
     "query": "--param --list --store --format",
     "sql": "--store --timeout --format",
     "models": "--store --format",
     "status": "--store --running --format",
     "calibrate": "--output --draws --seed --format",
-    "activations": f"{TEXT} --store --tokens --window --roles --layers --dtype {POOL} --force --format",
+    "activations": f"{TEXT} --store --tokens --window --roles --layers --dtype --sign-draws --halves --map {POOL} "
+    "--force --format",
     "ablate": f"{MEASURE} --store --roles --layers --by --sets --random --stride --prompt --answers {POOL} --force --format",
     "finetune": f"{TEXT} --label --store --order --deciles --seeds --roles --examples --test-share --window --epochs --batch --lr "
     f"--keep {POOL} --force --format",

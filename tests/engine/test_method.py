@@ -26,6 +26,8 @@ OTHERS = [
     Method(selection=Selection(layers=(0,))),
     Method(selection=Selection(layers=(0, 1))),
     Method(selection=Selection(embeddings=True)),
+    Method(selection=Selection(products=True)),
+    Method(head_mass=True),
 ]
 
 
@@ -74,4 +76,5 @@ def test_an_unknown_method_is_refused(wrong: dict[str, str]) -> None:
 
 def test_no_parameter_is_forgotten() -> None:
     parameters = {field.name for field in (*fields(Method), *fields(Selection))} - {"selection"}
-    assert parameters <= set(DEFAULT.as_dict())
+    # Parameters that were added later are there only if they are not at their default.
+    assert parameters <= set(Method(head_mass=True, selection=Selection(products=True)).as_dict())

@@ -82,9 +82,15 @@ CALLS: tuple[list[str], ...] = (
     [*SCAN, "--scale", "robust"],
     [*SCAN, "--scale", "total"],
     [*COMPARE, "--scale", "robust"],
+    [*SCAN, "--products"],
+    [*SCAN, "--head-mass"],
+    [*ACTIVATIONS, "--sign-draws", "39"],
+    [*ACTIVATIONS, "--sign-draws", "39", "--halves", "--map", "query:0"],
 )
-"""Commands without `--store`; places are relative to the unpacked fixture. Without `--scale`, they stand for `--scale none`:
-versions before 0.2 had no scale null, and their identities are those of scans without one."""
+"""Commands without `--store`; places are relative to the unpacked fixture. Without `--scale` and `--sign-draws`, they stand for
+`--scale none` and `--sign-draws 0`: versions before 0.2 had neither, and their identities are those of results without them."""
+
+_BEFORE = {"scan": ("--scale", "none"), "compare": ("--scale", "none"), "activations": ("--sign-draws", "0")}
 
 
 class _StartedError(BaseException):
@@ -128,7 +134,9 @@ def identities(call: list[str], folder: Path, store: Path) -> list[str]:
         AssertionError: the command ends before it starts a worker.
     """
     found: set[str] = set()
-    earlier = ["--scale", "none"] if call[0] in {"scan", "compare"} and "--scale" not in call else []
+    earlier = _BEFORE.get(call[0], ())
+    if earlier and earlier[0] in call:
+        earlier = ()
     placed = [re.sub(r"(models|texts)/", rf"{folder}/\1/", word) for word in [*call, *earlier]]
     try:
         with _watching(found):

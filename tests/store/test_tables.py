@@ -29,11 +29,13 @@ CONTRACT = {
     "scale_kind scale_lower:double scale_upper:double scale_threshold:double outliers_left_scale:int32 "
     "outliers_right_scale:int32 u_p_scale_mean:double v_p_scale_mean:double scale_row_inequality:double "
     "scale_col_inequality:double scale_lower_robust:double scale_upper_robust:double scale_lower_total:double "
-    "scale_upper_total:double scale_failure seconds:double device "
+    "scale_upper_total:double scale_failure heads_side heads_p_mean:double heads_p_scale_mean:double kv_head:int32 between "
+    "seconds:double device "
     "read_seconds:double decompose_seconds:double test_seconds:double bytes_read:int64",
     "vectors": "scan_id model revision tensor stack layer:int32 role head:int32 expert:int32 rows:int32 cols:int32 "
     "k:int32 module singular_value:double region u_ks:float u_p:float u_p_local:float v_ks:float v_p:float v_p_local:float "
-    "u_ipr:float v_ipr:float u_peak:float v_peak:float region_scale u_p_scale:float v_p_scale:float",
+    "u_ipr:float v_ipr:float u_peak:float v_peak:float region_scale u_p_scale:float v_p_scale:float "
+    "heads_effective:float heads_p:float heads_top:int32 heads_p_scale:float",
     "controls": "rows:int32 cols:int32 ensemble seed:int64 k:int32 singular_value:double u_p:float v_p:float "
     "u_p_local:float v_p_local:float",
     "matrix_controls": "scan_id model tensor layer:int32 role head:int32 expert:int32 rows:int32 cols:int32 ensemble seed:int64 "
@@ -54,6 +56,7 @@ REQUIRED = {
     "experiments": "run_id kind model",
     "overlaps": "run_id model tensor role k singular_value",
     "activation_spectra": "run_id model tensor role index eigenvalue",
+    "overlap_maps": "run_id model tensor role k j",
     "ablations": "run_id model set metric value",
     "finetunes": "run_id base_model order seed accuracy",
     "baselines": "run_id window sum weight",
@@ -82,6 +85,9 @@ LATER = {
     "tokens:int64 scanner_version method environment batch_tokens:int64 files",
     "overlaps": "run_id model revision tensor stack layer:int32 role module expert:int32 rows:int32 cols:int32 "
     "k:int32 singular_value:double region overlap:float match:int32 eigenvalue:double peak:float "
+    "centred:bool tokens:int64 importance:double signs_p:double signs_median:float signs_bound:double overlap_even:float "
+    "overlap_odd:float",
+    "overlap_maps": "run_id model revision tensor stack layer:int32 role module cols:int32 k:int32 j:int32 overlap:float "
     "centred:bool tokens:int64",
     "activation_spectra": "run_id model revision tensor stack layer:int32 role module cols:int32 index:int32 eigenvalue:double "
     "centred:bool tokens:int64",

@@ -3,8 +3,8 @@ create macro role_order(role) as
     coalesce(
         list_position(
             [
-                'embedding', 'query', 'key', 'value', 'attn_out', 'mlp_up', 'mlp_gate', 'mlp_down', 'router', 'other',
-                'lm_head'
+                'embedding', 'query', 'key', 'value', 'attn_out', 'qk', 'ov', 'mlp_up', 'mlp_gate', 'mlp_down', 'router',
+                'other', 'lm_head'
             ],
             role
         ),
