@@ -133,9 +133,7 @@ def test_layers_all_matrices_regions_and_other_metrics(tmp_path: Path, in_proces
             assert (row["delta"], row["stderr"]) == (0.0, 0.0)
 
 
-def test_controls_are_points_that_resume_and_are_compared_with_their_set(
-    tmp_path: Path, in_process: list[Any]
-) -> None:
+def test_controls_are_points_that_resume_and_are_compared_with_their_set(tmp_path: Path, in_process: list[Any]) -> None:
     folder, text, store = save(tmp_path / "m", "llama"), text_file(tmp_path), tmp_path / "store"
     wanted: dict[str, Any] = {"roles": ("query",), "sets": "decile:1,decile:2", "controls": ("energy", "directions")}
     report = run(folder, text, store, random_sets=3, control_draws=2, **wanted)

@@ -1,13 +1,16 @@
 """Queries that compare ablations with their controls, against numpy and scipy, and simulations of their error rates."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.stats import rankdata, spearmanr
 from scipy.stats import t as student
 
 from scanner.store import Store
 
-from .rows import table
+from .rows import Matrix, add_scan, table
 from .test_experiment_queries import add_run
 
 WINDOWS = 12
@@ -65,7 +68,7 @@ def test_a_set_is_compared_with_the_draws_of_each_control_window_by_window(store
         assert row["control_damage"] == pytest.approx(damages.mean())
         assert row["difference"] == pytest.approx(difference)
         assert row["stderr"] == pytest.approx(np.sqrt(of_windows + of_draws))
-        assert (row["low"], row["high"]) == pytest.approx((difference - width, difference + width), rel=1e-3)
+        assert (row["low"], row["high"]) == pytest.approx((difference - width, difference + width), abs=2e-3 * width)
         assert (row["draws"], row["exceeded"]) == (len(draws), (damages < row["damage"]).sum())
     half = student.ppf(0.975, WINDOWS - 1) * np.sqrt(variance(own - base))
     assert found["scale"]["damage_high"] - found["scale"]["damage"] == pytest.approx(half, rel=1e-3)
@@ -122,3 +125,92 @@ def test_intervals_contain_no_difference_in_95_of_100_cases(store: Store) -> Non
     assert 0.92 <= share <= 0.995
     unpaired = np.mean([row["damage_high"] - row["damage_low"] for row in found])
     assert np.mean([row["high"] - row["low"] for row in found]) < 0.6 * unpaired  # pairing is worth it
+
+
+def residual(values: NDArray[np.float64], given: NDArray[np.float64]) -> NDArray[np.float64]:
+    design = np.column_stack([np.ones(len(given)), given])
+    return values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
+
+
+def add_deciles(store: Store, layers: int, damage: NDArray[np.float64], p: NDArray[np.float64], **more: object) -> None:
+    """Blocks of one matrix of ten singular values each; `p` and `damage` are (layers, 10), decile 1 first."""
+    scale = more.pop("p_scale", None)
+    matrices = []
+    for layer in range(layers):
+        by_rank = {}
+        if isinstance(scale, np.ndarray):
+            by_rank = {name: list(scale[layer, ::-1]) for name in ("u_p_scale", "v_p_scale")}
+        values = list(p[layer, ::-1])
+        matrix = Matrix(tensor=f"m{layer}", layer=layer, rows=10, cols=10, singular_values=list(range(10, 0, -1)))
+        matrices.append(replace(matrix, u_p=values, v_p=values, by_rank=by_rank))
+    add_scan(store, "scan", matrices)
+    add_run(store, "run", "ablation")
+    rows = []
+    for layer in range(layers):
+        for decile in range(1, 11):
+            one = point(f"decile:{decile}", np.zeros(1), layers=str(layer), removed=1)
+            rows.append(one | {"delta": damage[layer, decile - 1], "window_sums": None})
+    write(store, rows)
+
+
+def test_partial_correlations_given_size_and_their_permutation_p(store: Store) -> None:
+    rng = np.random.default_rng(5)
+    layers, size = 6, np.arange(1.0, 11.0)
+    p = rng.random((layers, 10))
+    p_scale = rng.random((layers, 10))
+    damage = 0.3 * size + rng.random((layers, 10)) * 2 - 3 * p
+    add_deciles(store, layers, damage, p, p_scale=p_scale)
+    found = store.query("ablation_vs_pvalue").to_pylist()
+    assert len(found) == layers
+    orders = [np.argsort(rng.random(10)) for _ in range(4000)]
+    for layer, row in enumerate(found):
+        ranks = residual(rankdata(damage[layer]), size)
+        for name, values in (
+            ("p", p[layer]),
+            ("scale", p_scale[layer] - p[layer]),
+            ("direction", 0.5 - p_scale[layer]),
+        ):
+            other = residual(rankdata(values), size)
+            expected = np.corrcoef(ranks, other)[0, 1]
+            assert row[f"{name}_correlation"] == pytest.approx(spearmanr(damage[layer], values).statistic)
+            assert row[f"{name}_given_size"] == pytest.approx(expected)
+            drawn = np.array([abs(np.corrcoef(ranks[order], other)[0, 1]) for order in orders])
+            assert row[f"{name}_given_size_p"] == pytest.approx(np.mean(drawn >= abs(expected) - 1e-9), abs=0.04)
+
+
+def test_permutation_p_are_right_where_damage_depends_on_size_alone(store: Store) -> None:
+    """300 curves of damage that grows with size, beside p-values that do, too, but not because of each other: 5 % are below 0.05."""
+    rng = np.random.default_rng(6)
+    count, size = 300, np.arange(1.0, 11.0)
+    damage = size + rng.normal(0.0, 2.0, (count, 10))
+    p = np.clip(0.5 - 0.03 * size + rng.normal(0.0, 0.08, (count, 10)), 0.0, 1.0)
+    add_deciles(store, count, damage, p)
+    found = store.query("ablation_vs_pvalue").to_pylist()
+    # Where p has exactly the order of size, nothing of it is left.
+    known = [row["p_given_size_p"] for row in found if row["p_given_size_p"] is not None]
+    assert len(known) >= count - 3
+    partial = np.mean([one <= 0.05 for one in known])
+    assert 0.02 <= partial <= 0.085
+    assert np.mean([row["p_correlation_p"] <= 0.05 for row in found]) > 0.4  # size makes both
+    assert all(row["scale_correlation"] is None and row["direction_given_size_p"] is None for row in found)
+
+
+def test_tuned_models_are_compared_with_the_untouched_one_of_the_same_seed(store: Store) -> None:
+    rng = np.random.default_rng(7)
+    seeds = rng.normal(0.8, 0.05, 5)  # the seed decides more than the removal
+    after = seeds[:4] - 0.02 + rng.normal(0.0, 0.004, 4)
+    rows: list[dict[str, object]] = []
+    for order, decile, values in (("none", None, seeds[1:]), ("tune-first", 1, after)):
+        for seed, accuracy in zip(range(1 if order == "none" else 0, 5), values, strict=False):
+            shared = {"run_id": "run", "base_model": "b", "dataset": "d", "epochs": 1, "examples": 9}
+            rows.append(shared | {"order": order, "decile": decile, "seed": seed, "accuracy": accuracy, "roles": "all"})
+    store.write_rows("finetunes", "run-all", table("finetunes", rows), method={})
+    untouched, tuned = store.query("finetune_by_decile").to_pylist()
+    assert (untouched["pairs"], untouched["paired_delta"], untouched["low"]) == (0, None, None)
+    differences = after[1:] - seeds[1:4]
+    stderr = differences.std(ddof=1) / 3**0.5
+    assert (tuned["seeds"], tuned["pairs"]) == (4, 3)
+    assert tuned["paired_delta"] == pytest.approx(differences.mean())
+    assert tuned["paired_stderr"] == pytest.approx(stderr)
+    assert tuned["high"] - tuned["low"] == pytest.approx(2 * student.ppf(0.975, 2) * stderr, rel=0.012)
+    assert tuned["high"] < 0.0

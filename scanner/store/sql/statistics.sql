@@ -1,7 +1,8 @@
 -- 97.5 % quantile of Student's t, which half the width of a two-sided 95 % interval is a multiple of: the normal quantile z and an
--- expansion in 1/df (Abramowitz and Stegun 26.7.5). Right to 1 % from 2 degrees of freedom on, to 0.1 % from 4 on.
+-- expansion in 1/df (Abramowitz and Stegun 26.7.5), right to 1.2 % from 2 degrees of freedom on and to 0.1 % from 4 on. Below 2 it is
+-- that of one degree of freedom, which is too large.
 create macro t_quantile(df) as
-    (
+    case when df < 2 then 12.706204736174694 else (
         with normal as (select 1.959963984540054::double as z, 1.0 / df as inverse)
         select
             z
@@ -10,7 +11,7 @@ create macro t_quantile(df) as
             + inverse ** 3 * z * (((3 * z * z + 19) * z * z + 17) * z * z - 15) / 384
             + inverse ** 4 * z * ((((79 * z * z + 776) * z * z + 1482) * z * z - 1920) * z * z - 945) / 92160
         from normal
-    );
+    ) end;
 
 -- Degrees of freedom of a sum of two independent variances that were estimated with df_1 and df_2 (Welch and Satterthwaite); a variance
 -- of zero does not count.
