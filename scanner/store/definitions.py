@@ -558,8 +558,8 @@ _ALL = (
             _text(
                 "set",
                 "what was removed: `decile:1` ... `decile:10`, `region:left`, `range:A:B`, `smallest:10` and "
-                "`most-random:10` (percent), `random:SEED`, `energy:SEED`, `directions:SEED` and `scale:SEED` (controls), `slice:1` "
-                "(slicing), `smallest:20%`, `mass:20%` and `random:20%` (lazy learning); `none`: the intact model",
+                "`most-random:10` (percent), `random:SEED`, `energy:SEED`, `directions:SEED` and `scale:SEED` (controls), "
+                "`slice:1` (slicing), `smallest:20%`, `mass:20%` and `random:20%` (lazy learning); `none`: the intact model",
                 required=True,
             ),
             _bigint("removed", "number of singular values that were removed (`directions`, `scale`: replaced)"),

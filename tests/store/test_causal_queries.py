@@ -1,5 +1,6 @@
 """Queries that compare ablations with their controls, against numpy and scipy, and simulations of their error rates."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -132,14 +133,19 @@ def residual(values: NDArray[np.float64], given: NDArray[np.float64]) -> NDArray
     return values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
 
 
-def add_deciles(store: Store, layers: int, damage: NDArray[np.float64], p: NDArray[np.float64], **more: object) -> None:
+def add_deciles(
+    store: Store,
+    layers: int,
+    damage: NDArray[np.float64],
+    p: NDArray[np.float64],
+    p_scale: NDArray[np.float64] | None = None,
+) -> None:
     """Blocks of one matrix of ten singular values each; `p` and `damage` are (layers, 10), decile 1 first."""
-    scale = more.pop("p_scale", None)
     matrices = []
     for layer in range(layers):
-        by_rank = {}
-        if isinstance(scale, np.ndarray):
-            by_rank = {name: list(scale[layer, ::-1]) for name in ("u_p_scale", "v_p_scale")}
+        by_rank: dict[str, Sequence[object]] = {}
+        if p_scale is not None:
+            by_rank = {name: list(p_scale[layer, ::-1]) for name in ("u_p_scale", "v_p_scale")}
         values = list(p[layer, ::-1])
         matrix = Matrix(tensor=f"m{layer}", layer=layer, rows=10, cols=10, singular_values=list(range(10, 0, -1)))
         matrices.append(replace(matrix, u_p=values, v_p=values, by_rank=by_rank))
@@ -174,12 +180,12 @@ def test_partial_correlations_given_size_and_their_permutation_p(store: Store) -
             expected = np.corrcoef(ranks, other)[0, 1]
             assert row[f"{name}_correlation"] == pytest.approx(spearmanr(damage[layer], values).statistic)
             assert row[f"{name}_given_size"] == pytest.approx(expected)
-            drawn = np.array([abs(np.corrcoef(ranks[order], other)[0, 1]) for order in orders])
+            drawn = np.array([abs(np.corrcoef(residual(ranks[order], size), other)[0, 1]) for order in orders])
             assert row[f"{name}_given_size_p"] == pytest.approx(np.mean(drawn >= abs(expected) - 1e-9), abs=0.04)
 
 
 def test_permutation_p_are_right_where_damage_depends_on_size_alone(store: Store) -> None:
-    """300 curves of damage that grows with size, beside p-values that do, too, but not because of each other: 5 % are below 0.05."""
+    """300 curves: damage and p depend on size, but not on each other, and 5 % are below 0.05."""
     rng = np.random.default_rng(6)
     count, size = 300, np.arange(1.0, 11.0)
     damage = size + rng.normal(0.0, 2.0, (count, 10))
@@ -190,7 +196,7 @@ def test_permutation_p_are_right_where_damage_depends_on_size_alone(store: Store
     known = [row["p_given_size_p"] for row in found if row["p_given_size_p"] is not None]
     assert len(known) >= count - 3
     partial = np.mean([one <= 0.05 for one in known])
-    assert 0.02 <= partial <= 0.085
+    assert 0.02 <= partial <= 0.09
     assert np.mean([row["p_correlation_p"] <= 0.05 for row in found]) > 0.4  # size makes both
     assert all(row["scale_correlation"] is None and row["direction_given_size_p"] is None for row in found)
 
