@@ -34,7 +34,7 @@
 -- column: damage_middle | mean damage without deciles 4 to 7
 with points as (
     -- Damage decreases accuracy, but increases the other metrics.
-    select *, case metric when 'accuracy' then -delta else delta end as damage
+    select *, case when metric = 'accuracy' or starts_with(metric, 'lm-eval:') then -delta else delta end as damage
     from scanned_deciles($model, $run, $metric)
 ),
 

@@ -20,7 +20,7 @@ from scanner.engine.task import Context
 from scanner.errors import ScannerError
 from scanner.experiments.damage import DamageWork, PointTask
 from scanner.experiments.experiment import Call, Experiment, register_experiment
-from scanner.experiments.nlp.options import DEFAULT_WINDOW, MeasureOptions, ModelOptions, Precision
+from scanner.experiments.nlp.options import DEFAULT_WINDOW, HARNESS, MeasureOptions, ModelOptions, Precision
 
 if TYPE_CHECKING:
     import torch
@@ -119,6 +119,10 @@ def plan(config: Config, call: Call) -> DamageWork:
     place = model_place(checkpoint)
     measured = measurement(place, config)
     length = min(config.window or DEFAULT_WINDOW, longest_input(measured.config, measured.tokenizer))
+    if config.metric.startswith(HARNESS) and config.calibration is None:
+        raise ScannerError(
+            "`calibration` is missing: a task of the harness is not a text that activations are computed from"
+        )
     source = config.source() if config.calibration is None else TextSource(reference=config.calibration)
     texts = read_texts(source, tokens=config.calibration_tokens, length=length)
     read = sequences(measured.tokenizer, texts, length=length, tokens=config.calibration_tokens)

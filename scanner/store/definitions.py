@@ -565,7 +565,7 @@ _ALL = (
             _bigint("removed", "number of singular values that were removed (`directions`, `scale`: replaced)"),
             _float("fraction", "share of the singular values that was removed"),
             _int("seed", "seed of a control, or of a network"),
-            _text("metric", "`perplexity`, `accuracy` or `kl`", required=True),
+            _text("metric", "`perplexity`, `accuracy`, `kl` or `lm-eval:TASK`", required=True),
             _DATASET,
             _bigint("tokens", "number of tokens that were measured"),
             _float("baseline", "value of the intact model"),

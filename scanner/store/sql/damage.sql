@@ -17,7 +17,10 @@ select
     intact.tokens as weight,
     list_transform(
         list_zip(points.window_sums, intact.sums),
-        lambda pair: case points.metric when 'accuracy' then pair[2] - pair[1] else pair[1] - pair[2] end
+        lambda pair: case
+            when points.metric = 'accuracy' or starts_with(points.metric, 'lm-eval:') then pair[2] - pair[1]
+            else pair[1] - pair[2]
+        end
     ) as excess,
     list_sum(excess) / intact.tokens as damage
 from ablation_points(wanted_model, wanted_run, wanted_metric) as points
