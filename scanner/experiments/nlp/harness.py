@@ -95,8 +95,8 @@ def harness_task(
         limit: largest number of documents.
 
     Raises:
-        ScannerError: the harness is not installed, has no such task, the task has no metric that can be compared, or the tokenizer has
-            no token that ends a text.
+        ScannerError: the harness is not installed or has no such task, the task has no metric that can be compared, or the
+            tokenizer has no token that ends a text.
     """
     where: str | None = None
     if folder:
