@@ -8,6 +8,7 @@ Source: Staats, Thamm, Rosenow, arXiv 2410.17770v1, App. F.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,11 +20,12 @@ from scanner.engine.task import Context
 from scanner.errors import ScannerError
 from scanner.experiments.damage import DamageWork, PointTask
 from scanner.experiments.experiment import Call, Experiment, register_experiment
-from scanner.experiments.nlp.options import DEFAULT_WINDOW, MeasureOptions, ModelOptions, Precision
+from scanner.experiments.nlp.options import DEFAULT_WINDOW, HARNESS, MeasureOptions, ModelOptions, Precision
 
 if TYPE_CHECKING:
     import torch
 
+    from scanner.experiments.nlp.removal import Counts
     from scanner.experiments.nlp.tokens import Batches, Sequences
 
 Order = Literal["before", "after"]
@@ -79,14 +81,15 @@ class SlicingTask(PointTask):
         self._bases(context, model, batches)
 
     @contextmanager
-    def without(self, context: Context, model: Any) -> Iterator[tuple[int, int]]:
+    def without(self, context: Context, model: Any) -> Iterator[Counts]:
         """The model without the tenth; yields how many directions of how many."""
         from scanner.experiments.nlp.projections import decile_slice, sliced
+        from scanner.experiments.nlp.removal import Counts
 
         found = self._bases(context, model, None)
         dropped = {name: basis[:, decile_slice(basis.shape[0], self.decile)] for name, basis in found.items()}
         with sliced(model, dropped, self.order) as removed:
-            yield removed, sum(basis.shape[0] for basis in found.values())
+            yield Counts(removed, sum(basis.shape[0] for basis in found.values()), math.nan)
 
     def _bases(self, context: Context, model: Any, batches: Batches | None) -> dict[str, torch.Tensor]:
         from scanner.experiments.nlp.projections import bases
@@ -116,6 +119,10 @@ def plan(config: Config, call: Call) -> DamageWork:
     place = model_place(checkpoint)
     measured = measurement(place, config)
     length = min(config.window or DEFAULT_WINDOW, longest_input(measured.config, measured.tokenizer))
+    if config.metric.startswith(HARNESS) and config.calibration is None:
+        raise ScannerError(
+            "`calibration` is missing: a task of the harness is not a text that activations are computed from"
+        )
     source = config.source() if config.calibration is None else TextSource(reference=config.calibration)
     texts = read_texts(source, tokens=config.calibration_tokens, length=length)
     read = sequences(measured.tokenizer, texts, length=length, tokens=config.calibration_tokens)

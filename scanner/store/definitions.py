@@ -25,6 +25,7 @@ ARROW_TYPES: dict[ColumnType, pa.DataType] = {
     "float32": pa.float32(),
     "float64": pa.float64(),
     "timestamp": pa.timestamp("us", tz="UTC"),
+    "float64[]": pa.list_(pa.float64()),
 }
 
 
@@ -601,14 +602,14 @@ _ALL = (
             _text(
                 "set",
                 "what was removed: `decile:1` ... `decile:10`, `region:left`, `range:A:B`, `smallest:10` and "
-                "`most-random:10` (percent), `random:SEED`, `slice:1` (slicing), `smallest:20%`, `mass:20%` and `random:20%` "
-                "(lazy learning); `none`: the intact model",
+                "`most-random:10` (percent), `random:SEED`, `energy:SEED`, `directions:SEED` and `scale:SEED` (controls), "
+                "`slice:1` (slicing), `smallest:20%`, `mass:20%` and `random:20%` (lazy learning); `none`: the intact model",
                 required=True,
             ),
-            _bigint("removed", "number of removed singular values"),
+            _bigint("removed", "number of singular values that were removed (`directions`, `scale`: replaced)"),
             _float("fraction", "share of the singular values that was removed"),
-            _int("seed", "seed of a random set, or of a network"),
-            _text("metric", "`perplexity`, `accuracy` or `kl`", required=True),
+            _int("seed", "seed of a control, or of a network"),
+            _text("metric", "`perplexity`, `accuracy`, `kl` or `lm-eval:TASK`", required=True),
             _DATASET,
             _bigint("tokens", "number of tokens that were measured"),
             _float("baseline", "value of the intact model"),
@@ -621,7 +622,14 @@ _ALL = (
             _bigint(
                 "batch_tokens", "largest number of tokens per batch, where batches had to be made smaller to fit memory"
             ),
-            _text("beside", "for a random set: the set that has the same number of values in the same matrices"),
+            _text("beside", "for a control: the set that it is compared with (random sets: a set of the same size)"),
+            _float("energy", "share of the sum of the squared singular values that was removed or replaced"),
+            Column(
+                "window_sums",
+                "float64[]",
+                "",
+                "what `value` is computed from, one entry per window or example as in `baselines`: nats, or 1 if correct",
+            ),
         ),
     ),
     Table(
@@ -646,7 +654,7 @@ _ALL = (
             _text("checkpoint", "folder of the tuned model, if it was kept"),
             _time("finished_at", "end of the measurement"),
             _text("device", "where it was trained: `cpu` or `cuda`"),
-            _bigint("removed", "number of removed singular values"),
+            _bigint("removed", "number of singular values that were removed (`directions`, `scale`: replaced)"),
             _float("loss", "mean training loss of the last epoch"),
             _int("examples_at_a_time", "examples per forward pass, where batches had to be divided to fit memory"),
             _bigint(
