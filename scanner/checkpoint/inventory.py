@@ -19,7 +19,7 @@ from scanner.checkpoint.model import (
 )
 from scanner.checkpoint.names import is_average, is_optimizer_state
 from scanner.checkpoint.structure.blocks import Named, distinct_blocks
-from scanner.checkpoint.structure.heads import NOT_SPLIT, head_refs, is_split, misfit
+from scanner.checkpoint.structure.heads import NOT_SPLIT, head_refs, is_split, misfit, with_heads
 from scanner.checkpoint.structure.layouts import MAX_EXPERTS, Layout, Place, matrices_of
 from scanner.checkpoint.structure.ties import find_ties, resolve_ties, tie_check
 from scanner.errors import CheckpointError
@@ -167,7 +167,7 @@ def _selected(
     if not kept:
         return (), next(reason for _, reason in reasons)
     if not selection.heads:
-        return kept, None
+        return tuple(with_heads(ref, layout.sizes(place)) if is_split(ref) else ref for ref in kept), None
     sizes = layout.sizes(place)
     heads = tuple(head for ref in kept for head in head_refs(ref, sizes))
     if heads:

@@ -168,7 +168,9 @@ class MatrixTask(Task):
         error, stage = matrix if isinstance(matrix, Exception) else None, "read"
         if error is None:
             try:
-                analysis, seconds = analyze_timed(context, matrix, sigma=self.sigma, null=self.null, scale=self.scale)
+                analysis, seconds = analyze_timed(
+                    context, matrix, sigma=self.sigma, null=self.null, scale=self.scale, heads=ref.heads
+                )
             except Exception as raised:  # as above
                 error, stage = raised, "analyse"
         if error is not None:
@@ -365,7 +367,7 @@ class MatrixControlTask(Task):
 
 
 def analyze_timed(
-    context: Context, matrix: Any, *, sigma: SigmaKind, null: str, scale: ScaleKind
+    context: Context, matrix: Any, *, sigma: SigmaKind, null: str, scale: ScaleKind, heads: tuple[int, int] = (1, 1)
 ) -> tuple[Analysis, dict[str, float]]:
     """Analyze a matrix on the worker's device; returns the seconds of the stages `decompose` and `test` beside it."""
     before = {stage: context.seconds(stage) for stage in ("decompose", "test")}
@@ -373,7 +375,7 @@ def analyze_timed(
         with context.stage("decompose"):
             parts, total = decomposed(matrix, context.device)
         with context.stage("test"):
-            analysis = summarize(parts, total, sigma=sigma, null=KsNull.parse(null), scale=scale)
+            analysis = summarize(parts, total, sigma=sigma, null=KsNull.parse(null), scale=scale, heads=heads)
     return analysis, {stage: context.seconds(stage) - seconds for stage, seconds in before.items()}
 
 

@@ -29,6 +29,7 @@ from scanner.rmt.scale_null import (
     ScaleError,
     ScaleFit,
     fit_scale,
+    has_heads,
     in_support,
     inequality,
     shares,
@@ -167,6 +168,7 @@ def analyze(
     sigma: SigmaKind = "median",
     null: KsNull | str = "table",
     scale: ScaleKind = "robust",
+    heads: tuple[int, int] = (1, 1),
     device: str | torch.device | None = None,
 ) -> Analysis:
     """Compare one m x n matrix with random matrix theory.
@@ -181,6 +183,7 @@ def analyze(
         null: source of the p-values: `table` (shipped, 10^6 draws per length) or `mc:N` (N simulated vectors of the exact length).
         scale: how the row and column variances of the scale null are estimated: `robust` (without the values above the bulk),
             `total`, or `none` for no scale null.
+        heads: numbers of attention heads that the rows and the columns consist of; 1 if they consist of none.
         device: where to compute; None leaves a tensor where it is.
 
     Raises:
@@ -196,7 +199,7 @@ def analyze(
         raise ValueError(f"unknown scale {scale!r}; known: {', '.join(SCALE_KINDS)}")
     null = KsNull.parse(null) if isinstance(null, str) else null
     parts, sum_of_entries = decomposed(array, device)
-    return summarize(parts, sum_of_entries, sigma=sigma, null=null, scale=scale)
+    return summarize(parts, sum_of_entries, sigma=sigma, null=null, scale=scale, heads=heads)
 
 
 def decomposed(
@@ -218,7 +221,13 @@ def decomposed(
 
 
 def summarize(
-    parts: Decomposition, sum_of_entries: float, *, sigma: SigmaKind, null: KsNull, scale: ScaleKind = "none"
+    parts: Decomposition,
+    sum_of_entries: float,
+    *,
+    sigma: SigmaKind,
+    null: KsNull,
+    scale: ScaleKind = "none",
+    heads: tuple[int, int] = (1, 1),
 ) -> Analysis:
     """Compute the analysis that follows from a decomposition and the sum of the entries of the matrix.
 
@@ -282,13 +291,15 @@ def summarize(
         v_p_mean=_mean(v.p),
         svd_method=parts.method,
         svd_residual=parts.residual,
-        **({} if scale == "none" else _scale_columns(parts, scale, rank, unit, null)),
+        **({} if scale == "none" else _scale_columns(parts, scale, rank, unit, null, heads)),
     )
     extra = extra_values(parts, analysis)
     return replace(analysis, extra=extra) if extra else analysis
 
 
-def _scale_columns(parts: Decomposition, kind: ScaleKind, rank: int, unit: float, null: KsNull) -> dict[str, Any]:
+def _scale_columns(
+    parts: Decomposition, kind: ScaleKind, rank: int, unit: float, null: KsNull, heads: tuple[int, int]
+) -> dict[str, Any]:
     """Return the fields of `Analysis` that the scale null of the kind gives; only the reason, if there is none."""
     found: dict[str, Any] = {"scale_kind": kind}
     scaled = parts.singular_values / unit
@@ -301,7 +312,7 @@ def _scale_columns(parts: Decomposition, kind: ScaleKind, rank: int, unit: float
         chosen = fits[kind]
         if isinstance(chosen, ScaleError):
             raise chosen
-        return found | _with_scale(parts, chosen, rank, unit, null)
+        return found | _with_scale(parts, chosen, rank, unit, null, heads)
     except ScaleError as error:
         return found | {"scale_failure": str(error)}
 
@@ -322,7 +333,9 @@ def scale_profile(parts: Decomposition, kind: ScaleKind) -> Profile | None:
     return Profile(rows=fit.profile.rows * unit, cols=fit.profile.cols * unit)
 
 
-def _with_scale(parts: Decomposition, fit: ScaleFit, rank: int, unit: float, null: KsNull) -> dict[str, Any]:
+def _with_scale(
+    parts: Decomposition, fit: ScaleFit, rank: int, unit: float, null: KsNull, heads: tuple[int, int]
+) -> dict[str, Any]:
     """Return regions, p-values and what follows from them.
 
     Raises:
@@ -336,21 +349,22 @@ def _with_scale(parts: Decomposition, fit: ScaleFit, rank: int, unit: float, nul
     # A value in a gap of the support is an outlier, too: above the bulk if it is in the upper half of the spectrum.
     gap = np.flatnonzero((region[:rank] == "bulk") & ~in_support(scalars, scaled, fit.edges))
     region[gap] = np.where(gap < min(len(profile.rows), len(profile.cols)) // 2, "right", "left")
-    p_values = []
+    p_values: dict[str, FloatArray] = {}
     left, right = shares(profile, scaled)
-    for vectors, variances, other, share in (
-        (parts.left, profile.rows, scalars.y, left),
-        (parts.right, profile.cols, scalars.x, right),
+    for side, vectors, variances, other, share, count in (
+        ("u", parts.left, profile.rows, scalars.y, left, heads[0]),
+        ("v", parts.right, profile.cols, scalars.x, right, heads[1]),
     ):
-        p = np.full(len(s), np.nan)
-        distances = vector_distances(vectors[:rank], variances, scalars.w, other, share).cpu().numpy()
-        p[:rank] = null.p_values(distances, int((variances > 0.0).sum()))
-        p_values.append(p)
-    u_p, v_p = p_values
-    return {
+        length = int((variances > 0.0).sum())
+        for name, groups in (("scale", 1), ("heads", count)):
+            if name == "heads" and not has_heads(len(variances), groups):
+                continue
+            p = p_values[f"{side}_p_{name}"] = np.full(len(s), np.nan)
+            distances = vector_distances(vectors[:rank], variances, scalars.w, other, share, groups).cpu().numpy()
+            p[:rank] = null.p_values(distances, length)
+    u_p, v_p = p_values["u_p_scale"], p_values["v_p_scale"]
+    return p_values | {
         "region_scale": region,
-        "u_p_scale": u_p,
-        "v_p_scale": v_p,
         "scale_lower": lower,
         "scale_upper": upper,
         "scale_threshold": fit.edges.threshold * unit,

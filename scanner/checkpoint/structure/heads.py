@@ -38,10 +38,19 @@ def head_refs(ref: MatrixRef, sizes: Sizes) -> tuple[MatrixRef, ...]:
             head=head,
             rows=rows,
             cols=cols,
+            heads=(1, 1),
             head_slice=HeadSlice(axis=axis, start=head * width, stop=(head + 1) * width),
         )
         for head in range(heads)
     )
+
+
+def with_heads(ref: MatrixRef, sizes: Sizes) -> MatrixRef:
+    """Return a whole matrix with the number of its heads, if there are several and the config says how many."""
+    count = len(head_refs(ref, sizes)) if ref.head is None else 0
+    if count < 2:
+        return ref
+    return replace(ref, heads=(1, count) if ref.role == "attn_out" else (count, 1))
 
 
 def is_split(ref: MatrixRef) -> bool:
