@@ -28,6 +28,7 @@ from scanner.rmt.scale_null import (
     Profile,
     ScaleError,
     ScaleFit,
+    density_at,
     fit_scale,
     has_heads,
     in_support,
@@ -363,8 +364,13 @@ def _with_scale(
             distances = vector_distances(vectors[:rank], variances, scalars.w, other, share, groups).cpu().numpy()
             p[:rank] = null.p_values(distances, length)
     u_p, v_p = p_values["u_p_scale"], p_values["v_p_scale"]
+    law = np.full(len(s), np.nan)
+    with np.errstate(over="ignore"):  # the density of the smallest numbers is out of range
+        law[:rank] = density_at(profile, scalars).cpu().numpy() / unit
+    law[np.isinf(law)] = np.nan
     return p_values | {
         "region_scale": region,
+        "scale_density": law,
         "scale_lower": lower,
         "scale_upper": upper,
         "scale_threshold": fit.edges.threshold * unit,

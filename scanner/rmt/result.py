@@ -87,6 +87,10 @@ class Analysis:
         default=None,
         metadata=of_vector("text", "`region` by the support of the scale null: outside its edges or in a gap of it"),
     )
+    scale_density: FloatArray | None = field(
+        default=None,
+        metadata=of_vector("float64", "density of the singular values by the law of the scale null, at s_k; its integral is 1"),
+    )
     u_p_scale: FloatArray | None = field(
         default=None,
         metadata=of_vector("float32", "p-value of u_k under the scale null (row and column variances of W)"),

@@ -683,7 +683,11 @@ def density(profile: Profile, singular_values: torch.Tensor, fitted: ScaleEdges)
 
     Arguments and errors are those of `solve`.
     """
-    found = solve(profile, singular_values, fitted)
+    return density_at(profile, solve(profile, singular_values, fitted))
+
+
+def density_at(profile: Profile, found: Scalars) -> torch.Tensor:
+    """Return the `density` at the singular values at which the equations were solved."""
     rows, counts = (torch.from_numpy(values).to(found.w.device) for values in binned(profile.rows))
     m, n = int((profile.rows > 0.0).sum()), int((profile.cols > 0.0).sum())
     resolvent = -(1.0 / (found.w[:, None] + found.y[:, None] * rows)) @ counts.to(torch.complex128)

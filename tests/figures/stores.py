@@ -43,7 +43,7 @@ def scan(store: Store, folder: Path, model: str, selection: Selection, scan_id: 
             sigma="median",
             null="table",
         )
-        analyses[ref.key] = analysis = analyze(read_matrix(checkpoint.source, ref))
+        analyses[ref.key] = analysis = analyze(read_matrix(checkpoint.source, ref), heads=ref.heads)
         matrix = rows.matrix_row(task, ref, analysis, device="cpu", measured={"seconds": 0.1})
         writer.stage(ref.key, matrix, rows.vector_rows(task, ref, analysis))
     writer.commit(_scan_row(checkpoint))

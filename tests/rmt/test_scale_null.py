@@ -54,6 +54,15 @@ def test_equal_variances_give_the_marchenko_pastur_density() -> None:
     assert found == pytest.approx(singular_value_pdf(inside / root, 1 / 3) / root, rel=1e-5)
 
 
+def test_the_density_of_an_analysis_is_that_of_the_law_at_its_values() -> None:
+    rng = np.random.default_rng(17)
+    found = analyze(1e-3 * drawn(unequal(200, rng), unequal(400, rng), rng))
+    s, law = found.singular_values[::-1], found.scale_density[::-1]  # type: ignore[index]
+    assert (law > 0.0).all()
+    below = np.concatenate([[0.0], np.cumsum((law[1:] + law[:-1]) / 2 * np.diff(s))])
+    assert below == pytest.approx(np.arange(200) / 199, abs=0.02)
+
+
 @pytest.mark.parametrize("shape", [(300, 300), (200, 600), (700, 100)])
 def test_edges_and_density_are_those_of_draws(shape: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
