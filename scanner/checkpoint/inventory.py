@@ -19,8 +19,9 @@ from scanner.checkpoint.model import (
 )
 from scanner.checkpoint.names import is_average, is_optimizer_state
 from scanner.checkpoint.structure.blocks import Named, distinct_blocks
-from scanner.checkpoint.structure.heads import NOT_SPLIT, head_refs, is_split, misfit, with_heads
+from scanner.checkpoint.structure.heads import NOT_SPLIT, head_count, head_refs, is_split, misfit
 from scanner.checkpoint.structure.layouts import MAX_EXPERTS, Layout, Place, matrices_of
+from scanner.checkpoint.structure.sizes import Sizes
 from scanner.checkpoint.structure.ties import find_ties, resolve_ties, tie_check
 from scanner.errors import CheckpointError
 
@@ -90,6 +91,7 @@ def _list_by_headers(checkpoint: Checkpoint, selection: Selection) -> Inventory:
             try:
                 stack, layer = block_of.get(weight.name, (stack_of.get(weight.name_in_model), place.layer))
                 refs = matrices_of(weight, place, layout, stack, layer)
+                refs = tuple(_with_heads(ref, layout.sizes(place)) for ref in refs)
             except CheckpointError as error:
                 reason = str(error)
             else:
@@ -106,6 +108,12 @@ def _list_by_headers(checkpoint: Checkpoint, selection: Selection) -> Inventory:
         perhaps_tied=tuple(ties.perhaps.items()),
         tie_checks=(check,) if ties.perhaps else (),
     )
+
+
+def _with_heads(ref: MatrixRef, sizes: Sizes) -> MatrixRef:
+    """Return the matrix with its number of heads, if it consists of heads and the config says how many."""
+    heads = head_count(ref, sizes)
+    return ref if heads is None else replace(ref, heads=heads)
 
 
 def _blocks(
@@ -167,7 +175,7 @@ def _selected(
     if not kept:
         return (), next(reason for _, reason in reasons)
     if not selection.heads:
-        return tuple(with_heads(ref, layout.sizes(place)) if is_split(ref) else ref for ref in kept), None
+        return kept, None
     sizes = layout.sizes(place)
     heads = tuple(head for ref in kept for head in head_refs(ref, sizes))
     if heads:

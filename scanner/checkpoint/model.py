@@ -179,8 +179,6 @@ class MatrixRef:
     row order that was changed for rotary embeddings in `rope_heads` heads is restored; `head_slice` selects one attention
     head; for a difference, the matrix of `minus` (its source and its ref) is subtracted.
 
-    `heads` are the numbers of attention heads that the rows and the columns of a whole matrix consist of; 1 also if unknown.
-
     `module` distinguishes matrices of the same role in one block: `cross_attention`, `shared_expert`, `context`, `mla_a` and
     `mla_b` (the low-rank factors of multi-head latent attention), `indexer`; None for the usual ones.
     """
@@ -205,7 +203,8 @@ class MatrixRef:
     head_slice: HeadSlice | None = None
     minus: "tuple[str, MatrixRef] | None" = None
     module: str | None = None
-    heads: tuple[int, int] = (1, 1)
+    heads: int | None = None
+    """Number of attention heads in the rows (of attention outputs: the columns) of a whole matrix, if it is known."""
 
     @property
     def identity(self) -> MatrixKey:

@@ -48,7 +48,7 @@ from scanner.engine.run import run
 from scanner.engine.task import Context, Failure, Task
 from scanner.engine.work import Found, Observer, Stored, Work
 from scanner.errors import ChangedError, CheckpointError, ConfigError, ScannerError
-from scanner.rmt.analysis import Analysis, analyze, decomposed, scale_profile, summarize
+from scanner.rmt.analysis import Analysis, Heads, analyze, decomposed, scale_profile, summarize
 from scanner.rmt.decomposition import LowRank
 from scanner.rmt.ensembles import ENSEMBLES, MATRIX_ENSEMBLES, Ensemble, control, control_of
 from scanner.rmt.ks_null import KsNull
@@ -169,7 +169,7 @@ class MatrixTask(Task):
         if error is None:
             try:
                 analysis, seconds = analyze_timed(
-                    context, matrix, sigma=self.sigma, null=self.null, scale=self.scale, heads=ref.heads
+                    context, matrix, sigma=self.sigma, null=self.null, scale=self.scale, heads=heads_of(ref)
                 )
             except Exception as raised:  # as above
                 error, stage = raised, "analyse"
@@ -367,7 +367,7 @@ class MatrixControlTask(Task):
 
 
 def analyze_timed(
-    context: Context, matrix: Any, *, sigma: SigmaKind, null: str, scale: ScaleKind, heads: tuple[int, int] = (1, 1)
+    context: Context, matrix: Any, *, sigma: SigmaKind, null: str, scale: ScaleKind, heads: Heads | None = None
 ) -> tuple[Analysis, dict[str, float]]:
     """Analyze a matrix on the worker's device; returns the seconds of the stages `decompose` and `test` beside it."""
     before = {stage: context.seconds(stage) for stage in ("decompose", "test")}
@@ -377,6 +377,13 @@ def analyze_timed(
         with context.stage("test"):
             analysis = summarize(parts, total, sigma=sigma, null=KsNull.parse(null), scale=scale, heads=heads)
     return analysis, {stage: context.seconds(stage) - seconds for stage, seconds in before.items()}
+
+
+def heads_of(ref: MatrixRef) -> Heads | None:
+    """Return which side of a whole attention projection is made of heads; None if it is not or if it is one head."""
+    if ref.heads is None or ref.heads < 2 or ref.head is not None:
+        return None
+    return Heads(side="v" if ref.role == "attn_out" else "u", count=ref.heads)
 
 
 def bytes_of(refs: Iterable[MatrixRef]) -> int:

@@ -25,11 +25,11 @@ _RANDOM = f"± {CHANCE:g} standard errors of random vectors"
 
 @figure(
     title="What the deviation from independent entries consists of: scale, head structure, direction",
-    about="How far the mean p of the singular vectors lies below the 0.5 of random vectors, at the small end (the smallest tenth of "
-    "the singular values), in the middle, and at the large end (the largest tenth). Scale is what unequal row and column variances "
+    about="How far the mean p of the singular vectors lies below the 0.5 of random vectors, at the small end (the smallest tenth "
+    "of the singular values), in the middle, and at the large end (the largest tenth). Scale is what unequal row and column variances "
     "explain, head structure what vectors that live in a few attention heads explain, direction what neither explains; the dot is "
-    "the sum. Gray is chance. Bars to the left: vectors closer to the Gaussian than chance, which orthogonality to the others does. "
-    "All roles, or the layers of one role, or the heads of one role in one layer.",
+    "the sum. Gray is chance. Bars to the left: vectors closer to the Gaussian than chance, which orthogonality to the others "
+    "does. All roles, or the layers of one role, or the heads of one role in one layer.",
 )
 def decompose(
     store: Store,
@@ -156,8 +156,10 @@ def _panel(
     marks = base.mark_bar(clip=True, height={"band": 0.62}).encode(x=x, y=y, color=color, order="order:Q")
     once = alt.Chart(theme.inline(rows)).encode(y=y)
     chance = once.transform_calculate(low="-datum.chance").mark_bar(color=theme.PALE, height={"band": 0.95}, clip=True)
-    zero = alt.Chart(theme.inline([{"zero": 0}])).mark_rule(strokeWidth=0.6 * look.line).encode(
-        x=alt.X("zero:Q", **shared)
+    zero = (
+        alt.Chart(theme.inline([{"zero": 0}]))
+        .mark_rule(strokeWidth=0.6 * look.line)
+        .encode(x=alt.X("zero:Q", **shared))
     )
     dots = once.mark_point(filled=True, color=theme.BLACK, size=1.8 * look.font, opacity=1, clip=True)
     dots = dots.encode(x=alt.X("sum:Q", **shared))

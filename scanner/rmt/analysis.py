@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ from scanner.rmt.scale_null import (
 from scanner.rmt.sigma import SIGMA_KINDS, BulkFit, SigmaKind, fit_bulk, sigma_init, sigma_median, sigma_std
 from scanner.rmt.vocabulary import SCALE_KINDS, ScaleKind
 
-__all__ = ["METHOD_VERSION", "Analysis", "NotFiniteError", "SigmaError", "analyze", "decomposed", "summarize"]
+__all__ = ["METHOD_VERSION", "Analysis", "Heads", "NotFiniteError", "SigmaError", "analyze", "decomposed", "summarize"]
 
 #: Increased when the same matrix would give different rows; part of the identity of every scan.
 METHOD_VERSION = 1
@@ -56,6 +56,14 @@ class SigmaError(ArithmeticError):
 
 class NotFiniteError(ValueError):
     """A matrix has NaN or infinite entries, and so no singular values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heads:
+    """Attention heads in the entries of the vectors of one side: `count` blocks of neighboring entries of one width."""
+
+    side: Literal["u", "v"]
+    count: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +177,7 @@ def analyze(
     sigma: SigmaKind = "median",
     null: KsNull | str = "table",
     scale: ScaleKind = "robust",
-    heads: tuple[int, int] = (1, 1),
+    heads: Heads | None = None,
     device: str | torch.device | None = None,
 ) -> Analysis:
     """Compare one m x n matrix with random matrix theory.
@@ -184,7 +192,7 @@ def analyze(
         null: source of the p-values: `table` (shipped, 10^6 draws per length) or `mc:N` (N simulated vectors of the exact length).
         scale: how the row and column variances of the scale null are estimated: `robust` (without the values above the bulk),
             `total`, or `none` for no scale null.
-        heads: numbers of attention heads that the rows and the columns consist of; 1 if they consist of none.
+        heads: attention heads in the entries of the vectors of one side; None: none.
         device: where to compute; None leaves a tensor where it is.
 
     Raises:
@@ -228,7 +236,7 @@ def summarize(
     sigma: SigmaKind,
     null: KsNull,
     scale: ScaleKind = "none",
-    heads: tuple[int, int] = (1, 1),
+    heads: Heads | None = None,
 ) -> Analysis:
     """Compute the analysis that follows from a decomposition and the sum of the entries of the matrix.
 
@@ -299,7 +307,7 @@ def summarize(
 
 
 def _scale_columns(
-    parts: Decomposition, kind: ScaleKind, rank: int, unit: float, null: KsNull, heads: tuple[int, int]
+    parts: Decomposition, kind: ScaleKind, rank: int, unit: float, null: KsNull, heads: Heads | None
 ) -> dict[str, Any]:
     """Return the fields of `Analysis` that the scale null of the kind gives; only the reason, if there is none."""
     found: dict[str, Any] = {"scale_kind": kind}
@@ -335,7 +343,7 @@ def scale_profile(parts: Decomposition, kind: ScaleKind) -> Profile | None:
 
 
 def _with_scale(
-    parts: Decomposition, fit: ScaleFit, rank: int, unit: float, null: KsNull, heads: tuple[int, int]
+    parts: Decomposition, fit: ScaleFit, rank: int, unit: float, null: KsNull, heads: Heads | None
 ) -> dict[str, Any]:
     """Return regions, p-values and what follows from them.
 
@@ -352,11 +360,12 @@ def _with_scale(
     region[gap] = np.where(gap < min(len(profile.rows), len(profile.cols)) // 2, "right", "left")
     p_values: dict[str, FloatArray] = {}
     left, right = shares(profile, scaled)
-    for side, vectors, variances, other, share, count in (
-        ("u", parts.left, profile.rows, scalars.y, left, heads[0]),
-        ("v", parts.right, profile.cols, scalars.x, right, heads[1]),
+    for side, vectors, variances, other, share in (
+        ("u", parts.left, profile.rows, scalars.y, left),
+        ("v", parts.right, profile.cols, scalars.x, right),
     ):
         length = int((variances > 0.0).sum())
+        count = heads.count if heads is not None and heads.side == side else 1
         for name, groups in (("scale", 1), ("heads", count)):
             if name == "heads" and not has_heads(len(variances), groups):
                 continue

@@ -89,7 +89,9 @@ class Analysis:
     )
     scale_density: FloatArray | None = field(
         default=None,
-        metadata=of_vector("float64", "density of the singular values by the law of the scale null, at s_k; its integral is 1"),
+        metadata=of_vector(
+            "float64", "density of the singular values by the law of the scale null, at s_k; its integral is 1"
+        ),
     )
     u_p_scale: FloatArray | None = field(
         default=None,

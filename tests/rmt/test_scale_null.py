@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 
 from scanner.rmt import scale_null
-from scanner.rmt.analysis import Analysis, analyze, decomposed, summarize
+from scanner.rmt.analysis import Analysis, Heads, analyze, decomposed, summarize
 from scanner.rmt.decomposition import decompose
 from scanner.rmt.ks_null import KsNull
 from scanner.rmt.marchenko_pastur import singular_value_edges, singular_value_pdf
@@ -260,11 +260,11 @@ def test_real_matrices_have_the_published_numbers(
         assert np.mean([one[:tenth].mean() for one in p[side]]) == pytest.approx(largest[at], abs=0.02)
 
 
-@pytest.mark.parametrize(("shape", "heads"), [((256, 256), 8), ((96, 384), 3), ((512, 128), 16)])
+@pytest.mark.parametrize(("shape", "heads"), [((256, 256), 16), ((96, 384), 3), ((512, 128), 4)])
 def test_p_given_the_heads_is_uniform_on_draws_of_the_null(shape: tuple[int, int], heads: int) -> None:
     rng = np.random.default_rng(heads)
     found = [
-        analyze(drawn(unequal(shape[0], rng, 30.0), unequal(shape[1], rng, 30.0), rng), heads=(heads, 1))
+        analyze(drawn(unequal(shape[0], rng, 30.0), unequal(shape[1], rng, 30.0), rng), heads=Heads(side="u", count=heads))
         for _ in range(20)
     ]
     assert all(one.v_p_heads is None for one in found), "the columns are no heads"
@@ -287,8 +287,8 @@ def test_vectors_in_a_few_heads_are_head_structure_and_not_direction(turned: boo
     p: dict[str, list[float]] = {"scale": [], "heads": []}
     for _ in range(4):
         w = in_heads(m, n, heads, rng)
-        found = analyze(w.T, heads=(1, heads)) if turned else analyze(w, heads=(heads, 1))
         side, other = ("v", "u") if turned else ("u", "v")
+        found = analyze(w.T if turned else w, heads=Heads(side=side, count=heads))  # type: ignore[arg-type]
         assert getattr(found, f"{other}_p_heads") is None
         for name, values in p.items():
             values += [*getattr(found, f"{side}_p_{name}")]
@@ -302,7 +302,7 @@ def test_what_is_not_gaussian_within_the_heads_remains() -> None:
     w = rng.standard_normal((256, 300))
     sparse = np.where(rng.random(256) < 0.05, 1.0, 0.0)
     w += 80.0 * np.outer(sparse / np.linalg.norm(sparse), orthonormal(300, 1, rng)[:, 0])
-    found = analyze(w, heads=(8, 1))
+    found = analyze(w, heads=Heads(side="u", count=8))
     assert found.u_p_heads[0] < 1e-4  # type: ignore[index]
     assert found.u_p_heads[1:].mean() > 0.4  # type: ignore[index]
 
@@ -311,12 +311,12 @@ def test_heads_of_zero_rows_and_heads_that_are_no_heads() -> None:
     rng = np.random.default_rng(14)
     w = rng.standard_normal((64, 90))
     w[:5] = w[16:32] = 0.0  # the first head has eleven rows, the second none
-    found = analyze(w, heads=(4, 1))
+    found = analyze(w, heads=Heads(side="u", count=4))
     assert found.u_p_heads[: found.rank].mean() == pytest.approx(0.5, abs=0.15)  # type: ignore[index]
     assert np.isnan(found.u_p_heads[found.rank :]).all()  # type: ignore[index]
     for none in (1, 3, 16, 64):  # 3 does not divide 64, and 16 heads would have four rows each
-        assert analyze(w, heads=(none, 1)).u_p_heads is None
-    assert analyze(w, heads=(4, 1), scale="none").u_p_heads is None
+        assert analyze(w, heads=Heads(side="u", count=none)).u_p_heads is None
+    assert analyze(w, heads=Heads(side="u", count=4), scale="none").u_p_heads is None
 
 
 def test_a_mean_of_p_varies_no_more_than_that_of_independent_ones() -> None:
@@ -324,7 +324,7 @@ def test_a_mean_of_p_varies_no_more_than_that_of_independent_ones() -> None:
     rng = np.random.default_rng(15)
     z: list[float] = []
     for _ in range(40):
-        found = analyze(drawn(unequal(128, rng, 30.0), unequal(160, rng, 30.0), rng), heads=(8, 1))
+        found = analyze(drawn(unequal(128, rng, 30.0), unequal(160, rng, 30.0), rng), heads=Heads(side="u", count=8))
         for p in (found.u_p_scale, found.u_p_heads, found.v_p_scale):
             z += [(part.mean() - 0.5) * np.sqrt(12 * len(part)) for part in (p[:12], p[12:116], p[116:])]  # type: ignore[index]
     assert np.std(z) < 1.05
@@ -414,7 +414,7 @@ HARD: dict[str, Matrix] = {
 @pytest.mark.parametrize("name", HARD)
 def test_hard_matrices_give_values_or_a_reason(name: str, kind: str) -> None:
     w = HARD[name]
-    heads = (2, 2) if w.shape[0] % 2 == w.shape[1] % 2 == 0 else (1, 1)
+    heads = Heads(side="u", count=2)
     begun = time.process_time()
     found = analyze(w, scale=kind, heads=heads)  # type: ignore[arg-type]
     assert time.process_time() - begun < 10.0, "the iterations have a bound"
