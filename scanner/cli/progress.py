@@ -60,7 +60,8 @@ def steps(stream: TextIO, what: str) -> Iterator[Callable[[int, int], None]]:
     try:
         yield report
     finally:
-        bar.stop()
+        if task is not None:
+            bar.stop()
 
 
 class Progress(Observer):

@@ -220,7 +220,7 @@ def histograms_by_role(
     roles = distinct(found, "role")
     look = theme.style(interactive)
     rows = _outlines(counts, width)
-    beyond = sum(row["values"] for row in counts if row["bin"] == _HISTOGRAM_BINS)
+    beyond = sum(row["counted"] for row in counts if row["bin"] == _HISTOGRAM_BINS)
     edges = [
         {"role": one, "nu": sum(values) / len(values), "density": 0.0}
         for one in roles
@@ -254,7 +254,7 @@ def _outlines(counts: Sequence[dict[str, Any]], width: float) -> list[dict[str, 
     """Return the outlines of the histograms, from zero on; rows of statement `role_histograms`."""
     by_role: dict[str, dict[int, float]] = defaultdict(dict)
     for row in counts:
-        by_role[row["role"]][row["bin"]] = row["values"] / (row["total"] * width)
+        by_role[row["role"]][row["bin"]] = row["counted"] / (row["total"] * width)
     rows = []
     for role, density in by_role.items():
         inside = [bin_ for bin_ in density if bin_ < _HISTOGRAM_BINS]

@@ -56,12 +56,13 @@ def theory(
     assert interval is not None, "the model has an outlier at these parameters"
     merge = interval[0]
     drawn: dict[float, list[Outlier]] = {}
-    for beta in SAMPLED:
+    total = len(SAMPLED) * draws
+    for number, beta in enumerate(SAMPLED):
         drawn[beta] = []
         for seed in range(draws):
-            progress(len(SAMPLED[: len(drawn) - 1]) * draws + seed, len(SAMPLED) * draws)
+            progress(number * draws + seed, total)
             drawn[beta].append(measure(_model(beta).sample(seed)))
-    progress(len(SAMPLED) * draws, len(SAMPLED) * draws)
+    progress(total, total)
     lower = MinimalModel(alpha=ALPHA, strength=STRENGTH, beta=merge, rows=ROWS, cols=COLS).edges[0]
     value = _panel(
         look,

@@ -3,7 +3,7 @@
 select
     role,
     least(floor(singular_value / $width), $bins)::integer as bin,
-    count(*)::integer as values,
+    count(*)::integer as counted,
     sum(count(*)) over (partition by role)::integer as total
 from vectors
 semi join chosen_scans($model, $revision) using (scan_id)
