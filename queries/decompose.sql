@@ -2,9 +2,9 @@
 -- about: Mean p-values of the singular vectors at the small end (decile 1, the smallest tenth of the singular values of each
 --   matrix), in the middle (deciles 2 to 9) and at the large end (decile 10), under three hypotheses, each of which explains more
 --   than the one before. p: independent entries of one variance. p_scale: independent entries with the row and column variances
---   of the matrix (the scale null). p_heads: the same, given which part of each vector every attention head holds. Random vectors
+--   of the matrix (the scale null). p_within: the same, given which part of each vector every attention head holds. Random vectors
 --   have a mean of 0.5 under all of them. The deviation from independent entries, 0.5 - p, is the sum of scale, p_scale - p, which
---   unequal rows and columns explain; head_structure, p_heads - p_scale, which vectors that live in a few heads explain; and
+--   unequal rows and columns explain; head_structure, p_within - p_scale, which vectors that live in a few heads explain; and
 --   direction, which neither explains. Parts can be negative: means above 0.5 are deviations, too.
 --   z = (p - 0.5) sqrt(12 vectors), and z_direction likewise of what is left. differs_by says what remains at the smallest |z|
 --   that counts: direction if the last hypothesis is rejected, head structure if only the scale null is, scale if only independent
@@ -29,13 +29,13 @@
 -- column: vectors | number of singular vectors
 -- column: p | mean p-value against independent entries of one variance
 -- column: p_scale | mean p-value against the scale null
--- column: p_heads | mean p-value against the scale null, given the part of each head; NULL where this side has no heads
+-- column: p_within | mean p-value against the scale null, given the part of each head; NULL where this side has no heads
 -- column: scale | p_scale - p: the part of the deviation that row and column variances explain
--- column: head_structure | p_heads - p_scale: the part that vectors in a few heads explain; NULL where this side has no heads
--- column: direction | 0.5 - p_heads (0.5 - p_scale without heads): the part that neither explains
+-- column: head_structure | p_within - p_scale: the part that vectors in a few heads explain; NULL where this side has no heads
+-- column: direction | 0.5 - p_within (0.5 - p_scale without heads): the part that neither explains
 -- column: z | deviation of p from 0.5 in standard errors of random vectors
 -- column: z_scale | the same of p_scale
--- column: z_direction | the same of p_heads, or of p_scale without heads
+-- column: z_direction | the same of p_within, or of p_scale without heads
 -- column: differs_by | nothing, scale, head structure or direction
 -- column: outside | singular values outside the Marchenko-Pastur bulk at this end of the spectrum; NULL in the middle
 -- column: outside_scale | singular values outside the support of the scale null at this end; NULL in the middle
@@ -73,13 +73,13 @@ measured as (
         count(u_p) filter (where u_p_scale is not null) as u_vectors,
         avg(u_p) filter (where u_p_scale is not null) as u_p,
         avg(u_p_scale) filter (where u_p is not null) as u_p_scale,
-        avg(coalesce(u_p_heads, u_p_scale)) filter (where u_p is not null and u_p_scale is not null) as u_p_left,
-        count(u_p_heads) as u_in_heads,
+        avg(coalesce(u_p_within, u_p_scale)) filter (where u_p is not null and u_p_scale is not null) as u_p_left,
+        count(u_p_within) as u_in_heads,
         count(v_p) filter (where v_p_scale is not null) as v_vectors,
         avg(v_p) filter (where v_p_scale is not null) as v_p,
         avg(v_p_scale) filter (where v_p is not null) as v_p_scale,
-        avg(coalesce(v_p_heads, v_p_scale)) filter (where v_p is not null and v_p_scale is not null) as v_p_left,
-        count(v_p_heads) as v_in_heads
+        avg(coalesce(v_p_within, v_p_scale)) filter (where v_p is not null and v_p_scale is not null) as v_p_left,
+        count(v_p_within) as v_in_heads
     from vectors
     semi join chosen_scans($model, $revision) using (scan_id)
     where
@@ -145,7 +145,7 @@ select
     vectors::integer as vectors,
     p,
     p_scale,
-    case when in_heads then p_left end as p_heads,
+    case when in_heads then p_left end as p_within,
     p_scale - p as scale,
     case when in_heads then p_left - p_scale end as head_structure,
     0.5 - p_left as direction,

@@ -81,7 +81,7 @@ def _bar(row: dict[str, Any], role: str | None, heads: bool) -> str | None:
 
 def _row(row: dict[str, Any], bar: str | None) -> dict[str, Any]:
     parts = {"scale": row["scale"], "head structure": row["head_structure"], "direction": row["direction"]}
-    place = {name: row[name] for name in ("part", "side", "vectors", "p", "p_scale", "p_heads", "differs_by")}
+    place = {name: row[name] for name in ("part", "side", "vectors", "p", "p_scale", "p_within", "differs_by")}
     chance = CHANCE / (12 * row["vectors"]) ** 0.5
     return {"bar": bar, **place, **parts, "sum": 0.5 - row["p"], "chance": chance}
 

@@ -29,7 +29,7 @@ from scanner.store import Store
 
 BINS = 48
 """Number of bins of the spectrum over which p is averaged."""
-IID, SCALED, IN_HEADS = "p", "p_scale", "p_heads"
+IID, SCALED, IN_HEADS = "p", "p_scale", "p_within"
 SCALE_LAW = "law of the scale null"
 COLORS = {IID: theme.BLACK, SCALED: theme.VERMILION, IN_HEADS: theme.ORANGE}
 _FEWEST, _IN_A_GAP = 2, 1e-4
@@ -40,7 +40,7 @@ SIDES = {"u": "left vectors (output side)", "v": "right vectors (input side)"}
     title="Spectrum and vectors under both hypotheses: independent entries of one variance, and the scale null",
     about="Above: histogram of the singular values of one matrix with the Marchenko-Pastur law and the law of random matrices with "
     "the same row and column variances; dashed rules are the edges. Values between the edges are explained by scale. Below: mean p "
-    "of the vectors along the spectrum against both (0.5 is random), and p_heads where the side consists of attention heads. "
+    "of the vectors along the spectrum against both (0.5 is random), and p_within where the side consists of attention heads. "
     "Bands: the middle 80 % of the matrices of the role, or of random vectors if a layer is chosen.",
 )
 def scale(

@@ -421,7 +421,7 @@ def _kind(row: Row) -> str | None:
 
 
 def _nulls(row: Row) -> str:
-    values = [row["p"], row["p_scale"], *([] if row["p_heads"] is None else [row["p_heads"]])]
+    values = [row["p"], row["p_scale"], *([] if row["p_within"] is None else [row["p_within"]])]
     return f"{row['role']}, {_SIDES[row['side']].split()[0]} ({' → '.join(number(p) for p in values)})"
 
 

@@ -100,14 +100,14 @@ class Analysis:
     v_p_scale: FloatArray | None = field(
         default=None, metadata=of_vector("float32", "p-value of v_k under the scale null")
     )
-    u_p_heads: FloatArray | None = field(
+    u_p_within: FloatArray | None = field(
         default=None,
         metadata=of_vector(
             "float32",
             "p-value of u_k under the scale null, given which part of u_k each attention head holds; NULL without heads",
         ),
     )
-    v_p_heads: FloatArray | None = field(default=None, metadata=of_vector("float32", "the same of v_k (of `attn_out`)"))
+    v_p_within: FloatArray | None = field(default=None, metadata=of_vector("float32", "the same of v_k (of `attn_out`)"))
     scale_kind: ScaleKind | None = field(
         default=None,
         metadata=of_matrix("text", "which row and column variances the scale null has: `robust total`"),

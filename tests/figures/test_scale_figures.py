@@ -78,16 +78,16 @@ def test_the_laws_are_those_of_the_matrix(pair_store: Store) -> None:
 def test_p_and_p_scale_along_the_spectrum_are_means_over_ranks_and_blocks(pair_store: Store, layer: int | None) -> None:
     chart = FIGURES["scale"].draw(pair_store, model=BASE, role="query", layer=layer).to_dict()
     where = f"model = '{BASE}' AND role = 'query' AND head IS NULL" + ("" if layer is None else f" AND layer = {layer}")
-    rows = pair_store.sql(f"SELECT layer, k, u_p AS p, u_p_scale AS p_scale, u_p_heads AS p_heads FROM vectors WHERE {where}")
+    rows = pair_store.sql(f"SELECT layer, k, u_p AS p, u_p_scale AS p_scale, u_p_within AS p_within FROM vectors WHERE {where}")
     drawn = named_table(chart, "p_u")
     assert {row["matrices"] for row in drawn} == {3.0 if layer is None else 1.0}
-    for name in ("p", "p_scale", "p_heads"):
+    for name in ("p", "p_scale", "p_within"):
         values = np.zeros((6, 384))
         np.add.at(values, (rows["layer"].to_numpy(), rows["k"].to_numpy()), rows[name].to_numpy())
         binned = values.sum(axis=0).reshape(48, 8).mean(axis=1) / drawn[0]["matrices"]
         assert column(drawn, name) == pytest.approx(binned, rel=1e-4)
     assert all(row["low"] <= row["p"] <= row["high"] for row in drawn)
-    assert "p_heads_v" not in str(chart), "the right vectors of a query have no heads"
+    assert "p_within_v" not in str(chart), "the right vectors of a query have no heads"
 
 
 def test_histograms_are_densities_of_all_blocks_in_absolute_units(pair_store: Store) -> None:

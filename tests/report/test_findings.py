@@ -31,7 +31,7 @@ def matrix(layer: int | None, p: float, *, role: str = "query", **more: object) 
 
 
 def decomposed(role: str, part: str, side: str, p: tuple[float, ...], z: tuple[float, float, float]) -> dict[str, Any]:
-    values = {"p": p[0], "p_scale": p[1], "p_heads": p[2] if len(p) > 2 else None}
+    values = {"p": p[0], "p_scale": p[1], "p_within": p[2] if len(p) > 2 else None}
     return {"role": role, "part": part, "side": side, "z": z[0], "z_scale": z[1], "z_direction": z[2]} | values
 
 

@@ -267,8 +267,8 @@ def test_p_given_the_heads_is_uniform_on_draws_of_the_null(shape: tuple[int, int
         analyze(drawn(unequal(shape[0], rng, 30.0), unequal(shape[1], rng, 30.0), rng), heads=Heads(side="u", count=heads))
         for _ in range(20)
     ]
-    assert all(one.v_p_heads is None for one in found), "the columns are no heads"
-    p = np.stack([one.u_p_heads for one in found])  # type: ignore[misc]
+    assert all(one.v_p_within is None for one in found), "the columns are no heads"
+    p = np.stack([one.u_p_within for one in found])  # type: ignore[misc]
     for part in deciles(p.shape[1]):
         assert stats.kstest(p[:, part].ravel(), "uniform").pvalue > 0.001 / 30, part  # Bonferroni: shapes, deciles
     assert p.mean() == pytest.approx(0.5, abs=0.03)
@@ -289,7 +289,7 @@ def test_vectors_in_a_few_heads_are_head_structure_and_not_direction(turned: boo
         w = in_heads(m, n, heads, rng)
         side, other = ("v", "u") if turned else ("u", "v")
         found = analyze(w.T if turned else w, heads=Heads(side=side, count=heads))  # type: ignore[arg-type]
-        assert getattr(found, f"{other}_p_heads") is None
+        assert getattr(found, f"{other}_p_within") is None
         for name, values in p.items():
             values += [*getattr(found, f"{side}_p_{name}")]
     z = {name: (np.mean(values) - 0.5) * np.sqrt(12 * len(values)) for name, values in p.items()}
@@ -303,8 +303,8 @@ def test_what_is_not_gaussian_within_the_heads_remains() -> None:
     sparse = np.where(rng.random(256) < 0.05, 1.0, 0.0)
     w += 80.0 * np.outer(sparse / np.linalg.norm(sparse), orthonormal(300, 1, rng)[:, 0])
     found = analyze(w, heads=Heads(side="u", count=8))
-    assert found.u_p_heads[0] < 1e-4  # type: ignore[index]
-    assert found.u_p_heads[1:].mean() > 0.4  # type: ignore[index]
+    assert found.u_p_within[0] < 1e-4  # type: ignore[index]
+    assert found.u_p_within[1:].mean() > 0.4  # type: ignore[index]
 
 
 def test_heads_of_zero_rows_and_heads_that_are_no_heads() -> None:
@@ -312,11 +312,11 @@ def test_heads_of_zero_rows_and_heads_that_are_no_heads() -> None:
     w = rng.standard_normal((64, 90))
     w[:5] = w[16:32] = 0.0  # the first head has eleven rows, the second none
     found = analyze(w, heads=Heads(side="u", count=4))
-    assert found.u_p_heads[: found.rank].mean() == pytest.approx(0.5, abs=0.15)  # type: ignore[index]
-    assert np.isnan(found.u_p_heads[found.rank :]).all()  # type: ignore[index]
+    assert found.u_p_within[: found.rank].mean() == pytest.approx(0.5, abs=0.15)  # type: ignore[index]
+    assert np.isnan(found.u_p_within[found.rank :]).all()  # type: ignore[index]
     for none in (1, 3, 16, 64):  # 3 does not divide 64, and 16 heads would have four rows each
-        assert analyze(w, heads=Heads(side="u", count=none)).u_p_heads is None
-    assert analyze(w, heads=Heads(side="u", count=4), scale="none").u_p_heads is None
+        assert analyze(w, heads=Heads(side="u", count=none)).u_p_within is None
+    assert analyze(w, heads=Heads(side="u", count=4), scale="none").u_p_within is None
 
 
 def test_a_mean_of_p_varies_no_more_than_that_of_independent_ones() -> None:
@@ -325,7 +325,7 @@ def test_a_mean_of_p_varies_no_more_than_that_of_independent_ones() -> None:
     z: list[float] = []
     for _ in range(40):
         found = analyze(drawn(unequal(128, rng, 30.0), unequal(160, rng, 30.0), rng), heads=Heads(side="u", count=8))
-        for p in (found.u_p_scale, found.u_p_heads, found.v_p_scale):
+        for p in (found.u_p_scale, found.u_p_within, found.v_p_scale):
             z += [(part.mean() - 0.5) * np.sqrt(12 * len(part)) for part in (p[:12], p[12:116], p[116:])]  # type: ignore[index]
     assert np.std(z) < 1.05
     assert np.abs(z).max() < 4.0
@@ -427,7 +427,7 @@ def test_hard_matrices_give_values_or_a_reason(name: str, kind: str) -> None:
     for p in (found.u_p_scale, found.v_p_scale):
         assert ((p[: found.rank] > 0) & (p[: found.rank] <= 1)).all()  # type: ignore[index]
         assert np.isnan(p[found.rank :]).all()  # type: ignore[index]
-    for p in (found.u_p_heads, found.v_p_heads):
+    for p in (found.u_p_within, found.v_p_within):
         assert p is None or ((p[: found.rank] > 0) & (p[: found.rank] <= 1)).all()
     assert {*found.region_scale[: found.rank]} <= {"left", "bulk", "right"}  # type: ignore[index]
 

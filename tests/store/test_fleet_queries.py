@@ -540,13 +540,13 @@ def test_decompose_splits_the_deviation_by_part_of_the_spectrum(store: Store) ->
     count = 40
     matrices, values = [], []
     for number in range(2):
-        # Means of p, p_scale and p_heads by rank.
+        # Means of p, p_scale and p_within by rank.
         by_part = [(0.3, 0.5, 0.5)] * 4 + [(0.5, 0.5, 0.5)] * 32 + [(0.1, 0.2, 0.3)] * 4
         names = [(f"{side}_p{null}", at) for side in "uv" for at, null in enumerate(("", "_scale", "_heads"))]
         drawn_values = {
             name: [float(np.float32(mean[at] + random.uniform(-0.05, 0.05))) for mean in by_part] for name, at in names
         }
-        del drawn_values["v_p_heads"]  # the columns of a query are no heads
+        del drawn_values["v_p_within"]  # the columns of a query are no heads
         drawn_values["u_p_scale"][0] = float("nan")  # stored as NULL: has no part in any mean
         scaled = {
             name: [None if math.isnan(p) else p for p in column]
@@ -566,7 +566,7 @@ def test_decompose_splits_the_deviation_by_part_of_the_spectrum(store: Store) ->
     ranks = {"large end": slice(0, 4), "middle": slice(4, 36), "small end": slice(36, 40)}
     for row in answer:
         side, part = row["side"], ranks[row["part"]]
-        columns = [f"{side}_p", f"{side}_p_scale", f"{side}_p_heads" if side == "u" else f"{side}_p_scale"]
+        columns = [f"{side}_p", f"{side}_p_scale", f"{side}_p_within" if side == "u" else f"{side}_p_scale"]
         vectors = [
             together
             for one in values
@@ -576,7 +576,7 @@ def test_decompose_splits_the_deviation_by_part_of_the_spectrum(store: Store) ->
         p, p_scale, p_left = np.mean(vectors, axis=0)
         assert (row["role"], row["matrices"], row["vectors"]) == ("query", 2, len(vectors))
         assert (row["p"], row["p_scale"]) == pytest.approx((p, p_scale), abs=1e-6)
-        assert row["p_heads"] == (None if side == "v" else pytest.approx(p_left, abs=1e-6))
+        assert row["p_within"] == (None if side == "v" else pytest.approx(p_left, abs=1e-6))
         assert row["head_structure"] == (None if side == "v" else pytest.approx(p_left - p_scale, abs=1e-6))
         assert row["scale"] + (row["head_structure"] or 0.0) + row["direction"] == pytest.approx(0.5 - row["p"])
         for name, mean in (("z", p), ("z_scale", p_scale), ("z_direction", p_left)):
@@ -596,7 +596,7 @@ def test_decompose_says_what_remains(store: Store) -> None:
             singular_values=np.linspace(2, 1, 40).tolist(),
             u_p=[p] * 40,
             v_p=[0.5] * 40,
-            by_rank={"u_p_scale": [scaled] * 40, "v_p_scale": [0.5] * 40, "u_p_heads": [left] * 40},
+            by_rank={"u_p_scale": [scaled] * 40, "v_p_scale": [0.5] * 40, "u_p_within": [left] * 40},
         )
         for layer, (name, (p, scaled, left)) in enumerate(cases.items())
     ]

@@ -7,7 +7,7 @@ with measured as (
         ((k * $bins) // least(rows, cols))::integer as bin,
         avg(if($side = 'u', u_p, v_p)) as p,
         avg(if($side = 'u', u_p_scale, v_p_scale)) as p_scale,
-        avg(if($side = 'u', u_p_heads, v_p_heads)) as p_heads
+        avg(if($side = 'u', u_p_within, v_p_within)) as p_within
     from vectors
     semi join chosen_scans($model, $revision) using (scan_id)
     where
@@ -30,7 +30,7 @@ select
     avg(p_scale) as p_scale,
     quantile_cont(p_scale, 0.1) as low_scale,
     quantile_cont(p_scale, 0.9) as high_scale,
-    avg(p_heads) as p_heads
+    avg(p_within) as p_within
 from measured
 group by bin
 order by bin;
