@@ -366,8 +366,8 @@ def _with_scale(
     ):
         length = int((variances > 0.0).sum())
         count = heads.count if heads is not None and heads.side == side else 1
-        for name, groups in (("scale", 1), ("heads", count)):
-            if name == "heads" and not has_heads(len(variances), groups):
+        for name, groups in (("scale", 1), ("within", count)):
+            if name == "within" and not has_heads(len(variances), groups):
                 continue
             p = p_values[f"{side}_p_{name}"] = np.full(len(s), np.nan)
             distances = vector_distances(vectors[:rank], variances, scalars.w, other, share, groups).cpu().numpy()

@@ -284,7 +284,7 @@ def in_heads(m: int, n: int, heads: int, rng: np.random.Generator) -> Matrix:
 def test_vectors_in_a_few_heads_are_head_structure_and_not_direction(turned: bool) -> None:
     rng = np.random.default_rng(12)
     m, n, heads = 256, 300, 8
-    p: dict[str, list[float]] = {"scale": [], "heads": []}
+    p: dict[str, list[float]] = {"scale": [], "within": []}
     for _ in range(4):
         w = in_heads(m, n, heads, rng)
         side, other = ("v", "u") if turned else ("u", "v")
@@ -294,7 +294,7 @@ def test_vectors_in_a_few_heads_are_head_structure_and_not_direction(turned: boo
             values += [*getattr(found, f"{side}_p_{name}")]
     z = {name: (np.mean(values) - 0.5) * np.sqrt(12 * len(values)) for name, values in p.items()}
     assert z["scale"] < -8
-    assert abs(z["heads"]) < 4
+    assert abs(z["within"]) < 4
 
 
 def test_what_is_not_gaussian_within_the_heads_remains() -> None:

@@ -542,7 +542,7 @@ def test_decompose_splits_the_deviation_by_part_of_the_spectrum(store: Store) ->
     for number in range(2):
         # Means of p, p_scale and p_within by rank.
         by_part = [(0.3, 0.5, 0.5)] * 4 + [(0.5, 0.5, 0.5)] * 32 + [(0.1, 0.2, 0.3)] * 4
-        names = [(f"{side}_p{null}", at) for side in "uv" for at, null in enumerate(("", "_scale", "_heads"))]
+        names = [(f"{side}_p{null}", at) for side in "uv" for at, null in enumerate(("", "_scale", "_within"))]
         drawn_values = {
             name: [float(np.float32(mean[at] + random.uniform(-0.05, 0.05))) for mean in by_part] for name, at in names
         }
