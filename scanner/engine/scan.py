@@ -170,9 +170,14 @@ class MatrixTask(Task):
         error, stage = matrix if isinstance(matrix, Exception) else None, "read"
         if error is None:
             try:
-                heads = heads_of(ref) if self.head_mass else None
                 analysis, seconds = analyze_timed(
-                    context, matrix, sigma=self.sigma, null=self.null, scale=self.scale, heads=heads
+                    context,
+                    matrix,
+                    sigma=self.sigma,
+                    null=self.null,
+                    scale=self.scale,
+                    heads=heads_of(ref),
+                    head_mass=self.head_mass,
                 )
             except Exception as raised:  # as above
                 error, stage = raised, "analyse"
@@ -370,7 +375,14 @@ class MatrixControlTask(Task):
 
 
 def analyze_timed(
-    context: Context, matrix: Any, *, sigma: SigmaKind, null: str, scale: ScaleKind, heads: Heads | None = None
+    context: Context,
+    matrix: Any,
+    *,
+    sigma: SigmaKind,
+    null: str,
+    scale: ScaleKind,
+    heads: Heads | None = None,
+    head_mass: bool = False,
 ) -> tuple[Analysis, dict[str, float]]:
     """Analyze a matrix on the worker's device; returns the seconds of the stages `decompose` and `test` beside it."""
     before = {stage: context.seconds(stage) for stage in ("decompose", "test")}
@@ -378,7 +390,8 @@ def analyze_timed(
         with context.stage("decompose"):
             parts, total = decomposed(matrix, context.device)
         with context.stage("test"):
-            analysis = summarize(parts, total, sigma=sigma, null=KsNull.parse(null), scale=scale, heads=heads)
+            tests = KsNull.parse(null)
+            analysis = summarize(parts, total, sigma=sigma, null=tests, scale=scale, heads=heads, head_mass=head_mass)
     return analysis, {stage: context.seconds(stage) - seconds for stage, seconds in before.items()}
 
 

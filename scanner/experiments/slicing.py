@@ -3,7 +3,8 @@
 In the table `ablations`, `set` is `slice:K` (K is the decile of the eigenvalues that is left out, 1 the smallest) and `roles`
 says where: `before norm` or `after norm`; `removed` counts directions over all norms of the model.
 
-Source: Staats, Thamm, Rosenow, arXiv 2410.17770v1, App. F.
+Source of the construction: Staats, Thamm, Rosenow, arXiv 2410.17770v1, App. F, whose claim is about the order of slicing and
+fine-tuning.
 """
 
 from __future__ import annotations
@@ -154,9 +155,10 @@ EXPERIMENT = register_experiment(
         config=Config,
         plan=plan,
         query="slicing",
-        help="""Leave out a tenth of the activation directions at every norm, and measure how much the model degrades (v1, App. F).
+        help="""Leave out a tenth of the activation directions at every norm, and measure how much the model degrades.
 
-The directions are eigenvectors of the covariance of the activations at each norm, as in SliceGPT. Each point is one file in the
+The directions are eigenvectors of the covariance of the activations at each norm, as in SliceGPT
+(the construction of v1, App. F; nothing is fine-tuned here). Each point is one file in the
 table ablations, written when it is measured; existing points are reused. Prints query slicing.
 
 Examples:

@@ -337,7 +337,7 @@ def _spectra(values: list[dict[str, Any]], color: Any, look: theme.Style) -> Any
 def slicing(store: Store, *, interactive: bool = False, model: str | None = None, run: str | None = None) -> Any:
     """Draw the damage by decile of the eigenvalues of the covariance, one line for each order of projection and norm.
 
-    Source: arXiv 2410.17770v1, App. F.
+    Source of the construction: arXiv 2410.17770v1, App. F.
 
     Raises:
         ScannerError: the store has no such run.

@@ -80,6 +80,11 @@ class Matrix:
     mp_upper: float
     outliers_left: int
     outliers_right: int
+    scale_lower: float | None
+    scale_upper: float | None
+    outliers_left_scale: int | None
+    outliers_right_scale: int | None
+    scale_failure: str | None
     u_p_mean: float | None
     v_p_mean: float | None
 

@@ -35,7 +35,53 @@ SAME = 0.05
 """Relative difference up to which estimates of sigma agree."""
 _NAMED = 4
 _SIDES = {"u": "left (output-side)", "v": "right (input-side)"}
+_KINDS = {
+    "direction": "direction remains",
+    "head structure": "head structure explains what scale does not",
+    "scale": "scale explains all",
+}
+"""What a deviation can consist of by query `decompose`, and the words for it."""
+_NOTHING = "nothing beyond chance"
 _FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def decomposition(rows: Sequence[Row], model: str) -> Finding | None:
+    """Return what the deviations at both ends of the spectrum consist of; rows of query `decompose`, layers=false.
+
+    Only roles are named whose mean p is below 0.5 beyond chance, and only as direction if the null hypotheses that explain scale
+    and head structure are rejected, too.
+    """
+    if not rows:
+        return None
+    found = {
+        part: {kind: [row for row in rows if row["part"] == part and _kind(row) == kind] for kind in _KINDS}
+        for part in ("small end", "large end")
+    }
+    sentences = []
+    for part, kinds in found.items():
+        told = [
+            f"{words} in {'; '.join(map(_nulls, sorted(kinds[kind], key=lambda row: row['p'])))}"
+            for kind, words in _KINDS.items()
+            if kinds[kind]
+        ]
+        sentences.append(
+            f"{part.capitalize()}: {'. '.join([*told[:1], *(_sentence(one) for one in told[1:])]) or _NOTHING}."
+        )
+    small = found["small end"]
+    roles = list(dict.fromkeys(row["role"] for row in small["direction"]))
+    if roles:
+        headline = f"Beyond scale and head structure, the small end has direction in {listing(roles)}"
+    elif any(small.values()):
+        headline = "Scale and head structure explain every deviation at the small end"
+    else:
+        headline = "At the small end, no role deviates from random vectors"
+    detail = (
+        "Mean p-values against independent entries → against random matrices with the same row and column variances → (where a "
+        "side consists of attention heads) given the part of each head; random vectors have 0.50. "
+    )
+    return Finding(
+        headline=headline, detail=detail + " ".join(sentences), query=command("decompose", model, "layers=false")
+    )
 
 
 def small_end(rows: Sequence[Row], model: str) -> Finding | None:
@@ -360,6 +406,25 @@ def _roles(rows: Iterable[Row]) -> set[str]:
 def _side(row: Row) -> str:
     beside = f", control {number(row['control_p'])}" if row["control_p"] is not None else ""
     return f"{row['role']}, {_SIDES[row['side']].split()[0]} ({number(row['p'])}{beside}; z = {signed(row['z'])})"
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _kind(row: Row) -> str | None:
+    """Return the last hypothesis that leaves vectors less Gaussian than random ones; None if the first one does not.
+
+    Query `decompose` calls means above 0.5 a direction, too. They follow from orthogonality to other vectors.
+    """
+    if row["z"] >= -CLEAR:
+        return None
+    return "direction" if row["z_direction"] < -CLEAR else "head structure" if row["z_scale"] < -CLEAR else "scale"
+
+
+def _nulls(row: Row) -> str:
+    values = [row["p"], row["p_scale"], *([] if row["p_within"] is None else [row["p_within"]])]
+    return f"{row['role']}, {_SIDES[row['side']].split()[0]} ({' → '.join(number(p) for p in values)})"
 
 
 def _expected(row: Row) -> str:

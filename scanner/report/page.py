@@ -35,6 +35,7 @@ MOST_ROWS = 1000
 """Maximal number of rows of a table; longer tables keep the least random or the most changed matrices."""
 MOST_NAMES = 40
 _MODEL_FIGURES: tuple[tuple[str, dict[str, object]], ...] = (
+    ("decompose", {}),
     ("pvalues_by_role", {"side": "v"}),
     ("pvalues_by_role", {"side": "u"}),
     ("spectra_by_role", {}),
@@ -154,6 +155,7 @@ def _model(store: Store, model: str, matrices: list[dict[str, Any]], key: str) -
     shapes = {(row["rows"], row["cols"]) for row in matrices}
     found = [
         findings.coverage(scans),
+        findings.decomposition(asked("decompose", layers=False), model),
         findings.small_end(asked("small_end", layers=False), model),
         findings.outliers(asked("outlier_share"), model),
         findings.depth(matrices, asked("most_learned", top=1), model),

@@ -29,7 +29,9 @@ from scanner.rmt.scale_null import (
     Profile,
     ScaleError,
     ScaleFit,
+    density_at,
     fit_scale,
+    has_heads,
     in_support,
     inequality,
     shares,
@@ -40,7 +42,7 @@ from scanner.rmt.scale_null import (
 from scanner.rmt.sigma import SIGMA_KINDS, BulkFit, SigmaKind, fit_bulk, sigma_init, sigma_median, sigma_std
 from scanner.rmt.vocabulary import SCALE_KINDS, ScaleKind
 
-__all__ = ["METHOD_VERSION", "Analysis", "NotFiniteError", "SigmaError", "analyze", "decomposed", "summarize"]
+__all__ = ["METHOD_VERSION", "Analysis", "Heads", "NotFiniteError", "SigmaError", "analyze", "decomposed", "summarize"]
 
 #: Increased when the same matrix would give different rows; part of the identity of every scan.
 METHOD_VERSION = 1
@@ -178,6 +180,7 @@ def analyze(
     null: KsNull | str = "table",
     scale: ScaleKind = "robust",
     heads: Heads | None = None,
+    head_mass: bool = False,
     device: str | torch.device | None = None,
 ) -> Analysis:
     """Compare one m x n matrix with random matrix theory.
@@ -192,7 +195,8 @@ def analyze(
         null: source of the p-values: `table` (shipped, 10^6 draws per length) or `mc:N` (N simulated vectors of the exact length).
         scale: how the row and column variances of the scale null are estimated: `robust` (without the values above the bulk),
             `total`, or `none` for no scale null.
-        heads: attention heads in the entries of the vectors of one side, whose masses are tested; None: no test.
+        heads: attention heads in the entries of the vectors of one side; None: none.
+        head_mass: test whether the mass of these vectors is in few heads.
         device: where to compute; None leaves a tensor where it is.
 
     Raises:
@@ -208,7 +212,7 @@ def analyze(
         raise ValueError(f"unknown scale {scale!r}; known: {', '.join(SCALE_KINDS)}")
     null = KsNull.parse(null) if isinstance(null, str) else null
     parts, sum_of_entries = decomposed(array, device)
-    return summarize(parts, sum_of_entries, sigma=sigma, null=null, scale=scale, heads=heads)
+    return summarize(parts, sum_of_entries, sigma=sigma, null=null, scale=scale, heads=heads, head_mass=head_mass)
 
 
 def decomposed(
@@ -237,10 +241,11 @@ def summarize(
     null: KsNull,
     scale: ScaleKind = "none",
     heads: Heads | None = None,
+    head_mass: bool = False,
 ) -> Analysis:
     """Compute the analysis that follows from a decomposition and the sum of the entries of the matrix.
 
-    With `heads`, the masses of the heads in the vectors of their side are tested, too.
+    With `head_mass`, the masses of the `heads` in the vectors of their side are tested, too.
 
     Raises:
         SigmaError: `sigma` is `bulk`, and its fit ran away. A scale null that cannot be computed is no error: `scale_failure`
@@ -308,8 +313,8 @@ def summarize(
         v_p_mean=_mean(v.p),
         svd_method=parts.method,
         svd_residual=parts.residual,
-        **({} if scale == "none" else _scale_columns(parts, scale, rank, unit, null, heads)),
-        **({} if heads is None else _head_columns(parts, heads, rank)),
+        **({} if scale == "none" else _scale_columns(parts, scale, rank, unit, null, heads, head_mass)),
+        **({} if heads is None or not head_mass else _head_columns(parts, heads, rank)),
     )
     extra = extra_values(parts, analysis)
     return replace(analysis, extra=extra) if extra else analysis
@@ -359,7 +364,7 @@ def _head_columns(parts: Decomposition, heads: Heads, rank: int) -> dict[str, An
 
 
 def _scale_columns(
-    parts: Decomposition, kind: ScaleKind, rank: int, unit: float, null: KsNull, heads: Heads | None
+    parts: Decomposition, kind: ScaleKind, rank: int, unit: float, null: KsNull, heads: Heads | None, mass: bool
 ) -> dict[str, Any]:
     """Return the fields of `Analysis` that the scale null of the kind gives; only the reason, if there is none."""
     found: dict[str, Any] = {"scale_kind": kind}
@@ -375,7 +380,7 @@ def _scale_columns(
         chosen = fits[kind]
         if isinstance(chosen, ScaleError):
             raise chosen
-        return found | _with_scale(parts, chosen, rank, unit, null, heads)
+        return found | _with_scale(parts, chosen, rank, unit, null, heads, mass)
     except ScaleError as error:
         return found | {"scale_failure": str(error)}
 
@@ -397,7 +402,7 @@ def scale_profile(parts: Decomposition, kind: ScaleKind) -> Profile | None:
 
 
 def _with_scale(
-    parts: Decomposition, fit: ScaleFit, rank: int, unit: float, null: KsNull, heads: Heads | None
+    parts: Decomposition, fit: ScaleFit, rank: int, unit: float, null: KsNull, heads: Heads | None, mass: bool
 ) -> dict[str, Any]:
     """Return regions, p-values and what follows from them.
 
@@ -412,27 +417,36 @@ def _with_scale(
     # A value in a gap of the support is an outlier, too: above the bulk if it is in the upper half of the spectrum.
     gap = np.flatnonzero((region[:rank] == "bulk") & ~in_support(scalars, scaled, fit.edges))
     region[gap] = np.where(gap < min(len(profile.rows), len(profile.cols)) // 2, "right", "left")
-    p_values = []
+    p_values: dict[str, FloatArray] = {}
     of_heads: dict[str, Any] = {}
     left, right = shares(profile, scaled)
     for side, vectors, variances, other, share in (
         ("u", parts.left, profile.rows, scalars.y, left),
         ("v", parts.right, profile.cols, scalars.x, right),
     ):
-        p = np.full(len(s), np.nan)
-        distances = vector_distances(vectors[:rank], variances, scalars.w, other, share).cpu().numpy()
-        p[:rank] = null.p_values(distances, int((variances > 0.0).sum()))
-        p_values.append(p)
-        if heads is not None and heads.side == side and bool((variances > 0.0).all()):
+        length = int((variances > 0.0).sum())
+        count = heads.count if heads is not None and heads.side == side else 1
+        for name, groups in (("scale", 1), ("within", count)):
+            if name == "within" and not has_heads(len(variances), groups):
+                continue
+            p = p_values[f"{side}_p_{name}"] = np.full(len(s), np.nan)
+            distances = vector_distances(vectors[:rank], variances, scalars.w, other, share, groups).cpu().numpy()
+            p[:rank] = null.p_values(distances, length)
+        if count > 1 and mass and bool((variances > 0.0).all()):
             equal = standardized(vectors[:rank], variances, scalars.w, other, share)
             tested = np.full(len(s), np.nan)
-            tested[:rank] = _head_test(equal, heads.count)[2]
+            tested[:rank] = _head_test(equal, count)[2]
             of_heads = {"heads_p_scale": tested, "heads_p_scale_mean": _mean(tested)}
-    u_p, v_p = p_values
+    u_p, v_p = p_values["u_p_scale"], p_values["v_p_scale"]
+    law = np.full(len(s), np.nan)
+    with np.errstate(over="ignore"):  # the density of the smallest numbers is out of range
+        law[:rank] = density_at(profile, scalars).cpu().numpy() / unit
+    law[np.isinf(law)] = np.nan
     return {
+        **p_values,
+        **of_heads,
         "region_scale": region,
-        "u_p_scale": u_p,
-        "v_p_scale": v_p,
+        "scale_density": law,
         "scale_lower": lower,
         "scale_upper": upper,
         "scale_threshold": fit.edges.threshold * unit,
@@ -442,7 +456,7 @@ def _with_scale(
         "v_p_scale_mean": _mean(v_p),
         "scale_row_inequality": inequality(profile.rows),
         "scale_col_inequality": inequality(profile.cols),
-    } | of_heads
+    }
 
 
 def _mean(p_values: FloatArray) -> float:

@@ -97,12 +97,28 @@ class Analysis:
         default=None,
         metadata=of_vector("text", "`region` by the support of the scale null: outside its edges or in a gap of it"),
     )
+    scale_density: FloatArray | None = field(
+        default=None,
+        metadata=of_vector(
+            "float64", "density of the singular values by the law of the scale null, at s_k; its integral is 1"
+        ),
+    )
     u_p_scale: FloatArray | None = field(
         default=None,
         metadata=of_vector("float32", "p-value of u_k under the scale null (row and column variances of W)"),
     )
     v_p_scale: FloatArray | None = field(
         default=None, metadata=of_vector("float32", "p-value of v_k under the scale null")
+    )
+    u_p_within: FloatArray | None = field(
+        default=None,
+        metadata=of_vector(
+            "float32",
+            "p-value of u_k under the scale null, given which part of u_k each attention head holds; NULL without heads",
+        ),
+    )
+    v_p_within: FloatArray | None = field(
+        default=None, metadata=of_vector("float32", "the same of v_k (of `attn_out`)")
     )
     scale_kind: ScaleKind | None = field(
         default=None,

@@ -64,6 +64,8 @@ _FIRST_LOOKED_AT = 8
 # Points of the search for the lower edge, and the first step of the descent to the real axis.
 _LOWER_GRID, _LOWER_BINS, _LOWER_STEP = 40, 256, 0.01
 _DESCENT = 0.4
+# Entries of a head from which its mass can be estimated.
+_LEAST_WIDTH = 8
 # Change of the fourth cumulant, times sqrt(length) / 12, below which it is not corrected: D would change by 1 % of its mean.
 _NEGLIGIBLE = 0.03
 
@@ -235,13 +237,16 @@ def _robust(singular_values: torch.Tensor, sides: tuple[_Side, _Side], total: Sc
     count, profile = len(singular_values), total.profile
     # Gaps of the support are looked for among the largest values only; those that are closer to the bulk are few.
     top = singular_values[: max(_LEAST_TOP, count // 4)]
+    smallest = singular_values[0] * max(side.length for side in sides) * np.finfo(np.float64).eps
+    whole = len(top) == count or bool(singular_values[len(top)] <= smallest)
+    top = top[top > smallest]  # zeros are below every bulk
     now, seen, gaps = np.empty(0, dtype=np.int64), set(), False
     for _ in range(MAX_ROUNDS):
         seen.add(now.tobytes())
-        following = _above(profile, top, gaps=gaps)
+        following = _above(profile, top, gaps=gaps, whole=whole)
         if not gaps and np.array_equal(following, now):  # looking for gaps takes longer
             gaps = True
-            following = _above(profile, top, gaps=True)
+            following = _above(profile, top, gaps=True, whole=whole)
         if np.array_equal(following, now):
             return ScaleFit(profile=profile, edges=edges(profile) if len(now) else total.edges)
         if len(following) > _MOST_LEFT_OUT * count or (len(following) == len(top) < count):
@@ -663,8 +668,11 @@ def solve(profile: Profile, singular_values: torch.Tensor, fitted: ScaleEdges) -
     return Scalars(w=at, x=left, y=right)
 
 
-def _above(profile: Profile, top: torch.Tensor, *, gaps: bool) -> NDArray[np.int64]:
-    """Return the ranks of the largest values that are above the upper edge, or (with `gaps`) in a gap of the support."""
+def _above(profile: Profile, top: torch.Tensor, *, gaps: bool, whole: bool) -> NDArray[np.int64]:
+    """Return the ranks of the largest values that are above the upper edge, or (with `gaps`) in a gap of the support.
+
+    Where `top` is the whole spectrum, the values below its last one in the support are below the bulk, and not in a gap.
+    """
     upper = float(np.sqrt(profile.upper.value))
     limits = ScaleEdges(lower=0.0, upper=upper, threshold=0.0)
     above = int((top > upper).sum())
@@ -680,7 +688,11 @@ def _above(profile: Profile, top: torch.Tensor, *, gaps: bool) -> NDArray[np.int
     some = [*range(min(_FIRST_LOOKED_AT, len(left))), *range(_FIRST_LOOKED_AT, len(left), _FIRST_LOOKED_AT)]
     if not outside(some).any():
         return np.arange(above)
-    return np.concatenate([np.arange(above), above + np.flatnonzero(outside(slice(None)))])
+    found = outside(slice(None))
+    if whole:
+        inside = np.flatnonzero(~found)
+        found[inside[-1] + 1 if len(inside) else 0 :] = False
+    return np.concatenate([np.arange(above), above + np.flatnonzero(found)])
 
 
 def in_support(found: Scalars, singular_values: torch.Tensor, fitted: ScaleEdges) -> NDArray[np.bool_]:
@@ -701,7 +713,11 @@ def density(profile: Profile, singular_values: torch.Tensor, fitted: ScaleEdges)
 
     Arguments and errors are those of `solve`.
     """
-    found = solve(profile, singular_values, fitted)
+    return density_at(profile, solve(profile, singular_values, fitted))
+
+
+def density_at(profile: Profile, found: Scalars) -> torch.Tensor:
+    """Return the `density` at the singular values at which the equations were solved."""
     rows, counts = (torch.from_numpy(values).to(found.w.device) for values in binned(profile.rows))
     m, n = int((profile.rows > 0.0).sum()), int((profile.cols > 0.0).sum())
     resolvent = -(1.0 / (found.w[:, None] + found.y[:, None] * rows)) @ counts.to(torch.complex128)
@@ -736,12 +752,46 @@ def _without_own(x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
     return x.mul_(squares.clamp_(min=0.05).rsqrt_())
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Members:
+    """Which head each entry belongs to, (length,), and how many entries each head has."""
+
+    head: torch.Tensor
+    widths: FloatArray
+
+    def equalize(self, vectors: torch.Tensor) -> None:
+        """Divide the entries of each head by their root mean square, in place; entries that are all zero remain."""
+        if np.ptp(self.widths) == 0.0:  # no row or column is empty: faster
+            parts = vectors.view(len(vectors), len(self.widths), -1)
+            roots = torch.linalg.vector_norm(parts, dim=2, keepdim=True).mul_(float(self.widths[0]) ** -0.5)
+            parts.div_(roots.clamp_(min=torch.finfo(roots.dtype).tiny))
+            return
+        sums = torch.zeros((len(vectors), len(self.widths)), dtype=vectors.dtype, device=vectors.device)
+        sums.index_add_(1, self.head, vectors.square())
+        means = sums / torch.from_numpy(self.widths).to(sums)
+        vectors.div_(means.clamp_(min=torch.finfo(means.dtype).tiny).sqrt_()[:, self.head])
+
+
+def has_heads(length: int, heads: int) -> bool:
+    """Tell whether the vectors of one side consist of several equal parts, each with entries enough to estimate its mass."""
+    return heads > 1 and length % heads == 0 and length // heads >= _LEAST_WIDTH
+
+
+def _members(present: torch.Tensor, heads: int) -> _Members | None:
+    if not has_heads(len(present), heads):
+        return None
+    head = torch.arange(heads, device=present.device).repeat_interleave(len(present) // heads)[present]
+    kept, head = head.unique(return_inverse=True)
+    return _Members(head=head, widths=torch.bincount(head, minlength=len(kept)).cpu().numpy().astype(np.float64))
+
+
 def vector_distances(
     vectors: torch.Tensor,
     variances: torch.Tensor,
     w: torch.Tensor,
     other: torch.Tensor,
     share: torch.Tensor | None = None,
+    heads: int = 1,
 ) -> torch.Tensor:
     """Return D of vectors whose entries are divided by their standard deviation in the null and normalized again; shape (K,).
 
@@ -750,19 +800,24 @@ def vector_distances(
     standardized entry x becomes x / sqrt(1 - c (x^2 - 1)), which takes out of the estimate of its variance what it contributed
     itself; this matters for the long vectors of thin matrices.
 
+    With `heads`, the entries of each attention head are divided by their own root mean square as well: what is left is how the
+    entries are distributed within the heads, whatever part of the vector each head holds. Such a part is estimated from `width`
+    entries, which changes the fourth cumulant like c = (1 / width - 1 / length) / 2.
+
     Args:
         vectors: as rows, (K, length).
         variances: of the side of the vectors, (length,).
         w: from `Scalars`, (K,).
         other: Y for left, X for right vectors, (K,).
         share: c, from `shares`, (K,); None: the variances are known.
+        heads: number of equal parts of the vectors, one after the other; 1 for vectors without heads.
 
     Raises:
         ScaleError: the variances of a vector are out of range.
     """
     present = variances > 0.0
     length = int(present.sum())
-    scaled = _standardizer(vectors, variances, w, other, share)
+    scaled = _standardizer(vectors, variances, w, other, share, heads)
     found = ks_distances(len(vectors), length, vectors.device, scaled)
     if not bool(found.isfinite().all()):
         raise ScaleError("the variances of the entries of a vector span more orders of magnitude than float32 has")
@@ -784,7 +839,12 @@ def standardized(
 
 
 def _standardizer(
-    vectors: torch.Tensor, variances: torch.Tensor, w: torch.Tensor, other: torch.Tensor, share: torch.Tensor | None
+    vectors: torch.Tensor,
+    variances: torch.Tensor,
+    w: torch.Tensor,
+    other: torch.Tensor,
+    share: torch.Tensor | None,
+    heads: int = 1,
 ) -> Callable[[slice], torch.Tensor]:
     """Return the function that standardizes some of the vectors; see `vector_distances`."""
     present = variances > 0.0
@@ -798,6 +858,9 @@ def _standardizer(
     base, slope = (w * w).imag, (w * other).imag * largest
     base, slope = (base / (base + slope)).float(), (slope / (base + slope)).float()
     own = torch.zeros_like(constant) if share is None else share.float()
+    members = _members(present, heads)
+    if members is not None:
+        own = own + float(np.mean(0.5 / members.widths - 0.5 / length))
     changed = (own.abs() * float(np.sqrt(length)) > _NEGLIGIBLE).cpu().numpy()
 
     def scaled(part: slice) -> torch.Tensor:
@@ -808,6 +871,8 @@ def _standardizer(
         weight.addcmul_(crossed, crossed)
         weight.div_(torch.addcmul(base[part, None], a, slope[part, None])).sqrt_()
         weight.mul_(block.float())
+        if members is not None:
+            members.equalize(weight)
         some = np.flatnonzero(changed[part])
         if len(some) == len(weight):  # no copies
             return _without_own(weight, own[part, None])

@@ -288,8 +288,8 @@ OPTIONS = {
     "calibrate": "--output --draws --seed --format",
     "activations": f"{TEXT} --store --tokens --window --roles --layers --dtype --sign-draws --halves --map {POOL} "
     "--force --format",
-    "ablate": f"{MEASURE} --store --roles --layers --by --sets --random --controls --control-draws --stride --prompt --answers {POOL} "
-    "--force --format",
+    "ablate": f"{MEASURE} --store --roles --layers --by --sets --random --controls --control-draws --stride --prompt "
+    f"--answers {POOL} --force --format",
     "finetune": f"{TEXT} --label --store --order --deciles --seeds --roles --examples --test-share --window --epochs --batch --lr "
     f"--keep {POOL} --force --format",
     "lazy-learning": f"--data --store --alpha --frozen --seeds --epochs --lr --batch {POOL} --force --format",

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from scanner.checkpoint import Checkpoint, MatrixRef, Selection, list_matrices, open_checkpoint, read_matrix
 from scanner.engine import rows
-from scanner.engine.scan import ControlTask, MatrixTask
+from scanner.engine.scan import ControlTask, MatrixTask, heads_of
 from scanner.experiments.lazy_learning import Outcome, Point, write_point
 from scanner.experiments.mlp import Regime, Removal, Training
 from scanner.rmt.analysis import Analysis, analyze
@@ -43,7 +43,7 @@ def scan(store: Store, folder: Path, model: str, selection: Selection, scan_id: 
             sigma="median",
             null="table",
         )
-        analyses[ref.key] = analysis = analyze(read_matrix(checkpoint.source, ref))
+        analyses[ref.key] = analysis = analyze(read_matrix(checkpoint.source, ref), heads=heads_of(ref))
         matrix = rows.matrix_row(task, ref, analysis, device="cpu", measured={"seconds": 0.1})
         writer.stage(ref.key, matrix, rows.vector_rows(task, ref, analysis))
     writer.commit(_scan_row(checkpoint))

@@ -52,8 +52,9 @@ def test_every_figure_says_what_it_shows_and_takes(name: str) -> None:
     figure = FIGURES[name]
     assert figure.name == name
     assert len(figure.about.split()) > 10
-    assert {*figure.parameters} <= {*PARAMETERS}
-    assert "interactive" not in figure.parameters
+    assert all(figure.parameters.values()), "every parameter has a help text"
+    assert all(figure.parameters[shared] == PARAMETERS[shared] for shared in {*figure.parameters} & {*PARAMETERS})
+    assert not {"interactive", "progress"} & {*figure.parameters}
 
 
 def test_an_unknown_figure_is_answered_with_the_nearest() -> None:

@@ -30,6 +30,41 @@ def matrix(layer: int | None, p: float, *, role: str = "query", **more: object) 
     return row | {"sigma_median": 1.0, "sigma_std": 1.0, "sigma_bulk": 1.0} | more
 
 
+def decomposed(role: str, part: str, side: str, p: tuple[float, ...], z: tuple[float, float, float]) -> dict[str, Any]:
+    values = {"p": p[0], "p_scale": p[1], "p_within": p[2] if len(p) > 2 else None}
+    return {"role": role, "part": part, "side": side, "z": z[0], "z_scale": z[1], "z_direction": z[2]} | values
+
+
+def test_deviations_are_called_direction_only_if_scale_and_heads_do_not_explain_them() -> None:
+    rows = [
+        decomposed("value", "small end", "v", (0.33, 0.5), (-8.8, -0.1, -0.1)),
+        decomposed("query", "small end", "u", (0.33, 0.4, 0.49), (-8.8, -5.5, -0.3)),
+        decomposed("mlp_up", "small end", "v", (0.13, 0.32), (-19.0, -9.4, -9.4)),
+        decomposed("attn_out", "small end", "u", (0.11, 0.21), (-20.0, -15.0, -15.0)),
+        decomposed("mlp_up", "small end", "u", (0.45, 0.45), (-2.0, -2.0, -2.0)),
+        decomposed("attn_out", "large end", "u", (0.2, 0.66), (-16.0, 8.7, 8.7)),
+        decomposed("key", "large end", "v", (0.7, 0.7), (9.0, 9.0, 9.0)),
+        decomposed("mlp_up", "middle", "v", (0.1, 0.1), (-90.0, -90.0, -90.0)),
+    ]
+    found = findings.decomposition(rows, "m")
+    assert found is not None
+    assert found.headline == "Beyond scale and head structure, the small end has direction in attn_out and mlp_up"
+    assert (
+        "Small end: direction remains in attn_out, left (0.11 → 0.21); mlp_up, right (0.13 → 0.32). head structure explains what "
+        "scale does not in query, left (0.33 → 0.40 → 0.49). scale explains all in value, right (0.33 → 0.50)."
+    ).casefold() in found.detail.casefold()
+    assert found.detail.endswith("Large end: scale explains all in attn_out, left (0.20 → 0.66).")
+    assert found.query == "rmtscan query decompose -p model=m -p layers=false"
+    explained = findings.decomposition(rows[:2], "m")
+    assert explained is not None
+    assert explained.headline == "Scale and head structure explain every deviation at the small end"
+    assert explained.detail.endswith("Large end: nothing beyond chance.")
+    silent = findings.decomposition(rows[4:5], "m")
+    assert silent is not None
+    assert silent.headline == "At the small end, no role deviates from random vectors"
+    assert findings.decomposition([], "m") is None
+
+
 def test_the_small_end_names_the_lowest_role_its_control_and_the_silent_ones() -> None:
     rows = [
         small("query", "u", 0.33, -9.0, 1e-9, 0.47),

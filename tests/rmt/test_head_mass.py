@@ -48,7 +48,7 @@ def test_an_analysis_tests_the_side_that_has_heads() -> None:
     rng = np.random.default_rng(3)
     matrix = rng.standard_normal((60, 80))
     matrix[:, :10] *= 6.0  # one of eight heads of the columns
-    found = analyze(matrix, heads=Heads(side="v", count=8))
+    found = analyze(matrix, heads=Heads(side="v", count=8), head_mass=True)
     v = np.linalg.svd(matrix)[2][:60]
     masses = (v**2).reshape(60, 8, 10).sum(axis=2)
     assert found.heads_side == "v"
@@ -58,7 +58,7 @@ def test_an_analysis_tests_the_side_that_has_heads() -> None:
     assert found.heads_top is not None
     assert max(found.heads_p[:5]) < 1e-4
     assert list(found.heads_top[:5]) == [0] * 5
-    plain = analyze(rng.standard_normal((60, 80)), heads=Heads(side="v", count=8))
+    plain = analyze(rng.standard_normal((60, 80)), heads=Heads(side="v", count=8), head_mass=True)
     assert plain.heads_p_mean == pytest.approx(0.5, abs=0.15)
     assert analyze(matrix).heads_p is None
 
@@ -68,7 +68,8 @@ def test_under_the_scale_null_larger_heads_have_more_mass() -> None:
     rng = np.random.default_rng(4)
     scale = np.repeat(np.geomspace(1.0, 3.0, 8), 24)
     draws = [
-        analyze(rng.standard_normal((192, 160)) * scale[:, None], heads=Heads(side="u", count=8)) for _ in range(6)
+        analyze(rng.standard_normal((192, 160)) * scale[:, None], heads=Heads(side="u", count=8), head_mass=True)
+        for _ in range(6)
     ]
     p, p_scale = (np.concatenate([getattr(one, name) for one in draws]) for name in ("heads_p", "heads_p_scale"))
     assert np.mean(p < 0.01) > 0.3
@@ -78,6 +79,6 @@ def test_under_the_scale_null_larger_heads_have_more_mass() -> None:
     u = np.zeros(192)
     u[:48] = rng.standard_normal(48)
     planted += 80.0 * np.outer(u / np.linalg.norm(u), rng.standard_normal(160) / np.sqrt(160))
-    found = analyze(planted, heads=Heads(side="u", count=8))
+    found = analyze(planted, heads=Heads(side="u", count=8), head_mass=True)
     assert found.heads_p_scale is not None
     assert found.heads_p_scale[0] < 1e-4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from scipy import stats
 
 from scanner.rmt import scale_null
-from scanner.rmt.analysis import Analysis, analyze, decomposed, summarize
+from scanner.rmt.analysis import Analysis, Heads, analyze, decomposed, summarize
 from scanner.rmt.decomposition import decompose
 from scanner.rmt.ks_null import KsNull
 from scanner.rmt.marchenko_pastur import singular_value_edges, singular_value_pdf
@@ -51,6 +52,15 @@ def test_equal_variances_give_the_marchenko_pastur_density() -> None:
     found = scale_null.density(same, torch.from_numpy(inside), edges(same)).numpy()
     root = np.sqrt(300)
     assert found == pytest.approx(singular_value_pdf(inside / root, 1 / 3) / root, rel=1e-5)
+
+
+def test_the_density_of_an_analysis_is_that_of_the_law_at_its_values() -> None:
+    rng = np.random.default_rng(17)
+    found = analyze(1e-3 * drawn(unequal(200, rng), unequal(400, rng), rng))
+    s, law = found.singular_values[::-1], found.scale_density[::-1]  # type: ignore[index]
+    assert (law > 0.0).all()
+    below = np.concatenate([[0.0], np.cumsum((law[1:] + law[:-1]) / 2 * np.diff(s))])
+    assert below == pytest.approx(np.arange(200) / 199, abs=0.02)
 
 
 @pytest.mark.parametrize("shape", [(300, 300), (200, 600), (700, 100)])
@@ -250,6 +260,79 @@ def test_real_matrices_have_the_published_numbers(
         assert np.mean([one[:tenth].mean() for one in p[side]]) == pytest.approx(largest[at], abs=0.02)
 
 
+@pytest.mark.parametrize(("shape", "heads"), [((256, 256), 16), ((96, 384), 3), ((512, 128), 4)])
+def test_p_given_the_heads_is_uniform_on_draws_of_the_null(shape: tuple[int, int], heads: int) -> None:
+    rng = np.random.default_rng(heads)
+    found = [
+        analyze(
+            drawn(unequal(shape[0], rng, 30.0), unequal(shape[1], rng, 30.0), rng), heads=Heads(side="u", count=heads)
+        )
+        for _ in range(20)
+    ]
+    assert all(one.v_p_within is None for one in found), "the columns are no heads"
+    p = np.stack([one.u_p_within for one in found])  # type: ignore[misc]
+    for part in deciles(p.shape[1]):
+        assert stats.kstest(p[:, part].ravel(), "uniform").pvalue > 0.001 / 30, part  # Bonferroni: shapes, deciles
+    assert p.mean() == pytest.approx(0.5, abs=0.03)
+
+
+def in_heads(m: int, n: int, heads: int, rng: np.random.Generator) -> Matrix:
+    """Random entries, but every head reads some input directions (which are not those of the basis) more than others do."""
+    strengths = np.where(np.arange(heads)[:, None] == np.arange(n) % heads, 1.0, 0.1)
+    return np.asarray(np.repeat(strengths, m // heads, axis=0) * rng.standard_normal((m, n)) @ orthonormal(n, n, rng))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_vectors_in_a_few_heads_are_head_structure_and_not_direction(turned: bool) -> None:
+    rng = np.random.default_rng(12)
+    m, n, heads = 256, 300, 8
+    p: dict[str, list[float]] = {"scale": [], "within": []}
+    for _ in range(4):
+        w = in_heads(m, n, heads, rng)
+        side, other = ("v", "u") if turned else ("u", "v")
+        found = analyze(w.T if turned else w, heads=Heads(side=side, count=heads))  # type: ignore[arg-type]
+        assert getattr(found, f"{other}_p_within") is None
+        for name, values in p.items():
+            values += [*getattr(found, f"{side}_p_{name}")]
+    z = {name: (np.mean(values) - 0.5) * np.sqrt(12 * len(values)) for name, values in p.items()}
+    assert z["scale"] < -8
+    assert abs(z["within"]) < 4
+
+
+def test_what_is_not_gaussian_within_the_heads_remains() -> None:
+    rng = np.random.default_rng(13)
+    w = rng.standard_normal((256, 300))
+    sparse = np.where(rng.random(256) < 0.05, 1.0, 0.0)
+    w += 80.0 * np.outer(sparse / np.linalg.norm(sparse), orthonormal(300, 1, rng)[:, 0])
+    found = analyze(w, heads=Heads(side="u", count=8))
+    assert found.u_p_within[0] < 1e-4  # type: ignore[index]
+    assert found.u_p_within[1:].mean() > 0.4  # type: ignore[index]
+
+
+def test_heads_of_zero_rows_and_heads_that_are_no_heads() -> None:
+    rng = np.random.default_rng(14)
+    w = rng.standard_normal((64, 90))
+    w[:5] = w[16:32] = 0.0  # the first head has eleven rows, the second none
+    found = analyze(w, heads=Heads(side="u", count=4))
+    assert found.u_p_within[: found.rank].mean() == pytest.approx(0.5, abs=0.15)  # type: ignore[index]
+    assert np.isnan(found.u_p_within[found.rank :]).all()  # type: ignore[index]
+    for none in (1, 3, 16, 64):  # 3 does not divide 64, and 16 heads would have four rows each
+        assert analyze(w, heads=Heads(side="u", count=none)).u_p_within is None
+    assert analyze(w, heads=Heads(side="u", count=4), scale="none").u_p_within is None
+
+
+def test_a_mean_of_p_varies_no_more_than_that_of_independent_ones() -> None:
+    """The z of query `decompose` divides by sqrt(1 / 12 N). Vectors of a matrix are orthogonal, which makes z a bit smaller."""
+    rng = np.random.default_rng(15)
+    z: list[float] = []
+    for _ in range(40):
+        found = analyze(drawn(unequal(128, rng, 30.0), unequal(160, rng, 30.0), rng), heads=Heads(side="u", count=8))
+        for p in (found.u_p_scale, found.u_p_within, found.v_p_scale):
+            z += [(part.mean() - 0.5) * np.sqrt(12 * len(part)) for part in (p[:12], p[12:116], p[116:])]  # type: ignore[index]
+    assert np.std(z) < 1.05
+    assert np.abs(z).max() < 4.0
+
+
 def test_rows_and_columns_of_zeros_are_left_out_of_the_test_of_the_others() -> None:
     rng = np.random.default_rng(7)
     inner = drawn(unequal(80, rng), unequal(120, rng), rng)
@@ -262,6 +345,23 @@ def test_rows_and_columns_of_zeros_are_left_out_of_the_test_of_the_others() -> N
     assert (other.region_scale[80:] == "null").all()  # type: ignore[index]
     assert other.scale_upper == pytest.approx(one.scale_upper, rel=1e-6)
     assert other.scale_lower == pytest.approx(one.scale_lower, rel=1e-6)
+
+
+def test_values_below_the_bulk_are_not_taken_out_of_the_profile_of_a_small_matrix() -> None:
+    """All values of a small matrix are looked at for gaps; its zeros and values below the bulk are in none."""
+    rng = np.random.default_rng(16)
+    p = []
+    for _ in range(10):
+        w = rng.standard_normal((64, 90))
+        w[:5] = w[16:32] = 0.0
+        found = analyze(w)
+        p.append(found.u_p_scale[:43].mean())  # type: ignore[index]
+    assert np.mean(p) == pytest.approx(0.5, abs=0.06)
+    u, s, vt = np.linalg.svd(rng.standard_normal((20, 60)), full_matrices=False)
+    s[-3:] *= 0.2
+    found = analyze((u * s) @ vt)
+    assert found.outliers_left_scale == 3
+    assert found.scale_lower == found.scale_lower_total, "nothing was left out"
 
 
 def one_row() -> Matrix:
@@ -286,6 +386,22 @@ HARD: dict[str, Matrix] = {
     "ternary": np.random.default_rng(9).integers(-1, 2, (60, 80)).astype(float),
     "integers": np.random.default_rng(9).integers(0, 16, (60, 80)).astype(float),
     "all ones": np.ones((30, 40)),
+    "signs": np.random.default_rng(9).choice([-1.0, 1.0], (60, 80)),
+    "one sign a row": np.repeat(np.random.default_rng(9).choice([-1.0, 1.0], (60, 1)), 80, axis=1),
+    "mostly zeros": np.random.default_rng(9).choice([-1.0, 0.0, 1.0], (60, 80), p=[0.005, 0.99, 0.005]),
+    "codes of four levels": np.random.default_rng(9).choice([-3.0, -1.0, 1.0, 3.0], (60, 80))
+    * np.random.default_rng(10).choice([1e-3, 2e-3, 3e-3], (60, 1)),
+    "codes of one block of a row": np.kron(np.random.default_rng(9).integers(-8, 8, (60, 5)), np.ones((1, 16))),
+    "rows and columns of zeros": np.random.default_rng(9).standard_normal((60, 80))
+    * np.outer(np.arange(60) % 3 != 0, np.arange(80) % 4 != 0),
+    "all but two rows zero": np.random.default_rng(9).standard_normal((60, 80)) * (np.arange(60) < 2)[:, None],
+    "one row and one column": np.ones((60, 80)) * ((np.arange(60) == 7)[:, None] | (np.arange(80) == 9)[None]),
+    "equal rows": np.repeat(np.random.default_rng(9).standard_normal((1, 80)), 60, axis=0),
+    "n x 1": np.arange(1.0, 50.0)[:, None],
+    "smallest numbers": np.random.default_rng(9).integers(-4, 5, (40, 50)) * 5e-324,
+    "entries over 600 orders of magnitude": 10.0 ** np.random.default_rng(8).uniform(-300, 300, (40, 50)),
+    "each row of its own magnitude": np.random.default_rng(8).standard_normal((40, 50))
+    * np.logspace(-150, 150, 40)[:, None],
     "one huge entry": np.random.default_rng(9).standard_normal((50, 60))
     + 1e9 * np.eye(50, 60, 3) * (np.arange(50) == 7)[:, None],
     "half of the rows tiny": np.random.default_rng(9).standard_normal((60, 60))
@@ -299,7 +415,11 @@ HARD: dict[str, Matrix] = {
 @pytest.mark.parametrize("kind", ["robust", "total"])
 @pytest.mark.parametrize("name", HARD)
 def test_hard_matrices_give_values_or_a_reason(name: str, kind: str) -> None:
-    found = analyze(HARD[name], scale=kind)  # type: ignore[arg-type]
+    w = HARD[name]
+    heads = Heads(side="u", count=2)
+    begun = time.process_time()
+    found = analyze(w, scale=kind, heads=heads, head_mass=True)  # type: ignore[arg-type]
+    assert time.process_time() - begun < 10.0, "the iterations have a bound"
     if found.scale_failure is not None:
         assert len(found.scale_failure) > 20
         assert found.u_p_scale is found.region_scale is found.scale_upper is None
@@ -309,6 +429,9 @@ def test_hard_matrices_give_values_or_a_reason(name: str, kind: str) -> None:
     for p in (found.u_p_scale, found.v_p_scale):
         assert ((p[: found.rank] > 0) & (p[: found.rank] <= 1)).all()  # type: ignore[index]
         assert np.isnan(p[found.rank :]).all()  # type: ignore[index]
+    for p in (found.u_p_within, found.v_p_within):
+        assert p is None or ((p[: found.rank] > 0) & (p[: found.rank] <= 1)).all()
+    assert {*found.region_scale[: found.rank]} <= {"left", "bulk", "right"}  # type: ignore[index]
 
 
 def test_reasons_say_what_is_wrong() -> None:
