@@ -13,7 +13,8 @@ from numpy.typing import ArrayLike
 from scanner.rmt.columns import extra_values
 from scanner.rmt.decomposition import Decomposition, LowRank, decompose, decompose_low_rank
 from scanner.rmt.entries import entry_statistics
-from scanner.rmt.ks_null import KsNull
+from scanner.rmt.inference import omnibus, q_values
+from scanner.rmt.ks_null import KsNull, effects
 from scanner.rmt.marchenko_pastur import FloatArray, singular_value_edges
 from scanner.rmt.metrics import (
     effective_rank,
@@ -61,6 +62,8 @@ class _Side:
     ks: FloatArray
     p: FloatArray
     p_local: FloatArray
+    q: FloatArray
+    effect: FloatArray
     ipr: FloatArray
     peak: FloatArray
 
@@ -69,11 +72,14 @@ def _side(vectors: torch.Tensor, rank: int, null: KsNull) -> _Side:
     statistics = entry_statistics(vectors)
     ks = statistics.ks.cpu().numpy().astype(np.float64)
     p = null.p_values(ks, vectors.shape[1])
-    p[rank:] = np.nan
+    effect = effects(ks, vectors.shape[1])
+    p[rank:] = effect[rank:] = np.nan
     return _Side(
         ks=ks,
         p=p,
         p_local=local_average(p),
+        q=q_values(p),
+        effect=effect,
         ipr=statistics.ipr.cpu().numpy().astype(np.float64),
         peak=statistics.peak.cpu().numpy().astype(np.float64),
     )
@@ -180,7 +186,7 @@ def analyze(
         sigma: the estimate that the edges come from: `median`, `std`, `init` or `bulk`. All four are in the result.
         null: source of the p-values: `table` (shipped, 10^6 draws per length) or `mc:N` (N simulated vectors of the exact length).
         scale: how the row and column variances of the scale null are estimated: `robust` (without the values above the bulk),
-            `total`, or `none` for no scale null.
+            `total`, or `none` for no scale null: then p-values end at 1e-6, as in versions that had none.
         device: where to compute; None leaves a tensor where it is.
 
     Raises:
@@ -246,6 +252,9 @@ def summarize(
     fit = BulkFit(sigma=chosen.sigma * unit, lower=chosen.lower * unit, upper=chosen.upper * unit)
     estimates = {kind: value * unit for kind, value in in_units.items()}
     region = regions(s, fit.lower, fit.upper, rank)
+    if scale == "none":
+        # Its scans have the identity of those of earlier versions, whose p-values ended with the table: equal names, equal rows.
+        null = replace(null, continued=False)
     u, v = _side(parts.left, rank, null), _side(parts.right, rank, null)
     analysis = Analysis(
         rows=rows,
@@ -280,6 +289,15 @@ def summarize(
         effective_rank=effective_rank(s / unit),
         u_p_mean=_mean(u.p),
         v_p_mean=_mean(v.p),
+        u_q=u.q,
+        v_q=v.q,
+        u_effect=u.effect,
+        v_effect=v.effect,
+        u_p_omnibus=omnibus(u.p),
+        v_p_omnibus=omnibus(v.p),
+        bulk_failed=bulk.failed,
+        bulk_lower=None if bulk.failed else bulk.lower * unit,
+        bulk_upper=None if bulk.failed else bulk.upper * unit,
         svd_method=parts.method,
         svd_residual=parts.residual,
         **({} if scale == "none" else _scale_columns(parts, scale, rank, unit, null)),
@@ -336,21 +354,28 @@ def _with_scale(parts: Decomposition, fit: ScaleFit, rank: int, unit: float, nul
     # A value in a gap of the support is an outlier, too: above the bulk if it is in the upper half of the spectrum.
     gap = np.flatnonzero((region[:rank] == "bulk") & ~in_support(scalars, scaled, fit.edges))
     region[gap] = np.where(gap < min(len(profile.rows), len(profile.cols)) // 2, "right", "left")
-    p_values = []
+    p_values, effect = [], []
     left, right = shares(profile, scaled)
     for vectors, variances, other, share in (
         (parts.left, profile.rows, scalars.y, left),
         (parts.right, profile.cols, scalars.x, right),
     ):
-        p = np.full(len(s), np.nan)
+        p, size, length = np.full(len(s), np.nan), np.full(len(s), np.nan), int((variances > 0.0).sum())
         distances = vector_distances(vectors[:rank], variances, scalars.w, other, share).cpu().numpy()
-        p[:rank] = null.p_values(distances, int((variances > 0.0).sum()))
+        p[:rank], size[:rank] = null.p_values(distances, length), effects(distances, length)
         p_values.append(p)
+        effect.append(size)
     u_p, v_p = p_values
     return {
         "region_scale": region,
         "u_p_scale": u_p,
         "v_p_scale": v_p,
+        "u_q_scale": q_values(u_p),
+        "v_q_scale": q_values(v_p),
+        "u_effect_scale": effect[0],
+        "v_effect_scale": effect[1],
+        "u_p_scale_omnibus": omnibus(u_p),
+        "v_p_scale_omnibus": omnibus(v_p),
         "scale_lower": lower,
         "scale_upper": upper,
         "scale_threshold": fit.edges.threshold * unit,
