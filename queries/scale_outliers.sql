@@ -2,12 +2,15 @@
 -- about: Numbers of singular values below and above the bulk, once by the edges of the Marchenko-Pastur law and once by those of the
 --   scale null, the law of random matrices with the row and column variances of the matrix. Values that are outside only by the
 --   first are explained by unequal rows and columns. Several matrices of one row are added up. Matrices without a scale null
---   are left out.
+--   are left out, and those for which the chosen sigma has no edges. Compare like with like: sigma=std with scans of
+--   `--scale total`, median or bulk with robust ones.
 -- param: model VARCHAR = NULL | this model only
 -- param: revision VARCHAR = NULL | the newest revision that begins with this, instead of the newest
 -- param: role VARCHAR = NULL | this role only
 -- param: heads BOOLEAN = FALSE | slices of attention heads instead of whole matrices
 -- param: layers BOOLEAN = TRUE | one row per layer; if false, one row for all layers of a role
+-- param: sigma VARCHAR = NULL | edges of this estimate of sigma instead of the one of the scan: median, std, bulk, init (of the
+--   config, or else 1 / sqrt(rows)) or init_rows (1 / sqrt(rows))
 -- column: model | name of the model
 -- column: stack | encoder or decoder, if the model has both
 -- column: layer | index of the block; NULL outside blocks, and if all layers are in one row
@@ -35,10 +38,10 @@ with counted as (
         sum(outliers_right_scale)::integer as above_scale,
         avg(scale_row_inequality) as row_inequality,
         avg(scale_col_inequality) as col_inequality
-    from matrices
-    semi join chosen_scans($model, $revision) using (scan_id)
+    from matrices_by_sigma($sigma, $model, $revision)
     where
         outliers_right_scale is not null
+        and outliers_right is not null
         and ($role is null or role = $role)
         and (head is not null) = $heads
     group by all

@@ -49,6 +49,7 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "scanned_deciles": ("ablation_points", "vectors"),
     "random_sets": ("ablations",),
     "night_scans": ("scans", "releases"),
+    "matrices_by_sigma": ("scans", "matrices", "vectors"),
 }
 #: Relations and macros with other names than the part that they are in.
 _PART_OF = {
