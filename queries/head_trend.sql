@@ -1,7 +1,7 @@
 -- title: Randomness of the singular vectors of attention heads, by depth
 -- about: Mean p-value of the Kolmogorov-Smirnov test over the singular vectors of the slice of each head (rows of query, key
 --   and value, columns of attn_out), from scans with --heads. Random matrices have a mean of 0.5; lower values mean that a
---   head has learned more. Key and value have fewer heads than query in models with grouped-query attention.
+--   head differs more from i.i.d. Key and value have fewer heads than query in models with grouped-query attention.
 -- param: model VARCHAR = NULL | this model only
 -- param: revision VARCHAR = NULL | the newest revision that begins with this, instead of the newest
 -- param: role VARCHAR = NULL | this role only
