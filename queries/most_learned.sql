@@ -1,4 +1,4 @@
--- title: Matrices that have learned the most
+-- title: Matrices that differ most from i.i.d.
 -- about: The matrices of each model by increasing mean p-value, so that the least random one comes first. Random matrices have
 --   a mean of 0.5. z is the deviation from 0.5 in standard errors, sqrt(1 / 24 / rank) for independent uniform p-values of
 --   the vectors of both sides. The order is by p, the size of the effect, since z increases with the size of the matrix.

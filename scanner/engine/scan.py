@@ -29,6 +29,7 @@ from scanner.checkpoint import (
     read_matrices,
     resolve_ties,
 )
+from scanner.checkpoint.metadata import initializer_range
 from scanner.checkpoint.sources.files import FileVersion, check_unchanged
 from scanner.checkpoint.sources.retry import may_pass
 from scanner.engine import rows
@@ -1161,6 +1162,7 @@ class ScanWork(Work):
                 "skipped": len(job.inventory.skipped),
                 "skipped_tensors": json.dumps(job.skipped),
                 "identity": checkpoint.identity,
+                "initializer_range": None if checkpoint.base else initializer_range(checkpoint.config),
                 "scanner_version": __version__,
                 "method": json.dumps(self.method.as_dict()),
                 "environment": json.dumps(self.environment),

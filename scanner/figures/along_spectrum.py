@@ -271,7 +271,7 @@ def _outlines(counts: Sequence[dict[str, Any]], width: float) -> list[dict[str, 
 @figure(
     title="Randomness of the singular vectors along the spectrum, by role",
     about="p of the Kolmogorov-Smirnov test, averaged locally, from the largest singular values (left) to the smallest (right). "
-    "Random vectors have a mean of 0.5; lower values mean that more was learned. One block is drawn over the average of all.",
+    "Random vectors have a mean of 0.5; lower values differ from i.i.d. One block is drawn over the average of all.",
 )
 def pvalues_by_role(
     store: Store,

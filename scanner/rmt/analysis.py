@@ -14,7 +14,8 @@ from scanner.rmt import head_mass, product_law
 from scanner.rmt.columns import extra_values
 from scanner.rmt.decomposition import Decomposition, LowRank, decompose, decompose_low_rank
 from scanner.rmt.entries import entry_statistics
-from scanner.rmt.ks_null import KsNull
+from scanner.rmt.inference import omnibus, q_values
+from scanner.rmt.ks_null import KsNull, effects
 from scanner.rmt.marchenko_pastur import FloatArray, singular_value_edges
 from scanner.rmt.metrics import (
     effective_rank,
@@ -73,6 +74,8 @@ class _Side:
     ks: FloatArray
     p: FloatArray
     p_local: FloatArray
+    q: FloatArray
+    effect: FloatArray
     ipr: FloatArray
     peak: FloatArray
 
@@ -81,11 +84,14 @@ def _side(vectors: torch.Tensor, rank: int, null: KsNull) -> _Side:
     statistics = entry_statistics(vectors)
     ks = statistics.ks.cpu().numpy().astype(np.float64)
     p = null.p_values(ks, vectors.shape[1])
-    p[rank:] = np.nan
+    effect = effects(ks, vectors.shape[1])
+    p[rank:] = effect[rank:] = np.nan
     return _Side(
         ks=ks,
         p=p,
         p_local=local_average(p),
+        q=q_values(p),
+        effect=effect,
         ipr=statistics.ipr.cpu().numpy().astype(np.float64),
         peak=statistics.peak.cpu().numpy().astype(np.float64),
     )
@@ -194,7 +200,7 @@ def analyze(
         sigma: the estimate that the edges come from: `median`, `std`, `init` or `bulk`. All four are in the result.
         null: source of the p-values: `table` (shipped, 10^6 draws per length) or `mc:N` (N simulated vectors of the exact length).
         scale: how the row and column variances of the scale null are estimated: `robust` (without the values above the bulk),
-            `total`, or `none` for no scale null.
+            `total`, or `none` for no scale null: then p-values end at 1e-6, as in versions that had none.
         heads: attention heads in the entries of the vectors of one side; None: none.
         head_mass: test whether the mass of these vectors is in few heads.
         device: where to compute; None leaves a tensor where it is.
@@ -277,6 +283,9 @@ def summarize(
         fit = BulkFit(sigma=fit.sigma * unit, lower=fit.lower * unit, upper=fit.upper * unit)
         estimates = {kind: value * unit for kind, value in in_units.items()}
     region = regions(s, fit.lower, fit.upper, rank)
+    if scale == "none":
+        # Its scans have the identity of those of earlier versions, whose p-values ended with the table: equal names, equal rows.
+        null = replace(null, continued=False)
     u, v = _side(parts.left, rank, null), _side(parts.right, rank, null)
     analysis = Analysis(
         rows=rows,
@@ -311,6 +320,15 @@ def summarize(
         effective_rank=effective_rank(s / unit),
         u_p_mean=_mean(u.p),
         v_p_mean=_mean(v.p),
+        u_q=u.q,
+        v_q=v.q,
+        u_effect=u.effect,
+        v_effect=v.effect,
+        u_p_omnibus=omnibus(u.p),
+        v_p_omnibus=omnibus(v.p),
+        bulk_failed=bulk.failed,
+        bulk_lower=None if bulk.failed else bulk.lower * unit,
+        bulk_upper=None if bulk.failed else bulk.upper * unit,
         svd_method=parts.method,
         svd_residual=parts.residual,
         **({} if scale == "none" else _scale_columns(parts, scale, rank, unit, null, heads, head_mass)),
@@ -419,6 +437,7 @@ def _with_scale(
     region[gap] = np.where(gap < min(len(profile.rows), len(profile.cols)) // 2, "right", "left")
     p_values: dict[str, FloatArray] = {}
     of_heads: dict[str, Any] = {}
+    effect: dict[str, FloatArray] = {}
     left, right = shares(profile, scaled)
     for side, vectors, variances, other, share in (
         ("u", parts.left, profile.rows, scalars.y, left),
@@ -432,6 +451,9 @@ def _with_scale(
             p = p_values[f"{side}_p_{name}"] = np.full(len(s), np.nan)
             distances = vector_distances(vectors[:rank], variances, scalars.w, other, share, groups).cpu().numpy()
             p[:rank] = null.p_values(distances, length)
+            if name == "scale":
+                size = effect[side] = np.full(len(s), np.nan)
+                size[:rank] = effects(distances, length)
         if count > 1 and mass and bool((variances > 0.0).all()):
             equal = standardized(vectors[:rank], variances, scalars.w, other, share)
             tested = np.full(len(s), np.nan)
@@ -447,6 +469,12 @@ def _with_scale(
         **of_heads,
         "region_scale": region,
         "scale_density": law,
+        "u_q_scale": q_values(u_p),
+        "v_q_scale": q_values(v_p),
+        "u_effect_scale": effect["u"],
+        "v_effect_scale": effect["v"],
+        "u_p_scale_omnibus": omnibus(u_p),
+        "v_p_scale_omnibus": omnibus(v_p),
         "scale_lower": lower,
         "scale_upper": upper,
         "scale_threshold": fit.edges.threshold * unit,

@@ -59,7 +59,7 @@ class Analysis:
     sigma_std: float = field(metadata=of_matrix("float64", "σ as the standard deviation of the entries"))
     sigma_init: float = field(metadata=of_matrix("float64", "σ of an initialization with variance 1/m"))
     sigma_bulk: float = field(
-        metadata=of_matrix("float64", "σ from a fit to the bulk; far below `sigma_median`, the fit failed")
+        metadata=of_matrix("float64", "σ from a fit to the bulk; means nothing where `bulk_failed`")
     )
     mp_lower: float = field(
         metadata=of_matrix(
@@ -206,6 +206,70 @@ class Analysis:
     )
     heads_p_scale_mean: float | None = field(
         default=None, metadata=of_matrix("float64", "mean of `heads_p_scale` over the triplets that have one")
+    )
+    u_q: FloatArray | None = field(
+        default=None,
+        metadata=of_vector("float32", "Benjamini-Hochberg q-value of `u_p` among the left vectors of the matrix"),
+    )
+    v_q: FloatArray | None = field(
+        default=None,
+        metadata=of_vector("float32", "Benjamini-Hochberg q-value of `v_p` among the right vectors of the matrix"),
+    )
+    u_effect: FloatArray | None = field(
+        default=None,
+        metadata=of_vector(
+            "float32", "size of the deviation of u_k: D(√n + 0.12 + 0.11/√n) minus its mean for random vectors"
+        ),
+    )
+    v_effect: FloatArray | None = field(
+        default=None, metadata=of_vector("float32", "size of the deviation of v_k, as `u_effect`")
+    )
+    u_q_scale: FloatArray | None = field(
+        default=None, metadata=of_vector("float32", "q-value of `u_p_scale` among the left vectors of the matrix")
+    )
+    v_q_scale: FloatArray | None = field(
+        default=None, metadata=of_vector("float32", "q-value of `v_p_scale` among the right vectors of the matrix")
+    )
+    u_effect_scale: FloatArray | None = field(
+        default=None, metadata=of_vector("float32", "`u_effect` of the standardized vector, under the scale null")
+    )
+    v_effect_scale: FloatArray | None = field(
+        default=None, metadata=of_vector("float32", "`v_effect` of the standardized vector, under the scale null")
+    )
+    u_p_omnibus: float | None = field(
+        default=None,
+        metadata=of_matrix(
+            "float64", "p-value of the hypothesis that all left vectors are random (Fisher, from `u_p`)"
+        ),
+    )
+    v_p_omnibus: float | None = field(
+        default=None,
+        metadata=of_matrix(
+            "float64", "p-value of the hypothesis that all right vectors are random (Fisher, from `v_p`)"
+        ),
+    )
+    u_p_scale_omnibus: float | None = field(
+        default=None,
+        metadata=of_matrix("float64", "the same from `u_p_scale`: all left vectors agree with the scale null"),
+    )
+    v_p_scale_omnibus: float | None = field(
+        default=None,
+        metadata=of_matrix("float64", "the same from `v_p_scale`: all right vectors agree with the scale null"),
+    )
+    bulk_failed: bool | None = field(
+        default=None,
+        metadata=of_matrix(
+            "bool",
+            "whether the fit of `sigma_bulk` ran away: it kept less than a quarter of the values, and means nothing",
+        ),
+    )
+    bulk_lower: float | None = field(
+        default=None,
+        metadata=of_matrix("float64", "lower edge that belongs to `sigma_bulk`; null where its fit failed"),
+    )
+    bulk_upper: float | None = field(
+        default=None,
+        metadata=of_matrix("float64", "upper edge that belongs to `sigma_bulk`; null where its fit failed"),
     )
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Values of registered metrics (`scanner.rmt.columns`), by column: one number per matrix, or one array per matrix."""

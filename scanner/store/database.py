@@ -50,6 +50,7 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "damage": ("ablation_points", "baselines"),
     "random_sets": ("ablations",),
     "night_scans": ("scans", "releases"),
+    "matrices_by_sigma": ("scans", "matrices", "vectors"),
 }
 #: Relations and macros with other names than the part that they are in.
 _PART_OF = {

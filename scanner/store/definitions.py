@@ -215,6 +215,7 @@ _ALL = (
             _text("skipped_tensors", "names of skipped tensors by reason (JSON)"),
             _text("identity", "hash of the content"),
             _FILES,
+            _float("initializer_range", "standard deviation of the initial entries, if the config names it"),
         ),
     ),
     Table(

@@ -426,3 +426,16 @@ def test_the_report_names_models_that_the_folder_also_holds(tmp_path: Path) -> N
     for new in (True, False):
         (model,) = scanned(str(tmp_path / "model"), tmp_path / "store", pool=ONE).report.models
         assert (model.new, model.beside) == (new, (dense,))
+
+
+def test_a_scan_records_the_standard_deviation_of_the_config_and_edges_that_follow_from_it(tmp_path: Path) -> None:
+    config = {"architectures": ["LlamaForCausalLM"], "initializer_range": 0.02}
+    reference = checkpoint(tmp_path / "model", tensors(layers=1), config)
+    report = run_scan(reference, store=tmp_path / "store", pool=ONE, ensembles=())
+    store = open_store(report.store)
+    assert store.sql("SELECT initializer_range AS i FROM scans").to_pylist() == [{"i": 0.02}]
+    [row] = store.query("outliers", sigma="init").to_pylist()
+    s = np.linalg.svd(tensors(layers=1)["model.layers.0.self_attn.q_proj.weight"].double().numpy(), compute_uv=False)
+    assert row["query"] == f"0|{(s > 0.02 * 2 * np.sqrt(24)).sum()}"
+    [omnibus] = store.sql("SELECT u_p_omnibus AS p FROM matrices WHERE role = 'query'").to_pylist()
+    assert 0.0 < omnibus["p"] <= 1.0

@@ -257,7 +257,7 @@ def factors_of(key: str, matrix: torch.Tensor) -> Factors:
     s = parts.singular_values.cpu().numpy()
     lower, upper = singular_value_edges(sigma_median(s, rows, cols), rows, cols)
     rank = metrics.numerical_rank(s, rows, cols)
-    null = KsNull.parse("table")
+    null = KsNull(continued=False)  # as runs of earlier versions, whose identities are the same
     local = []
     for vectors in (parts.left, parts.right):
         p = null.p_values(entry_statistics(vectors).ks.cpu().numpy().astype(np.float64), vectors.shape[1])
