@@ -47,7 +47,8 @@ LEVEL = 0.05
 def _unequal(size: int, rng: np.random.Generator) -> Matrix:
     """Variances over the factor, of mean 1."""
     found: Matrix = FACTOR ** rng.uniform(-0.5, 0.5, size)
-    return found / found.mean()
+    found /= found.mean()
+    return found
 
 
 def _gaussian(rows: int, cols: int, rng: np.random.Generator) -> Matrix:
@@ -59,7 +60,9 @@ def _uniform(rows: int, cols: int, rng: np.random.Generator) -> Matrix:
 
 
 def _heavy(rows: int, cols: int, rng: np.random.Generator) -> Matrix:
-    return rng.standard_t(3.0, (rows, cols)) / np.sqrt(3.0)
+    drawn: Matrix = rng.standard_t(3.0, (rows, cols))
+    drawn /= np.sqrt(3.0)
+    return drawn
 
 
 @dataclass(frozen=True, kw_only=True)

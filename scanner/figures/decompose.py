@@ -28,8 +28,8 @@ _RANDOM = f"± {CHANCE:g} standard errors of random vectors"
     about="How far the mean p of the singular vectors lies below the 0.5 of random vectors, at the small end (the smallest tenth "
     "of the singular values), in the middle, and at the large end (the largest tenth). Scale is what unequal row and column "
     "variances explain, head structure what vectors that live in a few attention heads explain, direction what neither explains; "
-    "the dot is the sum. Gray is chance. Bars to the left: vectors closer to the Gaussian than chance, which orthogonality to the others "
-    "does. All roles, or the layers of one role, or the heads of one role in one layer.",
+    "the dot is the sum. Gray is chance. Bars to the left: vectors closer to the Gaussian than chance, which orthogonality to "
+    "the others does. All roles, or the layers of one role, or the heads of one role in one layer.",
 )
 def decompose(
     store: Store,

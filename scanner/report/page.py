@@ -313,9 +313,7 @@ def _draw_pair(store: Store, pair: Mapping[str, Any], key: str, charts: dict[str
     return drawn
 
 
-def _draw(
-    store: Store, name: str, key: str, charts: dict[str, Any], more: str, **given: object
-) -> list[dict[str, str]]:
+def _draw(store: Store, name: str, key: str, charts: dict[str, Any], more: str, **given: Any) -> list[dict[str, str]]:
     """Return the texts of a figure and add its specification to `charts`; empty if the store lacks the data."""
     if name not in FIGURES:
         return []

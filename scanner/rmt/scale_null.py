@@ -781,7 +781,7 @@ def _members(present: torch.Tensor, heads: int) -> _Members | None:
     if not has_heads(len(present), heads):
         return None
     head = torch.arange(heads, device=present.device).repeat_interleave(len(present) // heads)[present]
-    kept, head = head.unique(return_inverse=True)
+    kept, head = torch.unique(head, return_inverse=True)
     return _Members(head=head, widths=torch.bincount(head, minlength=len(kept)).cpu().numpy().astype(np.float64))
 
 
