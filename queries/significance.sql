@@ -7,7 +7,8 @@
 --   A vector counts if its q-value (Benjamini and Hochberg, within its matrix and side) is at most level: the expected share of
 --   random vectors among these is at most level. Both families are fixed by the model: a selected role does not change a number.
 --   effect is the size of the deviation, D (sqrt(n) + 0.12 + 0.11 / sqrt(n)) minus its mean for random vectors (0 +- 0.25), which does
---   not saturate as p-values do. Scans of versions that did not store these columns are left out.
+--   not saturate as p-values do. Matrices without a scale null are left out of the columns whose names end with _scale, and scans of
+--   versions that did not store these columns are left out altogether.
 -- param: model VARCHAR = NULL | this model only
 -- param: revision VARCHAR = NULL | the newest revision that begins with this, instead of the newest
 -- param: role VARCHAR = NULL | this role only
@@ -22,12 +23,13 @@
 -- column: side | v: right singular vectors (input side), u: left singular vectors (output side)
 -- column: matrices | number of matrices with a test
 -- column: matrices_iid | matrices that differ from i.i.d.
--- column: matrices_scale | matrices that differ from their scale null; NULL if one has none
+-- column: matrices_scale | matrices that differ from their scale null; NULL if none has one
+-- column: without_scale | matrices that have no scale null, or none that could be fitted (scale_failure of table matrices)
 -- column: vectors | number of singular vectors with a test
 -- column: vectors_iid | vectors that differ from i.i.d.
--- column: vectors_scale | vectors that differ from their scale null; NULL if one has none
+-- column: vectors_scale | vectors that differ from their scale null; NULL if none has one
 -- column: effect | mean size of the deviation from i.i.d.
--- column: effect_scale | mean size of the deviation from the scale null; NULL if one has none
+-- column: effect_scale | mean size of the deviation from the scale null; NULL if none has one
 -- column: tests | number of matrices and sides of the model, for which p-values are corrected
 with tested as (
     select
@@ -70,12 +72,12 @@ of_vectors as (
         count(v_q) as v_vectors,
         count(*) filter (where u_q <= $level) as u_iid,
         count(*) filter (where v_q <= $level) as v_iid,
-        case when count(u_q_scale) = count(u_q) then count(*) filter (where u_q_scale <= $level) end as u_scale,
-        case when count(v_q_scale) = count(v_q) then count(*) filter (where v_q_scale <= $level) end as v_scale,
+        case when count(u_q_scale) > 0 then count(*) filter (where u_q_scale <= $level) end as u_scale,
+        case when count(v_q_scale) > 0 then count(*) filter (where v_q_scale <= $level) end as v_scale,
         avg(u_effect) as u_effect,
         avg(v_effect) as v_effect,
-        case when count(u_q_scale) = count(u_q) then avg(u_effect_scale) end as u_effect_scale,
-        case when count(v_q_scale) = count(v_q) then avg(v_effect_scale) end as v_effect_scale
+        avg(u_effect_scale) as u_effect_scale,
+        avg(v_effect_scale) as v_effect_scale
     from vectors
     semi join chosen_scans($model, $revision) using (scan_id)
     where (head is not null) = $heads and ($role is null or role = $role)
@@ -93,9 +95,10 @@ sides as (
         case side when 'u' then one.u_matrices else one.v_matrices end as matrices,
         case side when 'u' then one.u_iid else one.v_iid end as matrices_iid,
         case side
-            when 'u' then case when one.u_with_scale = one.u_matrices then one.u_scale end
-            else case when one.v_with_scale = one.v_matrices then one.v_scale end
+            when 'u' then case when one.u_with_scale > 0 then one.u_scale end
+            else case when one.v_with_scale > 0 then one.v_scale end
         end as matrices_scale,
+        case side when 'u' then one.u_matrices - one.u_with_scale else one.v_matrices - one.v_with_scale end as without_scale,
         case side when 'u' then two.u_vectors else two.v_vectors end as vectors,
         case side when 'u' then two.u_iid else two.v_iid end as vectors_iid,
         case side when 'u' then two.u_scale else two.v_scale end as vectors_scale,
@@ -122,6 +125,7 @@ select
     matrices::integer as matrices,
     matrices_iid::integer as matrices_iid,
     matrices_scale::integer as matrices_scale,
+    without_scale::integer as without_scale,
     vectors::integer as vectors,
     vectors_iid::integer as vectors_iid,
     vectors_scale::integer as vectors_scale,

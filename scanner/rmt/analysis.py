@@ -365,8 +365,10 @@ def _head_test(vectors: torch.Tensor, heads: int) -> tuple[FloatArray, NDArray[n
 
 
 def _head_columns(parts: Decomposition, heads: Heads, rank: int) -> dict[str, Any]:
-    """Return effective number of heads and p-value of the vectors of one side."""
+    """Return effective number of heads and p-value of the vectors of one side; nothing if they are not heads of one width."""
     vectors = parts.left if heads.side == "u" else parts.right
+    if vectors.shape[1] % heads.count:
+        return {}
     effective, top, p = _head_test(vectors, heads.count)
     p[rank:] = effective[rank:] = np.nan
     return {
@@ -451,7 +453,7 @@ def _with_scale(
             if name == "scale":
                 size = effect[side] = np.full(len(s), np.nan)
                 size[:rank] = effects(distances, length)
-        if count > 1 and mass and bool((variances > 0.0).all()):
+        if count > 1 and mass and len(variances) % count == 0 and bool((variances > 0.0).all()):
             equal = standardized(vectors[:rank], variances, scalars.w, other, share)
             tested = np.full(len(s), np.nan)
             tested[:rank] = _head_test(equal, count)[2]

@@ -53,8 +53,8 @@ _NEXT_TO_AN_EDGE = 0.01
 # Largest share of the values that a robust profile may leave out, and the least number that is looked at.
 _MOST_LEFT_OUT = 0.5
 _LEAST_TOP = 64
-# Share of the values that may be in and out of the set in turn.
-_UNDECIDED = 0.005
+# Share of the values that may be in and out of the set in turn: leaving so many of a bulk out makes its edges 1 % too small.
+_UNDECIDED = 0.02
 # A row of which all but this share lies in the directions that are left out has no variance that could be estimated.
 _LEAST_REST = 1e-10
 # Singular triplets whose sums are kept together, at least, and how many groups at most.
@@ -235,21 +235,23 @@ def fit_scale(
 
 def _robust(singular_values: torch.Tensor, sides: tuple[_Side, _Side], total: ScaleFit) -> ScaleFit:
     count, profile = len(singular_values), total.profile
-    # Gaps of the support are looked for among the largest values only; those that are closer to the bulk are few.
-    top = singular_values[: max(_LEAST_TOP, count // 4)]
     smallest = singular_values[0] * max(side.length for side in sides) * np.finfo(np.float64).eps
-    whole = len(top) == count or bool(singular_values[len(top)] <= smallest)
-    top = top[top > smallest]  # zeros are below every bulk
+    values = singular_values[singular_values > smallest]  # zeros are below every bulk
+    # Gaps of the support are looked for among the largest values only; those that are closer to the bulk are few.
+    looked_at = max(_LEAST_TOP, count // 4)
     now, seen, gaps = np.empty(0, dtype=np.int64), set(), False
     for _ in range(MAX_ROUNDS):
         seen.add(now.tobytes())
-        following = _above(profile, top, gaps=gaps, whole=whole)
+        following = _above(profile, values[:looked_at], gaps=gaps, whole=looked_at >= len(values))
         if not gaps and np.array_equal(following, now):  # looking for gaps takes longer
             gaps = True
-            following = _above(profile, top, gaps=True, whole=whole)
+            following = _above(profile, values[:looked_at], gaps=True, whole=looked_at >= len(values))
+        while len(following) == looked_at < len(values) and looked_at <= _MOST_LEFT_OUT * count:
+            looked_at *= 2
+            following = _above(profile, values[:looked_at], gaps=gaps, whole=looked_at >= len(values))
         if np.array_equal(following, now):
             return ScaleFit(profile=profile, edges=edges(profile) if len(now) else total.edges)
-        if len(following) > _MOST_LEFT_OUT * count or (len(following) == len(top) < count):
+        if len(following) > _MOST_LEFT_OUT * count or (len(following) == len(values) < count):
             raise ScaleError(
                 f"the robust profile left out {len(following)} of {count} singular values as outliers: use `scale` 'total'"
             )

@@ -1,6 +1,7 @@
 """Queries about what is significant, and about edges of another sigma than that of the scan: against numpy and by hand."""
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 
 from scanner import analyze
@@ -138,6 +139,20 @@ def test_significance_counts_by_families_that_a_filter_does_not_change(store: St
     assert len(store.query("significance", layers=True).to_pylist()) == 8
     strict = {(row["role"], row["side"]): row for row in store.query("significance", level=0.01).to_pylist()}
     assert strict["query", "u"]["matrices_iid"] == 0
+
+
+def test_a_matrix_without_a_scale_null_does_not_hide_the_others(store: Store) -> None:
+    bare = significant(0.0, None, [0.01] * 4, [0.01] * 4, tensor="b", layer=1)
+    for name in ("u_q_scale", "v_q_scale", "u_effect_scale"):
+        del bare.by_rank[name]
+    bare.more["v_p_scale_omnibus"] = None
+    add_scan(store, "one", [significant(0.0, 0.0, [0.01] * 4, [0.01, 1.0, 1.0, 1.0], tensor="a"), bare])
+    columns = ("matrices_iid", "matrices_scale", "without_scale", "vectors_iid", "vectors_scale", "effect_scale")
+    [both] = store.query("significance").filter(pc.field("side") == "u").to_pylist()
+    assert tuple(both[name] for name in columns) == (2, 1, 1, 8, 1, 0.25)
+    one, other = store.query("significance", layers=True).filter(pc.field("side") == "u").to_pylist()
+    assert tuple(one[name] for name in columns) == (1, 1, 0, 4, 1, 0.25)
+    assert tuple(other[name] for name in columns) == (1, None, 1, 4, None, None)
 
 
 def test_significance_leaves_out_scans_of_versions_without_these_columns(store: Store) -> None:

@@ -3,7 +3,7 @@
 -- else 1 / sqrt(rows)) and `init_rows` (1 / sqrt(rows)). Both numbers are null where there is no such estimate: where the fit of `bulk`
 -- failed, or a version without its edges made the scan.
 create macro matrices_by_sigma(wanted_sigma, wanted_model, wanted_revision) as table
-with chosen as (
+with estimated as (
     select
         matrices.*,
         case
@@ -14,7 +14,16 @@ with chosen as (
             when wanted_sigma = 'init_rows' then sigma_init
             when wanted_sigma != 'bulk'
                 then error('sigma is ''' || wanted_sigma || ''': choose from median, std, init, init_rows, bulk')
-        end as by_sigma,
+        end as by_sigma
+    from matrices
+    semi join chosen_scans(wanted_model, wanted_revision) using (scan_id)
+    join scans using (scan_id)
+),
+
+-- In a step of its own: an expression that can raise an error cannot be referred to where it is named.
+chosen as (
+    select
+        *,
         case
             when wanted_sigma = 'bulk' then case sigma_kind when 'bulk' then mp_lower else bulk_lower end
             else by_sigma * (sqrt(greatest(rows, cols)) - sqrt(least(rows, cols)))
@@ -23,9 +32,7 @@ with chosen as (
             when wanted_sigma = 'bulk' then case sigma_kind when 'bulk' then mp_upper else bulk_upper end
             else by_sigma * (sqrt(greatest(rows, cols)) + sqrt(least(rows, cols)))
         end as by_upper
-    from matrices
-    semi join chosen_scans(wanted_model, wanted_revision) using (scan_id)
-    join scans using (scan_id)
+    from estimated
 ),
 
 counted as (
