@@ -293,6 +293,9 @@ def overlap_map(
     title="Overlap with the activations over the checkpoints of a training",
     about="Mean O_k of the large, middle and small tenths of the singular values, checkpoint by checkpoint; the gray band is "
     "the range of random vectors. Needs runs of `rmtscan activations` on several models, with the same text.",
+    parameters={
+        "models": "names of the checkpoints of a training with commas between them, in their order, instead of that of their steps"
+    },
 )
 def overlap_training(
     store: Store,

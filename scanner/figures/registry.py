@@ -30,7 +30,6 @@ PARAMETERS = {
     "run": "id of a run of an experiment (for lazy: a recipe), instead of the newest run of the model",
     "ensemble": "random control to draw: gaussian or kaiming_uniform",
     "centred": "covariance of the activations; if false, their second moments (as in arXiv 2410.17770v1)",
-    "models": "names of the checkpoints of a training with commas between them, in their order, instead of that of their steps",
     "base": "name of the scanned model before fine-tuning",
     "tuned": "name of the scanned model after fine-tuning",
 }

@@ -69,7 +69,7 @@ def decomposition(rows: Sequence[Row], model: str) -> Finding | None:
             f"{part.capitalize()}: {'. '.join([*told[:1], *(_sentence(one) for one in told[1:])]) or _NOTHING}."
         )
     small = found["small end"]
-    roles = list(dict.fromkeys(row["role"] for row in small["direction"]))
+    roles = list(dict.fromkeys(row["role"] for row in sorted(small["direction"], key=lambda row: row["p"])))
     if roles:
         headline = f"Beyond scale and head structure, the small end has direction in {listing(roles)}"
     elif any(small.values()):

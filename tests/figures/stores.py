@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -160,9 +161,9 @@ def tables(specification: dict[str, Any]) -> list[list[dict[str, Any]]]:
 
 
 def named_table(specification: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """Return the table of the view of that name."""
+    """Return the table of the view of that name; Altair appends a number to the names of views of a concatenation."""
     for view in _views(specification):
-        if view.get("name") == name:
+        if re.fullmatch(rf"{name}(_\d+)?", str(view.get("name"))):
             data = view["data"]
             return _table(specification["datasets"][data["name"]], data.get("format", {}))
     raise AssertionError(f"no view {name!r} in {[view.get('name') for view in _views(specification)]}")
