@@ -38,7 +38,7 @@ select
 from points
 left join random_sets() using (run_id, roles, layers, removed)
 where
-    not starts_with(set, 'random:')
+    beside is null and not starts_with(set, 'random:')
     -- Random sets are rows of their own if no other set of the run has their size.
     or not exists (
         from points as other

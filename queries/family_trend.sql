@@ -66,7 +66,7 @@ roles as (
         ($model is null or model = $model)
         and ($family is null or starts_with(model, $family))
         and ($role is null or role = $role)
-        and (head is not null) = $heads
+        and (head is not null) = $heads and role not in ('qk', 'ov')
     group by model, revision, role
 )
 

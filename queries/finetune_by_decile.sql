@@ -1,7 +1,9 @@
 -- title: Accuracy after fine-tuning with a decile of the singular values removed before or after it
 -- about: One row per order and decile, averaged over the seeds, with the untouched runs of the same base, data and recipe (v1
 --   Fig. 8, v3 Fig. 6). sigma is the standard deviation of the untouched runs over seeds; a change of more than 3 sigma is
---   more than chance, but sigma is imprecise if there are few seeds.
+--   more than chance, but sigma is imprecise if there are few seeds. paired_delta compares each run with the untouched run of the
+--   same seed (the same head, dropout and order of the examples), so that differences between seeds cancel; its 95 % interval is
+--   Student's t over the seeds, and is not corrected for the number of rows.
 -- param: base VARCHAR = NULL | this base model only
 -- param: dataset VARCHAR = NULL | this dataset only
 -- param: roles VARCHAR = NULL | removal from these roles only (`all`, or names separated by commas)
@@ -19,6 +21,11 @@
 -- column: three_sigma | three standard deviations of the untouched runs over their seeds
 -- column: delta | accuracy minus that of the untouched runs
 -- column: delta_sigma | delta in units of sigma; NULL with fewer than two untouched seeds
+-- column: pairs | number of seeds that have an untouched run, too
+-- column: paired_delta | mean over these seeds of accuracy minus that of the untouched run
+-- column: paired_stderr | its standard error over the seeds; NULL with fewer than two
+-- column: low | lower end of its 95 % interval
+-- column: high | upper end
 -- column: examples | number of training texts
 -- column: epochs | number of passes over them
 -- column: finished_at | when the newest of these runs finished
@@ -42,6 +49,13 @@ named as (
     group by run_id
 ),
 
+pairs as (
+    select tuned.*, tuned.accuracy - same.accuracy as difference
+    from finetunes as tuned
+    left join finetunes as same
+        on same.run_id = tuned.run_id and same.seed = tuned.seed and same."order" = 'none' and tuned."order" != 'none'
+),
+
 points as (
     select
         run_id,
@@ -53,8 +67,11 @@ points as (
         stddev_samp(accuracy) as spread,
         any_value(examples) as examples,
         any_value(epochs) as epochs,
-        max(finished_at) as finished_at
-    from finetunes
+        max(finished_at) as finished_at,
+        count(difference)::integer as pairs,
+        avg(difference) as paired_delta,
+        stddev_samp(difference) / sqrt(count(difference)) as paired_stderr
+    from pairs
     where
         ($roles is null or roles = $roles or "order" = 'none')
         and ($run is null or run_id = $run)
@@ -75,6 +92,11 @@ select
     3 * u.sigma as three_sigma,
     p.accuracy - u.accuracy as delta,
     (p.accuracy - u.accuracy) / nullif(u.sigma, 0) as delta_sigma,
+    p.pairs,
+    p.paired_delta,
+    p.paired_stderr,
+    p.paired_delta - t_quantile(p.pairs - 1) * p.paired_stderr as low,
+    p.paired_delta + t_quantile(p.pairs - 1) * p.paired_stderr as high,
     p.examples,
     p.epochs,
     p.finished_at

@@ -1,14 +1,16 @@
 -- title: Randomness of the singular vectors of attention heads, by depth
 -- about: Mean p-value of the Kolmogorov-Smirnov test over the singular vectors of the slice of each head (rows of query, key
 --   and value, columns of attn_out), from scans with --heads. Random matrices have a mean of 0.5; lower values mean that a
---   head has learned more. Key and value have fewer heads than query in models with grouped-query attention.
+--   head differs more from i.i.d. Key and value have fewer heads than query in models with grouped-query attention.
+--   Scans with --products
+--   also have the products qk and ov of each head: see head_products.
 -- param: model VARCHAR = NULL | this model only
 -- param: revision VARCHAR = NULL | the newest revision that begins with this, instead of the newest
 -- param: role VARCHAR = NULL | this role only
 -- column: model | name of the model
 -- column: stack | encoder or decoder, if the model has both
 -- column: layer | index of the block
--- column: role | query, key, value or attn_out
+-- column: role | query, key, value, attn_out, qk or ov
 -- column: module | cross_attention, if the block has it in addition to self-attention
 -- column: head | index of the head
 -- column: rows | output features of the slice

@@ -1,6 +1,6 @@
 -- title: Randomness of the singular vectors by depth
 -- about: Mean p-value of the Kolmogorov-Smirnov test over all singular vectors of a matrix, by layer and role. Random matrices
---   have a mean of 0.5; lower values mean that a layer has learned more.
+--   have a mean of 0.5; lower values mean that a layer differs more from i.i.d.
 -- param: model VARCHAR = NULL | this model only
 -- param: revision VARCHAR = NULL | the newest revision that begins with this, instead of the newest
 -- param: role VARCHAR = NULL | this role only

@@ -45,7 +45,7 @@ with roles as (
     ) using (scan_id)
     where
         ($role is null or role = $role)
-        and (head is not null) = $heads
+        and (head is not null) = $heads and role not in ('qk', 'ov')
     group by role, model
 )
 

@@ -1,4 +1,4 @@
--- title: Matrices that have learned the most
+-- title: Matrices that differ most from i.i.d.
 -- about: The matrices of each model by increasing mean p-value, so that the least random one comes first. Random matrices have
 --   a mean of 0.5. z is the deviation from 0.5 in standard errors, sqrt(1 / 24 / rank) for independent uniform p-values of
 --   the vectors of both sides. The order is by p, the size of the effect, since z increases with the size of the matrix.
@@ -35,7 +35,7 @@ with measured as (
         ) as place
     from matrices
     semi join chosen_scans($model, $revision) using (scan_id)
-    where p is not null and ($role is null or role = $role) and (head is not null) = $heads
+    where p is not null and ($role is null or role = $role) and (head is not null) = $heads and role not in ('qk', 'ov')
 )
 
 select

@@ -38,7 +38,7 @@ with measured as (
         sum(entries) over (partition by model) as all_entries
     from matrices
     semi join chosen_scans($model, $revision) using (scan_id)
-    where ($role is null or role = $role) and (head is not null) = $heads
+    where ($role is null or role = $role) and (head is not null) = $heads and role not in ('qk', 'ov')
 ),
 
 placed as (

@@ -1,11 +1,15 @@
 -- title: Share of the singular values outside the Marchenko-Pastur bulk, by role
 -- about: Percentage of all min(rows, cols) singular values that lie below (left) and above (right) the bulk, over all matrices
 --   of one role and shape. Random matrices have none except a few values next to the edges. In square matrices no value
---   lies below the bulk, which begins at zero.
+--   lies below the bulk, which begins at zero. Values that are outside the edges of the scale null, too, are not explained by
+--   unequal rows and columns; these shares are NULL in scans without a scale null. Matrices for which the chosen sigma has no edges
+--   (the fit of bulk failed, or a version that did not store them made the scan) do not count.
 -- param: model VARCHAR = NULL | this model only
 -- param: revision VARCHAR = NULL | the newest revision that begins with this, instead of the newest
 -- param: role VARCHAR = NULL | this role only
 -- param: heads BOOLEAN = FALSE | slices of attention heads instead of whole matrices
+-- param: sigma VARCHAR = NULL | edges of this estimate of sigma instead of the one of the scan: median, std, bulk, init (of the
+--   config, or else 1 / sqrt(rows)) or init_rows (1 / sqrt(rows))
 -- column: model | name of the model
 -- column: role | role of the matrix in its block
 -- column: rows | output features
@@ -13,16 +17,19 @@
 -- column: matrices | number of matrices
 -- column: left_percent | singular values below the bulk, percent
 -- column: right_percent | singular values above the bulk, percent
+-- column: left_scale_percent | singular values below the bulk of the scale null, percent of the matrices that have one
+-- column: right_scale_percent | singular values above the bulk of the scale null, percent of the matrices that have one
 select
     model,
     role,
     rows,
     cols,
     count(*)::integer as matrices,
-    100 * sum(outliers_left) / sum(least(rows, cols)) as left_percent,
-    100 * sum(outliers_right) / sum(least(rows, cols)) as right_percent
-from matrices
-semi join chosen_scans($model, $revision) using (scan_id)
-where ($role is null or role = $role) and (head is not null) = $heads
+    100 * sum(outliers_left) / sum(least(rows, cols)) filter (where outliers_left is not null) as left_percent,
+    100 * sum(outliers_right) / sum(least(rows, cols)) filter (where outliers_right is not null) as right_percent,
+    100 * sum(outliers_left_scale) / sum(least(rows, cols)) filter (where outliers_left_scale is not null) as left_scale_percent,
+    100 * sum(outliers_right_scale) / sum(least(rows, cols)) filter (where outliers_right_scale is not null) as right_scale_percent
+from matrices_by_sigma($sigma, $model, $revision)
+where ($role is null or role = $role) and (head is not null) = $heads and role not in ('qk', 'ov')
 group by model, role, rows, cols
 order by model, role_order(role), role, rows, cols;

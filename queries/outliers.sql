@@ -1,10 +1,13 @@
 -- title: Singular values outside the Marchenko-Pastur bulk, by layer and role
 -- about: Each cell is left|right: the numbers of singular values below and above the bulk (Table 3 of arXiv 2410.17770).
 --   Several matrices of one role in one layer (such as experts) are added up. The row without a layer has the matrices
---   outside the blocks; column other has embedding, lm_head, router and other.
+--   outside the blocks; column other has embedding, lm_head, router and other. A cell is NULL where the chosen sigma has no
+--   edges: the fit of bulk failed, or a version that did not store them made the scan.
 -- param: model VARCHAR = NULL | this model only
 -- param: revision VARCHAR = NULL | the newest revision that begins with this, instead of the newest
 -- param: heads BOOLEAN = FALSE | slices of attention heads instead of whole matrices
+-- param: sigma VARCHAR = NULL | edges of this estimate of sigma instead of the one of the scan: median, std, bulk, init (of the
+--   config, or else 1 / sqrt(rows)) or init_rows (1 / sqrt(rows))
 -- column: model | name of the model
 -- column: stack | encoder or decoder, if the model has both
 -- column: layer | index of the block
@@ -25,10 +28,9 @@ with cells as (
             when role in ('query', 'key', 'value', 'attn_out', 'mlp_up', 'mlp_gate', 'mlp_down') then role
             else 'other'
         end as place,
-        sum(outliers_left) || '|' || sum(outliers_right) as cell
-    from matrices
-    semi join chosen_scans($model, $revision) using (scan_id)
-    where (head is not null) = $heads
+        case when count(outliers_right) = count(*) then sum(outliers_left) || '|' || sum(outliers_right) end as cell
+    from matrices_by_sigma($sigma, $model, $revision)
+    where (head is not null) = $heads and role not in ('qk', 'ov')
     group by model, stack, layer, place
 )
 

@@ -1,6 +1,6 @@
 -- title: Randomness of the singular vectors along the spectrum, by role
 -- about: Locally averaged p-values of the Kolmogorov-Smirnov test of every singular vector, averaged rank by rank over the
---   matrices of one role and shape. Random vectors have a mean of 0.5; lower values mean that more was learned. The
+--   matrices of one role and shape. Random vectors have a mean of 0.5; lower values differ from i.i.d. The
 --   control columns are the same for random matrices of that shape and stay at 0.5, up to noise.
 -- param: model VARCHAR = NULL | this model only
 -- param: revision VARCHAR = NULL | the newest revision that begins with this, instead of the newest

@@ -42,7 +42,7 @@ with per_block as (
         count(v_p) as v_vectors
     from vectors
     semi join chosen_scans($model, $revision) using (scan_id)
-    where layer is not null and ($role is null or role = $role) and (head is not null) = $heads
+    where layer is not null and ($role is null or role = $role) and (head is not null) = $heads and role not in ('qk', 'ov')
     group by all
 ),
 

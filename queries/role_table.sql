@@ -1,8 +1,8 @@
--- title: What each role has learned, by decile of the spectrum
+-- title: How each role differs from i.i.d., by decile of the spectrum
 -- about: Two rows per role, one for the right and one for the left singular vectors. The deciles divide the singular values of
 --   each matrix: d1 is the smallest tenth, d10 the largest. Each value is the mean p-value of the Kolmogorov-Smirnov test
 --   of the singular vectors, over a matrix and then over matrices. Random vectors have a mean of 0.5. A low d1 means
---   information in the smallest singular values.
+--   that the smallest singular values differ from i.i.d.; `decompose` tells by what.
 -- param: model VARCHAR = NULL | this model only
 -- param: revision VARCHAR = NULL | the newest revision that begins with this, instead of the newest
 -- param: role VARCHAR = NULL | this role only
@@ -36,7 +36,7 @@ with summary as (
         format('{:.1f}|{:.1f}', avg(outliers_left), avg(outliers_right)) as outliers
     from matrices
     semi join chosen_scans($model, $revision) using (scan_id)
-    where ($role is null or role = $role) and (head is not null) = $heads
+    where ($role is null or role = $role) and (head is not null) = $heads and role not in ('qk', 'ov')
     group by model, role, module
 ),
 
@@ -56,7 +56,7 @@ per_matrix as (
             avg(v_p) as v
         from vectors
         semi join chosen_scans($model, $revision) using (scan_id)
-        where ($role is null or role = $role) and (head is not null) = $heads
+        where ($role is null or role = $role) and (head is not null) = $heads and role not in ('qk', 'ov')
         group by all
     ) on u, v into name side value p
 ),

@@ -28,6 +28,6 @@ select
     max(seconds) as largest_seconds,
     count(seconds) * 1e-9 * rows * cols * least(rows, cols) / nullif(sum(seconds), 0) as rate
 from all_matrices
-where ($model is null or model = $model) and ($role is null or role = $role) and (head is not null) = $heads
+where ($model is null or model = $model) and ($role is null or role = $role) and (head is not null) = $heads and role not in ('qk', 'ov')
 group by rows, cols, role, device, svd_method
 order by sum(seconds) desc nulls last, rows, cols, role_order(role), role, device, svd_method;

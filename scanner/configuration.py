@@ -45,6 +45,8 @@ class Option:
     whatever the name of the field or option."""
     since: str | None = None
     """Version that added the parameter. It enters identities only if it is not at its default: earlier results keep theirs."""
+    before: Any = None
+    """What earlier versions did, if that is not the default: then this value is the one that does not enter identities."""
     unordered: bool = False
     """In identities, the values of a tuple are sorted and without duplicates."""
 
@@ -86,9 +88,14 @@ def parameters(config: Any) -> dict[str, Any]:
         value, about = getattr(config, declared.name), declaration(declared)
         if is_dataclass(value):
             found |= parameters(value)
-        elif about.identity is not None and not (about.since is not None and value == default_of(declared)):
+        elif about.identity is not None and not (about.since is not None and value == _earlier(declared, about)):
             found[about.identity] = _as_json(value, about)
     return found
+
+
+def _earlier(declared: Field[Any], about: Option) -> Any:
+    """Return the value with which versions without the parameter computed."""
+    return default_of(declared) if about.before is None else about.before
 
 
 def _as_json(value: Any, about: Option) -> Any:

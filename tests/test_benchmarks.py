@@ -43,6 +43,7 @@ def test_every_benchmark_is_tried_here() -> None:
         "fleet",
         "hub_reading",
         "ks",
+        "scale_null",
         "scan",
         "scaling",
         "queries",
@@ -107,6 +108,16 @@ def test_ks(tmp_path: Path) -> None:
     for row in found["differences"]:
         assert row["vectors"] >= 200
         assert row["difference"] <= 1e-6
+
+
+def test_scale_null(tmp_path: Path) -> None:
+    found = _run("scale_null", tmp_path)
+    assert {(row["shape"], row["scale"]) for row in found["times"]} == {
+        (shape, kind) for shape in ("96 x 96", "64 x 256") for kind in ("total", "robust")
+    }
+    for row in found["times"]:
+        assert row["ratio"] > 0
+        assert row["failure"] == ""
 
 
 def test_scan(tmp_path: Path) -> None:

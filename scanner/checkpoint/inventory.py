@@ -19,8 +19,10 @@ from scanner.checkpoint.model import (
 )
 from scanner.checkpoint.names import is_average, is_optimizer_state
 from scanner.checkpoint.structure.blocks import Named, distinct_blocks
-from scanner.checkpoint.structure.heads import NOT_SPLIT, head_refs, is_split, misfit
+from scanner.checkpoint.structure.heads import NOT_SPLIT, head_count, head_refs, is_split, misfit
 from scanner.checkpoint.structure.layouts import MAX_EXPERTS, Layout, Place, matrices_of
+from scanner.checkpoint.structure.products import Projection, is_head_norm, products_of
+from scanner.checkpoint.structure.sizes import Sizes
 from scanner.checkpoint.structure.ties import find_ties, resolve_ties, tie_check
 from scanner.errors import CheckpointError
 
@@ -62,6 +64,7 @@ def list_matrices(
 
 def _list_by_headers(checkpoint: Checkpoint, selection: Selection) -> Inventory:
     if checkpoint.base is not None:
+        selection = selection.without_products()  # a difference of products is not a product of differences
         tuned = replace(checkpoint, base=None, tuned=None)
         return difference_inventory(
             checkpoint.base, _list_by_headers(checkpoint.base, selection), _list_by_headers(tuned, selection)
@@ -82,6 +85,8 @@ def _list_by_headers(checkpoint: Checkpoint, selection: Selection) -> Inventory:
         if _is_stack(weight, place) and weight.shape[0] <= MAX_EXPERTS
     )
     matrices: list[MatrixRef] = []
+    projections: list[Projection] = []
+    normed: set[object] = set()
     skipped: list[Skipped] = [*parts, *checkpoint.left_out]
     for weight, place in zip(weights, places, strict=True):
         refs: tuple[MatrixRef, ...] = ()
@@ -90,14 +95,25 @@ def _list_by_headers(checkpoint: Checkpoint, selection: Selection) -> Inventory:
             try:
                 stack, layer = block_of.get(weight.name, (stack_of.get(weight.name_in_model), place.layer))
                 refs = matrices_of(weight, place, layout, stack, layer)
+                refs = tuple(_with_heads(ref, layout.sizes(place)) for ref in refs)
             except CheckpointError as error:
                 reason = str(error)
             else:
+                projections += [Projection(ref=ref, sizes=layout.sizes(place)) for ref in refs if is_split(ref)]
                 refs, reason = _selected(refs, place, layout, selection)
                 _check_count((len(matrices), len(refs)))
         matrices += refs
         if reason is not None:
             skipped.append(Skipped(tensor=weight.entry.name, reason=reason))
+        if place.layer is not None and is_head_norm(weight.name):
+            normed.add(block_of.get(weight.name, (stack_of.get(weight.name_in_model), place.layer)))
+    if selection.product_roles:
+        wanted = [one for one in projections if not selection.layers or one.ref.layer in selection.layers]
+        products, reasons = products_of(wanted, selection.product_roles, checkpoint.config, frozenset(normed))
+        _check_count((len(matrices), len(products)))
+        matrices += products
+        used = {factor.entry.name for ref in products for factor in ref.weights}
+        skipped = [_reasoned(one, reasons) for one in skipped if one.tensor not in used]
     check = tie_check(checkpoint.source, matrices, checkpoint.config)
     ties = find_ties(check)
     return Inventory(
@@ -106,6 +122,17 @@ def _list_by_headers(checkpoint: Checkpoint, selection: Selection) -> Inventory:
         perhaps_tied=tuple(ties.perhaps.items()),
         tie_checks=(check,) if ties.perhaps else (),
     )
+
+
+def _with_heads(ref: MatrixRef, sizes: Sizes) -> MatrixRef:
+    """Return the matrix with its number of heads, if it consists of heads and the config says how many."""
+    heads = head_count(ref, sizes)
+    return ref if heads is None else replace(ref, heads=heads)
+
+
+def _reasoned(skipped: Skipped, reasons: Mapping[str, str]) -> Skipped:
+    """Return why there is no product of a tensor that is not analyzed by itself."""
+    return replace(skipped, reason=reasons.get(skipped.tensor, skipped.reason))
 
 
 def _blocks(

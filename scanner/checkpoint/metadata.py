@@ -4,6 +4,7 @@ The model card is not read with `huggingface_hub.ModelCard`: that class loads th
 merge keys (`<<`) of nested aliases. A card of 560 bytes then takes 10 seconds, and twice as long with each further line.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,6 +53,19 @@ def architecture(config: Mapping[str, Any]) -> str | None:
     architectures = config.get("architectures")
     first = architectures[0] if isinstance(architectures, list) and architectures else None
     return next((printable(name) for name in (first, config.get("model_type")) if isinstance(name, str) and name), None)
+
+
+def initializer_range(config: Mapping[str, Any]) -> float | None:
+    """Return the standard deviation with which the weights were initialized, by the config or its section about the text model.
+
+    Some models divide it in some matrices by a function of depth, which no config says.
+    """
+    section = config.get("text_config")
+    for part in (config, section if isinstance(section, Mapping) else {}):
+        found = part.get("initializer_range")
+        if isinstance(found, int | float) and not isinstance(found, bool) and 0.0 < found < math.inf:
+            return float(found)
+    return None
 
 
 def base_model(model: str, config: Mapping[str, Any], files: Files) -> str | None:

@@ -37,6 +37,9 @@ MAX_DIMENSIONS = 64
 MAX_MATRICES = 500_000
 """Limit for the matrices of a checkpoint, with every head and expert counted."""
 
+PRODUCT_ROLES = ("qk", "ov")
+"""Roles of products of two weights of an attention head, analyzed only on request: W_q^T W_k and W_o W_v."""
+
 VOCABULARY_ROLES = frozenset({"embedding", "lm_head"})
 """Roles with one row per token (or position): large, and analyzed only on request."""
 
@@ -181,6 +184,9 @@ class MatrixRef:
 
     `module` distinguishes matrices of the same role in one block: `cross_attention`, `shared_expert`, `context`, `mla_a` and
     `mla_b` (the low-rank factors of multi-head latent attention), `indexer`; None for the usual ones.
+
+    A product (role `qk` or `ov`) has two matrices in `factors` instead: the first, transposed for `qk`, times the second.
+    `tensor` and `entry` are those of the first.
     """
 
     tensor: str
@@ -203,6 +209,28 @@ class MatrixRef:
     head_slice: HeadSlice | None = None
     minus: "tuple[str, MatrixRef] | None" = None
     module: str | None = None
+    heads: int | None = None
+    """Number of attention heads in the rows (of attention outputs: the columns) of a whole matrix, if it is known."""
+    factors: "tuple[MatrixRef, MatrixRef] | None" = None
+    between: str | None = None
+    """What the model does between the factors of a product: `rotary`, `norm`, `rotary,norm`; None: nothing that is known."""
+
+    @property
+    def decomposed(self) -> tuple[int, int]:
+        """Shape that the cost of the decomposition depends on: of a product, that of one of its thin factors."""
+        if self.factors is None:
+            return self.rows, self.cols
+        return max(self.rows, self.cols), min(self.factors[0].rows, self.factors[0].cols)
+
+    @property
+    def kv_head(self) -> int | None:
+        """Index of the key-value head of a product, which several heads may share."""
+        return self.factors[1].head if self.factors is not None else None
+
+    @property
+    def weights(self) -> "tuple[MatrixRef, ...]":
+        """The matrices that are read: the two factors of a product, otherwise the matrix itself."""
+        return (self,) if self.factors is None else self.factors
 
     @property
     def identity(self) -> MatrixKey:
@@ -236,20 +264,33 @@ class Selection:
     """
 
     only: tuple[str, ...] = option(
-        (), name="roles", aliases=("only",), metavar="ROLE,...", choices=ROLES, identity="only", unordered=True
+        (),
+        name="roles",
+        aliases=("only",),
+        metavar="ROLE,...",
+        choices=(*ROLES, *PRODUCT_ROLES),
+        identity="only",
+        unordered=True,
     )
-    """Only these roles: query, key, value, attn_out, mlp_up, mlp_gate, mlp_down, embedding, lm_head, router, other; empty: all."""
+    """Only these roles: query, key, value, attn_out, mlp_up, mlp_gate, mlp_down, embedding, lm_head, router, other, and products
+    qk, ov; empty: all."""
     layers: tuple[int, ...] = option((), metavar="0-5,7", min=0, identity="layers", unordered=True)
     """Only these blocks, counted from 0; empty: all."""
     embeddings: bool = option(False, identity="embeddings")
     """Also the embeddings and the output head."""
     heads: bool = option(False, identity="heads")
     """One matrix per attention head: rows of query, key and value, columns of attn_out."""
+    products: bool = option(False, identity="products", since="0.2")
+    """Also the products of each attention head, queries with keys (qk) and attention outputs with values (ov): what its factors
+    mean, whatever the basis between them."""
 
     def __post_init__(self) -> None:
-        unknown = [role for role in self.only if role not in ROLES]
+        known = (*ROLES, *PRODUCT_ROLES)
+        unknown = [role for role in self.only if role not in known]
         if unknown:
-            raise ConfigError("only", f"has an unknown role {unknown[0]!r}: choose from {', '.join(ROLES)}")
+            raise ConfigError("only", f"has an unknown role {unknown[0]!r}: choose from {', '.join(known)}")
+        if self.products and self.only and not self.product_roles:
+            raise ConfigError("products", f"adds the roles {' and '.join(PRODUCT_ROLES)}, which `roles` leaves out")
         wrong = [layer for layer in self.layers if type(layer) is not int or layer < 0]
         if wrong:
             raise ConfigError("layers", f"has {wrong[0]!r}, which is not a layer index: layers count from 0")
@@ -258,6 +299,17 @@ class Selection:
     def vocabulary(self) -> bool:
         """Whether embeddings and output heads are selected, by `embeddings` or by role."""
         return self.embeddings or not VOCABULARY_ROLES.isdisjoint(self.only)
+
+    @property
+    def product_roles(self) -> tuple[str, ...]:
+        """Roles of the products that are selected, by `products` or by role."""
+        named = tuple(role for role in PRODUCT_ROLES if role in self.only)
+        return named if self.only else PRODUCT_ROLES if self.products else ()
+
+    def without_products(self) -> "Selection":
+        """Return the selection of weights alone; itself if it selects nothing else."""
+        kept = tuple(role for role in self.only if role not in PRODUCT_ROLES)
+        return self if self.only and not kept else replace(self, only=kept, products=False)
 
 
 @dataclass(frozen=True, kw_only=True)

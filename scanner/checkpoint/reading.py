@@ -38,11 +38,27 @@ def read_matrices(
 ) -> "list[torch.Tensor | LowRank]":
     """Return several matrices of a checkpoint, reading and decoding each stored weight once.
 
+    Products are returned as their two thin factors.
+
     Raises:
         CheckpointError: as `read_matrix`.
     """
+    weights = [weight for ref in refs for weight in ref.weights]
+    found = iter(_read_weights(source, weights, tuple(versions)))
+    return [next(found) if ref.factors is None else _product(ref, next(found), next(found)) for ref in refs]
+
+
+def _product(ref: MatrixRef, first: "torch.Tensor | LowRank", second: "torch.Tensor | LowRank") -> "LowRank":
+    from scanner.rmt.decomposition import Product
+
+    left, right = _dense(first), _dense(second)
+    return Product(left=left.T if ref.role == "qk" else left, right=right)
+
+
+def _read_weights(
+    source: str, refs: Sequence[MatrixRef], versions: tuple[FileVersion, ...]
+) -> "list[torch.Tensor | LowRank]":
     weights = {_weight_key(ref): ref for ref in refs}
-    versions = tuple(versions)
     stored = _read(source, refs, versions)
     decoded = {
         key: decoder_of(ref.codec)(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -83,6 +84,7 @@ def plot(
 
         rmtscan plot depth --model my-model -o depth.html
     """
+    from scanner.cli.progress import steps
     from scanner.figures import all_figures, find_figure, save
     from scanner.figures.rendering import check_path
     from scanner.store import open_store
@@ -127,7 +129,8 @@ def plot(
             raise typer.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--param")
         parameters[name] = chosen.convert(name, value)
     opened = open_store(store) if chosen.needs_store else None
-    chart = chosen.draw(opened, interactive=output.suffix.lower() == ".html", **parameters)
+    with steps(sys.stderr, "drawing") as progress:
+        chart = chosen.draw(opened, interactive=output.suffix.lower() == ".html", progress=progress, **parameters)
     note(f"{chosen.title}: {save(chart, output)}")
 
 

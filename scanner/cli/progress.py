@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
@@ -18,6 +20,48 @@ if TYPE_CHECKING:
 
 #: Seconds between two plain lines.
 _INTERVAL = 10.0
+
+
+@contextmanager
+def steps(stream: TextIO, what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show how many steps of something without workers are done; nothing is printed before the first step, nor within a second.
+
+    Args:
+        stream: where to print; on a terminal a bar, elsewhere plain lines.
+        what: the work, as a present participle.
+    """
+    console = Console(file=stream, highlight=False, markup=False, emoji=False)
+    bar = Bar(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+    begun = last = time.monotonic()
+    task: TaskID | None = None
+
+    def report(done: int, total: int) -> None:
+        nonlocal last, task
+        now = time.monotonic()
+        if console.is_terminal:
+            if task is None and now - begun > 1.0:
+                task = bar.add_task(what, total=total)
+                bar.start()
+            if task is not None:
+                bar.update(task, completed=done, total=total)
+        elif now - last > _INTERVAL:
+            last = now
+            console.print(f"{what}: {done} of {total}", soft_wrap=True)
+
+    try:
+        yield report
+    finally:
+        if task is not None:
+            bar.stop()
 
 
 class Progress(Observer):

@@ -97,7 +97,12 @@ def scan(
             from scanner.store import open_store
 
             return run_upgrade(
-                open_store(store), ensembles=how.ensembles, pool=pool, download=how.download, observer=observer
+                open_store(store),
+                ensembles=how.ensembles,
+                draws=how.control_draws,
+                pool=pool,
+                download=how.download,
+                observer=observer,
             )
         from scanner.engine.scan import scan as run_scan
 
@@ -106,6 +111,7 @@ def scan(
             store=store,
             method=method,
             ensembles=how.ensembles,
+            draws=how.control_draws,
             pool=pool,
             force=how.force,
             download=how.download,

@@ -28,10 +28,12 @@ def sql(
 ) -> None:
     """Ask with SQL.
 
-    The tables are scans, matrices, vectors, failures, controls; comparisons, pairs, pair_vectors, pair_subspaces;
-    experiments, overlaps, activation_spectra, ablations, finetunes, baselines, run_skips; nights, releases. For a matrix
-    or pair that was computed more than once, they hold the newest result; all_matrices, all_vectors, all_pairs,
-    all_pair_vectors and all_pair_subspaces hold all results. Write "overlaps" in double quotes: it is a keyword of SQL.
+    The tables are scans, matrices, vectors, failures, controls, matrix_controls; comparisons, pairs, pair_vectors,
+    pair_subspaces; experiments, overlaps, overlap_maps, activation_spectra, ablations, finetunes, baselines, run_skips;
+    nights, releases.
+    For a matrix or pair that was computed more than once, they hold the newest result; all_matrices, all_vectors,
+    all_pairs, all_pair_vectors and all_pair_subspaces hold all results. Write "overlaps" in double quotes: it is a keyword
+    of SQL.
 
     Only SELECT is accepted, and it reads nothing outside the store.
 

@@ -150,8 +150,10 @@ def _method_of(scan: Mapping[str, Any]) -> Method | None:
     try:
         value = json.loads(scan["method"] or "")
         lists = {name: tuple(value[name]) for name in ("only", "layers")}
-        selection = Selection(embeddings=value["embeddings"], heads=value["heads"], **lists)
-        return Method(sigma=value["sigma"], null=value["null"], selection=selection)
+        products = value.get("products", False)
+        selection = Selection(embeddings=value["embeddings"], heads=value["heads"], products=products, **lists)
+        scale, head_mass = value.get("scale", "none"), value.get("head_mass", False)
+        return Method(sigma=value["sigma"], null=value["null"], scale=scale, head_mass=head_mass, selection=selection)
     except (ValueError, TypeError, KeyError, ScannerError):  # a version with other parameters
         return None
 
@@ -341,7 +343,7 @@ class ComparisonWork(Work):
         self.store, self.base, self.tuned, self.force = store, base, tuned, force
         self.delta = difference(base, tuned)
         self.inventories = {
-            side: list_matrices(checkpoint, method.selection, compare_bytes=False)
+            side: list_matrices(checkpoint, method.selection.without_products(), compare_bytes=False)
             for side, checkpoint in (("base", base), ("tuned", tuned))
         }
         self.matching = self._matched()

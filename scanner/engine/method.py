@@ -11,7 +11,7 @@ from scanner.checkpoint import Selection
 from scanner.configuration import option, parameters
 from scanner.errors import ConfigError
 from scanner.rmt import vocabulary
-from scanner.rmt.vocabulary import SIGMA_KINDS, SigmaKind
+from scanner.rmt.vocabulary import SCALE_KINDS, SIGMA_KINDS, ScaleKind, SigmaKind
 
 
 def _null(text: str) -> str:
@@ -31,19 +31,25 @@ class Method:
     """Every parameter that determines the rows of a scan.
 
     Raises:
-        ConfigError: an unknown estimate of sigma or null distribution.
+        ConfigError: an unknown estimate of sigma, null distribution or estimate of scales.
     """
 
     sigma: SigmaKind = option("median", identity="sigma")
     """Estimate of sigma that determines the edges of the bulk."""
     null: str = option("table", parse=_null, metavar="table|mc:N", identity="null")
     """Null distribution of p-values: the stored table, or a Monte Carlo simulation with N draws."""
+    scale: ScaleKind = option("robust", identity="scale", since="0.2", before="none")
+    """Scale null: row and column variances without the values above the bulk (robust), of the whole matrix (total), or none."""
+    head_mass: bool = option(False, identity="head_mass", since="0.2")
+    """Also test whether the vectors of attention projections have their mass in few heads."""
     selection: Selection = field(default_factory=Selection)
     """Which matrices are scanned."""
 
     def __post_init__(self) -> None:
         if self.sigma not in SIGMA_KINDS:
             raise ConfigError("sigma", f"is {self.sigma!r}: choose from {', '.join(SIGMA_KINDS)}")
+        if self.scale not in SCALE_KINDS:
+            raise ConfigError("scale", f"is {self.scale!r}: choose from {', '.join(SCALE_KINDS)}")
         try:
             _null(self.null)
         except ValueError as error:

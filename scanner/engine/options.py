@@ -65,7 +65,18 @@ class ReadOptions(ReuseOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ScanOptions(ReadOptions):
-    """How checkpoints are scanned, apart from the method."""
+    """How checkpoints are scanned, apart from the method.
+
+    Raises:
+        ConfigError: fewer than one draw.
+    """
 
     ensembles: tuple[Ensemble, ...] = option(ENSEMBLES, name="ensemble", metavar="NAME,...")
-    """Random controls: one matrix of each ensemble for every shape."""
+    """Random controls. For every shape: gaussian, kaiming_uniform. For every matrix, each at the cost of a scan: permuted (its
+    entries in random order), sign (random signs), scale (a draw of the scale null)."""
+    control_draws: int = option(1, min=1)
+    """Draws of each control, with the seeds 0, 1, ..."""
+
+    def __post_init__(self) -> None:
+        if self.control_draws < 1:
+            raise ConfigError("control_draws", f"must be at least 1, got {self.control_draws}")

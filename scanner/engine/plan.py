@@ -71,11 +71,12 @@ def task_memory(refs: Iterable[MatrixRef]) -> tuple[float, float]:
     by_weight: dict[tuple[object, ...], int] = {}
     stored: dict[tuple[str, int], int] = {}
     largest = 0
-    for ref in refs:
-        weight = (ref.entry, ref.companions)
-        by_weight[weight] = by_weight.get(weight, 0) + ref.rows * ref.cols
-        stored[ref.entry.file, ref.entry.start] = ref.entry.size
-        largest = max(largest, ref.rows * ref.cols)
+    # A head that is a factor of several products is in memory once.
+    for one in dict.fromkeys(weight for ref in refs for weight in ref.weights):
+        weight = (one.entry, one.companions)
+        by_weight[weight] = by_weight.get(weight, 0) + one.rows * one.cols
+        stored[one.entry.file, one.entry.start] = one.entry.size
+        largest = max(largest, one.rows * one.cols)
     whole = 4 * 8 * max([largest, *by_weight.values()])
     return float(whole + sum(stored.values()) * (len(stored) > 1) + _WORKER_BYTES), float(4 * 8 * largest)
 

@@ -12,13 +12,22 @@ from scanner.rmt.analysis import Analysis
 from scanner.store.tables import SCHEMAS, pack, unpack
 from scanner.store.tables import rows as build
 
-__all__ = ["control_rows", "failure_row", "matrix_row", "pack", "unpack", "vector_rows", "warm_up"]
+__all__ = [
+    "control_rows",
+    "failure_row",
+    "matrix_control_rows",
+    "matrix_row",
+    "pack",
+    "unpack",
+    "vector_rows",
+    "warm_up",
+]
 
 if TYPE_CHECKING:
-    from scanner.engine.scan import ControlTask, MatrixTask
+    from scanner.engine.scan import ControlTask, MatrixControlTask, MatrixTask
 
 
-def _place(task: MatrixTask, ref: MatrixRef) -> dict[str, object]:
+def _place(task: MatrixTask | MatrixControlTask, ref: MatrixRef) -> dict[str, object]:
     """Return the columns that identify the scan and the matrix."""
     return {
         "scan_id": task.scan_id,
@@ -56,7 +65,13 @@ def matrix_row(
     task: MatrixTask, ref: MatrixRef, analysis: Analysis, *, device: str, measured: Mapping[str, object]
 ) -> pa.Table:
     """Return the row of `matrices`."""
-    other = {"role_source": ref.role_source, "dtype": ref.dtype, "device": device}
+    other = {
+        "role_source": ref.role_source,
+        "dtype": ref.dtype,
+        "device": device,
+        "kv_head": ref.kv_head,
+        "between": ref.between,
+    }
     return build("matrices", _place(task, ref) | analysis.matrix_columns() | other | dict(measured), 1)
 
 
@@ -75,3 +90,10 @@ def control_rows(task: ControlTask, analysis: Analysis) -> pa.Table:
     place = {"rows": task.rows, "cols": task.cols, "ensemble": task.ensemble, "seed": task.seed}
     columns = place | _known("controls", analysis.vector_columns())
     return build("controls", columns, len(analysis.singular_values))
+
+
+def matrix_control_rows(task: MatrixControlTask, ensemble: str, seed: int, analysis: Analysis) -> pa.Table:
+    """Return one row of `matrix_controls` per singular triplet of a control of a matrix."""
+    place = _place(task, task.ref) | {"ensemble": ensemble, "seed": seed}
+    columns = _known("matrix_controls", place | analysis.vector_columns())
+    return build("matrix_controls", columns, len(analysis.singular_values))

@@ -30,6 +30,7 @@ from scanner.checkpoint import (
     read_matrices,
     resolve_ties,
 )
+from scanner.checkpoint.metadata import initializer_range
 from scanner.checkpoint.sources.files import FileVersion, check_unchanged
 from scanner.checkpoint.sources.retry import may_pass
 from scanner.engine import rows
@@ -49,12 +50,16 @@ from scanner.engine.run import run
 from scanner.engine.task import Context, Failure, Task
 from scanner.engine.work import Found, Observer, Stored, Work
 from scanner.errors import ChangedError, CheckpointError, ConfigError, ScannerError
-from scanner.rmt.analysis import Analysis, analyze, decomposed, summarize
-from scanner.rmt.ensembles import ENSEMBLES, Ensemble, control
+from scanner.rmt.analysis import Analysis, Heads, analyze, decomposed, scale_profile, summarize
+from scanner.rmt.decomposition import LowRank
+from scanner.rmt.ensembles import ENSEMBLES, MATRIX_ENSEMBLES, Ensemble, control, control_of
 from scanner.rmt.ks_null import KsNull
-from scanner.rmt.sigma import SigmaKind
+from scanner.rmt.marchenko_pastur import FloatArray
+from scanner.rmt.scale_null import Profile
+from scanner.rmt.vocabulary import ScaleKind, SigmaKind
 from scanner.store import ScanWriter, Store, finished_part, open_store
-from scanner.store.tables import lists_of_text
+from scanner.store.staging import key_hash
+from scanner.store.tables import MATRIX_KEY, lists_of_text
 from scanner.version import __version__
 
 #: Bytes of neighboring weights that one request may fetch together if the checkpoint is on a network.
@@ -62,6 +67,7 @@ REMOTE_NEIGHBORS = 32 << 20
 #: The seed of all controls: they are stored by shape and shared by all scans.
 CONTROL_SEED = 0
 _DEFAULT_SIGMA: SigmaKind = "median"
+_DEFAULT_SCALE: ScaleKind = "robust"
 #: Models that are scanned at the same time; more if there are many workers. Every one of them takes memory for its inventory.
 _MODELS_AT_ONCE, _MODELS_PER_WORKER = 64, 4
 #: Matrices without a result, of all models that are scanned at the same time, above which no further model is begun.
@@ -91,6 +97,9 @@ class MatrixTask(Task):
     refs: tuple[MatrixRef, ...]
     sigma: SigmaKind
     null: str
+    scale: ScaleKind = "none"
+    head_mass: bool = False
+    """Whether the masses of attention heads are tested."""
     versions: tuple[FileVersion, ...] = ()
     """Versions of the files that the matrices are read from."""
 
@@ -102,7 +111,7 @@ class MatrixTask(Task):
     @property
     def cost(self) -> float:
         """Work of the decompositions."""
-        return sum(decomposition_cost(ref.rows, ref.cols) for ref in self.refs)
+        return sum(decomposition_cost(*ref.decomposed) for ref in self.refs)
 
     @property
     def memory(self) -> float:
@@ -121,7 +130,7 @@ class MatrixTask(Task):
     @property
     def spreads(self) -> bool:
         """Whether one of the matrices is large."""
-        return any(spreads(ref.rows, ref.cols) for ref in self.refs)
+        return any(spreads(*ref.decomposed) for ref in self.refs)
 
     @property
     def items(self) -> int:
@@ -163,7 +172,15 @@ class MatrixTask(Task):
         error, stage = matrix if isinstance(matrix, Exception) else None, "read"
         if error is None:
             try:
-                analysis, seconds = analyze_timed(context, matrix, sigma=self.sigma, null=self.null)
+                analysis, seconds = analyze_timed(
+                    context,
+                    matrix,
+                    sigma=self.sigma,
+                    null=self.null,
+                    scale=self.scale,
+                    heads=heads_of(ref),
+                    head_mass=self.head_mass,
+                )
             except torch.OutOfMemoryError:  # the pool runs the task again without a GPU
                 raise
             except Exception as raised:  # as above
@@ -273,19 +290,120 @@ class ControlTask(Task):
     def run(self, context: Context) -> bytes:
         """Return the rows of `controls`, packed."""
         drawn = control(self.ensemble, self.rows, self.cols, self.seed)
-        analysis, _ = analyze_timed(context, drawn, sigma=_DEFAULT_SIGMA, null="table")
+        analysis, _ = analyze_timed(context, drawn, sigma=_DEFAULT_SIGMA, null="table", scale=_DEFAULT_SCALE)
         return rows.pack(rows.control_rows(self, analysis))
 
 
-def analyze_timed(context: Context, matrix: Any, *, sigma: SigmaKind, null: str) -> tuple[Analysis, dict[str, float]]:
+@dataclass(frozen=True, kw_only=True)
+class MatrixControlTask(Task):
+    """Read a matrix, draw random matrices that are made from it, and analyze each."""
+
+    scan_id: str
+    model: str
+    revision: str
+    source: str
+    ref: MatrixRef
+    sigma: SigmaKind
+    null: str
+    scale: ScaleKind
+    wanted: tuple[tuple[Ensemble, int], ...]
+    """Ensembles and seeds."""
+    versions: tuple[FileVersion, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Scan, matrix and that it is a control."""
+        return f"{self.scan_id}/control/{self.ref.key}"
+
+    @property
+    def cost(self) -> float:
+        """Work of the decompositions."""
+        return decomposition_cost(self.ref.rows, self.ref.cols) * (len(self.wanted) + 1)
+
+    @property
+    def memory(self) -> float:
+        """What the analysis of a matrix needs, with the weight and a control of it beside it in float64."""
+        return task_memory((self.ref,))[0] + 16.0 * self.ref.rows * self.ref.cols
+
+    @property
+    def device_memory(self) -> float:
+        """Four times the matrix in float64."""
+        return task_memory((self.ref,))[1]
+
+    @property
+    def spreads(self) -> bool:
+        """Whether the matrix is large."""
+        return spreads(self.ref.rows, self.ref.cols)
+
+    @property
+    def items(self) -> int:
+        """Number of controls."""
+        return len(self.wanted)
+
+    @property
+    def time_limit(self) -> float:
+        """Far more than the decompositions take."""
+        return decomposition_limit(self.cost)
+
+    def run(self, context: Context) -> tuple[tuple[Ensemble, int, bytes], ...]:
+        """Return the rows of `matrix_controls`, packed; without bytes where the matrix has no scale null to draw from.
+
+        Raises:
+            ChangedError: the file is not the one that was hashed.
+            CheckpointError: the matrix cannot be read.
+        """
+        with context.stage("read"):
+            [read] = read_matrices(self.source, (self.ref,), self.versions)
+        context.count_bytes(bytes_of([self.ref]))
+        matrix, profile = self._prepared(context, read)
+        found = []
+        for ensemble, seed in self.wanted:
+            packed = b""
+            if ensemble != "scale" or profile is not None:
+                drawn = control_of(ensemble, matrix, seed, profile)
+                analysis, _ = analyze_timed(context, drawn, sigma=self.sigma, null=self.null, scale=self.scale)
+                packed = rows.pack(rows.matrix_control_rows(self, ensemble, seed, analysis))
+            found.append((ensemble, seed, packed))
+        return tuple(found)
+
+    def _prepared(self, context: Context, read: Any) -> tuple[FloatArray, Profile | None]:
+        """Return the entries of the weight and, for draws of the scale null, its variances; the vectors are not kept."""
+        draws_scale = any(ensemble == "scale" for ensemble, _ in self.wanted)
+        if not draws_scale and not isinstance(read, LowRank):
+            return read.double().cpu().numpy(), None
+        with context.computing(), context.stage("decompose"):
+            parts, _ = decomposed(read, context.device)
+            matrix = parts.left.T.mul(parts.singular_values) @ parts.right if isinstance(read, LowRank) else read
+            kind: ScaleKind = "total" if self.scale == "total" else "robust"
+            return matrix.double().cpu().numpy(), scale_profile(parts, kind) if draws_scale else None
+
+
+def analyze_timed(
+    context: Context,
+    matrix: Any,
+    *,
+    sigma: SigmaKind,
+    null: str,
+    scale: ScaleKind,
+    heads: Heads | None = None,
+    head_mass: bool = False,
+) -> tuple[Analysis, dict[str, float]]:
     """Analyze a matrix on the worker's device; returns the seconds of the stages `decompose` and `test` beside it."""
     before = {stage: context.seconds(stage) for stage in ("decompose", "test")}
     with context.computing():
         with context.stage("decompose"):
             parts, total = decomposed(matrix, context.device)
         with context.stage("test"):
-            analysis = summarize(parts, total, sigma=sigma, null=KsNull.parse(null))
+            tests = KsNull.parse(null)
+            analysis = summarize(parts, total, sigma=sigma, null=tests, scale=scale, heads=heads, head_mass=head_mass)
     return analysis, {stage: context.seconds(stage) - seconds for stage, seconds in before.items()}
+
+
+def heads_of(ref: MatrixRef) -> Heads | None:
+    """Return which side of a whole attention projection is made of heads; None if it is not or if it is one head."""
+    if ref.heads is None or ref.heads < 2 or ref.head is not None:
+        return None
+    return Heads(side="v" if ref.role == "attn_out" else "u", count=ref.heads)
 
 
 def bytes_of(refs: Iterable[MatrixRef]) -> int:
@@ -302,8 +420,8 @@ def versions_read(source: str, refs: Iterable[MatrixRef], versions: Iterable[Fil
 def _stored(source: str, refs: Iterable[MatrixRef]) -> set[tuple[str, TensorEntry]]:
     """Return the stored tensors that matrices are made of, each with its source, of both sides of a difference."""
     found: set[tuple[str, TensorEntry]] = set()
-    for ref in refs:
-        side: tuple[str, MatrixRef] | None = (source, ref)
+    for weight in (weight for ref in refs for weight in ref.weights):
+        side: tuple[str, MatrixRef] | None = (source, weight)
         while side is not None:
             place, one = side
             found |= {(place, entry) for entry in (one.entry, *(entry for _, entry in one.companions))}
@@ -311,10 +429,23 @@ def _stored(source: str, refs: Iterable[MatrixRef]) -> set[tuple[str, TensorEntr
     return found
 
 
-def control_tasks(shapes: Iterable[tuple[int, int]], ensembles: Iterable[Ensemble]) -> list[ControlTask]:
-    """One control for every distinct shape and ensemble."""
+def control_tasks(
+    shapes: Iterable[tuple[int, int]], ensembles: Iterable[Ensemble], draws: int = 1
+) -> list[ControlTask]:
+    """One control for every distinct shape, ensemble of `ENSEMBLES` and draw."""
     distinct = sorted(set(shapes))
-    return [ControlTask(ensemble=e, rows=rows, cols=cols) for e in dict.fromkeys(ensembles) for rows, cols in distinct]
+    return [
+        ControlTask(ensemble=ensemble, rows=rows, cols=cols, seed=seed)
+        for ensemble in dict.fromkeys(ensembles)
+        if ensemble in ENSEMBLES
+        for rows, cols in distinct
+        for seed in range(CONTROL_SEED, CONTROL_SEED + draws)
+    ]
+
+
+def control_name(key: str, ensemble: Ensemble, seed: int) -> str:
+    """Return the name under which a control of a matrix is staged."""
+    return f"{key_hash(key)}-{ensemble}-{seed}"
 
 
 def warm_up() -> None:
@@ -401,6 +532,17 @@ class _Job:
         return reasons
 
 
+@dataclass(kw_only=True)
+class _Controls:
+    """Controls of the matrices of one checkpoint that are not in the store yet. They outlive the job, which is released earlier."""
+
+    final: str  # id of the scan; empty while it is not known
+    left: dict[str, tuple[tuple[Ensemble, int], ...]] = field(
+        default_factory=dict
+    )  # being computed, by key of the matrix
+    staged: list[tuple[str, Ensemble, int]] = field(default_factory=list)  # computed, and waiting for the id
+
+
 class ScanWork(Work):
     """Scans of several models: one job per content, and what to do with each result."""
 
@@ -416,6 +558,7 @@ class ScanWork(Work):
         observer: Observer,
         ensembles: Sequence[Ensemble] = ENSEMBLES,
         *,
+        draws: int = 1,
         references: Iterator[str] | None = None,
         force: bool = False,
         download: bool = False,
@@ -428,6 +571,7 @@ class ScanWork(Work):
             method: what is computed.
             observer: receives the progress.
             ensembles: random controls.
+            draws: number of draws of each control.
             references: checkpoints that are opened while the work runs; others are added with `add`.
             force: scan `references` again even if the store has the results.
             download: download whole files of `references` from the Hub.
@@ -436,6 +580,7 @@ class ScanWork(Work):
         self.store, self.method, self.observer, self.ensembles = store, method, observer, ensembles
         self.jobs: dict[str, _Job] = {}
         self.reports: dict[str, ModelReport] = {}
+        self.draws = draws
         self.environment: dict[str, Any] = {}
         self.strict, self.force = strict, force
         self._opener: Opener | None = None
@@ -450,6 +595,8 @@ class ScanWork(Work):
         self._fresh: list[_Job] = []  # jobs whose tasks nobody has yet
         self._shapes: set[tuple[int, int]] = set()  # of new checkpoints
         self._controlled: set[tuple[int, int]] = set()  # whose controls are in the store, or in the queue
+        self._kept: list[tuple[str, Checkpoint, Inventory]] = []  # opened, and their scans are in the store
+        self._controls: dict[str, _Controls] = {}  # by the id that the tasks have
 
     @property
     def names(self) -> list[str]:
@@ -479,7 +626,7 @@ class ScanWork(Work):
         if checkpoint is None or inventory is None or opened.error is not None:
             self._report(ModelReport(reference=reference, error=opened.error))
             return
-        self._shapes.update((ref.rows, ref.cols) for ref in inventory.matrices)
+        self._shapes.update((ref.rows, ref.cols) for ref in inventory.matrices if ref.factors is None)
         final = scan_id(checkpoint.identity, self.method) if checkpoint.identity else ""
         provisional = f"provisional-{scan_id(checkpoint.provisional, self.method)}" if checkpoint.provisional else ""
         retry = False
@@ -489,6 +636,8 @@ class ScanWork(Work):
                 return
             found, retry = self._stored(final, force=force)
             if found is not None:
+                if self._matrix_ensembles:
+                    self._kept.append((final, checkpoint, inventory))
                 self._report(_report_of_row(reference, found))
                 self._drop_provisional(provisional)
                 return
@@ -620,6 +769,9 @@ class ScanWork(Work):
 
     def wanted(self, task: Task) -> bool:
         """Whether the model of a task is still being scanned: its content may turn out to be in the store already."""
+        if isinstance(task, MatrixControlTask):
+            controls = self._controls.get(task.scan_id)
+            return controls is not None and task.ref.key in controls.left
         owner = task.scan_id if isinstance(task, MatrixTask) else task.owner if isinstance(task, TieTask) else None
         return owner is None or owner in self.jobs
 
@@ -641,19 +793,28 @@ class ScanWork(Work):
     def _has_room(self) -> bool:
         """Whether the workers need another model soon."""
         models = max(_MODELS_AT_ONCE, _MODELS_PER_WORKER * int(self.environment.get("workers", 0)))
-        return len(self.jobs) < models and sum(len(job.todo) for job in self.jobs.values()) < _MATRICES_AT_ONCE
+        matrices = sum(len(job.todo) for job in self.jobs.values())
+        matrices += sum(len(controls.left) for controls in self._controls.values())
+        return len(self.jobs.keys() | self._controls.keys()) < models and matrices < _MATRICES_AT_ONCE
 
     def _new_tasks(self) -> list[Task]:
         """Return the tasks of new jobs, and the controls of new shapes, which every open checkpoint has."""
         found: list[Task] = [
             task
-            for task in control_tasks(self._shapes - self._controlled, self.ensembles)
+            for task in control_tasks(self._shapes - self._controlled, self.ensembles, self.draws)
             if not self.store.has_control(task.rows, task.cols, task.ensemble, task.seed)
         ]
         self._controlled |= self._shapes
         self._shapes.clear()
+        for final, checkpoint, inventory in self._kept:
+            refs = self._results(final, inventory)
+            found += self._queued_controls(final, final, self._control_tasks(final, final, checkpoint, refs))
+        self._kept.clear()
         for job in self._fresh:
             found += self._matrix_tasks(job, job.todo - job.waiting)
+            if not job.broken:
+                sure = {ref.key for ref in job.inventory.matrices} - job.waiting
+                found += self._queued_controls(job.scan_id, job.final, self._controls_of(job, sure))
             if job.waiting:
                 found.append(
                     TieTask(owner=job.scan_id, checks=job.inventory.tie_checks, versions=job.checkpoint.versions)
@@ -668,7 +829,8 @@ class ScanWork(Work):
     def expected(self, tasks: Sequence[Task]) -> tuple[int, float]:
         """The tasks, and those of the matrices that wait for a comparison."""
         owners = [self.jobs[task.owner] for task in tasks if isinstance(task, TieTask) and task.owner in self.jobs]
-        waiting = [task for job in owners for task in self._matrix_tasks(job, job.waiting)]
+        waiting: list[Task] = [task for job in owners for task in self._matrix_tasks(job, job.waiting)]
+        waiting += [task for job in owners for task in self._controls_of(job, job.waiting)]
         return super().expected([*tasks, *waiting])
 
     def _matrix_tasks(self, job: _Job, keys: set[str]) -> list[MatrixTask]:
@@ -684,10 +846,134 @@ class ScanWork(Work):
                 refs=group,
                 sigma=self.method.sigma,
                 null=self.method.null,
+                scale=self.method.scale,
+                head_mass=self.method.head_mass,
                 versions=versions_read(checkpoint.source, group, checkpoint.versions),
             )
             for group in reads(refs, neighbors=neighbors)
         ]
+
+    @property
+    def _matrix_ensembles(self) -> list[Ensemble]:
+        return [ensemble for ensemble in dict.fromkeys(self.ensembles) if ensemble in MATRIX_ENSEMBLES]
+
+    def _controls_of(self, job: _Job, keys: set[str]) -> list[MatrixControlTask]:
+        """Return the controls of matrices of a job that neither the store nor an interrupted run has."""
+        refs = [ref for ref in job.inventory.matrices if ref.key in keys]
+        return self._control_tasks(job.scan_id, job.final, job.checkpoint, refs)
+
+    def _control_tasks(
+        self, own: str, final: str, checkpoint: Checkpoint, refs: Iterable[MatrixRef]
+    ) -> list[MatrixControlTask]:
+        """Return the tasks; while the id of the scan is not known, also those with nothing to compute, for `_queued_controls`."""
+
+        def lacks(ref: MatrixRef, ensemble: Ensemble, seed: int) -> bool:
+            if final:
+                return not self.store.has_matrix_control(final, ref.key, ensemble, seed)
+            return self.store.staged(own, control_name(ref.key, ensemble, seed)) is None
+
+        ensembles, seeds = self._matrix_ensembles, range(CONTROL_SEED, CONTROL_SEED + self.draws)
+        found = []
+        for ref in refs if ensembles else ():
+            if ref.factors is not None:  # its entries are not independent: no control of them is a null of it
+                continue
+            wanted = tuple((one, seed) for one in ensembles for seed in seeds if lacks(ref, one, seed))
+            if wanted or not final:
+                found.append(
+                    MatrixControlTask(
+                        scan_id=own,
+                        model=checkpoint.model,
+                        revision=checkpoint.revision,
+                        source=checkpoint.source,
+                        ref=ref,
+                        sigma=self.method.sigma,
+                        null=self.method.null,
+                        scale=self.method.scale,
+                        wanted=wanted,
+                        versions=versions_read(checkpoint.source, [ref], checkpoint.versions),
+                    )
+                )
+        return found
+
+    def _results(self, final: str, inventory: Inventory) -> list[MatrixRef]:
+        """Return the matrices that a committed scan has rows of: not those that failed, or are copies of others."""
+        known = {tuple(row[name] for name in MATRIX_KEY) for row in self.store.file_rows("matrices", final, MATRIX_KEY)}
+        return [ref for ref in inventory.matrices if ref.identity in known]
+
+    def _queued_controls(self, own: str, final: str, tasks: Sequence[MatrixControlTask]) -> list[MatrixControlTask]:
+        """Keep account of the controls of a checkpoint; returns the tasks that have something to compute."""
+        if not tasks:
+            return []
+        controls = self._controls.setdefault(own, _Controls(final=final))
+        if not final:  # results of an interrupted run
+            seeds = range(CONTROL_SEED, CONTROL_SEED + self.draws)
+            everything = [(ensemble, seed) for ensemble in self._matrix_ensembles for seed in seeds]
+            for task in tasks:
+                controls.staged += [(task.ref.key, *one) for one in everything if one not in task.wanted]
+        queued = [task for task in tasks if task.wanted and task.ref.key not in controls.left]
+        controls.left |= {task.ref.key: task.wanted for task in queued}
+        return queued
+
+    def _store_controls(self, task: MatrixControlTask, value: Any) -> Stored:
+        """Write controls of a matrix; while the id of the scan is not known, they are staged."""
+        controls = self._controls.get(task.scan_id)
+        if controls is None or controls.left.pop(task.ref.key, None) is None:
+            return Stored()  # the checkpoint has changed, or the store has them already
+        failed = []
+        for ensemble, seed, packed in value:
+            if not packed:
+                failed.append(f"{task.name}-{ensemble}-{seed}")
+            elif controls.final:
+                self._write_control(controls.final, task.ref.key, ensemble, seed, packed)
+            else:
+                self.store.stage(task.scan_id, control_name(task.ref.key, ensemble, seed), packed)
+                controls.staged.append((task.ref.key, ensemble, seed))
+        self._forget_controls(task.scan_id)
+        return Stored(failed=tuple(failed))
+
+    def _write_control(self, final: str, key: str, ensemble: Ensemble, seed: int, packed: bytes) -> None:
+        table = rows.unpack(packed)
+        at = table.schema.get_field_index("scan_id")
+        field_of = table.schema.field(at)
+        table = table.set_column(at, field_of, pa.repeat(pa.scalar(final, field_of.type), table.num_rows))
+        self.store.write_matrix_control(table, final, key, ensemble, seed)
+
+    def _identify_controls(self, own: str, final: str) -> None:
+        """Write what is staged under the id of the scan, and leave out what the store has by now."""
+        controls = self._controls.get(own)
+        if controls is None:
+            return
+        controls.final = final
+        for key, ensemble, seed in controls.staged:
+            packed = self.store.staged(own, control_name(key, ensemble, seed))
+            if packed is not None and not self.store.has_matrix_control(final, key, ensemble, seed):
+                self._write_control(final, key, ensemble, seed, packed)
+        if controls.staged:
+            controls.staged.clear()
+            self.store.unstage(own)
+        elsewhere = {
+            key
+            for name, other in self._controls.items()
+            if other.final == final and name != own  # a copy of the checkpoint
+            for key in other.left
+        }
+        for key, wanted in [*controls.left.items()]:
+            if key in elsewhere or all(
+                self.store.has_matrix_control(final, key, ensemble, seed) for ensemble, seed in wanted
+            ):
+                del controls.left[key]  # `wanted` drops the task
+        self._forget_controls(own)
+
+    def _forget_controls(self, own: str) -> None:
+        controls = self._controls[own]
+        if controls.final and not controls.left:
+            del self._controls[own]
+
+    def _drop_controls(self, own: str) -> None:
+        """Forget the controls of a checkpoint that has changed, or cannot be hashed."""
+        controls = self._controls.pop(own, None)
+        if controls is not None and controls.staged:
+            self.store.unstage(own)
 
     def started(self, environment: dict[str, Any]) -> None:
         """Commit models that an earlier run completed but did not commit, while the workers start."""
@@ -701,6 +987,8 @@ class ScanWork(Work):
         if isinstance(task, ControlTask):
             self.store.write_control(rows.unpack(value), task.rows, task.cols, task.ensemble, task.seed)
             return Stored()
+        if isinstance(task, MatrixControlTask):
+            return self._store_controls(task, value)
         job = self._owner(task)
         if job is None:  # its content was found in the store in the meantime
             return Stored()
@@ -723,6 +1011,8 @@ class ScanWork(Work):
         """Record the matrices of a task that lost its workers. A control has no row of its own: the next scan tries it again."""
         if isinstance(task, ControlTask):
             return Stored(failed=(task.name,))
+        if isinstance(task, MatrixControlTask):
+            return self._failed_control(task, failure)
         job = self._owner(task)
         if job is None:
             return Stored()
@@ -745,6 +1035,17 @@ class ScanWork(Work):
             )
             job.writer.stage_failure(ref.key, row)
         return self._finished_task(job, task, [ref.tensor for ref in task.refs])
+
+    def _failed_control(self, task: MatrixControlTask, failure: Failure) -> Stored:
+        controls = self._controls.get(task.scan_id)
+        if controls is None:
+            return Stored()
+        controls.left.pop(task.ref.key, None)
+        self._forget_controls(task.scan_id)
+        job = self.jobs.get(task.scan_id)
+        if job is not None and failure.changed:
+            self._break(job, failure.message, changed=task.versions)
+        return Stored(failed=(task.name,))
 
     def finish(self) -> None:
         """Commit jobs that are complete, as soon as their content is hashed."""
@@ -776,11 +1077,14 @@ class ScanWork(Work):
                 self._commit(job)
         return Stored(failed=tuple(failed))
 
-    def _resolved(self, job: _Job, copies: Mapping[str, Mapping[str, str]]) -> list[MatrixTask]:
+    def _resolved(self, job: _Job, copies: Mapping[str, Mapping[str, str]]) -> list[Task]:
         """Skip the copies, and return the tasks of the other matrices that waited."""
         job.inventory = job.inventory.without(copies)
         matrices = {ref.key for ref in job.inventory.matrices}
-        following = self._matrix_tasks(job, job.waiting & matrices)
+        following: list[Task] = [*self._matrix_tasks(job, job.waiting & matrices)]
+        if not job.broken:
+            controls = self._controls_of(job, job.waiting & matrices)
+            following += self._queued_controls(job.scan_id, job.final, controls)
         job.todo &= matrices
         job.waiting.clear()
         self._commit_complete()
@@ -800,6 +1104,7 @@ class ScanWork(Work):
             return
         job.broken = True
         self._hasher.drop(job.scan_id)
+        self._drop_controls(job.scan_id)
         error = (ChangedError if lost else CheckpointError)(reason)
         if self.strict:
             raise error
@@ -833,6 +1138,7 @@ class ScanWork(Work):
 
     def _identified(self, job: _Job, checkpoint: Checkpoint) -> None:
         final = scan_id(checkpoint.identity, self.method)
+        self._identify_controls(job.scan_id, final)
         if self._is_known(job, final):
             return
         same = self._job_of(final)
@@ -887,6 +1193,7 @@ class ScanWork(Work):
                 "skipped": len(job.inventory.skipped),
                 "skipped_tensors": json.dumps(job.skipped),
                 "identity": checkpoint.identity,
+                "initializer_range": None if checkpoint.base else initializer_range(checkpoint.config),
                 "scanner_version": __version__,
                 "method": json.dumps(self.method.as_dict()),
                 "environment": json.dumps(self.environment),
@@ -939,6 +1246,7 @@ def scan(
     store: str | os.PathLike[str] = "results",
     method: Method | None = None,
     ensembles: Sequence[Ensemble] = ENSEMBLES,
+    draws: int = 1,
     pool: PoolOptions | None = None,
     force: bool = False,
     download: bool = False,
@@ -951,7 +1259,8 @@ def scan(
             read as the scan proceeds, in another thread.
         store: where the results are written; created if it does not exist.
         method: what is computed; None: the defaults of `Method`.
-        ensembles: random controls, one for each distinct shape.
+        ensembles: random controls: those of `ENSEMBLES` for each distinct shape, those of `MATRIX_ENSEMBLES` for each matrix.
+        draws: number of draws of each control.
         pool: where and on how many workers; None: this machine, one worker per core (or GPU).
         force: scan again even if the store has the results.
         download: download whole files of the Hub into its cache instead of reading byte ranges.
@@ -966,12 +1275,22 @@ def scan(
     """
     named = _References(references)
     observer, options = observer or Observer(), pool or PoolOptions()
-    unknown = [ensemble for ensemble in ensembles if ensemble not in ENSEMBLES]
+    known = (*ENSEMBLES, *MATRIX_ENSEMBLES)
+    unknown = [ensemble for ensemble in ensembles if ensemble not in known]
     if unknown:
-        raise ScannerError(f"unknown ensemble {unknown[0]!r}: choose from {', '.join(ENSEMBLES)}")
+        raise ScannerError(f"unknown ensemble {unknown[0]!r}: choose from {', '.join(known)}")
+    if draws < 1:
+        raise ConfigError("draws", f"must be at least 1, got {draws}")
     target = open_store(os.fspath(store), create=True)
     work = ScanWork(
-        target, method or Method(), observer, ensembles, references=iter(named), force=force, download=download
+        target,
+        method or Method(),
+        observer,
+        ensembles,
+        draws=draws,
+        references=iter(named),
+        force=force,
+        download=download,
     )
     run([work], options, observer)
     return work.report(named.seen)

@@ -1,4 +1,4 @@
-"""Ablation: how much a model degrades when sets of singular values are removed from its weights, compared with random sets."""
+"""Ablation: how much a model degrades when sets of singular values are removed from its weights, compared with controls."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from scanner.checkpoint import ROLES, MatrixRef, Selection
 from scanner.checkpoint.names import printable
@@ -20,9 +20,11 @@ from scanner.experiments.experiment import Call, Experiment, register_experiment
 from scanner.experiments.nlp.options import MeasureOptions, ModelOptions, Precision
 
 if TYPE_CHECKING:
-    from scanner.experiments.nlp.removal import FactorCache, RemovalSet
+    from scanner.experiments.nlp.removal import Counts, FactorCache, RemovalSet
 
 By = Literal["role", "layer", "all"]
+Control = Literal["energy", "directions", "scale"]
+CONTROLS: tuple[Control, ...] = get_args(Control)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,19 +40,29 @@ class Config(MeasureOptions, ModelOptions):
     sets: str = option("deciles", metavar="SET,...")
     """deciles, decile:1..10, regions, region:left|bulk|right, pruning, smallest:P, most-random:P (percent), random, or A:B (ranks A
     to B - 1, 0 is the largest)."""
-    random_sets: int = option(1, name="random", min=0, max=1000)
+    random_sets: int = option(10, name="random", min=0, max=1000)
     """Random sets of the same size for each set."""
+    controls: tuple[Control, ...] = option((), metavar="CONTROL,...", choices=CONTROLS)
+    """Other controls of each set: energy (other values with the same sum of squares), directions (the same values with random
+    vectors), scale (a random matrix with the row and column variances of what is removed)."""
+    control_draws: int = option(3, min=1, max=1000)
+    """Draws of each of these controls."""
     dtype: Precision = option("float32")
     """Precision of the weights and activations of the model."""
 
     def __post_init__(self) -> None:
         if self.random_sets < 0:
             raise ScannerError(f"`random_sets` cannot be negative, got {self.random_sets}")
+        for control in self.controls:
+            if control not in CONTROLS:
+                raise ScannerError(f"control {control!r} does not exist: choose from {', '.join(CONTROLS)}")
+        if self.control_draws < 1:
+            raise ScannerError(f"`control_draws` must be at least 1, got {self.control_draws}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AblationTask(PointTask):
-    """Measure the model without one set of singular values of some matrices."""
+    """Measure the model without one set of singular values of some matrices, or with a control in its place."""
 
     refs: tuple[MatrixRef, ...]
     wanted: RemovalSet
@@ -69,7 +81,7 @@ class AblationTask(PointTask):
 
     @property
     def columns(self) -> dict[str, object]:
-        """Roles, layers, the set and its seed, and for a random set the set that it is compared with."""
+        """Roles, layers, the set and its seed, and for a control the set that it is compared with."""
         return {
             "roles": self.roles,
             "layers": self.layers,
@@ -79,8 +91,8 @@ class AblationTask(PointTask):
         }
 
     @contextmanager
-    def without(self, context: Context, model: Any) -> Iterator[tuple[int, int]]:
-        """The model without the set; yields how many singular values of how many."""
+    def without(self, context: Context, model: Any) -> Iterator[Counts]:
+        """The model without the set, or with what replaces it; yields how many singular values of how many."""
         from scanner.experiments.nlp.placing import place_matrices
         from scanner.experiments.nlp.removal import FactorCache, removed
 
@@ -116,7 +128,7 @@ def plan(config: Config, call: Call) -> DamageWork:
     from scanner.experiments.nlp.placing import open_target
     from scanner.experiments.nlp.removal import parse_sets
 
-    chosen = parse_sets(config.sets, config.random_sets)
+    chosen = parse_sets(config.sets, config.random_sets, config.controls, config.control_draws)
     call.observer.opening(config.model)
     target = open_target(config.model, Selection(only=config.roles, layers=config.layers))
     refs = [ref for ref in target.inventory.matrices if ref.layer is not None]
@@ -174,7 +186,8 @@ def _points(base: dict[str, Any], refs: Sequence[MatrixRef], by: By, sets: Seque
             what: object = wanted.name
             if wanted.beside is not None:
                 sizes = [size_by_rank(wanted.beside, min(ref.rows, ref.cols)) for ref in group]
-                what = [wanted.name, wanted.beside if None in sizes else sizes]
+                shared = wanted.kind == "random" and None not in sizes
+                what = [wanted.name, sizes if shared else wanted.beside]
             identity = json.dumps([sorted(ref.key for ref in group), what])
             point = f"{base['run_id']}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
             found.setdefault(
@@ -207,17 +220,20 @@ EXPERIMENT = register_experiment(
         plan=plan,
         query="ablation_curve",
         help="""
-Remove sets of singular values from the weights of a model and measure how much it degrades, compared with random sets.
+Remove sets of singular values from the weights of a model and measure how much it degrades, compared with random sets and other
+controls.
 
 Each point is one file in the table ablations, written when it is measured; existing points are reused. Accuracy is that of the
 classifier of the checkpoint, of the answers of a language model, or, for an encoder without either, of a linear probe on its
-features. Prints query ablation_curve.
+features. Prints query ablation_curve; query ablation_controls compares each set with its controls.
 
 Examples:
 
     rmtscan ablate model.gguf --text novel.txt --sets deciles
 
     rmtscan ablate ./my-model --text novel.txt --roles mlp_down --by layer --sets regions --metric kl
+
+    rmtscan ablate ./my-model --text novel.txt --sets decile:1,decile:10 --controls energy,directions,scale
 
     rmtscan ablate ./encoder --task reviews.csv --where source=rotten_tomatoes --metric accuracy --sets pruning --by all
 """,

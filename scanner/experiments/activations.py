@@ -26,7 +26,7 @@ from scanner.configuration import option
 from scanner.configuration import parameters as identity_parameters
 from scanner.engine.task import Context, Task, fatal_errors
 from scanner.engine.work import Stored
-from scanner.errors import ScannerError
+from scanner.errors import ConfigError, ScannerError
 from scanner.experiments.experiment import Call, Experiment, ExperimentWork, Report, register_experiment, run_hash
 from scanner.experiments.nlp.options import DEFAULT_WINDOW, ModelOptions, Precision, TextOptions
 
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 MEMORY, TRANSFERRED = 4 << 30, 1 << 30
 #: A longer text is cut into shards of about this number of tokens, which workers share.
 SHARD_TOKENS = 16_384
+#: Entries of the largest map that is kept: 4096 x 4096.
+MAX_MAP = 1 << 24
 #: Seconds between two stagings of sums, which may be 1 GiB.
 KEPT_EVERY = 30.0
 #: Cost of the eigenvectors of a covariance (twice) and of singular vectors, relative to one product of the same size.
@@ -70,6 +72,12 @@ class Config(TextOptions, ModelOptions):
     """Measure only matrices in these blocks; none: all blocks."""
     dtype: Precision = option("float32")
     """Precision of the weights and activations of the model."""
+    sign_draws: int = option(39, min=0, identity="sign_draws", since="0.2", before=0)
+    """Draws of random signs, with which the overlap of a localized vector is compared; each costs one product of the size."""
+    halves: bool = option(False, identity="halves", since="0.2")
+    """Also the overlaps for each half of the sequences, which say how reliable they are; takes twice the memory."""
+    map: str | None = option(None, metavar="ROLE:LAYER", identity="map", since="0.2")
+    """Also keep the overlap of every singular vector with every eigenvector of this matrix, such as query:3."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +86,8 @@ class BlockRows:
 
     overlaps: bytes
     spectra: bytes
+    maps: bytes
+    """Empty unless the map of a matrix of the block was asked for."""
     skipped: dict[str, str]
     """Matrices without rows -> reason."""
 
@@ -108,6 +118,12 @@ class ActivationTask(Task):
     work: float
     shard: int = 0
     shards: int = 1
+    sign_draws: int = 0
+    """Draws of random signs."""
+    halves: bool = False
+    """Whether the sums over every other sequence are kept, too."""
+    map: str = ""
+    """Key of the matrix whose map is kept."""
     sums: Sums | None = None
     """Sums of all shards: they are compared with the matrices, and nothing is measured."""
 
@@ -143,7 +159,7 @@ def measure(model: Any, task: ActivationTask, batches: Any) -> Measured:
     if task.sums is not None:
         return Measured(blocks=compare(model, task, placed, task.sums.to(model.device), skipped))
     assert task.text is not None, "only comparisons have no text"
-    sums = recording.accumulate(model, task.text, modules, batches)
+    sums = recording.accumulate(model, task.text, modules, batches, halves=task.halves)
     if task.shards > 1:
         return Measured(sums=sums.to("cpu"), batch_tokens=batches.smallest)
     return Measured(blocks=compare(model, task, placed, sums, skipped), batch_tokens=batches.smallest)
@@ -178,6 +194,7 @@ def compare(
     for name, of_block in task.blocks:
         eigen.clear()  # those of the previous block are no longer needed
         tables: list[tuple[pa.Table, pa.Table]] = []
+        maps: list[pa.Table] = []
         without: dict[str, str] = {}
         for ref in of_block:
             at = placed.get(ref.key)
@@ -190,10 +207,14 @@ def compare(
             if group in sums.unusable or moments is None or moments.count == 0:
                 without[ref.tensor] = sums.unusable.get(group, "no token reached it")
                 continue
-            tables += _rows(model, at, group, moments, eigen)
+            halves = sums.halves(group)
+            tables += _rows(model, at, group, moments, eigen, halves, task.sign_draws)
+            if ref.key == task.map:
+                maps += _map_rows(model, at, group, moments, eigen)
         found[name] = BlockRows(
             overlaps=pack(_joined("overlaps", [pair[0] for pair in tables])),
             spectra=pack(_joined("activation_spectra", [pair[1] for pair in tables])),
+            maps=pack(_joined("overlap_maps", maps)) if maps else b"",
             skipped=without,
         )
     return found
@@ -208,12 +229,21 @@ def _joined(name: str, tables: Sequence[pa.Table]) -> pa.Table:
 
 
 def _rows(
-    model: Any, one: Placed, group: str, moments: Moments, eigen: dict[tuple[str, bool], Eigensystem]
+    model: Any,
+    one: Placed,
+    group: str,
+    moments: Moments,
+    eigen: dict[tuple[str, bool], Eigensystem],
+    halves: tuple[Moments, Moments] | None,
+    draws: int,
 ) -> list[tuple[pa.Table, pa.Table]]:
-    """Rows of `overlaps` and `activation_spectra` of one matrix, centered and not centered."""
+    """Rows of `overlaps` and `activation_spectra` of one matrix, centered and not centered.
+
+    `eigen` keeps the eigenvectors for other matrices of the group; those of the halves of the text are kept under longer names.
+    """
     import numpy as np
 
-    from scanner.experiments.nlp.recording import eigensystem, overlaps
+    from scanner.experiments.nlp.recording import eigensystem, overlap_map, overlaps
     from scanner.rmt import metrics
     from scanner.rmt.decomposition import decompose
     from scanner.rmt.marchenko_pastur import singular_value_edges
@@ -225,21 +255,19 @@ def _rows(
     lower, upper = singular_value_edges(sigma_median(s, ref.rows, ref.cols), ref.rows, ref.cols)
     region = metrics.regions(s, lower, upper, metrics.numerical_rank(s, ref.rows, ref.cols))
     peak = parts.right.abs().amax(dim=1).cpu().numpy()
-    place: dict[str, object] = {
-        "tensor": ref.tensor,
-        "stack": ref.stack,
-        "layer": ref.layer,
-        "role": ref.role,
-        "module": ref.module,
-        "cols": ref.cols,
-        "tokens": moments.count,
-    }
+    place = _place(ref, moments)
     tables = []
     for centred in (True, False):
         key = (group, centred)
         if key not in eigen:
             eigen[key] = eigensystem(moments.covariance(centred=centred))
-        measured = overlaps(parts.right, eigen[key])
+        measured = overlaps(parts.right, eigen[key], draws=draws)
+        of_halves: dict[str, object] = {}
+        for name, half in zip(("overlap_even", "overlap_odd"), halves or (), strict=False):
+            key_of_half = (f"{group} {name}", centred)
+            if key_of_half not in eigen:
+                eigen[key_of_half] = eigensystem(half.covariance(centred=centred))
+            of_halves[name] = overlap_map(parts.right, eigen[key_of_half]).amax(dim=1).cpu().numpy()
         columns: dict[str, object] = {
             "expert": ref.expert,
             "rows": ref.rows,
@@ -251,6 +279,11 @@ def _rows(
             "eigenvalue": measured.eigenvalue,
             "peak": peak,
             "centred": centred,
+            "importance": s**2 * measured.energy,
+            "signs_p": measured.signs_p,
+            "signs_median": measured.signs_median,
+            "signs_bound": measured.signs_bound,
+            **of_halves,
         }
         values = eigen[key].values.cpu().numpy()
         spectrum: dict[str, object] = {"index": np.arange(len(values)), "eigenvalue": values, "centred": centred}
@@ -260,6 +293,42 @@ def _rows(
                 _placed("activation_spectra", place | spectrum, len(values)),
             )
         )
+    return tables
+
+
+def _place(ref: MatrixRef, moments: Moments) -> dict[str, object]:
+    return {
+        "tensor": ref.tensor,
+        "stack": ref.stack,
+        "layer": ref.layer,
+        "role": ref.role,
+        "module": ref.module,
+        "cols": ref.cols,
+        "tokens": moments.count,
+    }
+
+
+def _map_rows(
+    model: Any, one: Placed, group: str, moments: Moments, eigen: dict[tuple[str, bool], Eigensystem]
+) -> list[pa.Table]:
+    """Rows of `overlap_maps` of one matrix, centered and not centered; `eigen` has the eigenvectors."""
+    import numpy as np
+
+    from scanner.experiments.nlp.recording import overlap_map
+    from scanner.rmt.decomposition import decompose
+
+    right = decompose(one.matrix(model)).right
+    tables = []
+    for centred in (True, False):
+        values = overlap_map(right, eigen[group, centred]).cpu().numpy()
+        count, width = values.shape
+        columns: dict[str, object] = {
+            "k": np.repeat(np.arange(count, dtype=np.int32), width),
+            "j": np.tile(np.arange(width, dtype=np.int32), count),
+            "overlap": values.ravel().astype(np.float32),
+            "centred": centred,
+        }
+        tables.append(_placed("overlap_maps", _place(one.ref, moments) | columns, values.size))
     return tables
 
 
@@ -394,7 +463,10 @@ class ActivationWork(ExperimentWork):
             shared = {name: self._shared[name] for name in ("run_id", "model")}
             table = rows("run_skips", shared | columns, len(block.skipped))
             self.store.write_rows("run_skips", name, table, method=self.parameters)
-        for table_name, packed in (("activation_spectra", block.spectra), ("overlaps", block.overlaps)):
+        tables = (("overlap_maps", block.maps), ("activation_spectra", block.spectra), ("overlaps", block.overlaps))
+        for table_name, packed in tables:
+            if not packed:
+                continue
             self.store.write_rows(table_name, name, _with(unpack(packed), self._shared), method=self.parameters)
 
     def _recall(self, blocks: Iterable[str]) -> None:
@@ -473,7 +545,12 @@ def plan(config: Config, call: Call) -> ActivationWork:
         "window": length,
         "dtype": config.dtype,
     }
+    if config.halves and len(read.ids) < 2:
+        raise ScannerError(f"`halves` needs at least two sequences, and {texts.name} has one of {read.tokens} tokens")
     base = {
+        "sign_draws": config.sign_draws,
+        "halves": config.halves,
+        "map": _mapped(config.map, target.inventory.matrices),
         "place": place,
         "config": model_config,
         "dtype": config.dtype,
@@ -491,6 +568,27 @@ def plan(config: Config, call: Call) -> ActivationWork:
         base=base,
         workers=_planned_workers(call.pool),
     )
+
+
+def _mapped(wanted: str | None, refs: Sequence[MatrixRef]) -> str:
+    """Return the key of the matrix `ROLE:LAYER` whose map is kept: the first of its role in the block; empty for None.
+
+    Raises:
+        ScannerError: there is no such matrix, or its map has too many rows.
+    """
+    if wanted is None:
+        return ""
+    role, _, layer = wanted.partition(":")
+    found = [ref for ref in refs if ref.role == role and str(ref.layer) == layer]
+    if not found:
+        raise ConfigError("map", f"is {wanted!r}: name a measured matrix as ROLE:LAYER, such as query:0")
+    chosen = min(found, key=lambda ref: (ref.module or "", ref.stack or "", ref.expert or 0))
+    entries = min(chosen.rows, chosen.cols) * chosen.cols
+    if entries > MAX_MAP:
+        raise ConfigError(
+            "map", f"names a {chosen.rows} x {chosen.cols} matrix, whose map has more than {MAX_MAP} entries"
+        )
+    return chosen.key
 
 
 def _with(rows: pa.Table, columns: dict[str, str]) -> pa.Table:
@@ -555,13 +653,16 @@ def _input(ref: MatrixRef) -> tuple[object, ...]:
 
 
 def _groups(
-    blocks: dict[str, tuple[MatrixRef, ...]], shards: int, workers: int
+    blocks: dict[str, tuple[MatrixRef, ...]], shards: int, workers: int, *, halves: bool = False
 ) -> list[tuple[tuple[str, tuple[MatrixRef, ...]], ...]]:
     """Neighboring blocks whose covariances fit into memory together; a block that alone does not fit is a group of its own.
 
     If there is only one shard, the workers share the blocks, in groups of about equal size.
     """
-    size = {name: 8 * sum({_input(ref): ref.cols**2 for ref in refs}.values()) for name, refs in blocks.items()}
+    copies = 2 if halves else 1
+    size = {
+        name: 8 * copies * sum({_input(ref): ref.cols**2 for ref in refs}.values()) for name, refs in blocks.items()
+    }
     share = sum(size.values()) / min(len(blocks), _TASKS_PER_WORKER * workers) * 1.01
     target = min(float(MEMORY), share) if shards == 1 else float(TRANSFERRED)
     groups: list[list[str]] = [[]]
@@ -590,7 +691,7 @@ def _tasks(base: ActivationTask, blocks: dict[str, tuple[MatrixRef, ...]], worke
     assert base.text is not None, "only comparisons have no text"
     shards = _shards(base.text)
     before, tasks = 0, []
-    for group in _groups(blocks, len(shards), workers):
+    for group in _groups(blocks, len(shards), workers, halves=base.halves):
         before += len(group)
         for number, text in enumerate(shards):
             # Accumulation for its blocks, a forward pass up to the last of them, and the comparison if it is not a task of its own.
@@ -613,12 +714,14 @@ EXPERIMENT = register_experiment(
         help="""
 Compare the activations that enter each matrix with its singular vectors: overlaps with eigenvectors of their covariance.
 
-The model reads a text; covariances are accumulated in float64, centered and not. Rows are written to the tables overlaps and
-activation_spectra; existing blocks are reused. Prints query overlap_vs_region.
+The model reads a text; covariances are accumulated in float64, centered and not. Rows are written to the tables overlaps,
+activation_spectra and, with --map, overlap_maps; existing blocks are reused. Prints query overlap_vs_region.
 
 Examples:
 
     rmtscan activations ./my-model --text novel.txt
+
+    rmtscan activations ./my-model --text novel.txt --halves --map query:3
 
     rmtscan activations ./encoder --text reviews.csv --column text --where source=rotten_tomatoes --tokens 50000
 """,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from scanner.experiments.nlp.measures import Measurement
     from scanner.experiments.nlp.models import Head, ModelPlace
     from scanner.experiments.nlp.options import Precision
+    from scanner.experiments.nlp.removal import Counts
     from scanner.experiments.nlp.tokens import Batches
     from scanner.store import Store
 
@@ -42,6 +43,8 @@ class Point:
     scores: Scores | None
     removed: int
     total: int
+    energy: float
+    """Share of the sum of squares; NaN if singular values are not what is removed."""
     seconds: float
     batch_tokens: int | None
 
@@ -90,9 +93,11 @@ class PointTask(Task):
     def prepare(self, context: Context, model: Any, batches: Batches) -> None:
         """Compute what several points share. An error ends the run."""
 
-    def without(self, context: Context, model: Any) -> AbstractContextManager[tuple[int, int]]:
+    def without(self, context: Context, model: Any) -> AbstractContextManager[Counts]:
         """The model without what is removed, inside the context; yields how much of how much was removed."""
-        return nullcontext((0, 0))
+        from scanner.experiments.nlp.removal import NO_COUNTS
+
+        return nullcontext(NO_COUNTS)
 
     def run(self, context: Context) -> Point:
         """Measure the point."""
@@ -111,16 +116,17 @@ class PointTask(Task):
                 batches, remembered = context.resident("intact", self.run_id, remember)
                 self.prepare(context, model, batches)
             scores: Scores | None = None
-            with fatal_errors() if self.intact else nullcontext(), self.without(context, model) as (removed, total):
-                if removed or self.intact:
+            with fatal_errors() if self.intact else nullcontext(), self.without(context, model) as counts:
+                if counts.removed or self.intact:
                     scores = self.measure.scores(model, remembered, batches)
             if scores is not None:
                 with fatal_errors() if self.intact else nullcontext():
                     require_finite(self.measure.metric, summarize(self.measure.metric, scores).value, model)
             return Point(
                 scores=scores,
-                removed=removed,
-                total=total,
+                removed=counts.removed,
+                total=counts.total,
+                energy=counts.energy,
                 seconds=time.perf_counter() - started,
                 batch_tokens=batches.smallest,
             )
@@ -270,6 +276,7 @@ class DamageWork(ExperimentWork):
         row = self._shared | {
             "removed": point.removed,
             "fraction": point.removed / point.total if point.total else 0.0,
+            "energy": point.energy,
             "metric": measure.metric,
             "dataset": self.measurement.dataset,
             "tokens": measure.tokens,
@@ -280,6 +287,7 @@ class DamageWork(ExperimentWork):
             "stderr": found.stderr,
             "seconds": point.seconds,
             "batch_tokens": point.batch_tokens,
+            "window_sums": [(baseline if point.scores is None else point.scores).sums.tolist()],
             "finished_at": datetime.now(UTC),
         }
         self.store.write_rows("ablations", task.point, rows("ablations", row | task.columns, 1), method=self.parameters)

@@ -200,7 +200,7 @@ def fine_tune(body: Any, task: FineTuneTask, of_base: FactorCache, measured: lis
         ScannerError: the model is not a classifier of texts, lacks a matrix, diverges, does not fit into memory, or cannot be kept.
     """
     from scanner.experiments.nlp.models import load_tokenizer
-    from scanner.experiments.nlp.removal import FactorCache, removed
+    from scanner.experiments.nlp.removal import NO_COUNTS, FactorCache, removed
     from scanner.experiments.nlp.tokens import BATCH_TOKENS, Batches
     from scanner.experiments.nlp.training import correct, keep, new_classifier, train
 
@@ -208,9 +208,9 @@ def fine_tune(body: Any, task: FineTuneTask, of_base: FactorCache, measured: lis
     data = task.data
     model = new_classifier(body, data.classes, data.padding, task.seed, pooler=task.pooler)
     placed = _placed(model, task) if any(point.decile is not None for point in task.points) else []
-    before = nullcontext((0, 0)) if task.first is None else removed(model, placed, _decile(task.first), of_base)
+    before = nullcontext(NO_COUNTS) if task.first is None else removed(model, placed, _decile(task.first), of_base)
     # What is removed first stays removed during training: leaving the context would restore the weights of the base.
-    with before as (gone, _):
+    with before as gone:
         trained = train(model, data.train, data.padding, task.recipe, task.seed)
         of_tuned = FactorCache(_FACTORS)
         batches = Batches(data.padding, BATCH_TOKENS[model.device.type])
@@ -218,14 +218,14 @@ def fine_tune(body: Any, task: FineTuneTask, of_base: FactorCache, measured: lis
             after = (
                 removed(model, placed, _decile(point.decile), of_tuned)
                 if point.order == "tune-first" and point.decile is not None
-                else nullcontext((gone, 0))
+                else nullcontext(gone)
             )
-            with after as (taken, _):
+            with after as taken:
                 one = Measured(
                     point=point,
                     accuracy=float(correct(model, data.test, batches).mean()),
                     seconds=time.perf_counter() - clock,
-                    removed=taken,
+                    removed=taken.removed,
                     batch_tokens=batches.smallest,
                     checkpoint=None,
                 )

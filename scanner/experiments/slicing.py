@@ -3,11 +3,13 @@
 In the table `ablations`, `set` is `slice:K` (K is the decile of the eigenvalues that is left out, 1 the smallest) and `roles`
 says where: `before norm` or `after norm`; `removed` counts directions over all norms of the model.
 
-Source: Staats, Thamm, Rosenow, arXiv 2410.17770v1, App. F.
+Source of the construction: Staats, Thamm, Rosenow, arXiv 2410.17770v1, App. F, whose claim is about the order of slicing and
+fine-tuning.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,11 +21,12 @@ from scanner.engine.task import Context
 from scanner.errors import ScannerError
 from scanner.experiments.damage import DamageWork, PointTask
 from scanner.experiments.experiment import Call, Experiment, register_experiment
-from scanner.experiments.nlp.options import DEFAULT_WINDOW, MeasureOptions, ModelOptions, Precision
+from scanner.experiments.nlp.options import DEFAULT_WINDOW, HARNESS, MeasureOptions, ModelOptions, Precision
 
 if TYPE_CHECKING:
     import torch
 
+    from scanner.experiments.nlp.removal import Counts
     from scanner.experiments.nlp.tokens import Batches, Sequences
 
 Order = Literal["before", "after"]
@@ -79,14 +82,15 @@ class SlicingTask(PointTask):
         self._bases(context, model, batches)
 
     @contextmanager
-    def without(self, context: Context, model: Any) -> Iterator[tuple[int, int]]:
+    def without(self, context: Context, model: Any) -> Iterator[Counts]:
         """The model without the tenth; yields how many directions of how many."""
         from scanner.experiments.nlp.projections import decile_slice, sliced
+        from scanner.experiments.nlp.removal import Counts
 
         found = self._bases(context, model, None)
         dropped = {name: basis[:, decile_slice(basis.shape[0], self.decile)] for name, basis in found.items()}
         with sliced(model, dropped, self.order) as removed:
-            yield removed, sum(basis.shape[0] for basis in found.values())
+            yield Counts(removed, sum(basis.shape[0] for basis in found.values()), math.nan)
 
     def _bases(self, context: Context, model: Any, batches: Batches | None) -> dict[str, torch.Tensor]:
         from scanner.experiments.nlp.projections import bases
@@ -116,6 +120,10 @@ def plan(config: Config, call: Call) -> DamageWork:
     place = model_place(checkpoint)
     measured = measurement(place, config)
     length = min(config.window or DEFAULT_WINDOW, longest_input(measured.config, measured.tokenizer))
+    if config.metric.startswith(HARNESS) and config.calibration is None:
+        raise ScannerError(
+            "`calibration` is missing: a task of the harness is not a text that activations are computed from"
+        )
     source = config.source() if config.calibration is None else TextSource(reference=config.calibration)
     texts = read_texts(source, tokens=config.calibration_tokens, length=length)
     read = sequences(measured.tokenizer, texts, length=length, tokens=config.calibration_tokens)
@@ -147,9 +155,10 @@ EXPERIMENT = register_experiment(
         config=Config,
         plan=plan,
         query="slicing",
-        help="""Leave out a tenth of the activation directions at every norm, and measure how much the model degrades (v1, App. F).
+        help="""Leave out a tenth of the activation directions at every norm, and measure how much the model degrades.
 
-The directions are eigenvectors of the covariance of the activations at each norm, as in SliceGPT. Each point is one file in the
+The directions are eigenvectors of the covariance of the activations at each norm, as in SliceGPT
+(the construction of v1, App. F; nothing is fine-tuned here). Each point is one file in the
 table ablations, written when it is measured; existing points are reused. Prints query slicing.
 
 Examples:

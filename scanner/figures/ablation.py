@@ -267,23 +267,24 @@ def damage(
     """Return the damage (`delta`, from `low` to `high`) with a color for each `what`; random sets are hollow points."""
     cap = BEYOND * rows[0]["baseline"] if metric == "perplexity" else math.inf
     rows = [_capped(row, cap) for row in rows]
-    scale, ticks = (alt.Scale(), None) if metric == "accuracy" else _symlog(rows, cap)
+    scale, ticks = (alt.Scale(), None) if metric not in ("perplexity", "kl") else _symlog(rows, cap)
     y_axis = alt.Axis(tickCount=5) if ticks is None else alt.Axis(values=ticks, labelExpr=_TICK, labelOverlap=False)
     data = theme.inline([{**row, "finished_at": None} for row in rows])
     hover: list[Any] = ["what:N", "set:N", "removed:Q"]
     hover += [alt.Tooltip(name, format=".4g") for name in ("value:Q", "delta:Q", "stderr:Q", "random_delta:Q")]
     base = alt.Chart(data).encode(x=x, color=_color(rows))
-    y = alt.Y("drawn:Q", title=NAMES[metric], scale=scale, axis=y_axis)
+    y = alt.Y("drawn:Q", title=NAMES.get(metric, f"change of accuracy, {metric}"), scale=scale, axis=y_axis)
     line = base.mark_line(strokeWidth=look.line).encode(y=y, strokeDash=dashes)
     shapes = alt.Scale(domain=["within", "beyond"], range=["circle", "triangle-up"])
     dots = base.mark_point(filled=True, opacity=1.0, size=12 * look.line).encode(
         y=y, shape=alt.Shape("beyond:N", legend=None, scale=shapes), tooltip=hover if interactive else alt.Undefined
     )
     bars = base.mark_rule(strokeWidth=look.line).encode(
-        y=alt.Y("low:Q", scale=scale, title=NAMES[metric], axis=y_axis), y2="high:Q"
+        y=alt.Y("low:Q", scale=scale, title=NAMES.get(metric, f"change of accuracy, {metric}"), axis=y_axis),
+        y2="high:Q",
     )
     random = base.mark_point(filled=False, size=14 * look.line, strokeWidth=0.8 * look.line).encode(
-        y=alt.Y("random_drawn:Q", scale=scale, title=NAMES[metric], axis=y_axis),
+        y=alt.Y("random_drawn:Q", scale=scale, title=NAMES.get(metric, f"change of accuracy, {metric}"), axis=y_axis),
         shape=alt.Shape("random_beyond:N", legend=None, scale=shapes),
     )
     return alt.layer(bars, *([line] if connected else []), dots, random).properties(
@@ -336,7 +337,7 @@ def _spectra(values: list[dict[str, Any]], color: Any, look: theme.Style) -> Any
 def slicing(store: Store, *, interactive: bool = False, model: str | None = None, run: str | None = None) -> Any:
     """Draw the damage by decile of the eigenvalues of the covariance, one line for each order of projection and norm.
 
-    Source: arXiv 2410.17770v1, App. F.
+    Source of the construction: arXiv 2410.17770v1, App. F.
 
     Raises:
         ScannerError: the store has no such run.

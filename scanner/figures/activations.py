@@ -218,6 +218,163 @@ def activation_spectrum(
     return theme.finish(chart, look, "Spectrum of the activations", [printable(chosen["model"]), details])
 
 
+#: Cells of a map along each side: more could not be seen in a column of a paper.
+_CELLS = 72
+
+
+@figure(
+    title="Map of the overlaps of singular vectors with the principal directions of the activations",
+    about="|v_k · f_j| of every singular vector with every principal direction, in units of random vectors: 1 is chance, a bright "
+    "diagonal says that the matrix orders its inputs by their variance. Needs a run of `rmtscan activations` with --map.",
+)
+def overlap_map(
+    store: Store,
+    *,
+    interactive: bool = False,
+    model: str | None = None,
+    run: str | None = None,
+    role: str | None = None,
+    layer: int | None = None,
+    centred: bool = True,
+) -> Any:
+    """Draw the overlaps |v_k . f_j| of all right singular vectors of a matrix with all principal directions of the activations.
+
+    A cell shows the root mean square of its overlaps times sqrt(n): 1 for random vectors, whatever the size of the cell.
+
+    Source: arXiv 2410.17770v3, Fig. 15.
+
+    Raises:
+        ScannerError: no run has a map of this model, role and layer.
+    """
+    advice = "run 'rmtscan activations REF --text FILE --map ROLE:LAYER'"
+    runs = rows_of(store, "overlap_map_models")
+    chosen = one_run(runs, model, run, f"{store.url} holds no map of overlaps: {advice}")
+    found = rows_of(
+        store, "overlap_map", model=chosen["model"], run=run, role=role, layer=layer, centred=centred, bins=_CELLS
+    )
+    if not found:
+        raise ScannerError(f"the store has no such map of {printable(chosen['model'])!r}: {advice}")
+    look = theme.style(interactive)
+    one = found[0]
+    size = round(0.75 * look.width)
+    x_axis, y_axis = alt.Axis(grid=False, tickCount=5), alt.Axis(grid=False, tickCount=5)
+    drawn = ("k_first", "k_last", "j_first", "j_last", "overlap")
+    cells = [{column: theme.short(row[column], 3) for column in drawn} for row in found]
+    chart = alt.Chart(theme.inline(cells)).mark_rect()
+    chart = chart.encode(
+        x=alt.X(
+            "k_first:Q",
+            title="rank k of the singular value",
+            axis=x_axis,
+            scale=alt.Scale(domain=[0, one["vectors"]], nice=False),
+        ),
+        x2="k_last:Q",
+        y=alt.Y(
+            "j_first:Q",
+            title="rank j of the principal direction",
+            axis=y_axis,
+            scale=alt.Scale(domain=[0, one["cols"]], nice=False, reverse=True),
+        ),
+        y2="j_last:Q",
+        color=alt.Color(
+            "overlap:Q",
+            title="overlap √n (random: 1)",
+            scale=alt.Scale(scheme="viridis", type="sqrt", domainMin=0),
+            legend=alt.Legend(orient="top", gradientLength=size // 2, tickCount=4),
+        ),
+        tooltip=["k_first:Q", "j_first:Q", alt.Tooltip("overlap:Q", format=".3g")] if interactive else alt.Undefined,
+    ).properties(width=size, height=size)
+    where = f"{one['role'].replace('_', ' ')}, layer {one['layer']}; {one['tokens']:,} tokens"
+    what = "centered covariance" if centred else "second moments, not centered"
+    return theme.finish(chart, look, "Overlaps with the activations", [printable(chosen["model"]), f"{where}, {what}"])
+
+
+@figure(
+    title="Overlap with the activations over the checkpoints of a training",
+    about="Mean O_k of the large, middle and small tenths of the singular values, checkpoint by checkpoint; the gray band is "
+    "the range of random vectors. Needs runs of `rmtscan activations` on several models, with the same text.",
+    parameters={
+        "models": "names of the checkpoints of a training with commas between them, in their order, instead of that of their steps"
+    },
+)
+def overlap_training(
+    store: Store,
+    *,
+    interactive: bool = False,
+    models: str | None = None,
+    role: str | None = None,
+    layer: int | None = None,
+    centred: bool = True,
+) -> Any:
+    """Draw the mean overlap O_k of three parts of the spectrum over the checkpoints of a training, a panel for each role.
+
+    The checkpoints are models of the store, each with a run over the same text; the horizontal axis is their order.
+
+    Source: arXiv 2410.17770v3, Fig. 10.
+
+    Raises:
+        ScannerError: fewer than two of these models have overlaps of this role and layer.
+    """
+    given = {"models": models, "role": role, "layer": layer, "centred": centred}
+    found = store.query("overlap_training", **given).to_pylist()
+    names = {row["place"]: row["model"] for row in found}
+    if not names:
+        raise ScannerError(f"{store.url} holds no overlaps of such checkpoints: {_ADVICE}")
+    if len(names) < 2:
+        raise ScannerError(
+            f"{store.url} holds overlaps of one checkpoint, {printable(names[min(names)])!r}, and a curve needs two: "
+            "run 'rmtscan activations' on each"
+        )
+    look = theme.style(interactive)
+    labels = _labels(found)
+    panels = []
+    for name, cols in dict.fromkeys((row["role"], row["cols"]) for row in found):
+        mine = [row | {"label": labels[row["place"]]} for row in found if (row["role"], row["cols"]) == (name, cols)]
+        x = alt.X(
+            "label:O",
+            title="checkpoint",
+            sort=list(labels.values()),
+            axis=alt.Axis(grid=False, labelAngle=-45, labelOverlap=True, labelLimit=9 * look.font),
+        )
+        band = alt.Chart(theme.inline(mine[:1])).mark_rect(color=theme.GRAY, opacity=0.25)
+        band = band.encode(y=alt.Y("random_low:Q"), y2="random_high:Q")
+        color = alt.Color(
+            "part:N",
+            title=None,
+            scale=alt.Scale(domain=[*_PARTS], range=[*_PARTS.values()]),
+            legend=alt.Legend(orient="top", direction="horizontal"),
+        )
+        lines = alt.Chart(theme.inline(mine)).mark_line(strokeWidth=look.line, point=True)
+        lines = lines.encode(
+            x=x,
+            y=alt.Y("overlap:Q", title="mean overlap O_k", axis=alt.Axis(tickCount=4)),
+            color=color,
+            tooltip=["model:N", "part:N", alt.Tooltip("overlap:Q", format=".3f")] if interactive else alt.Undefined,
+        )
+        title = name.replace("_", " ") + f", {cols} inputs"
+        panels.append(
+            alt.layer(band, lines).properties(
+                width=look.width, height=look.height, title=alt.TitleParams(title, anchor="middle")
+            )
+        )
+    chart = alt.concat(*panels, columns=2 if len(panels) > 1 else 1)
+    several = {row["texts"] for row in found} != {1}
+    details = [f"{len(names)} checkpoints: {printable(names[min(names)])} to {printable(names[max(names)])}"]
+    details += ["their runs read different texts"] if several else []
+    return theme.finish(chart, look, "Overlap with the activations over training", details)
+
+
+_PARTS = {"large end": theme.VERMILION, "middle": theme.GRAY, "small end": theme.BLUE}
+
+
+def _labels(found: list[dict[str, Any]]) -> dict[int, str]:
+    """Return short names of the checkpoints by place, in their order: steps if all differ, otherwise models."""
+    steps = {row["place"]: row["step"] for row in found}
+    names = {row["place"]: row["model"] for row in found}
+    differ = None not in steps.values() and len({*steps.values()}) == len(steps)
+    return {place: str(steps[place]) if differ else printable(names[place]) for place in sorted(names)}
+
+
 def _nothing(chosen: dict[str, Any], role: str | None, layer: int | None) -> str:
     where = [f"role {printable(role)!r}"] if role is not None else []
     where += [f"layer {layer}"] if layer is not None else []

@@ -30,6 +30,7 @@ from scanner.store import Store
 
 BINS = 64
 """Number of bins of the spectrum over which p is averaged, so that lines over thousands of ranks stay readable."""
+_HISTOGRAM_BINS, _BEYOND = 60, 1.6
 _FLOOR = 0.01
 """Lowest end of a logarithmic axis: the smallest singular values of square matrices go to zero."""
 
@@ -175,9 +176,102 @@ def _edge_rules(gamma: float, look: theme.Style, bottom: float) -> list[Any]:
 
 
 @figure(
+    title="Averaged histograms of the singular values by role, on one axis in absolute units",
+    about="Density of the singular values of all matrices of a role together, not divided by σ, so that roles can be compared in "
+    "size. Crosses mark the mean edges of the Marchenko-Pastur law; the axis ends where nearly all values are below, and a note "
+    "says how many are beyond.",
+)
+def histograms_by_role(
+    store: Store,
+    *,
+    interactive: bool = False,
+    model: str | None = None,
+    revision: str | None = None,
+    role: str | None = None,
+    stack: str | None = None,
+) -> Any:
+    """Draw the density of the singular values of all matrices of each role, averaged over the blocks, on one axis.
+
+    Values are as they are, not in units of sigma; each matrix has the weight of its number of singular values.
+
+    Source: arXiv 2410.17770, v1 Figs. 2 and 10.
+
+    Raises:
+        ScannerError: the model, role or stack is unknown, or every singular value is zero.
+    """
+    found, word = one_stack(in_blocks(whole(matrices(store, model, revision))), stack)
+    name = found[0].model
+    found = narrow(found, name, role=role)
+    # The axis ends beyond the largest edge, which a few much larger values must not compress.
+    shown = _BEYOND * max(matrix.mp_upper for matrix in found)
+    if not shown > 0.0:
+        raise ScannerError(f"the matrices of {printable(name)!r} have no bulk: sigma is zero everywhere")
+    width = shown / _HISTOGRAM_BINS
+    counts = rows_of(
+        store,
+        "role_histograms",
+        model=name,
+        revision=revision,
+        stack=found[0].stack,
+        role=role,
+        width=width,
+        bins=_HISTOGRAM_BINS,
+    )
+    roles = distinct(found, "role")
+    look = theme.style(interactive)
+    rows = _outlines(counts, width)
+    beyond = sum(row["counted"] for row in counts if row["bin"] == _HISTOGRAM_BINS)
+    edges = [
+        {"role": one, "nu": sum(values) / len(values), "density": 0.0}
+        for one in roles
+        for values in ([m.mp_lower for m in found if m.role == one], [m.mp_upper for m in found if m.role == one])
+        if sum(values) > 0.0
+    ]
+    scale = alt.Scale(domain=[0, shown], nice=False)
+    x = alt.X("nu:Q", title="singular value ν", scale=scale, axis=alt.Axis(grid=False))
+    y = alt.Y("density:Q", title="density p(ν)", axis=alt.Axis(tickCount=5))
+    lines = alt.Chart(theme.inline(rows), name="histograms").mark_line(
+        strokeWidth=look.line, strokeJoin="miter", clip=True
+    )
+    lines = lines.encode(
+        x=x, y=y, order="order:Q", color=theme.by_role(roles, symbolType="stroke"), strokeDash=theme.dashes(roles)
+    )
+    marks = alt.Chart(theme.inline(edges), name="edges").mark_point(
+        shape="cross", filled=True, size=4 * look.font, opacity=1, clip=True
+    )
+    marks = marks.encode(x=x, y=y, color=theme.by_role(roles, symbolType="stroke"))
+    if interactive:
+        chosen = theme.legend_selection("role")
+        lines = theme.zoomable(theme.faded(lines, chosen), "histograms", "x", "y").add_params(chosen)
+        marks = marks.encode(tooltip=[alt.Tooltip("role:N"), alt.Tooltip("nu:Q", title="edge", format=".4g")])
+    blocks = len(distinct(found, "layer"))
+    details = f"{blocks} blocks; crosses: mean edges of the Marchenko–Pastur law"
+    if beyond:
+        details += f"; {beyond} values beyond the axis"
+    chart = alt.layer(lines, marks).properties(width=look.width, height=look.height)
+    return theme.finish(chart, look, "Averaged histograms", [_model_and_stack(name, word), details])
+
+
+def _outlines(counts: Sequence[dict[str, Any]], width: float) -> list[dict[str, Any]]:
+    """Return the outlines of the histograms, from zero on; rows of statement `role_histograms`."""
+    by_role: dict[str, dict[int, float]] = defaultdict(dict)
+    for row in counts:
+        by_role[row["role"]][row["bin"]] = row["counted"] / (row["total"] * width)
+    rows = []
+    for role, density in by_role.items():
+        inside = [bin_ for bin_ in density if bin_ < _HISTOGRAM_BINS]
+        corners = [(0.0, 0.0)]
+        for at in range(max(inside, default=-1) + 1):
+            corners += [(at * width, density.get(at, 0.0)), ((at + 1) * width, density.get(at, 0.0))]
+        corners.append((corners[-1][0], 0.0))
+        rows += [{"role": role, "nu": nu, "density": height, "order": i} for i, (nu, height) in enumerate(corners)]
+    return rows
+
+
+@figure(
     title="Randomness of the singular vectors along the spectrum, by role",
     about="p of the Kolmogorov-Smirnov test, averaged locally, from the largest singular values (left) to the smallest (right). "
-    "Random vectors have a mean of 0.5; lower values mean that more was learned. One block is drawn over the average of all.",
+    "Random vectors have a mean of 0.5; lower values differ from i.i.d. One block is drawn over the average of all.",
 )
 def pvalues_by_role(
     store: Store,

@@ -50,8 +50,8 @@ def _sides(side: str | None) -> str:
 
 @figure(
     title="Randomness of the singular vectors by depth and role",
-    about="Mean p of all singular vectors of a matrix, by block. Random matrices have 0.5; lower values mean that more was "
-    "learned.",
+    about="Mean p of all singular vectors of a matrix, by block. Random matrices have 0.5; lower values differ more from "
+    "i.i.d.",
 )
 def depth(
     store: Store,
@@ -126,8 +126,9 @@ def depth(
 
 @figure(
     title="Randomness of the singular vectors by attention head",
-    about="Mean p of the singular vectors of the slice of each head, layer by head; darker cells mean that a head has learned "
-    "more. Needs a scan with --heads.",
+    about="Mean p of the singular vectors of the slice of each head, layer by head; darker cells mean that a head differs "
+    "more from i.i.d. Needs a scan with --heads, or with --products: qk and ov are the products W_qᵀ W_k and W_o W_v of each head, "
+    "which do not depend on the basis of its queries, keys and values.",
 )
 def heads(
     store: Store,
@@ -140,6 +141,8 @@ def heads(
     side: str | None = None,
 ) -> Any:
     """Draw the mean p of the singular vectors of every attention head's slice: a grid of layers and heads for each role.
+
+    Products of heads, with the roles qk and ov, are panels of their own.
 
     Source: "Analyzing Llama-3 weights via RMT", the analysis by heads.
 

@@ -53,12 +53,23 @@ class Figure:
     needs_store: bool = True
     """False for a figure that does not read a store."""
 
-    def draw(self, store: Store | None, *, interactive: bool = False, **parameters: object) -> Any:
+    shows_progress: bool = False
+    """True for a figure that takes long and reports how far it is."""
+
+    def draw(
+        self,
+        store: Store | None,
+        *,
+        interactive: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+        **parameters: object,
+    ) -> Any:
         """Return the chart: an `altair` chart, layered or concatenated, with its theme and its data.
 
         Args:
             store: the store to read; may be None if `needs_store` is false.
             interactive: whether to draw for a screen, with tooltips, zoom and selectable legends, or for a column of a paper.
+            progress: called with the number of finished steps and that of all steps, if the figure takes long.
             parameters: values of some of `parameters`; None means the default.
 
         Raises:
@@ -68,6 +79,8 @@ class Figure:
         for name in parameters:
             self._check(name)
         given = {name: value for name, value in parameters.items() if value is not None}
+        if progress is not None and self.shows_progress:
+            given["progress"] = progress
         return self.function(store, interactive=interactive, **given)
 
     def convert(self, name: str, text: str) -> object:
@@ -101,8 +114,8 @@ _CONVERSIONS: dict[str, Callable[[str], object]] = {
 def figure(*, title: str, about: str, parameters: Mapping[str, str] | None = None) -> Callable[[Function], Function]:
     """Register a function `(store, *, interactive, ...)` as the figure of its name.
 
-    The keyword-only parameters of the function are the parameters of the figure. A figure whose `store` has a default value
-    does not need a store.
+    The keyword-only parameters of the function are the parameters of the figure, except `interactive` and `progress`, which
+    `Figure.draw` describes. A figure whose `store` has a default value does not need a store.
 
     Args:
         title: one line for lists of figures.
@@ -119,7 +132,7 @@ def figure(*, title: str, about: str, parameters: Mapping[str, str] | None = Non
         names = [
             key
             for key, parameter in signature.items()
-            if parameter.kind is inspect.Parameter.KEYWORD_ONLY and key != "interactive"
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY and key not in ("interactive", "progress")
         ]
         known = {**PARAMETERS, **(parameters or {})}
         unknown = sorted({*names} - {*known})
@@ -134,6 +147,7 @@ def figure(*, title: str, about: str, parameters: Mapping[str, str] | None = Non
             parameters={key: known[key] for key in names},
             function=function,
             needs_store=signature["store"].default is inspect.Parameter.empty,
+            shows_progress="progress" in signature,
         )
         return function
 

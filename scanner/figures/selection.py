@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from scanner.checkpoint import ROLES, MatrixRef, Selection, list_matrices, open_checkpoint, read_matrix
-from scanner.checkpoint.model import MatrixKey
+from scanner.checkpoint.model import PRODUCT_ROLES, MatrixKey
 from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
 from scanner.figures.registry import nearest
@@ -80,6 +80,11 @@ class Matrix:
     mp_upper: float
     outliers_left: int
     outliers_right: int
+    scale_lower: float | None
+    scale_upper: float | None
+    outliers_left_scale: int | None
+    outliers_right_scale: int | None
+    scale_failure: str | None
     u_p_mean: float | None
     v_p_mean: float | None
 
@@ -217,7 +222,7 @@ def slices(found: Sequence[Matrix]) -> list[Matrix]:
     kept = [matrix for matrix in found if matrix.head is not None]
     if not kept:
         raise ScannerError(
-            f"the heads of {printable(found[0].model)!r} are not scanned: run 'rmtscan scan REF --heads'"
+            f"the heads of {printable(found[0].model)!r} are not scanned: run 'rmtscan scan REF --heads' or --products"
         )
     return kept
 
@@ -379,7 +384,7 @@ def decomposed(store: Store, matrix: Matrix) -> Decomposition:
 
 def _selection(matrix: Matrix) -> Selection:
     layers = () if matrix.layer is None else (matrix.layer,)
-    only = (matrix.role,) if matrix.role in ROLES else ()
+    only = (matrix.role,) if matrix.role in (*ROLES, *PRODUCT_ROLES) else ()
     return Selection(only=only, layers=layers, heads=matrix.head is not None)
 
 

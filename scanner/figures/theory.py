@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import altair as alt
 import numpy as np
 
+from scanner.errors import ScannerError
 from scanner.figures import theme
 from scanner.figures.registry import figure
 from scanner.rmt.theory import MinimalModel, Outlier, measure, merging_betas
 from scanner.store import Store
 
 ALPHA, STRENGTH = 1.0, 0.2
-ROWS, COLS = 256, 1024
-"""Shape of the sampled matrices: half of the paper's, to save time. The closed forms depend on the ratio only."""
-DRAWS = 6
+ROWS, COLS = 512, 2048
+"""Shape of the sampled matrices, as in the paper. The closed forms depend on the ratio only."""
+DRAWS = 10
 BETA = (0.2, 200.0)
 """Range of the x axis."""
 SAMPLED = (0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 32.0, 100.0)
@@ -28,21 +29,40 @@ VALUE, EDGE = "smallest singular value", "lower edge of the bulk"
     title="Minimal model: the small outlier that a rank-1 teacher produces",
     about="Smallest singular value, and overlaps of its vectors with those of the teacher, against the strength of training: "
     "closed forms, and samples with error bars. Does not need a store.",
+    parameters={"draws": f"number of sampled matrices for each strength (default: {DRAWS})"},
 )
-def theory(store: Store | None = None, *, interactive: bool = False) -> Any:
+def theory(
+    store: Store | None = None,
+    *,
+    interactive: bool = False,
+    draws: int = DRAWS,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Any:
     """Draw the outlier of the minimal model against the strength of training: closed forms as lines, samples with error bars.
 
     The upper panel shows the smallest singular value, the lower panel the overlaps of its singular vectors with those of the
-    teacher. Error bars are the standard deviation of one draw, over `DRAWS` draws. On the left of the dashed rule there is no
+    teacher. Error bars are the standard deviation of one draw, over the draws. On the left of the dashed rule there is no
     outlier: the smallest value belongs to the bulk, and its vectors have random overlaps. The store is not read.
 
     Source: arXiv 2410.17770v3, sec. 6 and Fig. 7.
+
+    Raises:
+        ScannerError: fewer than two draws, which have no standard deviation.
     """
+    if draws < 2:
+        raise ScannerError(f"`draws` must be at least 2, got {draws}: one draw has no standard deviation")
     look = theme.style(interactive)
     interval = merging_betas(alpha=ALPHA, strength=STRENGTH, q=ROWS / COLS)
     assert interval is not None, "the model has an outlier at these parameters"
     merge = interval[0]
-    drawn = {beta: _draws(beta) for beta in SAMPLED}
+    drawn: dict[float, list[Outlier]] = {}
+    total = len(SAMPLED) * draws
+    for number, beta in enumerate(SAMPLED):
+        drawn[beta] = []
+        for seed in range(draws):
+            progress(number * draws + seed, total)
+            drawn[beta].append(measure(_model(beta).sample(seed)))
+    progress(total, total)
     lower = MinimalModel(alpha=ALPHA, strength=STRENGTH, beta=merge, rows=ROWS, cols=COLS).edges[0]
     value = _panel(
         look,
@@ -74,16 +94,12 @@ def theory(store: Store | None = None, *, interactive: bool = False) -> Any:
         last=True,
     )
     chart = alt.vconcat(value, overlaps).resolve_scale(color="independent")
-    details = f"lines: closed forms; points: {DRAWS} draws of {ROWS} × {COLS}, ± one standard deviation"
+    details = f"lines: closed forms; points: {draws} draws of {ROWS} × {COLS}, ± one standard deviation"
     return theme.finish(chart, look, f"Minimal model, α = {ALPHA:g}, λ = {STRENGTH:g}", [details])
 
 
 def _model(beta: float) -> MinimalModel:
     return MinimalModel(alpha=ALPHA, beta=beta, strength=STRENGTH, rows=ROWS, cols=COLS)
-
-
-def _draws(beta: float) -> list[Outlier]:
-    return [measure(_model(beta).sample(seed)) for seed in range(DRAWS)]
 
 
 def _grid(merge: float) -> list[float]:

@@ -27,7 +27,7 @@ class Outdated:
     reference: str
     """Where its checkpoint was; empty if the store does not say."""
     method: Method
-    """The same parameters; what is computed again has the current version of the method."""
+    """The same parameters, and the default of those that its scanner did not know, in the current version of the method."""
     version: int
     """Version of the method of the scan."""
     parameters: int = 0
@@ -71,12 +71,13 @@ def upgrade(
     scans: Sequence[Outdated] | None = None,
     *,
     ensembles: Sequence[Ensemble] = ENSEMBLES,
+    draws: int = 1,
     pool: PoolOptions | None = None,
     download: bool = False,
     observer: Observer | None = None,
     call: Callable[..., ScanReport] = scan,
 ) -> ScanReport:
-    """Compute scans of an earlier method again, each with its own parameters and the current version of the method.
+    """Compute scans of an earlier method again, each as its `Outdated.method` says.
 
     The earlier results stay in the store. A checkpoint that cannot be opened anymore has its error in the report.
 
@@ -84,6 +85,7 @@ def upgrade(
         store: the store.
         scans: some of `outdated_scans`; None: all of them.
         ensembles: as for `scan`.
+        draws: as for `scan`.
         pool: as for `scan`.
         download: as for `scan`.
         observer: receives the progress.
@@ -113,6 +115,7 @@ def upgrade(
             store=store.url,
             method=group[0].method,
             ensembles=ensembles,
+            draws=draws,
             pool=pool,
             download=download,
             observer=observer,

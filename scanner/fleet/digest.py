@@ -91,8 +91,17 @@ SECTIONS = (
     ),
     Section(
         query="standout_small_ends",
-        columns={"model": "model", "role": "role", "side": "side", "p": "mean p", "z": "z", "vectors": "vectors"},
-        none="No role has much information in its smallest singular values.",
+        columns={
+            "model": "model",
+            "role": "role",
+            "side": "side",
+            "p": "mean p",
+            "z": "z",
+            "p_scale": "given scales",
+            "differs_by": "differs by",
+            "vectors": "vectors",
+        },
+        none="No role differs much from i.i.d. in its smallest singular values.",
     ),
     Section(
         query="standout_intruders",

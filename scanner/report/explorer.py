@@ -1,6 +1,7 @@
 """Data of the explorer of a report: every matrix of a model, compact enough to embed all of them in the page.
 
-Each matrix has a histogram of its singular values, and the singular values and p_local at about 200 ranks.
+Each matrix has a histogram of its singular values, and the singular values, the local means of p and p_scale and the density of the
+scale null at about 200 ranks.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from scanner.figures import theme
 from scanner.figures.spectrum import SHOWN, bins, histogram
 from scanner.report.statements import rows_of
 from scanner.report.wording import Row
+from scanner.rmt.marchenko_pastur import FloatArray
+from scanner.rmt.metrics import local_average
 from scanner.store import Store
 
 POINTS = 200
 """Number of ranks kept per matrix."""
 FEWEST = 40
 MOST_POINTS = 100_000
-"""Maximal number of ranks of all matrices of a report together; each takes about 13 bytes."""
+"""Maximal number of ranks of all matrices of a report together; each takes about 25 bytes."""
 P_SCALE = 1000
 """p-values are stored as integers, in thousandths."""
 
@@ -90,7 +93,34 @@ def _matrix(matrix: Row, spectrum: Row, points: int) -> dict[str, Any]:
         "s": [theme.short(float(spectrum["s"][k]), 4) for k in kept],
         "u": _thousandths(spectrum["u"], kept),
         "v": _thousandths(spectrum["v"], kept),
+        **_scale_null(matrix, spectrum, kept),
     }
+
+
+def _scale_null(matrix: Row, spectrum: Row, kept: Sequence[int]) -> dict[str, Any]:
+    """Return edges, counts, density and local means of p of the scale null; nothing if the matrix has none."""
+    if matrix["scale_upper"] is None:
+        return {}
+    p = {side: local_average(_floats(spectrum[f"{side}_scale"])).tolist() for side in "uv"}
+    return {
+        "scale": {
+            "lower": theme.short(matrix["scale_lower"]),
+            "upper": theme.short(matrix["scale_upper"]),
+            "left": matrix["outliers_left_scale"],
+            "right": matrix["outliers_right_scale"],
+            "density": [_finite(theme.short(value, 3)) for value in _floats(spectrum["law"])[[*kept]].tolist()],
+            "u": _thousandths([_finite(value) for value in p["u"]], kept),
+            "v": _thousandths([_finite(value) for value in p["v"]], kept),
+        }
+    }
+
+
+def _floats(values: Sequence[float | None]) -> FloatArray:
+    return np.array(values, dtype=np.float64)
+
+
+def _finite(value: Any) -> Any:
+    return value if value is not None and np.isfinite(value) else None
 
 
 def _histogram(matrix: Row, singular_values: Sequence[float]) -> dict[str, Any] | None:

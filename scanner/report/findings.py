@@ -1,7 +1,8 @@
 """Findings about models and pairs of models: sentences derived from the rows of named queries, with their numbers.
 
 The functions take rows and return text; they do not read a store. A difference is stated only if its test rules out chance, and
-together with its limits.
+together with its limits. What an i.i.d. null rejects "differs from i.i.d."; it is called direction only if the scale null, which
+has the row and column variances of the matrix, is rejected by the same test, too.
 """
 
 from __future__ import annotations
@@ -35,11 +36,57 @@ SAME = 0.05
 """Relative difference up to which estimates of sigma agree."""
 _NAMED = 4
 _SIDES = {"u": "left (output-side)", "v": "right (input-side)"}
+_KINDS = {
+    "direction": "direction remains",
+    "head structure": "head structure explains what scale does not",
+    "scale": "scale explains all",
+}
+"""What a deviation can consist of by query `decompose`, and the words for it."""
+_NOTHING = "nothing beyond chance"
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
+def decomposition(rows: Sequence[Row], model: str) -> Finding | None:
+    """Return what the deviations at both ends of the spectrum consist of; rows of query `decompose`, layers=false.
+
+    Only roles are named whose mean p is below 0.5 beyond chance, and only as direction if the null hypotheses that explain scale
+    and head structure are rejected, too.
+    """
+    if not rows:
+        return None
+    found = {
+        part: {kind: [row for row in rows if row["part"] == part and _kind(row) == kind] for kind in _KINDS}
+        for part in ("small end", "large end")
+    }
+    sentences = []
+    for part, kinds in found.items():
+        told = [
+            f"{words} in {'; '.join(map(_nulls, sorted(kinds[kind], key=lambda row: row['p'])))}"
+            for kind, words in _KINDS.items()
+            if kinds[kind]
+        ]
+        sentences.append(
+            f"{part.capitalize()}: {'. '.join([*told[:1], *(_sentence(one) for one in told[1:])]) or _NOTHING}."
+        )
+    small = found["small end"]
+    roles = list(dict.fromkeys(row["role"] for row in sorted(small["direction"], key=lambda row: row["p"])))
+    if roles:
+        headline = f"Beyond scale and head structure, the small end has direction in {listing(roles)}"
+    elif any(small.values()):
+        headline = "Scale and head structure explain every deviation at the small end"
+    else:
+        headline = "At the small end, no role deviates from random vectors"
+    detail = (
+        "Mean p-values against independent entries → against random matrices with the same row and column variances → (where a "
+        "side consists of attention heads) given the part of each head; random vectors have 0.50. "
+    )
+    return Finding(
+        headline=headline, detail=detail + " ".join(sentences), query=command("decompose", model, "layers=false")
+    )
+
+
 def small_end(rows: Sequence[Row], model: str) -> Finding | None:
-    """Return the role that carries information in its smallest singular values; rows of query `small_end`, layers=false."""
+    """Return the role that differs most from i.i.d. in its smallest singular values; rows of query `small_end`, layers=false."""
     tested = [row for row in rows if row["z"] is not None]
     if not tested:
         return None
@@ -48,17 +95,18 @@ def small_end(rows: Sequence[Row], model: str) -> Finding | None:
     if not found:
         least = min(tested, key=lambda row: row["z"])
         return Finding(
-            headline="The smallest singular values look random in every role",
+            headline="The smallest singular values look i.i.d. in every role",
             detail="In the smallest tenth of the spectrum, no role differs from random vectors by more than chance; "
             f"the largest deviation is {_side(least)}.",
             query=shown_by,
         )
-    found.sort(key=lambda row: (row["p"], row["z"]))
+    # Direction first: what the scale null does not explain.
+    found.sort(key=lambda row: (_cause(row) != "direction", row["p"], row["z"]))
     first, others = found[0], found[1:]
     detail = (
         f"In the smallest tenth of its singular values, the {_SIDES[first['side']]} singular vectors have a mean "
         f"p-value of {number(first['p'])}, where {_expected(first)} (z = {signed(first['z'])}, {first['vectors']:,} vectors of "
-        f"{counted(first['matrices'], 'matrix', 'matrices')})."
+        f"{counted(first['matrices'], 'matrix', 'matrices')}). {_by_scale(first)}"
     )
     if others:
         listed = "; ".join(_side(row) for row in others[:_NAMED])
@@ -67,9 +115,9 @@ def small_end(rows: Sequence[Row], model: str) -> Finding | None:
     silent = _roles(tested) - _roles(found)
     if silent:
         detail += f" Not beyond chance: {listing(sorted(silent))}."
-    return Finding(
-        headline=f"{first['role']} carries information in its smallest singular values", detail=detail, query=shown_by
-    )
+    what = {"direction": " by direction", "scale": " by scale"}.get(_cause(first), "")
+    headline = f"{first['role']} differs from i.i.d.{what} in its smallest singular values"
+    return Finding(headline=headline, detail=detail, query=shown_by)
 
 
 def outliers(rows: Sequence[Row], model: str) -> Finding | None:
@@ -93,22 +141,34 @@ def outliers(rows: Sequence[Row], model: str) -> Finding | None:
     else:
         detail += " All matrices are square, so no value can lie below the bulk."
     detail += f" These are shares of {total:,} singular values; a random matrix has only a few values outside, next to the edges."
-    headline = f"{right:.1f} % of the singular values lie above the random bulk, {left:.1f} % below it"
+    scaled = [row for row in rows if row.get("right_scale_percent") is not None]
+    if len(scaled) == len(rows):
+        left_scale = sum(row["left_scale_percent"] * _values(row) for row in rows) / total
+        right_scale = sum(row["right_scale_percent"] * _values(row) for row in rows) / total
+        detail += (
+            f" By the scale null, which has the row and column variances of each matrix, {right_scale:.1f} % lie above and "
+            f"{left_scale:.1f} % below: direction. Unequal scales explain the others."
+        )
+    headline = f"{right:.1f} % of the singular values lie above the i.i.d. bulk, {left:.1f} % below it"
     return Finding(headline=headline, detail=detail, query=command("outlier_share", model))
 
 
 def depth(rows: Sequence[Row], most: Sequence[Row], model: str) -> Finding | None:
-    """Return the layers and the matrix that learned most; rows of table `matrices` and of query `most_learned`."""
+    """Return the layers and the matrix that differ most from i.i.d.; rows of table `matrices` and of query `most_learned`."""
     by_layer: dict[tuple[str | None, int], list[Row]] = {}
     for row in rows:
         if row["p"] is not None and row["layer"] is not None and row["rank"]:
             by_layer.setdefault((row["stack"], row["layer"]), []).append(row)
-    means = []
+    means: list[tuple[float, float, str, float | None, float | None]] = []
     for place, found in by_layer.items():
         p = sum(row["p"] for row in found) / len(found)
         # Standard error of a mean over matrices, each of which averages over 2 rank vectors.
         error = sqrt(sum(1 / 24 / row["rank"] for row in found)) / len(found)
-        means.append((p, (p - 0.5) / error, layer_name(*place)))
+        known = [row["p_scale"] for row in found if row.get("p_scale") is not None]
+        scale = sum(known) / len(known) if len(known) == len(found) else None
+        means.append(
+            (p, (p - 0.5) / error, layer_name(*place), scale, None if scale is None else (scale - 0.5) / error)
+        )
     leader = next((row for row in most if row["p"] is not None), None)
     if len(means) < 2 or leader is None:
         return None
@@ -119,18 +179,30 @@ def depth(rows: Sequence[Row], most: Sequence[Row], model: str) -> Finding | Non
         f"{number(leader['v_p'])}; z = {signed(leader['z'])})."
     )
     low = [mean for mean in means[: max(1, min(3, len(means) // 2))] if mean[1] < -CLEAR]
-    (lowest_p, _, lowest), (highest_p, _, highest) = means[0], means[-1]
+    (lowest_p, _, lowest, *_), (highest_p, _, highest, *_) = means[0], means[-1]
     if not low:
         detail = (
             f"Mean p-values over the roles range from {number(lowest_p)} ({lowest}) to {number(highest_p)} ({highest})"
         )
-        headline = "No layer as a whole is less random than chance"
+        headline = "No layer as a whole differs from i.i.d. by more than chance"
         return Finding(headline=headline, detail=f"{detail}; chance is 0.5. {single}", query=shown_by)
-    listed = listing([f"{name} ({number(p)}, z = {signed(z)})" for p, z, name in low])
+    listed = listing(
+        [
+            f"{name} ({number(p)}, z = {signed(z)}"
+            + (")" if scale is None else f"; given scales {number(scale)}, z = {signed(z_scale)})")
+            for p, z, name, scale, z_scale in low
+        ]
+    )
     detail = f"Mean p-value over the roles, least random first: {listed}; the most random is {highest} "
     detail += f"({number(highest_p)}). Chance is 0.5. {single}"
-    names = listing([name.removeprefix("layer ") for _, _, name in low])
-    headline = f"{'Layer' if len(low) == 1 else 'Layers'} {names} learned most"
+    names = listing([name.removeprefix("layer ") for _, _, name, *_ in low])
+    what = ""
+    if all(z_scale is not None for *_, z_scale in low):
+        # The variances of rows and columns are known: what they explain is scale.
+        left = [z_scale is not None and z_scale < -CLEAR for *_, z_scale in low]
+        within = all(z_scale is not None and abs(z_scale) <= CLEAR for *_, z_scale in low)
+        what = ", by direction" if all(left) else ", by scale" if within else ""
+    headline = f"{'Layer' if len(low) == 1 else 'Layers'} {names} {'differs' if len(low) == 1 else 'differ'} most from i.i.d.{what}"
     return Finding(headline=headline, detail=detail, query=shown_by)
 
 
@@ -167,7 +239,7 @@ def sigma(rows: Sequence[Row], model: str) -> Finding | None:
         return None
     std, bulk = (median(ratios[kind]) for kind in ("std", "bulk"))
     kinds = listing(used)
-    failed = [row for row in rows if row["sigma_bulk"] and row["sigma_bulk"] < RUNAWAY * (row["sigma_median"] or 0)]
+    failed = [row for row in rows if _bulk_failed(row)]
     told = ""
     if failed:
         shown = listing([where(row) for row in failed[:_NAMED]]) + (", ..." if len(failed) > _NAMED else "")
@@ -349,6 +421,14 @@ def gained(rows: Sequence[Row], shown_by: str = "") -> Finding | None:
     )
 
 
+def _bulk_failed(row: Row) -> bool:
+    """Whether the fit of the bulk ran away; earlier versions did not store it."""
+    told = row.get("bulk_failed")
+    if told is not None:
+        return bool(told)
+    return bool(row["sigma_bulk"] and row["sigma_bulk"] < RUNAWAY * (row["sigma_median"] or 0))
+
+
 def _values(row: Row) -> int:
     return int(row["matrices"] * min(row["rows"], row["cols"]))
 
@@ -357,9 +437,58 @@ def _roles(rows: Iterable[Row]) -> set[str]:
     return {str(row["role"]) for row in rows}
 
 
+def _cause(row: Row) -> str:
+    """Return what a deviation from i.i.d. is by the scale null: `direction`, `scale`, `opposite`, or `unknown` without a test.
+
+    Opposite: the vectors are closer to its Gaussian than random ones, so that it is rejected, but not by what the deviation is.
+    """
+    if row.get("family_p_value_scale") is None:
+        return "unknown"
+    if row["family_p_value_scale"] >= SIGNIFICANT:
+        return "scale"
+    return "direction" if row["z_scale"] < 0 else "opposite"
+
+
+def _by_scale(row: Row) -> str:
+    cause = _cause(row)
+    if cause == "unknown":
+        return "Without a scale null in the scan, scale and direction are not told apart."
+    meaning = {
+        "direction": "the deviation is direction, not scale alone",
+        "scale": "unequal scales explain the deviation",
+        "opposite": "more than chance, so that unequal scales alone do not explain the vectors",
+    }[cause]
+    return (
+        "Given the row and column variances of the matrices it is "
+        f"{number(row['p_scale'])} (z = {signed(row['z_scale'])}): {meaning}."
+    )
+
+
 def _side(row: Row) -> str:
     beside = f", control {number(row['control_p'])}" if row["control_p"] is not None else ""
-    return f"{row['role']}, {_SIDES[row['side']].split()[0]} ({number(row['p'])}{beside}; z = {signed(row['z'])})"
+    what = ""
+    if _cause(row) != "unknown":
+        what = f"; given scales {number(row['p_scale'])}, z = {signed(row['z_scale'])}"
+    return f"{row['role']}, {_SIDES[row['side']].split()[0]} ({number(row['p'])}{beside}; z = {signed(row['z'])}{what})"
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _kind(row: Row) -> str | None:
+    """Return the last hypothesis that leaves vectors less Gaussian than random ones; None if the first one does not.
+
+    Query `decompose` calls means above 0.5 a direction, too. They follow from orthogonality to other vectors.
+    """
+    if row["z"] >= -CLEAR:
+        return None
+    return "direction" if row["z_direction"] < -CLEAR else "head structure" if row["z_scale"] < -CLEAR else "scale"
+
+
+def _nulls(row: Row) -> str:
+    values = [row["p"], row["p_scale"], *([] if row["p_within"] is None else [row["p_within"]])]
+    return f"{row['role']}, {_SIDES[row['side']].split()[0]} ({' → '.join(number(p) for p in values)})"
 
 
 def _expected(row: Row) -> str:

@@ -35,6 +35,7 @@ MOST_ROWS = 1000
 """Maximal number of rows of a table; longer tables keep the least random or the most changed matrices."""
 MOST_NAMES = 40
 _MODEL_FIGURES: tuple[tuple[str, dict[str, object]], ...] = (
+    ("decompose", {}),
     ("pvalues_by_role", {"side": "v"}),
     ("pvalues_by_role", {"side": "u"}),
     ("spectra_by_role", {}),
@@ -154,6 +155,7 @@ def _model(store: Store, model: str, matrices: list[dict[str, Any]], key: str) -
     shapes = {(row["rows"], row["cols"]) for row in matrices}
     found = [
         findings.coverage(scans),
+        findings.decomposition(asked("decompose", layers=False), model),
         findings.small_end(asked("small_end", layers=False), model),
         findings.outliers(asked("outlier_share"), model),
         findings.depth(matrices, asked("most_learned", top=1), model),
@@ -202,7 +204,7 @@ def _scan(scan: Mapping[str, Any]) -> dict[str, Any]:
 def _selection(method: Mapping[str, Any]) -> str:
     words = [f"roles {', '.join(map(str, method['only']))}"] if method.get("only") else []
     words += [f"layers {', '.join(map(str, method['layers']))}"] if method.get("layers") else []
-    words += [f"with {name}" for name in ("embeddings", "heads") if method.get(name)]
+    words += [f"with {name}" for name in ("embeddings", "heads", "products") if method.get(name)]
     return "; ".join(words) or "all weight matrices of the blocks"
 
 
@@ -217,7 +219,8 @@ def _options(scan: Mapping[str, Any]) -> str:
     method = _object(scan["method"])
     words = [f"--roles {','.join(map(str, method['only']))}"] if method.get("only") else []
     words += [f"--layers {','.join(map(str, method['layers']))}"] if method.get("layers") else []
-    words += [f"--{name}" for name in ("embeddings", "heads") if method.get(name)]
+    words += [f"--{name}" for name in ("embeddings", "heads", "products") if method.get(name)]
+    words += ["--head-mass"] if method.get("head_mass") else []
     words += [
         f"--{name} {method[name]}"
         for name, usual in (("sigma", "median"), ("null", "table"))
@@ -310,9 +313,7 @@ def _draw_pair(store: Store, pair: Mapping[str, Any], key: str, charts: dict[str
     return drawn
 
 
-def _draw(
-    store: Store, name: str, key: str, charts: dict[str, Any], more: str, **given: object
-) -> list[dict[str, str]]:
+def _draw(store: Store, name: str, key: str, charts: dict[str, Any], more: str, **given: Any) -> list[dict[str, str]]:
     """Return the texts of a figure and add its specification to `charts`; empty if the store lacks the data."""
     if name not in FIGURES:
         return []

@@ -87,6 +87,12 @@
     }
     return points;
   };
+  const scaleLaw = (matrix) => {  // the density of the scale null at the kept singular values; zero at its edges
+    const { lower, upper, density } = matrix.scale;
+    const points = matrix.s.map((nu, i) => ({ nu, density: density[i] })).filter((point) => point.density !== null && point.nu > lower && point.nu < upper);
+    points.sort((a, b) => a.nu - b.nu);
+    return [...(lower > 0 ? [{ nu: lower, density: 0 }] : []), ...points, { nu: upper, density: 0 }];
+  };
   const config = {
     font: "Liberation Sans, Arial, Helvetica, sans-serif", view: { stroke: "#D0D0D0" },
     axis: { labelFontSize: 12, titleFontSize: 13, titleFontWeight: "normal", gridColor: "#EEEEEE", labelOverlap: true, labelFlush: false },
@@ -101,7 +107,17 @@
     const edges = [{ nu: matrix.upper, edge: "ν₊, " + matrix.right + " above" }];
     if (matrix.lower > 0) edges.unshift({ nu: matrix.lower, edge: "ν₋, " + matrix.left + " below" });
     const x = { field: "from", type: "quantitative", title: "singular value ν", scale: { zero: false, nice: false }, axis: { grid: false, tickCount: 8 } };
-    const color = (name) => ({ datum: name, scale: { domain: ["singular values", "Marchenko–Pastur law"], range: [SKY, "#000000"] } });
+    const laws = { "singular values": SKY, "Marchenko–Pastur law": "#000000" };
+    if (matrix.scale) {
+      laws["law of the scale null"] = VERMILION;
+      edges.push({ nu: matrix.scale.upper, edge: "scale null, " + matrix.scale.right + " above", law: "law of the scale null" });
+      if (matrix.scale.lower > 0) edges.push({ nu: matrix.scale.lower, edge: "scale null, " + matrix.scale.left + " below", law: "law of the scale null" });
+    }
+    const color = (name) => ({ datum: name, scale: { domain: Object.keys(laws), range: Object.values(laws) } });
+    const curve = (points, name) => ({ data: { values: points }, mark: { type: "line", strokeWidth: 2, clip: true },
+      encoding: { x: { field: "nu", type: "quantitative" }, y: { field: "density", type: "quantitative" }, order: { field: "nu", type: "quantitative" }, color: color(name) } });
+    const rules = (name) => ({ data: { values: edges.filter((edge) => (edge.law || "Marchenko–Pastur law") === name) }, mark: { type: "rule", strokeDash: [4, 3], clip: true },
+      encoding: { x: { field: "nu", type: "quantitative" }, color: color(name), tooltip: [{ field: "edge", title: "edge" }, { field: "nu", title: "ν", format: ".4g" }] } });
     return { ...base,
       title: beyond ? { text: beyond + " values beyond the axis, up to " + short(largest), anchor: "end", fontWeight: "normal", fontSize: 12, color: "#5a6675" } : undefined,
       layer: [
@@ -109,10 +125,9 @@
           params: [{ name: "zoom", select: { type: "interval", encodings: ["x"] }, bind: "scales" }],
           encoding: { x, x2: { field: "to" }, y: { field: "density", type: "quantitative", title: "density p(ν)", scale: { zero: true } }, y2: { datum: 0 }, color: color("singular values"),
             tooltip: [{ field: "count", title: "singular values" }, { field: "from", format: ".4g" }, { field: "to", format: ".4g" }] } },
-        { data: { values: law(matrix) }, mark: { type: "line", strokeWidth: 2, clip: true },
-          encoding: { x: { field: "nu", type: "quantitative" }, y: { field: "density", type: "quantitative" }, color: color("Marchenko–Pastur law") } },
-        { data: { values: edges }, mark: { type: "rule", strokeDash: [4, 3], color: "#000000", clip: true },
-          encoding: { x: { field: "nu", type: "quantitative" }, tooltip: [{ field: "edge", title: "edge" }, { field: "nu", title: "ν", format: ".4g" }] } },
+        curve(law(matrix), "Marchenko–Pastur law"),
+        ...(matrix.scale ? [curve(scaleLaw(matrix), "law of the scale null")] : []),
+        ...Object.keys(laws).slice(1).map(rules),
       ] };
   }
 
@@ -122,8 +137,10 @@
     for (const side of ["u", "v"]) {
       matrix.k.forEach((k, i) => {
         const p = matrix[side][i];
-        if (p !== null) rows.push({ k, p: p / 1000, what: sides[side], s: matrix.s[i] });
-        if (control && control[side][i] !== null && side === "v") rows.push({ k, p: control[side][i] / 1000, what: "random control", s: null });
+        if (p !== null) rows.push({ k, p: p / 1000, what: sides[side], against: "independent entries", s: matrix.s[i] });
+        const scaled = matrix.scale ? matrix.scale[side][i] : null;
+        if (scaled !== null) rows.push({ k, p: scaled / 1000, what: sides[side], against: "scale null", s: matrix.s[i] });
+        if (control && control[side][i] !== null && side === "v") rows.push({ k, p: control[side][i] / 1000, what: "random control", against: "independent entries", s: null });
       });
     }
     const names = [sides.u, sides.v, "random control"], colors = [VERMILION, BLUE, GRAY];
@@ -138,10 +155,11 @@
           x: { field: "k", type: "quantitative", title: "rank k of the singular value (0 = largest)", scale: { nice: false, domain: [0, Math.min(matrix.rows, matrix.cols) - 1] }, axis: { grid: false, tickCount: 8 } },
           y: { field: "p", type: "quantitative", title: "local mean of p", scale: { domain: [0, 1] } },
           color: { field: "what", type: "nominal", scale: { domain: names.slice(0, shown), range: colors.slice(0, shown) } },
+          ...(matrix.scale ? { strokeDash: { field: "against", type: "nominal", scale: { domain: ["independent entries", "scale null"], range: [[1, 0], [4, 3]] } } } : {}),
         } },
       { data: { values: rows }, mark: { type: "point", size: 60, opacity: 0, filled: true },
         encoding: { x: { field: "k", type: "quantitative" }, y: { field: "p", type: "quantitative" }, color: { field: "what", type: "nominal" },
-          tooltip: [{ field: "what", title: "vectors" }, { field: "k", title: "rank k" }, { field: "p", title: "p", format: ".3f" }, { field: "s", title: "singular value", format: ".4g" }] } },
+          tooltip: [{ field: "what", title: "vectors" }, { field: "against", title: "against" }, { field: "k", title: "rank k" }, { field: "p", title: "p", format: ".3f" }, { field: "s", title: "singular value", format: ".4g" }] } },
     ] };
   }
 
@@ -155,7 +173,7 @@
     byId("choose-next").disabled = selects.place.selectedIndex >= found.length - 1;
     byId("explorer-facts").textContent = [
       matrix.tensor, matrix.rows + " × " + matrix.cols, "σ = " + short(matrix.sigma) + (matrix.kind ? " (" + matrix.kind + ")" : ""),
-      matrix.left + " singular values below the bulk, " + matrix.right + " above",
+      matrix.left + " singular values below the bulk, " + matrix.right + " above" + (matrix.scale ? " (by the scale null " + matrix.scale.left + " and " + matrix.scale.right + ")" : ""),
       "mean p: left " + short(matrix.u_p) + ", right " + short(matrix.v_p),
     ].join(" · ");
     const places = [byId("explorer-spectrum"), byId("explorer-p")];

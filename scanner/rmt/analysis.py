@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
+from scanner.rmt import head_mass, product_law
 from scanner.rmt.columns import extra_values
 from scanner.rmt.decomposition import Decomposition, LowRank, decompose, decompose_low_rank
 from scanner.rmt.entries import entry_statistics
-from scanner.rmt.ks_null import KsNull
+from scanner.rmt.inference import omnibus, q_values
+from scanner.rmt.ks_null import KsNull, effects
 from scanner.rmt.marchenko_pastur import FloatArray, singular_value_edges
 from scanner.rmt.metrics import (
     effective_rank,
@@ -23,9 +26,24 @@ from scanner.rmt.metrics import (
     stable_rank,
 )
 from scanner.rmt.result import Analysis
+from scanner.rmt.scale_null import (
+    Profile,
+    ScaleError,
+    ScaleFit,
+    density_at,
+    fit_scale,
+    has_heads,
+    in_support,
+    inequality,
+    shares,
+    solve,
+    standardized,
+    vector_distances,
+)
 from scanner.rmt.sigma import SIGMA_KINDS, BulkFit, SigmaKind, fit_bulk, sigma_init, sigma_median, sigma_std
+from scanner.rmt.vocabulary import SCALE_KINDS, ScaleKind
 
-__all__ = ["Analysis", "NotFiniteError", "SigmaError", "analyze", "decomposed", "summarize"]
+__all__ = ["Analysis", "Heads", "NotFiniteError", "SigmaError", "analyze", "decomposed", "summarize"]
 
 _KNOWN_FLOATS = ("float16", "float32", "float64")
 # Types of the package ml_dtypes, whose kind is "no number" in numpy.
@@ -41,10 +59,20 @@ class NotFiniteError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Heads:
+    """Attention heads in the entries of the vectors of one side: `count` blocks of neighboring entries of one width."""
+
+    side: Literal["u", "v"]
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Side:
     ks: FloatArray
     p: FloatArray
     p_local: FloatArray
+    q: FloatArray
+    effect: FloatArray
     ipr: FloatArray
     peak: FloatArray
 
@@ -53,11 +81,14 @@ def _side(vectors: torch.Tensor, rank: int, null: KsNull) -> _Side:
     statistics = entry_statistics(vectors)
     ks = statistics.ks.cpu().numpy().astype(np.float64)
     p = null.p_values(ks, vectors.shape[1])
-    p[rank:] = np.nan
+    effect = effects(ks, vectors.shape[1])
+    p[rank:] = effect[rank:] = np.nan
     return _Side(
         ks=ks,
         p=p,
         p_local=local_average(p),
+        q=q_values(p),
+        effect=effect,
         ipr=statistics.ipr.cpu().numpy().astype(np.float64),
         peak=statistics.peak.cpu().numpy().astype(np.float64),
     )
@@ -150,6 +181,9 @@ def analyze(
     *,
     sigma: SigmaKind = "median",
     null: KsNull | str = "table",
+    scale: ScaleKind = "robust",
+    heads: Heads | None = None,
+    head_mass: bool = False,
     device: str | torch.device | None = None,
 ) -> Analysis:
     """Compare one m x n matrix with random matrix theory.
@@ -162,20 +196,26 @@ def analyze(
             cols = in_features. It is not changed.
         sigma: the estimate that the edges come from: `median`, `std`, `init` or `bulk`. All four are in the result.
         null: source of the p-values: `table` (shipped, 10^6 draws per length) or `mc:N` (N simulated vectors of the exact length).
+        scale: how the row and column variances of the scale null are estimated: `robust` (without the values above the bulk),
+            `total`, or `none` for no scale null: then p-values end at 1e-6, as in versions that had none.
+        heads: attention heads in the entries of the vectors of one side; None: none.
+        head_mass: test whether the mass of these vectors is in few heads.
         device: where to compute; None leaves a tensor where it is.
 
     Raises:
         ValueError: not a real matrix, or one with masked entries, without memory or with entries so large that their sum may
-            overflow; unknown `sigma` or `null`.
+            overflow; unknown `sigma`, `null` or `scale`.
         NotFiniteError: NaN or infinite entries (a ValueError; its message counts them).
         SigmaError: `sigma` is `bulk`, and its fit ran away.
         DecompositionError: no decomposition that reproduces the matrix was found.
     """
     if sigma not in SIGMA_KINDS:
         raise ValueError(f"unknown sigma {sigma!r}; known: {', '.join(SIGMA_KINDS)}")
+    if scale not in SCALE_KINDS:
+        raise ValueError(f"unknown scale {scale!r}; known: {', '.join(SCALE_KINDS)}")
     null = KsNull.parse(null) if isinstance(null, str) else null
     parts, sum_of_entries = decomposed(array, device)
-    return summarize(parts, sum_of_entries, sigma=sigma, null=null)
+    return summarize(parts, sum_of_entries, sigma=sigma, null=null, scale=scale, heads=heads, head_mass=head_mass)
 
 
 def decomposed(
@@ -189,18 +229,30 @@ def decomposed(
         DecompositionError: no decomposition that reproduces the matrix was found.
     """
     if isinstance(array, LowRank):
-        factors = LowRank(left=_as_matrix(array.left, device), right=_as_matrix(array.right, device))
+        factors = replace(array, left=_as_matrix(array.left, device), right=_as_matrix(array.right, device))
         total = float(factors.left.sum(dim=0, dtype=torch.float64) @ factors.right.sum(dim=1, dtype=torch.float64))
         return decompose_low_rank(factors), total
     matrix = _as_matrix(array, device)
     return decompose(matrix), float(matrix.sum(dtype=torch.float64))
 
 
-def summarize(parts: Decomposition, sum_of_entries: float, *, sigma: SigmaKind, null: KsNull) -> Analysis:
+def summarize(
+    parts: Decomposition,
+    sum_of_entries: float,
+    *,
+    sigma: SigmaKind,
+    null: KsNull,
+    scale: ScaleKind = "none",
+    heads: Heads | None = None,
+    head_mass: bool = False,
+) -> Analysis:
     """Compute the analysis that follows from a decomposition and the sum of the entries of the matrix.
 
+    With `head_mass`, the masses of the `heads` in the vectors of their side are tested, too.
+
     Raises:
-        SigmaError: `sigma` is `bulk`, and its fit ran away.
+        SigmaError: `sigma` is `bulk`, and its fit ran away. A scale null that cannot be computed is no error: `scale_failure`
+            of the result says why.
     """
     rows, cols = parts.left.shape[1], parts.right.shape[1]
     s = parts.singular_values.cpu().numpy()
@@ -221,7 +273,16 @@ def summarize(parts: Decomposition, sum_of_entries: float, *, sigma: SigmaKind, 
     chosen = _chosen_fit(sigma, in_units, bulk, rows, cols)
     fit = BulkFit(sigma=chosen.sigma * unit, lower=chosen.lower * unit, upper=chosen.upper * unit)
     estimates = {kind: value * unit for kind, value in in_units.items()}
+    distance = mp_distance(scaled, rows, cols, chosen.sigma)
+    if parts.method == "product":
+        sigma = "std" if sigma == "std" else "median"
+        fit, in_units, distance = _product_fit(scaled[: len(s)], sigma, in_units["std"], rows, cols)
+        fit = BulkFit(sigma=fit.sigma * unit, lower=fit.lower * unit, upper=fit.upper * unit)
+        estimates = {kind: value * unit for kind, value in in_units.items()}
     region = regions(s, fit.lower, fit.upper, rank)
+    if scale == "none":
+        # Its scans have the identity of those of earlier versions, whose p-values ended with the table: equal names, equal rows.
+        null = replace(null, continued=False)
     u, v = _side(parts.left, rank, null), _side(parts.right, rank, null)
     analysis = Analysis(
         rows=rows,
@@ -246,7 +307,7 @@ def summarize(parts: Decomposition, sum_of_entries: float, *, sigma: SigmaKind, 
         sigma_bulk=estimates["bulk"],
         mp_lower=fit.lower,
         mp_upper=fit.upper,
-        mp_ks=mp_distance(scaled, rows, cols, chosen.sigma),
+        mp_ks=distance,
         outliers_left=int(np.count_nonzero(region == "left")),
         outliers_right=int(np.count_nonzero(region == "right")),
         rank=rank,
@@ -256,11 +317,173 @@ def summarize(parts: Decomposition, sum_of_entries: float, *, sigma: SigmaKind, 
         effective_rank=effective_rank(s / unit),
         u_p_mean=_mean(u.p),
         v_p_mean=_mean(v.p),
+        u_q=u.q,
+        v_q=v.q,
+        u_effect=u.effect,
+        v_effect=v.effect,
+        u_p_omnibus=omnibus(u.p),
+        v_p_omnibus=omnibus(v.p),
+        bulk_failed=bulk.failed,
+        bulk_lower=None if bulk.failed else bulk.lower * unit,
+        bulk_upper=None if bulk.failed else bulk.upper * unit,
         svd_method=parts.method,
         svd_residual=parts.residual,
+        **({} if scale == "none" else _scale_columns(parts, scale, rank, unit, null, heads, head_mass)),
+        **({} if heads is None or not head_mass else _head_columns(parts, heads, rank)),
     )
     extra = extra_values(parts, analysis)
     return replace(analysis, extra=extra) if extra else analysis
+
+
+def _product_fit(
+    scaled: FloatArray, sigma: SigmaKind, std: float, rows: int, cols: int
+) -> tuple[BulkFit, dict[SigmaKind, float], float]:
+    """Return sigma and edges of a product of two random factors, all its estimates, and the distance to its law.
+
+    The factors are defined up to an invertible map between them, so `init`, which is about each of them, is unknown.
+    """
+    nan = float("nan")
+    width = len(scaled)
+    estimates: dict[SigmaKind, float] = {
+        "median": product_law.sigma_of_median(scaled, rows, cols),
+        "std": std,
+        "init": nan,
+        "bulk": nan,
+    }
+    chosen = estimates[sigma]
+    lower, upper = product_law.singular_value_edges(chosen, rows, cols, width)
+    distance = product_law.distance(scaled, rows, cols, chosen)
+    return BulkFit(sigma=chosen, lower=lower, upper=upper), estimates, distance
+
+
+def _head_test(vectors: torch.Tensor, heads: int) -> tuple[FloatArray, NDArray[np.int32], FloatArray]:
+    """Return the effective number of heads in each vector, the head with the largest mass, and the p-value."""
+    masses = head_mass.head_masses(vectors, heads)
+    concentration = masses.square().sum(dim=1).cpu().numpy()
+    p = head_mass.p_values(concentration, heads, vectors.shape[1] // heads)
+    return 1.0 / concentration, masses.argmax(dim=1).cpu().numpy().astype(np.int32), p
+
+
+def _head_columns(parts: Decomposition, heads: Heads, rank: int) -> dict[str, Any]:
+    """Return effective number of heads and p-value of the vectors of one side; nothing if they are not heads of one width."""
+    vectors = parts.left if heads.side == "u" else parts.right
+    if vectors.shape[1] % heads.count:
+        return {}
+    effective, top, p = _head_test(vectors, heads.count)
+    p[rank:] = effective[rank:] = np.nan
+    return {
+        "heads_side": heads.side,
+        "heads_effective": effective,
+        "heads_p": p,
+        "heads_top": top,
+        "heads_p_mean": _mean(p),
+    }
+
+
+def _scale_columns(
+    parts: Decomposition, kind: ScaleKind, rank: int, unit: float, null: KsNull, heads: Heads | None, mass: bool
+) -> dict[str, Any]:
+    """Return the fields of `Analysis` that the scale null of the kind gives; only the reason, if there is none."""
+    found: dict[str, Any] = {"scale_kind": kind}
+    if parts.method == "product":
+        return found | {"scale_failure": "a product of two weights: its entries are not independent under any scale"}
+    scaled = parts.singular_values / unit
+    try:
+        total, robust = fit_scale(scaled, parts.left, parts.right)
+        fits = {"total": total, "robust": robust}
+        for name, fit in fits.items():
+            if isinstance(fit, ScaleFit):
+                found |= {f"scale_lower_{name}": fit.edges.lower * unit, f"scale_upper_{name}": fit.edges.upper * unit}
+        chosen = fits[kind]
+        if isinstance(chosen, ScaleError):
+            raise chosen
+        return found | _with_scale(parts, chosen, rank, unit, null, heads, mass)
+    except ScaleError as error:
+        return found | {"scale_failure": str(error)}
+
+
+def scale_profile(parts: Decomposition, kind: ScaleKind) -> Profile | None:
+    """Return the row and column variances of the matrix that was decomposed, `robust` or `total`; None if it has none."""
+    largest = float(parts.singular_values.max())
+    if largest == 0.0:
+        return None
+    unit = 2.0 ** max(int(np.frexp(largest)[1]) - 1, -1000)
+    try:
+        total, robust = fit_scale(parts.singular_values / unit, parts.left, parts.right)
+    except ScaleError:
+        return None
+    fit = total if kind == "total" else robust
+    if isinstance(fit, ScaleError):
+        return None
+    return Profile(rows=fit.profile.rows * unit, cols=fit.profile.cols * unit)
+
+
+def _with_scale(
+    parts: Decomposition, fit: ScaleFit, rank: int, unit: float, null: KsNull, heads: Heads | None, mass: bool
+) -> dict[str, Any]:
+    """Return regions, p-values and what follows from them.
+
+    Raises:
+        ScaleError: the equations were not solved.
+    """
+    s, profile = parts.singular_values, fit.profile
+    lower, upper = fit.edges.lower * unit, fit.edges.upper * unit
+    scaled = s[:rank] / unit
+    scalars = solve(profile, scaled, fit.edges)
+    region = regions(s.cpu().numpy(), lower, upper, rank)
+    # A value in a gap of the support is an outlier, too: above the bulk if it is in the upper half of the spectrum.
+    gap = np.flatnonzero((region[:rank] == "bulk") & ~in_support(scalars, scaled, fit.edges))
+    region[gap] = np.where(gap < min(len(profile.rows), len(profile.cols)) // 2, "right", "left")
+    p_values: dict[str, FloatArray] = {}
+    of_heads: dict[str, Any] = {}
+    effect: dict[str, FloatArray] = {}
+    left, right = shares(profile, scaled)
+    for side, vectors, variances, other, share in (
+        ("u", parts.left, profile.rows, scalars.y, left),
+        ("v", parts.right, profile.cols, scalars.x, right),
+    ):
+        length = int((variances > 0.0).sum())
+        count = heads.count if heads is not None and heads.side == side else 1
+        for name, groups in (("scale", 1), ("within", count)):
+            if name == "within" and not has_heads(len(variances), groups):
+                continue
+            p = p_values[f"{side}_p_{name}"] = np.full(len(s), np.nan)
+            distances = vector_distances(vectors[:rank], variances, scalars.w, other, share, groups).cpu().numpy()
+            p[:rank] = null.p_values(distances, length)
+            if name == "scale":
+                size = effect[side] = np.full(len(s), np.nan)
+                size[:rank] = effects(distances, length)
+        if count > 1 and mass and len(variances) % count == 0 and bool((variances > 0.0).all()):
+            equal = standardized(vectors[:rank], variances, scalars.w, other, share)
+            tested = np.full(len(s), np.nan)
+            tested[:rank] = _head_test(equal, count)[2]
+            of_heads = {"heads_p_scale": tested, "heads_p_scale_mean": _mean(tested)}
+    u_p, v_p = p_values["u_p_scale"], p_values["v_p_scale"]
+    law = np.full(len(s), np.nan)
+    with np.errstate(over="ignore"):  # the density of the smallest numbers is out of range
+        law[:rank] = density_at(profile, scalars).cpu().numpy() / unit
+    law[np.isinf(law)] = np.nan
+    return {
+        **p_values,
+        **of_heads,
+        "region_scale": region,
+        "scale_density": law,
+        "u_q_scale": q_values(u_p),
+        "v_q_scale": q_values(v_p),
+        "u_effect_scale": effect["u"],
+        "v_effect_scale": effect["v"],
+        "u_p_scale_omnibus": omnibus(u_p),
+        "v_p_scale_omnibus": omnibus(v_p),
+        "scale_lower": lower,
+        "scale_upper": upper,
+        "scale_threshold": fit.edges.threshold * unit,
+        "outliers_left_scale": int(np.count_nonzero(region == "left")),
+        "outliers_right_scale": int(np.count_nonzero(region == "right")),
+        "u_p_scale_mean": _mean(u_p),
+        "v_p_scale_mean": _mean(v_p),
+        "scale_row_inequality": inequality(profile.rows),
+        "scale_col_inequality": inequality(profile.cols),
+    }
 
 
 def _mean(p_values: FloatArray) -> float:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from scanner.rmt.analysis import Analysis
     from scanner.rmt.decomposition import Decomposition
 
-ColumnType = Literal["text", "bool", "int32", "int64", "float32", "float64", "timestamp"]
+ColumnType = Literal["text", "bool", "int32", "int64", "float32", "float64", "timestamp", "float64[]"]
 Scope = Literal["matrix", "vector"]
 """Whether a value belongs to a whole matrix, or to each of its singular triplets."""
 

@@ -20,7 +20,7 @@ import scipy.linalg
 import torch
 from scipy.linalg.blas import dsyrk
 
-SvdMethod = Literal["gram", "svd", "low_rank"]
+SvdMethod = Literal["gram", "svd", "low_rank", "product"]
 
 _NO_CONVERGENCE = (np.linalg.LinAlgError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
 
@@ -76,10 +76,16 @@ class LowRank:
         return self.left.shape[0], self.right.shape[1]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Product(LowRank):
+    """A product of two weights, such as W_q^T W_k of an attention head: its spectrum is compared with that of random factors."""
+
+
 def decompose_low_rank(matrix: LowRank) -> Decomposition:
     """Decompose a product of thin factors exactly: QR of both, then the SVD of the r x r core.
 
-    The result has min(m, n, r) triplets; the other singular values of W are zero, and their vectors arbitrary.
+    The result has min(m, n, r) triplets; the other singular values of W are zero, and their vectors arbitrary. `method` is
+    `product` for a `Product`, else `low_rank`.
 
     Raises:
         ValueError: NaN or infinite entries.
@@ -91,7 +97,11 @@ def decompose_low_rank(matrix: LowRank) -> Decomposition:
     q_right, r_right = torch.linalg.qr(right.T)
     u, s, vh = torch.linalg.svd(r_left @ r_right.T, full_matrices=False)
     return Decomposition(
-        singular_values=s, left=(q_left @ u).T.contiguous(), right=vh @ q_right.T, method="low_rank", residual=0.0
+        singular_values=s,
+        left=(q_left @ u).T.contiguous(),
+        right=vh @ q_right.T,
+        method="product" if isinstance(matrix, Product) else "low_rank",
+        residual=0.0,
     )
 
 

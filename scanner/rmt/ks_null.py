@@ -23,6 +23,10 @@ FloatArray = NDArray[np.float64]
 TABLE_LENGTHS = (2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256, 512, 1024, 2048, 4096)
 TABLE_DRAWS = 1_000_000
 _TABLE_FILE = "ks_null.npz"
+# The table is continued from this probability on, at which it is made of a hundred draws, for vectors of at least this length.
+_JOINT, _SHORTEST_CONTINUED = 1e-4, 24
+#: Smaller p-values are not told apart; single precision holds it.
+SMALLEST_P = 1e-37
 DEFAULT_SEED = 20241017
 
 
@@ -61,6 +65,8 @@ class KsNull:
 
     draws: int | None = None
     """Number of simulated vectors; None: the shipped table."""
+    continued: bool = True
+    """Whether p-values of the table are continued below those that it holds; if not, none is below 1e-6."""
 
     @classmethod
     def parse(cls, text: str) -> KsNull:
@@ -84,6 +90,10 @@ class KsNull:
     def p_values(self, ks: ArrayLike, length: int) -> FloatArray:
         """Return p = (1 + #{null draws with D_null >= D}) / (1 + number of draws) for D of vectors of one length; same shape.
 
+        Below 1e-4 the table is continued by exp(-2 x^2), the tail of Kolmogorov's law in the scaled statistic x, times the
+        constant that joins them. (Near its maximum the process whose supremum D is has the variance of Kolmogorov's, so that
+        normalizing the vector changes the constant only.) p is not below `SMALLEST_P`, and 1e-6 for vectors of fewer than 24
+        entries.
         p is NaN for vectors with a single entry, which have no distribution.
         """
         ks = np.asarray(ks, dtype=np.float64)
@@ -95,7 +105,31 @@ class KsNull:
             at_least = self.draws - np.searchsorted(null, ks.astype(null.dtype), side="left")
             return np.asarray((1.0 + at_least) / (1.0 + self.draws), dtype=np.float64)
         curve, log_p = _quantiles(length)
-        return np.exp(np.interp(scaled(ks, length), curve, log_p))
+        x = scaled(ks, length)
+        log = np.interp(x, curve, log_p)
+        if self.continued and length >= _SHORTEST_CONTINUED:
+            joint = float(np.interp(-np.log(_JOINT), -log_p, curve))
+            tail = np.log(_JOINT) - 2.0 * (x**2 - joint**2)
+            log = np.where(x > joint, np.maximum(tail, np.log(SMALLEST_P)), log)
+        return np.exp(log)
+
+
+def effects(ks: ArrayLike, length: int) -> FloatArray:
+    """Return the scaled statistic minus its mean under the null, for D of vectors of one length; same shape.
+
+    About 0 +- 0.25 for random vectors of any length, and sqrt(n) D - 0.83 for large n: p-values saturate, this does not. NaN for
+    vectors with a single entry.
+    """
+    if length < 2:
+        return np.full(np.shape(ks), np.nan)
+    return scaled(ks, length) - _null_mean(length)
+
+
+@lru_cache(maxsize=4096)
+def _null_mean(length: int) -> float:
+    """Return the mean of the scaled statistic under the null."""
+    curve, log_p = _quantiles(length)
+    return float(np.trapezoid(curve, 1.0 - np.exp(log_p)))
 
 
 @lru_cache(maxsize=64)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from scanner.rmt.columns import Scope, declared_columns, metrics, of_matrix, of_vector
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from scanner.rmt.decomposition import SvdMethod
     from scanner.rmt.marchenko_pastur import FloatArray
-    from scanner.rmt.sigma import SigmaKind
+    from scanner.rmt.vocabulary import ScaleKind, SigmaKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Analysis:
 
     Arrays have length min(m, n) (for a product of thin factors: its width), with k = 0 the largest singular value. `u` is the
     left (output) side, `v` the right (input) side. p-values are NaN where a singular value is numerically zero (its vectors are
-    arbitrary) and on a side of length 1.
+    arbitrary) and on a side of length 1. The fields of the scale null are None without one; `scale_failure` has the reason.
     """
 
     rows: int
@@ -59,19 +59,25 @@ class Analysis:
     sigma_std: float = field(metadata=of_matrix("float64", "σ as the standard deviation of the entries"))
     sigma_init: float = field(metadata=of_matrix("float64", "σ of an initialization with variance 1/m"))
     sigma_bulk: float = field(
-        metadata=of_matrix("float64", "σ from a fit to the bulk; far below `sigma_median`, the fit failed")
+        metadata=of_matrix("float64", "σ from a fit to the bulk; means nothing where `bulk_failed`")
     )
     mp_lower: float = field(
-        metadata=of_matrix("float64", "lower edge of the Marchenko-Pastur bulk, as a singular value")
+        metadata=of_matrix(
+            "float64", "lower edge of the Marchenko-Pastur bulk (of products: of their law), as a singular value"
+        )
     )
     mp_upper: float = field(
-        metadata=of_matrix("float64", "upper edge of the Marchenko-Pastur bulk, as a singular value")
+        metadata=of_matrix(
+            "float64", "upper edge of the Marchenko-Pastur bulk (of products: of their law), as a singular value"
+        )
     )
     outliers_left: int = field(metadata=of_matrix("int32", "number of singular values below the bulk"))
     outliers_right: int = field(metadata=of_matrix("int32", "number of singular values above the bulk"))
     rank: int = field(metadata=of_matrix("int32", "number of singular values that are not numerically zero"))
     mp_ks: float = field(
-        metadata=of_matrix("float64", "largest distance between the spectrum and its Marchenko-Pastur law")
+        metadata=of_matrix(
+            "float64", "largest distance between the spectrum and its Marchenko-Pastur law (of products: their law)"
+        )
     )
     spectral_norm: float = field(metadata=of_matrix("float64", "largest singular value s₀"))
     frobenius_norm: float = field(metadata=of_matrix("float64", "square root of Σs²"))
@@ -79,9 +85,191 @@ class Analysis:
     effective_rank: float = field(metadata=of_matrix("float64", "exp of the entropy of s/Σs"))
     u_p_mean: float = field(metadata=of_matrix("float64", "mean of `u_p` over the triplets that have one"))
     v_p_mean: float = field(metadata=of_matrix("float64", "mean of `v_p` over the triplets that have one"))
-    svd_method: SvdMethod = field(metadata=of_matrix("text", "how it was decomposed: `gram`, `svd` or `low_rank`"))
+    svd_method: SvdMethod = field(
+        metadata=of_matrix(
+            "text", "how it was decomposed: `gram`, `svd`, `low_rank` or `product` (exact, from thin factors)"
+        )
+    )
     svd_residual: float = field(
         metadata=of_matrix("float64", "estimate of the relative Frobenius error of the decomposition")
+    )
+    region_scale: NDArray[np.str_] | None = field(
+        default=None,
+        metadata=of_vector("text", "`region` by the support of the scale null: outside its edges or in a gap of it"),
+    )
+    scale_density: FloatArray | None = field(
+        default=None,
+        metadata=of_vector(
+            "float64", "density of the singular values by the law of the scale null, at s_k; its integral is 1"
+        ),
+    )
+    u_p_scale: FloatArray | None = field(
+        default=None,
+        metadata=of_vector("float32", "p-value of u_k under the scale null (row and column variances of W)"),
+    )
+    v_p_scale: FloatArray | None = field(
+        default=None, metadata=of_vector("float32", "p-value of v_k under the scale null")
+    )
+    u_p_within: FloatArray | None = field(
+        default=None,
+        metadata=of_vector(
+            "float32",
+            "p-value of u_k under the scale null, given which part of u_k each attention head holds; NULL without heads",
+        ),
+    )
+    v_p_within: FloatArray | None = field(
+        default=None, metadata=of_vector("float32", "the same of v_k (of `attn_out`)")
+    )
+    scale_kind: ScaleKind | None = field(
+        default=None,
+        metadata=of_matrix("text", "which row and column variances the scale null has: `robust total`"),
+    )
+    scale_lower: float | None = field(
+        default=None, metadata=of_matrix("float64", "lower edge of the scale null, as a singular value")
+    )
+    scale_upper: float | None = field(
+        default=None, metadata=of_matrix("float64", "upper edge of the scale null, as a singular value")
+    )
+    scale_threshold: float | None = field(
+        default=None,
+        metadata=of_matrix(
+            "float64", "strength from which a delocalized spike is above the upper edge of the scale null"
+        ),
+    )
+    outliers_left_scale: int | None = field(
+        default=None, metadata=of_matrix("int32", "number of singular values with `region_scale` = `left`")
+    )
+    outliers_right_scale: int | None = field(
+        default=None, metadata=of_matrix("int32", "number of singular values with `region_scale` = `right`")
+    )
+    u_p_scale_mean: float | None = field(
+        default=None, metadata=of_matrix("float64", "mean of `u_p_scale` over the triplets that have one")
+    )
+    v_p_scale_mean: float | None = field(
+        default=None, metadata=of_matrix("float64", "mean of `v_p_scale` over the triplets that have one")
+    )
+    scale_row_inequality: float | None = field(
+        default=None,
+        metadata=of_matrix(
+            "float64", "mean(a²)/mean(a)² of the row variances a of the scale null: 1 if all rows are equal"
+        ),
+    )
+    scale_col_inequality: float | None = field(
+        default=None,
+        metadata=of_matrix(
+            "float64", "mean(b²)/mean(b)² of the column variances b of the scale null: 1 if all columns are equal"
+        ),
+    )
+    scale_lower_robust: float | None = field(
+        default=None,
+        metadata=of_matrix("float64", "lower edge with variances estimated without the values above the upper edge"),
+    )
+    scale_upper_robust: float | None = field(
+        default=None, metadata=of_matrix("float64", "upper edge with variances estimated without the values above it")
+    )
+    scale_lower_total: float | None = field(
+        default=None, metadata=of_matrix("float64", "lower edge with the variances of all of W")
+    )
+    scale_upper_total: float | None = field(
+        default=None, metadata=of_matrix("float64", "upper edge with the variances of all of W")
+    )
+    scale_failure: str | None = field(
+        default=None, metadata=of_matrix("text", "why there is no scale null although it was asked for")
+    )
+    heads_effective: FloatArray | None = field(
+        default=None,
+        metadata=of_vector(
+            "float32",
+            "1/Σm² of the masses m of the attention heads in the vector of `heads_side`: 1 if one head has all",
+        ),
+    )
+    heads_p: FloatArray | None = field(
+        default=None,
+        metadata=of_vector(
+            "float32", "p-value of `heads_effective`: small if the mass is in fewer heads than in random vectors"
+        ),
+    )
+    heads_top: NDArray[np.int32] | None = field(
+        default=None, metadata=of_vector("int32", "index of the head with the largest mass")
+    )
+    heads_p_scale: FloatArray | None = field(
+        default=None,
+        metadata=of_vector(
+            "float32", "the same under the scale null: heads with larger weights are expected to have more mass"
+        ),
+    )
+    heads_side: Literal["u", "v"] | None = field(
+        default=None, metadata=of_matrix("text", "side whose vectors are made of heads and were tested: `u` or `v`")
+    )
+    heads_p_mean: float | None = field(
+        default=None, metadata=of_matrix("float64", "mean of `heads_p` over the triplets that have one")
+    )
+    heads_p_scale_mean: float | None = field(
+        default=None, metadata=of_matrix("float64", "mean of `heads_p_scale` over the triplets that have one")
+    )
+    u_q: FloatArray | None = field(
+        default=None,
+        metadata=of_vector("float32", "Benjamini-Hochberg q-value of `u_p` among the left vectors of the matrix"),
+    )
+    v_q: FloatArray | None = field(
+        default=None,
+        metadata=of_vector("float32", "Benjamini-Hochberg q-value of `v_p` among the right vectors of the matrix"),
+    )
+    u_effect: FloatArray | None = field(
+        default=None,
+        metadata=of_vector(
+            "float32", "size of the deviation of u_k: D(√n + 0.12 + 0.11/√n) minus its mean for random vectors"
+        ),
+    )
+    v_effect: FloatArray | None = field(
+        default=None, metadata=of_vector("float32", "size of the deviation of v_k, as `u_effect`")
+    )
+    u_q_scale: FloatArray | None = field(
+        default=None, metadata=of_vector("float32", "q-value of `u_p_scale` among the left vectors of the matrix")
+    )
+    v_q_scale: FloatArray | None = field(
+        default=None, metadata=of_vector("float32", "q-value of `v_p_scale` among the right vectors of the matrix")
+    )
+    u_effect_scale: FloatArray | None = field(
+        default=None, metadata=of_vector("float32", "`u_effect` of the standardized vector, under the scale null")
+    )
+    v_effect_scale: FloatArray | None = field(
+        default=None, metadata=of_vector("float32", "`v_effect` of the standardized vector, under the scale null")
+    )
+    u_p_omnibus: float | None = field(
+        default=None,
+        metadata=of_matrix(
+            "float64", "p-value of the hypothesis that all left vectors are random (Fisher, from `u_p`)"
+        ),
+    )
+    v_p_omnibus: float | None = field(
+        default=None,
+        metadata=of_matrix(
+            "float64", "p-value of the hypothesis that all right vectors are random (Fisher, from `v_p`)"
+        ),
+    )
+    u_p_scale_omnibus: float | None = field(
+        default=None,
+        metadata=of_matrix("float64", "the same from `u_p_scale`: all left vectors agree with the scale null"),
+    )
+    v_p_scale_omnibus: float | None = field(
+        default=None,
+        metadata=of_matrix("float64", "the same from `v_p_scale`: all right vectors agree with the scale null"),
+    )
+    bulk_failed: bool | None = field(
+        default=None,
+        metadata=of_matrix(
+            "bool",
+            "whether the fit of `sigma_bulk` ran away: it kept less than a quarter of the values, and means nothing",
+        ),
+    )
+    bulk_lower: float | None = field(
+        default=None,
+        metadata=of_matrix("float64", "lower edge that belongs to `sigma_bulk`; null where its fit failed"),
+    )
+    bulk_upper: float | None = field(
+        default=None,
+        metadata=of_matrix("float64", "upper edge that belongs to `sigma_bulk`; null where its fit failed"),
     )
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Values of registered metrics (`scanner.rmt.columns`), by column: one number per matrix, or one array per matrix."""

@@ -47,8 +47,10 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "activations": ("overlaps", "experiments"),
     "ablation_points": ("ablations", "experiments"),
     "scanned_deciles": ("ablation_points", "vectors"),
+    "damage": ("ablation_points", "baselines"),
     "random_sets": ("ablations",),
     "night_scans": ("scans", "releases"),
+    "matrices_by_sigma": ("scans", "matrices", "vectors"),
 }
 #: Relations and macros with other names than the part that they are in.
 _PART_OF = {
@@ -139,7 +141,7 @@ class Database:
         with self._explained():
             if not files.local:
                 self.connection.register_filesystem(RemoteFiles(files))
-            for name in ("session", "keys", "vocabulary"):
+            for name in ("session", "keys", "vocabulary", "statistics"):
                 self._run(name)
             for table, schema in SCHEMAS.items():
                 self.connection.register("empty", schema.empty_table())

@@ -26,6 +26,7 @@ ARROW_TYPES: dict[ColumnType, pa.DataType] = {
     "float32": pa.float32(),
     "float64": pa.float64(),
     "timestamp": pa.timestamp("us", tz="UTC"),
+    "float64[]": pa.list_(pa.float64()),
 }
 
 
@@ -138,7 +139,7 @@ _STACK = _text(
 _LAYER = _int("layer", "index of the block; null outside blocks")
 _ROLE = _text(
     "role",
-    "`query key value attn_out mlp_up mlp_gate mlp_down embedding lm_head router other`",
+    "`query key value attn_out mlp_up mlp_gate mlp_down embedding lm_head router other`; `qk ov`: products of a head",
     required=True,
 )
 _HEAD = _int("head", "index of the attention head, if heads are analyzed separately")
@@ -217,6 +218,7 @@ _ALL = (
             _text("skipped_tensors", "names of skipped tensors by reason (JSON)"),
             _text("identity", "hash of the content"),
             _FILES,
+            _float("initializer_range", "standard deviation of the initial entries, if the config names it"),
         ),
     ),
     Table(
@@ -245,6 +247,12 @@ _ALL = (
             _MODULE,
             _text("dtype", "type as stored"),
             *declared_columns(Analysis, "matrix").values(),
+            _int("kv_head", "of a product: index of its key-value head, which several heads may share"),
+            _text(
+                "between",
+                "of a product: what the model does between its factors, `rotary`, `norm` or `rotary,norm`; then the product "
+                "is the part without it",
+            ),
             _float("seconds", "time of reading, decomposing and testing", unit="s"),
             _text("device", "where it was computed: `cpu` or `cuda`"),
             _float("read_seconds", "time of reading and decoding the weight", unit="s"),
@@ -329,6 +337,32 @@ _ALL = (
             _K,
             _float("singular_value", "singular value; the entries have variance 1/max(rows, cols)", required=True),
             *(_VECTOR_COLUMNS[name] for name in ("u_p", "v_p", "u_p_local", "v_p_local")),
+        ),
+    ),
+    Table(
+        name="matrix_controls",
+        kind="shared",
+        row="one row per singular triplet of a random matrix made from a weight",
+        description="a weight with entries in random order or of random signs, or a draw of its scale null, analyzed like it",
+        order=("k",),
+        file="<scan_id>-<hash of the matrix>-<ensemble>-<seed>",
+        declared=(
+            _SCAN_ID,
+            _MODEL,
+            _TENSOR,
+            _LAYER,
+            _ROLE,
+            _HEAD,
+            _EXPERT,
+            _ROWS,
+            _COLS,
+            _text("ensemble", "how it is made: `permuted`, `sign` or `scale`", required=True),
+            _bigint("seed", "seed of the random numbers", required=True),
+            _K,
+            *(
+                _VECTOR_COLUMNS[name]
+                for name in ("singular_value", "region", "region_scale", "u_p", "v_p", "u_p_scale", "v_p_scale")
+            ),
         ),
     ),
     Table(
@@ -491,6 +525,44 @@ _ALL = (
             _single("peak", "largest |entry| of v_k"),
             Column("centred", "bool", "", "whether the mean of the activations was subtracted"),
             _bigint("tokens", "number of tokens that the covariance was computed from"),
+            _float(
+                "importance", "s_k² v_kᵀ C v_k: what the triplet adds to the mean square of the output of the matrix"
+            ),
+            _float(
+                "signs_p", "p-value of `overlap` for random signs of the entries of v_k, which keep its localization"
+            ),
+            _single("signs_median", "median of `overlap` for random signs"),
+            _float(
+                "signs_bound", "bound on the p-value for random signs, below the smallest `signs_p` that draws can give"
+            ),
+            _single(
+                "overlap_even", "`overlap` with the covariance of every other sequence, the first included (--halves)"
+            ),
+            _single("overlap_odd", "`overlap` with the covariance of the other sequences (--halves)"),
+        ),
+    ),
+    Table(
+        name="overlap_maps",
+        kind="run",
+        row="one row per singular vector and eigenvector",
+        description="overlap of every right singular vector of a chosen matrix with every eigenvector of the covariance of the "
+        "activations",
+        file="<run_id>-<block>",
+        declared=(
+            _RUN_ID,
+            _MODEL,
+            _REVISION,
+            _TENSOR,
+            _STACK,
+            _LAYER,
+            _ROLE,
+            _MODULE,
+            _optional(_COLS),
+            _K,
+            _int("j", "rank of the eigenvalue, 0 = largest", required=True),
+            _single("overlap", "|v_k · f_j|"),
+            Column("centred", "bool", "", "whether the mean of the activations was subtracted"),
+            _bigint("tokens", "number of tokens that the covariance was computed from"),
         ),
     ),
     Table(
@@ -534,14 +606,14 @@ _ALL = (
             _text(
                 "set",
                 "what was removed: `decile:1` ... `decile:10`, `region:left`, `range:A:B`, `smallest:10` and "
-                "`most-random:10` (percent), `random:SEED`, `slice:1` (slicing), `smallest:20%`, `mass:20%` and `random:20%` "
-                "(lazy learning); `none`: the intact model",
+                "`most-random:10` (percent), `random:SEED`, `energy:SEED`, `directions:SEED` and `scale:SEED` (controls), "
+                "`slice:1` (slicing), `smallest:20%`, `mass:20%` and `random:20%` (lazy learning); `none`: the intact model",
                 required=True,
             ),
-            _bigint("removed", "number of removed singular values"),
+            _bigint("removed", "number of singular values that were removed (`directions`, `scale`: replaced)"),
             _float("fraction", "share of the singular values that was removed"),
-            _int("seed", "seed of a random set, or of a network"),
-            _text("metric", "`perplexity`, `accuracy` or `kl`", required=True),
+            _int("seed", "seed of a control, or of a network"),
+            _text("metric", "`perplexity`, `accuracy`, `kl` or `lm-eval:TASK`", required=True),
             _DATASET,
             _bigint("tokens", "number of tokens that were measured"),
             _float("baseline", "value of the intact model"),
@@ -554,7 +626,14 @@ _ALL = (
             _bigint(
                 "batch_tokens", "largest number of tokens per batch, where batches had to be made smaller to fit memory"
             ),
-            _text("beside", "for a random set: the set that has the same number of values in the same matrices"),
+            _text("beside", "for a control: the set that it is compared with (random sets: a set of the same size)"),
+            _float("energy", "share of the sum of the squared singular values that was removed or replaced"),
+            Column(
+                "window_sums",
+                "float64[]",
+                "",
+                "what `value` is computed from, one entry per window or example as in `baselines`: nats, or 1 if correct",
+            ),
         ),
     ),
     Table(
@@ -579,7 +658,7 @@ _ALL = (
             _text("checkpoint", "folder of the tuned model, if it was kept"),
             _time("finished_at", "end of the measurement"),
             _text("device", "where it was trained: `cpu` or `cuda`"),
-            _bigint("removed", "number of removed singular values"),
+            _bigint("removed", "number of singular values that were removed (`directions`, `scale`: replaced)"),
             _float("loss", "mean training loss of the last epoch"),
             _int("examples_at_a_time", "examples per forward pass, where batches had to be divided to fit memory"),
             _bigint(
@@ -706,6 +785,11 @@ def tables_of(commits: str) -> tuple[str, ...]:
 def experiment_tables() -> tuple[str, ...]:
     """Tables that runs of experiments write."""
     return tuple(table.name for table in _ALL if table.kind in ("run", "point"))
+
+
+def shared_tables() -> tuple[str, ...]:
+    """Tables of random controls, whose files count by themselves."""
+    return tuple(table.name for table in _ALL if table.kind == "shared")
 
 
 def fleet_tables() -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from scanner.store.groups import GROUPED, has_row, names_of, place, results, row
 from scanner.store.lease import Lease, lease
 from scanner.store.staging import ComparisonWriter, ScanWriter
 from scanner.store.store import Store
-from scanner.store.tables import TABLES, complete, experiment_tables, tables_of
+from scanner.store.tables import TABLES, complete, experiment_tables, shared_tables, tables_of
 from scanner.store.transfer import metadata_of, write_rows
 from scanner.store.verification import COMMITTING, commit_row, problem_of
 
@@ -56,7 +56,7 @@ def merge(
         progress: called for every result.
 
     Returns:
-        One entry per result of the source, and per file of `controls`.
+        One entry per result of the source, and per file of `controls` and `matrix_controls`.
 
     Raises:
         ConfigError: both are the same store.
@@ -88,9 +88,10 @@ def _all(run: _Merge, progress: Callable[[Merged], None]) -> list[Merged]:
         for name in names:
             found.append(run.result(table, name) if table in GROUPED else run.file(table, name))
             progress(found[-1])
-    for name in names_of(run.source, "controls"):
-        found.append(run.file("controls", name))
-        progress(found[-1])
+    for table in shared_tables():
+        for name in names_of(run.source, table):
+            found.append(run.file(table, name))
+            progress(found[-1])
     return found
 
 

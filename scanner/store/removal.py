@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -162,7 +163,13 @@ def _files(files: StoreFiles, table: str, result: str) -> list[str]:
     paths = [f"{table}/{result}.parquet"]
     if table != "experiments":
         paths += [f"{part}/{result}.parquet" for part in tables_of(table)]
-        return [path for path in paths if files.is_file(path)]
+        paths = [path for path in paths if files.is_file(path)]
+        if table == "scans":  # the random controls that were made from its matrices
+            own = re.compile(rf"{re.escape(result)}-[0-9a-f]{{32}}-[a-z0-9_]+-\d+")
+            paths += [
+                f"matrix_controls/{name}.parquet" for name in names_of(files, "matrix_controls") if own.fullmatch(name)
+            ]
+        return paths
     for part in experiment_tables():
         if part != table:
             names = names_of(files, part)

@@ -19,7 +19,7 @@ from scanner.store.groups import FOLDER, GROUPED, has_row, place, read_result, r
 from scanner.store.heartbeat import Heartbeat
 from scanner.store.queries import Query, find_query, load_queries
 from scanner.store.row_groups import ROW_GROUP
-from scanner.store.staging import ComparisonWriter, ScanWriter, Unfinished, unfinished_scan
+from scanner.store.staging import ComparisonWriter, ScanWriter, Unfinished, key_hash, unfinished_scan
 from scanner.store.tables import (
     SCHEMAS,
     TABLES,
@@ -182,6 +182,38 @@ class Store:
         path = self.control_path(rows, cols, ensemble, seed)
         rows = conform("controls", table).sort_by("k")
         self._files.write(path, described("controls", rows), file_metadata(method))
+
+    def matrix_control_path(self, scan_id: str, key: str, ensemble: str, seed: int) -> str:
+        """Return the path of a random control of a matrix, relative to the store.
+
+        Raises:
+            ValueError: the id of the scan or the name of the ensemble cannot be a part of a file name.
+        """
+        if not is_safe_id(scan_id) or _ENSEMBLE.fullmatch(ensemble) is None:
+            raise ValueError(f"scan {scan_id!r}, ensemble {ensemble!r}: other characters than letters, digits and '_'")
+        return f"matrix_controls/{scan_id}-{key_hash(key)}-{ensemble}-{int(seed)}.parquet"
+
+    def has_matrix_control(self, scan_id: str, key: str, ensemble: str, seed: int) -> bool:
+        """Return whether the control of the matrix with this key is in the store, and whole.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        return (
+            damage(self._files, self.matrix_control_path(scan_id, key, ensemble, seed), None, deep=self.local) is None
+        )
+
+    def write_matrix_control(self, table: pa.Table, scan_id: str, key: str, ensemble: str, seed: int) -> None:
+        """Write one control of a matrix, with one row per singular triplet.
+
+        Raises:
+            ValueError: the columns do not fit the schema.
+            StoreError: the store is full or cannot be written.
+        """
+        path = self.matrix_control_path(scan_id, key, ensemble, seed)
+        rows = conform("matrix_controls", table).sort_by("k")
+        method = {"scan_id": scan_id, "ensemble": ensemble, "seed": seed}
+        self._files.write(path, described("matrix_controls", rows), file_metadata(method))
 
     def file_rows(self, table: str, name: str, columns: Sequence[str] | None = None) -> list[dict[str, object]]:
         """Return the rows of one file of a table, with all or some columns; none if the file does not exist.

@@ -16,6 +16,7 @@ from scanner.store.definitions import (
     experiment_tables,
     fleet_tables,
     listed_tables,
+    shared_tables,
     tables_of,
     views,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "method_in",
     "pack",
     "rows",
+    "shared_tables",
     "tables_of",
     "to_json",
     "unpack",

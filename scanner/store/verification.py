@@ -227,7 +227,7 @@ def _expected(
 
 
 def _remedy(table: str, *, several: bool = False) -> str:
-    if table == "controls":
+    if table in {"controls", "matrix_controls"}:
         return "remove it and run the same scan again with `force`"
     verb = {"scans": "scan", "comparisons": "comparison"}.get(table, "experiment")
     return f"run the same {verb}{'s' if several else ''} again with `force`"

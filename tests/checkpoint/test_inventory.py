@@ -103,6 +103,16 @@ def test_embeddings_and_heads_wait_to_be_asked_for(tmp_path: Path) -> None:
     assert listed(list_matrices(opened, Selection(only=("embedding",)))) == {"model.embed_tokens.weight"}
 
 
+def test_whole_attention_matrices_know_their_number_of_heads(minilm: Path, tmp_path: Path) -> None:
+    opened = open_checkpoint(str(minilm), identify=False)
+    of_block = list_matrices(opened, Selection(layers=(0,))).matrices
+    attention = dict.fromkeys(("query", "key", "value", "attn_out"), 12)
+    assert {ref.role: ref.heads for ref in of_block} == attention | {"mlp_up": None, "mlp_down": None}
+    assert {ref.heads for ref in list_matrices(opened, Selection(heads=True, layers=(0,))).matrices} == {None}
+    without_config = list_matrices(open_checkpoint(checkpoint(tmp_path / "llama", LLAMA)))
+    assert {ref.heads for ref in without_config.matrices} == {None}
+
+
 def test_a_selection_of_roles_and_layers_says_what_it_left_out(tmp_path: Path) -> None:
     opened = open_checkpoint(checkpoint(tmp_path / "llama", LLAMA))
     inventory = list_matrices(opened, Selection(only=("query",), layers=(1,)))

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from scanner.checkpoint import Checkpoint, open_checkpoint, read_matrix
 from scanner.checkpoint.inventory import list_matrices
+from scanner.checkpoint.metadata import initializer_range
 from scanner.errors import CheckpointError
 
 from .writing import INDEX, WEIGHTS, checkpoint, info, matrix, raw_checkpoint, sharded
@@ -380,3 +381,25 @@ def test_an_error_in_a_shard_names_the_shard(tmp_path: Path) -> None:
     folder = Path(sharded(tmp_path / "big", {"a-1.safetensors": ONE, "a-2.safetensors": TWO}))
     raw_checkpoint(folder, {"v.weight": info("F32", (5, 5))}, bytes(4), "a-2.safetensors")
     assert "a-2.safetensors" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"initializer_range": 0.02}, 0.02),
+        ({"initializer_range": 1}, 1.0),
+        ({"text_config": {"initializer_range": 0.01}}, 0.01),
+        ({"initializer_range": "0.02", "text_config": {"initializer_range": 0.01}}, 0.01),
+        ({"initializer_range": 0}, None),
+        ({"initializer_range": -0.02}, None),
+        ({"initializer_range": float("nan")}, None),
+        ({"initializer_range": float("inf")}, None),
+        ({"initializer_range": True}, None),
+        ({"initializer_range": None, "text_config": "x"}, None),
+        ({}, None),
+    ],
+)
+def test_the_standard_deviation_of_initial_entries_is_a_positive_number_of_the_config(
+    config: dict[str, object], expected: float | None
+) -> None:
+    assert initializer_range(config) == expected

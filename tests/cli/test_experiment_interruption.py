@@ -26,7 +26,7 @@ def test_the_same_command_goes_on_from_the_finished_points(rmtscan: Run, tmp_pat
     sizes = {"hidden_size": 120, "intermediate_size": 240, "num_hidden_layers": 3}
     model, text = save(tmp_path / "model", "llama", **sizes), text_file(tmp_path, count=TOKENS)
     store, errors = tmp_path / "store", tmp_path / "errors"
-    measured = ["--tokens", str(TOKENS), "--window", "64", "--roles", "value,key", "--workers", "1"]
+    measured = ["--tokens", str(TOKENS), "--window", "64", "--roles", "value,key", "--random", "1", "--workers", "1"]
     arguments = ["ablate", str(model), "--text", str(text), *measured, "--format", "json", "--store", str(store)]
 
     def ended_by(how: signal.Signals, after: int) -> subprocess.Popen[bytes]:

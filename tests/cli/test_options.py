@@ -256,6 +256,15 @@ def test_parameters_are_those_with_a_key_and_new_ones_only_when_they_are_not_at_
     assert parameters(Config(model="m", later=2)) == known | {"only": [], "layers": [], "later": 2}
 
 
+def test_a_new_parameter_is_left_out_where_it_does_what_was_done_before() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Later:
+        new: str = option("on", identity="new", since="0.9", before="off")
+
+    assert parameters(Later(new="off")) == {}
+    assert parameters(Later()) == {"new": "on"}
+
+
 def test_a_field_without_a_declaration_is_a_plain_option() -> None:
     [alpha] = [one for one in Config.__dataclass_fields__.values() if one.name == "alpha"]
     assert declaration(alpha) == Option()
@@ -264,20 +273,23 @@ def test_a_field_without_a_declaration_is_a_plain_option() -> None:
 # ---- the options of the verbs
 
 POOL = "--address --workers --gpus-per-worker --task-timeout --share-cores --log-format"
-SELECTION = "--roles --layers --embeddings --heads"
+SELECTION = "--roles --layers --embeddings --heads --products"
 TEXT = "--text --column --second --where"
 MEASURE = f"{TEXT} --label --metric --tokens --window --examples --dtype"
 OPTIONS = {
-    "scan": f"--from --upgrade --store {SELECTION} --sigma --null --ensemble --download --force {POOL} --format",
+    "scan": f"--from --upgrade --store {SELECTION} --sigma --null --scale --head-mass --ensemble --control-draws --download "
+    f"--force {POOL} --format",
     "inspect": f"{SELECTION} --format",
-    "compare": f"--store {SELECTION} --sigma --null --download --force {POOL} --format",
+    "compare": f"--store {SELECTION} --sigma --null --scale --head-mass --download --force {POOL} --format",
     "query": "--param --list --store --format",
     "sql": "--store --timeout --format",
     "models": "--store --format",
     "status": "--store --running --format",
     "calibrate": "--output --draws --seed --format",
-    "activations": f"{TEXT} --store --tokens --window --roles --layers --dtype {POOL} --force --format",
-    "ablate": f"{MEASURE} --store --roles --layers --by --sets --random --stride --prompt --answers {POOL} --force --format",
+    "activations": f"{TEXT} --store --tokens --window --roles --layers --dtype --sign-draws --halves --map {POOL} "
+    "--force --format",
+    "ablate": f"{MEASURE} --store --roles --layers --by --sets --random --controls --control-draws --stride --prompt "
+    f"--answers {POOL} --force --format",
     "finetune": f"{TEXT} --label --store --order --deciles --seeds --roles --examples --test-share --window --epochs --batch --lr "
     f"--keep {POOL} --force --format",
     "lazy-learning": f"--data --store --alpha --frozen --seeds --epochs --lr --batch {POOL} --force --format",

@@ -19,17 +19,26 @@ OTHERS = [
     Method(sigma="bulk"),
     Method(null="mc:1000"),
     Method(null="mc:2000"),
+    Method(scale="total"),
+    Method(scale="none"),
     Method(selection=Selection(only=("query",))),
     Method(selection=Selection(only=("query", "key"))),
     Method(selection=Selection(layers=(0,))),
     Method(selection=Selection(layers=(0, 1))),
     Method(selection=Selection(embeddings=True)),
+    Method(selection=Selection(products=True)),
+    Method(head_mass=True),
 ]
 
 
 def test_every_parameter_makes_another_scan() -> None:
     names = [scan_id("content", method) for method in [DEFAULT, *OTHERS]]
     assert len(set(names)) == len(names)
+
+
+def test_without_a_scale_null_a_scan_has_the_identity_of_versions_that_had_none() -> None:
+    assert "scale" not in Method(scale="none").as_dict()
+    assert DEFAULT.as_dict()["scale"] == "robust"
 
 
 def test_the_order_in_which_roles_and_layers_are_named_does_not_matter() -> None:
@@ -67,4 +76,5 @@ def test_an_unknown_method_is_refused(wrong: dict[str, str]) -> None:
 
 def test_no_parameter_is_forgotten() -> None:
     parameters = {field.name for field in (*fields(Method), *fields(Selection))} - {"selection"}
-    assert parameters <= set(DEFAULT.as_dict())
+    # Parameters that were added later are there only if they are not at their default.
+    assert parameters <= set(Method(head_mass=True, selection=Selection(products=True)).as_dict())

@@ -5,25 +5,26 @@ from __future__ import annotations
 import importlib
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from scanner import PoolOptions, open_store
+from scanner import PoolOptions, Store, open_store
 from scanner.checkpoint import Checkpoint, open_checkpoint
 from scanner.engine.ahead import OPENED_AHEAD, Opened, Opener, open_reference
 from scanner.engine.method import Method
-from scanner.engine.scan import ScanWork
+from scanner.engine.scan import MatrixControlTask, MatrixTask, ScanWork
 from scanner.engine.scan import scan as run_scan
+from scanner.engine.task import Task
 from scanner.engine.work import Observer
 from scanner.errors import CheckpointError, ConfigError
 from tests.checkpoint.writing import WEIGHTS
 from tests.faults.here import run_here
 from tests.processes import wait_until
 
-from .checkpoints import results, small
+from .checkpoints import results, rows, small
 from .observer import Recorder
 
 ONE = PoolOptions(workers=1)
@@ -427,3 +428,133 @@ def test_two_drivers_of_one_checkpoint_end_with_one_scan(tmp_path: Path, monkeyp
     assert (first.error, second.error) == (None, None)
     assert first.analysed == second.analysed == 12
     assert [path.name for path in (tmp_path / "store" / "staging").glob("*")] == []
+
+
+# ---- controls that are made from matrices
+
+
+def controlled(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    store: str,
+    *references: str,
+    before: Callable[[Task], None] = lambda task: None,
+) -> ScanWork:
+    work = ScanWork(
+        open_store(str(tmp_path / store), create=True),
+        Method(),
+        Observer(),
+        ensembles=("permuted", "sign"),
+        draws=2,
+        references=iter(references),
+    )
+    try:
+        run_here(monkeypatch, work, before=before)
+    finally:
+        work.close()
+    return work
+
+
+def drawn(store: Store) -> list[dict[str, object]]:
+    return rows(store, "matrix_controls")
+
+
+def test_controls_of_matrices_get_the_id_of_the_scan_also_if_it_is_known_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the run is interrupted in between, if the checkpoint is there twice, and if the scan has its rows already."""
+    reference = small(tmp_path / "model", layers=1, hidden=8)
+    shutil.copytree(reference, tmp_path / "copy")
+    expected = controlled(tmp_path, monkeypatch, "before", reference)
+    identity = expected.reports[reference].scan_id
+    found = drawn(expected.store)
+    assert {row["scan_id"] for row in found} == {identity}
+    assert len({(row["tensor"], row["ensemble"], row["seed"]) for row in found}) == 4 * 2 * 2
+    assert expected._controls == {}
+
+    monkeypatch.setattr("scanner.engine.ahead.HASHED_AT_ONCE", 0)
+    held = threading.Event()
+    real = importlib.import_module("scanner.engine.ahead").identified
+
+    def late(*arguments: Any, **options: Any) -> Any:
+        assert held.wait(60)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr("scanner.engine.ahead.identified", late)
+    done: list[Task] = []
+
+    def stop(task: Task) -> None:
+        done.append(task)
+        if sum(isinstance(one, MatrixControlTask) for one in done) > 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        controlled(tmp_path, monkeypatch, "later", reference, before=stop)
+    folder = tmp_path / "later" / "staging-experiments"
+    assert len([path for path in folder.rglob("*") if path.is_file()]) == 2 * 4, "of two matrices"
+    assert not (tmp_path / "later" / "matrix_controls").exists(), "nobody knows yet of which scan they are"
+
+    queued: list[Task] = []
+
+    def release(task: Task) -> None:
+        queued.append(task)
+        if len(queued) == 4:
+            held.set()
+
+    later = controlled(tmp_path, monkeypatch, "later", reference, str(tmp_path / "copy"), before=release)
+    assert drawn(later.store) == found
+    assert not [path for path in folder.rglob("*") if path.is_file()]
+    assert later._controls == {}
+
+    scan_only = scanned(tmp_path, monkeypatch, "plain", reference)
+    assert drawn(scan_only.store) == []
+    again = controlled(tmp_path, monkeypatch, "plain", reference)
+    assert drawn(again.store) == found
+    assert again.reports[reference].new is False
+
+
+@pytest.mark.usefixtures("hashed_later")
+def test_controls_of_a_file_that_changes_before_it_is_hashed_are_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = small(tmp_path / "model", layers=1, hidden=8)
+    changed = threading.Event()
+    real = importlib.import_module("scanner.engine.ahead").identified
+
+    def late(*arguments: Any, **options: Any) -> Any:
+        assert changed.wait(60)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr("scanner.engine.ahead.identified", late)
+
+    def change(task: Task) -> None:
+        if isinstance(task, MatrixTask) and not changed.is_set():  # controls are larger, and come first
+            small(tmp_path / "model", layers=1, hidden=8, seed=9)
+            changed.set()
+
+    work = controlled(tmp_path, monkeypatch, "store", reference, before=change)
+    assert "changed" in str(work.reports[reference].error)
+    assert drawn(work.store) == []
+    assert work._controls == {}
+    assert not [path for path in (tmp_path / "store" / "staging-experiments").rglob("*") if path.is_file()]
+
+
+def test_controls_count_against_the_number_of_models_that_are_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model whose rows are committed stays on the account until its controls are done, and then nothing of it is kept."""
+    monkeypatch.setattr(scanning, "_MODELS_AT_ONCE", 2)
+    names = [small(tmp_path / str(number), layers=1, hidden=8, seed=number) for number in range(5)]
+    at_once: list[int] = []
+    work = ScanWork(
+        open_store(str(tmp_path / "store"), create=True),
+        Method(),
+        Observer(),
+        ensembles=("sign",),
+        references=iter(names),
+    )
+    run_here(monkeypatch, work, before=lambda task: at_once.append(len(work.jobs.keys() | work._controls.keys())))
+    work.close()
+    assert max(at_once) == 2
+    assert (work.jobs, work._controls) == ({}, {})
+    assert len({row["scan_id"] for row in drawn(work.store)}) == 5

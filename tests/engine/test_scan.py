@@ -21,7 +21,7 @@ from scanner import Method, PoolOptions, ScannerError, Selection, Store, open_st
 from scanner.engine import ScanReport
 from scanner.engine.scan import ControlTask, MatrixTask
 from scanner.engine.scan import scan as run_scan
-from scanner.rmt.ensembles import control
+from scanner.rmt.ensembles import control, control_of
 from tests.checkpoint.writing import checkpoint
 
 from .checkpoints import results, small, spectrum, tensors, weight
@@ -124,6 +124,50 @@ def test_a_control_is_the_seeded_matrix_that_it_says(real: Scanned) -> None:
     rows = real.store.sql("SELECT * FROM controls WHERE rows = 1536 AND ensemble = 'gaussian' ORDER BY k")
     matrix = control("gaussian", 1536, 384, rows["seed"][0].as_py())
     np.testing.assert_allclose(rows["singular_value"].to_numpy(), np.linalg.svd(matrix, compute_uv=False), rtol=1e-6)
+
+
+def test_controls_that_are_made_from_a_matrix_are_stored_for_each_draw(minilm: Path, tmp_path: Path) -> None:
+    method = Method(selection=Selection(only=("value",), layers=(0,)))
+    folder = tmp_path / "store"
+    options = {"ensembles": ("gaussian", "permuted", "sign", "scale"), "method": method, "pool": ONE}
+    first = scanned(minilm, folder, draws=2, **options)
+    assert first.report.failed == 0
+    found = first.store.sql(
+        "SELECT DISTINCT scan_id, role, ensemble, seed FROM matrix_controls ORDER BY ALL"
+    ).to_pylist()
+    [identity] = {row["scan_id"] for row in found}
+    assert identity == first.report.models[0].scan_id
+    drawn = [(ensemble, seed) for ensemble in ("permuted", "scale", "sign") for seed in (0, 1)]
+    assert [(row["ensemble"], row["seed"]) for row in found] == drawn
+    assert first.store.sql("SELECT DISTINCT seed FROM controls ORDER BY seed")["seed"].to_pylist() == [0, 1]
+
+    with safe_open(minilm / "model.safetensors", "np") as file:
+        weight = file.get_tensor("encoder.layer.0.attention.self.value.weight").astype(np.float64)
+    energy = "SELECT sum(singular_value ** 2) AS energy FROM matrix_controls WHERE ensemble = $e GROUP BY seed"
+    for ensemble in ("permuted", "sign"):
+        energies = first.store.sql(energy, {"e": ensemble})["energy"].to_pylist()
+        assert energies == pytest.approx([(weight**2).sum()] * 2, rel=1e-6)
+    permuted = control_of("permuted", weight, 1)
+    assert sorted(permuted.ravel()) == sorted(weight.ravel())
+    stored = first.store.sql(
+        "SELECT singular_value FROM matrix_controls WHERE ensemble = 'permuted' AND seed = 1 ORDER BY k"
+    )["singular_value"].to_numpy()
+    np.testing.assert_allclose(stored, np.linalg.svd(permuted, compute_uv=False), rtol=1e-6)
+    tests = (
+        "SELECT avg(u_p_scale), avg(v_p_scale), count(*) FILTER (region_scale = 'right') FROM matrix_controls "
+        "WHERE ensemble = 'scale'"
+    )
+    [row] = first.store.sql(tests).to_pylist()
+    u_p, v_p, outside = row.values()
+    assert (u_p, v_p) == pytest.approx((0.5, 0.5), abs=0.05)
+    assert outside <= 4
+
+    again = scanned(minilm, folder, draws=2, **options)
+    assert again.told.tasks == []
+    more = scanned(minilm, folder, draws=3, **options)
+    assert [type(task).__name__ for task in more.told.tasks].count("MatrixControlTask") == 1
+    seeds = more.store.sql("SELECT DISTINCT seed FROM matrix_controls ORDER BY seed")["seed"].to_pylist()
+    assert seeds == [0, 1, 2]
 
 
 def test_the_next_scan_uses_the_controls_that_are_there(real: Scanned, minilm_tuned: Path) -> None:
@@ -382,3 +426,16 @@ def test_the_report_names_models_that_the_folder_also_holds(tmp_path: Path) -> N
     for new in (True, False):
         (model,) = scanned(str(tmp_path / "model"), tmp_path / "store", pool=ONE).report.models
         assert (model.new, model.beside) == (new, (dense,))
+
+
+def test_a_scan_records_the_standard_deviation_of_the_config_and_edges_that_follow_from_it(tmp_path: Path) -> None:
+    config = {"architectures": ["LlamaForCausalLM"], "initializer_range": 0.02}
+    reference = checkpoint(tmp_path / "model", tensors(layers=1), config)
+    report = run_scan(reference, store=tmp_path / "store", pool=ONE, ensembles=())
+    store = open_store(report.store)
+    assert store.sql("SELECT initializer_range AS i FROM scans").to_pylist() == [{"i": 0.02}]
+    [row] = store.query("outliers", sigma="init").to_pylist()
+    s = np.linalg.svd(tensors(layers=1)["model.layers.0.self_attn.q_proj.weight"].double().numpy(), compute_uv=False)
+    assert row["query"] == f"0|{(s > 0.02 * 2 * np.sqrt(24)).sum()}"
+    [omnibus] = store.sql("SELECT u_p_omnibus AS p FROM matrices WHERE role = 'query'").to_pylist()
+    assert 0.0 < omnibus["p"] <= 1.0

@@ -31,6 +31,7 @@ from .tiny import WORDS, save, table_file, text_file
 
 def run(folder: Path, text: Path, store: Path, **more: Any) -> Found:
     metric = more.pop("metric", "perplexity")
+    more.setdefault("random_sets", 1)
     wanted = request(metric=metric, text=TextSource(reference=str(text)), tokens=64, window=16)
     return ablate(str(folder), wanted, store=str(store), **more)
 
@@ -130,6 +131,28 @@ def test_layers_all_matrices_regions_and_other_metrics(tmp_path: Path, in_proces
     for row in found:
         if row["removed"] == 0:
             assert (row["delta"], row["stderr"]) == (0.0, 0.0)
+
+
+def test_controls_are_points_that_resume_and_are_compared_with_their_set(tmp_path: Path, in_process: list[Any]) -> None:
+    folder, text, store = save(tmp_path / "m", "llama"), text_file(tmp_path), tmp_path / "store"
+    wanted: dict[str, Any] = {"roles": ("query",), "sets": "decile:1,decile:2", "controls": ("energy", "directions")}
+    report = run(folder, text, store, random_sets=3, control_draws=2, **wanted)
+    assert (report.failed, report.total) == ({}, 1 + 2 * (1 + 2 * 2) + 2 * 3)  # 16 values: deciles of 1 and 2
+    found = open_store(str(store)).query("ablation_controls", run=report.run_id).to_pylist()
+    assert [(row["set"], row["control"], row["draws"]) for row in found] == [
+        (f"decile:{decile}", control, draws)
+        for decile in (1, 2)
+        for control, draws in (("random", 3), ("energy", 2), ("directions", 2))
+    ]
+    for row in found:
+        curve = next(one for one in rows(store) if one["set"] == row["set"])
+        assert row["damage"] == pytest.approx(math.log(curve["value"] / curve["baseline"]), abs=1e-9)
+        assert 0.0 < row["control_energy"] <= (1.0 if row["control"] == "random" else row["energy"] + 1e-12)
+    in_process.clear()
+    more = run(folder, text, store, random_sets=3, control_draws=3, **wanted)
+    assert (more.run_id, len(in_process)) == (report.run_id, 4)
+    with pytest.raises(ScannerError, match=r"control 'none' does not exist: choose from energy, directions, scale"):
+        run(folder, text, store, controls=("none",))
 
 
 def test_accuracy_of_a_probe_and_pruning(tmp_path: Path, in_process: list[Any]) -> None:

@@ -73,6 +73,50 @@ def test_rows_are_right_and_the_same_for_any_number_of_actors(tmp_path: Path, lo
         np.testing.assert_allclose(spectrum, values[::-1], rtol=1e-4, atol=1e-6 * values.max())
 
 
+def test_importance_halves_and_the_map_are_those_of_numpy(tmp_path: Path, in_process: list[Any]) -> None:
+    folder, text = save(tmp_path / "model", "llama"), text_file(tmp_path)
+    plain = run(folder, text, tmp_path / "store")
+    more = run(folder, text, tmp_path / "store", halves=True, map="mlp_down:1")
+    assert more.run_id != plain.run_id
+    store = open_store(str(tmp_path / "store"))
+
+    def mine(table: str, run_id: str) -> list[dict[str, Any]]:
+        return store.sql(
+            f"""select * from "{table}" where run_id = '{run_id}' and layer = 1 and role = 'mlp_down' and centred order by all"""
+        ).to_pylist()
+
+    target = open_target(str(folder), Selection())
+    place = model_place(target.checkpoint)
+    model = load_model(place)
+    read = sequences(load_tokenizer(place), read_texts(TextSource(reference=str(text))), length=16)
+    ref = next(ref for ref in target.inventory.matrices if (ref.layer, ref.role) == (1, "mlp_down"))
+    _, s, vh = np.linalg.svd(read_matrix(target.checkpoint.source, ref).double().numpy(), full_matrices=False)
+
+    def products(part: Any) -> np.ndarray:
+        hidden = naive(model, "model.layers.1.mlp.down_proj", part)
+        covariance = np.cov(hidden.T, bias=True)
+        assert np.isfinite(covariance).all()
+        return np.abs(vh @ np.linalg.eigh(covariance)[1][:, ::-1])
+
+    rows_of_run = sorted(mine("overlaps", more.run_id), key=lambda row: row["k"])
+    hidden = naive(model, "model.layers.1.mlp.down_proj", read)
+    importance = s**2 * np.einsum("ki,ij,kj->k", vh, np.cov(hidden.T, bias=True), vh)
+    np.testing.assert_allclose([row["importance"] for row in rows_of_run], importance, rtol=1e-4)
+    for name, start in (("overlap_even", 0), ("overlap_odd", 1)):
+        expected = products(read.part([*range(start, len(read.ids), 2)])).max(axis=1)
+        np.testing.assert_allclose([row[name] for row in rows_of_run], expected, atol=5e-3)
+    assert all(row["overlap_even"] is None for row in mine("overlaps", plain.run_id))
+    assert not mine("overlap_maps", plain.run_id)
+    stored = {(row["k"], row["j"]): row["overlap"] for row in mine("overlap_maps", more.run_id)}
+    full = products(read)
+    assert {*stored} == {(k, j) for k in range(full.shape[0]) for j in range(full.shape[1])}
+    for k in range(full.shape[0]):
+        assert stored[k, 0] == pytest.approx(full[k, 0], abs=2e-3)
+        assert max(stored[k, j] for j in range(full.shape[1])) == pytest.approx(rows_of_run[k]["overlap"], abs=1e-6)
+    with pytest.raises(ScannerError, match="name a measured matrix as ROLE:LAYER"):
+        run(folder, text, tmp_path / "store", map="mlp_down:9")
+
+
 def test_finished_blocks_are_not_measured_again(
     tmp_path: Path, in_process: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,6 +212,9 @@ def test_sums_of_shards_are_added(tmp_path: Path, in_process: list[Any], monkeyp
             **one,
             "overlap": pytest.approx(one["overlap"], abs=1e-9),
             "eigenvalue": pytest.approx(one["eigenvalue"]),
+            "importance": pytest.approx(one["importance"]),
+            "signs_bound": pytest.approx(one["signs_bound"]),
+            "signs_median": pytest.approx(one["signs_median"], rel=1e-5),
         }
     # Shards are added in the order of the text, not in the order in which they are ready.
     serially = engine_run.run_tasks
@@ -224,11 +271,11 @@ def test_a_shard_that_fails_leaves_its_blocks_to_the_next_call(
     original = recording.accumulate
     calls: list[int] = []
 
-    def fails_once(*arguments: Any) -> Any:
+    def fails_once(*arguments: Any, **options: Any) -> Any:
         calls.append(1)
         if len(calls) == 2:
             raise RuntimeError("lost its way")
-        return original(*arguments)
+        return original(*arguments, **options)
 
     monkeypatch.setattr(recording, "accumulate", fails_once)
     report = run(folder, text, tmp_path / "store")

@@ -16,8 +16,10 @@ from scanner.experiments.nlp.models import load_model, load_tokenizer, model_pla
 from scanner.experiments.nlp.placing import open_target
 from scanner.experiments.nlp.projections import bases, norms_of
 from scanner.experiments.nlp.recording import (
+    Eigensystem,
     Moments,
     Recorder,
+    Sums,
     accumulate,
     eigensystem,
     overlaps,
@@ -355,3 +357,96 @@ def test_the_band_is_that_of_simulated_vectors() -> None:
     assert np.mean(largest > high) < 0.004
     with pytest.raises(ValueError, match="`width` must be at least 1"):
         random_band(0)
+
+
+def _eigen(width: int, seed: int) -> tuple[torch.Tensor, Eigensystem]:
+    """A covariance whose eigenvectors are partly localized, and its eigensystem."""
+    rng = np.random.default_rng(seed)
+    hidden = rng.standard_normal((4 * width, width)) @ rng.standard_normal((width, width)) / np.sqrt(width)
+    hidden[:, :3] *= 12.0
+    covariance = torch.from_numpy(hidden.T @ hidden / len(hidden))
+    return covariance, eigensystem(covariance)
+
+
+def _vectors(count: int, width: int, spread: float, seed: int) -> np.ndarray:
+    """Random unit vectors with entries of random sizes, more unequal with a larger `spread`."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.standard_normal((count, width)) * np.exp(spread * rng.standard_normal((count, width)))
+    return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+
+
+def test_the_energy_of_a_vector_is_its_quadratic_form() -> None:
+    covariance, eigen = _eigen(40, 5)
+    vectors = _vectors(7, 40, 0.5, 6)
+    truth = [v @ covariance.numpy() @ v for v in vectors]
+    np.testing.assert_allclose(overlaps(torch.from_numpy(vectors), eigen).energy, truth, rtol=1e-10)
+
+
+def test_importances_add_up_to_the_mean_square_of_the_output() -> None:
+    rng = np.random.default_rng(7)
+    weight, hidden = rng.standard_normal((9, 14)), rng.standard_normal((500, 14)) + 2.0
+    moments = Moments.zero(14)
+    moments.add(torch.from_numpy(hidden))
+    _, s, vh = np.linalg.svd(weight, full_matrices=False)
+    for centred in (True, False):
+        energy = overlaps(torch.from_numpy(vh), eigensystem(moments.covariance(centred=centred))).energy
+        seen = hidden - hidden.mean(axis=0) if centred else hidden
+        assert np.sum(s**2 * energy) == pytest.approx(np.mean(np.sum((seen @ weight.T) ** 2, axis=1)))
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 2.0])
+def test_p_is_uniform_for_random_signs_whether_vectors_are_extended_or_localized(spread: float) -> None:
+    width, count = 120, 400
+    _, eigen = _eigen(width, 8)
+    rng = np.random.default_rng(9)
+    sizes = np.abs(_vectors(1, width, spread, 10))
+    found = overlaps(torch.from_numpy(sizes * rng.choice([-1.0, 1.0], size=(count, width))), eigen, draws=39)
+    assert np.mean(found.signs_p) == pytest.approx(0.5, abs=4.0 / np.sqrt(12 * count))
+    for level in (0.025, 0.1, 0.5):
+        assert abs(np.mean(found.signs_p <= level) - level) < 4.0 * np.sqrt(level / count)
+    assert np.median(found.overlap) == pytest.approx(np.median(found.signs_median), rel=0.05)
+    for level in (0.1, 0.01):
+        assert np.mean(found.signs_bound < level) < level + 3.0 * np.sqrt(level / count)
+
+
+def test_an_overlap_that_signs_make_is_found_and_one_of_localization_is_not() -> None:
+    _, eigen = _eigen(200, 11)
+    directed = eigen.vectors[:, 50]
+    localized = torch.zeros(200, dtype=torch.float64)
+    localized[0] = 1.0  # f_0 to f_2 are localized on the first three features
+    found = overlaps(torch.stack([directed, localized]), eigen, draws=39)
+    assert min(found.overlap) > random_band(200)[2]
+    assert found.signs_p.tolist() == [1 / 40, 1.0]
+    assert found.signs_bound[0] < 1e-12
+    assert found.signs_bound[1] > 0.2
+    assert found.signs_median[1] == pytest.approx(found.overlap[1], rel=1e-5)
+    assert np.isnan(overlaps(localized[None], eigen).signs_p).all()
+
+
+def test_halves_of_the_sums_are_those_of_every_other_sequence(tmp_path: Path) -> None:
+    place = model_place(open_target(str(save(tmp_path / "model", "llama")), Selection()).checkpoint)
+    model, tokenizer = load_model(place), load_tokenizer(place)
+    read = sequences(tokenizer, read_texts(TextSource(reference=str(table_file(tmp_path)))), length=6)
+    name = "model.layers.1.mlp.down_proj"
+    modules = {name: model.get_submodule(name)}
+    whole = accumulate(model, read, modules, Batches(0, 64))
+    halved = accumulate(model, read, modules, Batches(0, 64), halves=True)
+    assert whole.halves(name) is None
+    restored = Sums.unpacked(halved.packed())
+    assert restored is not None
+    assert restored.moments[name].count == whole.moments[name].count
+    torch.testing.assert_close(
+        restored.moments[name].covariance(centred=True),
+        whole.moments[name].covariance(centred=True),
+        rtol=1e-5,
+        atol=1e-7,
+    )
+    found = restored.halves(name)
+    assert found is not None
+    for first, half in enumerate(found):
+        hidden = naive(model, name, read.part([*range(first, len(read.ids), 2)]))
+        assert half.count == len(hidden)
+        np.testing.assert_allclose(half.covariance(centred=True), np.cov(hidden.T, bias=True), rtol=1e-3, atol=1e-6)
+    total = accumulate(model, read, modules, Batches(0, 64), halves=True)
+    total.add(halved)
+    assert total.half[name].count == 2 * halved.half[name].count

@@ -12,7 +12,15 @@ from scanner.checkpoint import Selection
 from scanner.errors import ScannerError
 from scanner.experiments.nlp.models import load_model, model_place
 from scanner.experiments.nlp.placing import Placed, open_target, place_matrices
-from scanner.experiments.nlp.removal import FactorCache, RemovalSet, factors_of, indices_by_rank, parse_sets, removed
+from scanner.experiments.nlp.removal import (
+    FactorCache,
+    RemovalSet,
+    factors_of,
+    indices_by_rank,
+    parse_sets,
+    random_frame,
+    removed,
+)
 from scanner.rmt.analysis import analyze
 
 from .tiny import save
@@ -99,15 +107,18 @@ def test_a_weight_without_a_set_is_u_s_v_and_comes_back_bit_for_bit(
     intact = {key: value.clone() for key, value in model.state_dict().items()}
     wanted, cache = RemovalSet(name=name), FactorCache(1 << 30)
     before = [one.matrix(model).double().numpy().copy() for one in placed]
-    with removed(model, placed, wanted, cache) as (gone, total):
+    with removed(model, placed, wanted, cache) as (gone, total, energy):
         assert total == sum(min(w.shape) for w in before)
+        gone_energy = every_energy = 0.0
         for one, w in zip(placed, before, strict=True):
             u, s, vh = np.linalg.svd(w, full_matrices=False)
             k = indices_by_rank(name, len(s))
+            gone_energy, every_energy = gone_energy + (s[k] ** 2).sum(), every_energy + (s**2).sum()
             s[k] = 0.0
             gone -= len(k)
             np.testing.assert_allclose(one.matrix(model).numpy(), u * s @ vh, atol=3e-6)
         assert gone == 0
+        assert energy == pytest.approx(gone_energy / every_energy, rel=1e-5)
         changed = {key for key, value in model.state_dict().items() if not torch.equal(value, intact[key])}
         assert changed == {one.parameter for one in placed}
     assert all(torch.equal(value, intact[key]) for key, value in model.state_dict().items())
@@ -155,3 +166,61 @@ def test_what_does_not_fit_beside_its_own_point_is_not_kept_and_later_points_mak
     assert points(FactorCache(one), up, 3) == 1 + 3, "one of two is kept in every order"
     assert points(FactorCache(1), up, 3) == 3 * 2
     assert points(FactorCache(4 * one), placed, 3) == 4
+
+
+def test_controls_keep_what_they_promise(tmp_path: Path) -> None:
+    """energy: the sum of squares; directions: all singular values, and the vectors of the rest; scale: energy by row and column."""
+    rng = np.random.default_rng(3)
+    matrix = torch.from_numpy(rng.standard_normal((70, 40)) * rng.uniform(0.2, 3.0, (70, 1)))
+    factors = factors_of("name", matrix)
+    for beside in ("decile:1", "decile:10", "range:5:25"):
+        k = factors.indices(RemovalSet(name=beside))
+        energy = (factors.s[k] ** 2).sum()
+
+        taken = factors.indices(RemovalSet(name="energy:1", beside=beside))
+        missing = energy - (factors.s[taken] ** 2).sum()
+        left_out = np.setdiff1d(np.arange(40), taken)
+        assert -1e-9 * energy <= missing < (factors.s[left_out] ** 2).min()
+        assert taken.tolist() != factors.indices(RemovalSet(name="energy:2", beside=beside)).tolist()
+
+        wanted = RemovalSet(name="directions:1", beside=beside)
+        assert factors.indices(wanted).tolist() == k.tolist()
+        change = factors.change(wanted, k).double()
+        found = torch.linalg.svd(matrix + change)
+        np.testing.assert_allclose(found.S.numpy(), factors.s, atol=1e-5)
+        rest = np.setdiff1d(np.arange(40), k)
+        np.testing.assert_allclose((change @ factors.right[rest].double().T).norm(), 0.0, atol=1e-4)
+        np.testing.assert_allclose((factors.left[rest].double() @ change).norm(), 0.0, atol=1e-4)
+        removed_part = (factors.left[k] * torch.from_numpy(factors.s[k]).float()[:, None]).T @ factors.right[k]
+        assert float(removed_part.norm()) > 0.5 * float(change.norm()) > 0.1 * float(removed_part.norm())
+
+        put = factors.change(RemovalSet(name="scale:1", beside=beside), k) + removed_part
+        assert float(put.norm()) == pytest.approx(energy**0.5, rel=1e-5)
+
+    part = removed_part.double().numpy()
+    draws = [factors.change(RemovalSet(name=f"scale:{seed}", beside=beside), k) + removed_part for seed in range(300)]
+    squares = np.mean([draw.double().numpy() ** 2 for draw in draws], axis=0)
+    np.testing.assert_allclose(squares.mean(axis=1), (part**2).mean(axis=1), rtol=0.12)
+    np.testing.assert_allclose(squares.mean(axis=0), (part**2).mean(axis=0), rtol=0.12)
+
+
+def test_random_frames_are_uniform_in_what_is_left() -> None:
+    rng = np.random.default_rng(4)
+    kept = torch.linalg.qr(torch.from_numpy(rng.standard_normal((12, 12)))).Q[:7]
+    frames = [random_frame(kept, 5, rng) for _ in range(2000)]
+    assert all(torch.allclose(one @ one.T, torch.eye(5, dtype=torch.float64), atol=1e-12) for one in frames[:20])
+    projector = torch.eye(12, dtype=torch.float64) - kept.T @ kept
+    mean = torch.stack([one[:1].T @ one[:1] for one in frames]).mean(dim=0)
+    np.testing.assert_allclose(mean, projector / 5, atol=0.02)
+
+
+def test_each_set_has_its_controls_beside_it() -> None:
+    found = parse_sets("decile:1,random", 1, ("energy", "scale"), 2)
+    assert [(one.name, one.beside) for one in found] == [
+        ("decile:1", None),
+        ("random:1", "decile:1"),
+        ("energy:1", "decile:1"),
+        ("energy:2", "decile:1"),
+        ("scale:1", "decile:1"),
+        ("scale:2", "decile:1"),
+    ]

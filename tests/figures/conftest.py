@@ -9,7 +9,7 @@ import pytest
 
 from scanner.store import Store, open_store
 
-from .stores import add_experiments, build
+from .stores import add_experiments, add_training, build
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +31,7 @@ def full_url(tmp_path_factory: pytest.TempPathFactory, pair_url: str) -> str:
     shutil.copytree(pair_url, url)
     store = open_store(str(url))
     add_experiments(store)
+    add_training(store)
     store.close()
     return str(url)
 

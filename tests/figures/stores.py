@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pyarrow as pa
 
 from scanner.checkpoint import Checkpoint, MatrixRef, Selection, list_matrices, open_checkpoint, read_matrix
 from scanner.engine import rows
-from scanner.engine.scan import ControlTask, MatrixTask
+from scanner.engine.scan import ControlTask, MatrixTask, heads_of
 from scanner.experiments.lazy_learning import Outcome, Point, write_point
 from scanner.experiments.mlp import Regime, Removal, Training
 from scanner.rmt.analysis import Analysis, analyze
@@ -43,7 +44,7 @@ def scan(store: Store, folder: Path, model: str, selection: Selection, scan_id: 
             sigma="median",
             null="table",
         )
-        analyses[ref.key] = analysis = analyze(read_matrix(checkpoint.source, ref))
+        analyses[ref.key] = analysis = analyze(read_matrix(checkpoint.source, ref), heads=heads_of(ref))
         matrix = rows.matrix_row(task, ref, analysis, device="cpu", measured={"seconds": 0.1})
         writer.stage(ref.key, matrix, rows.vector_rows(task, ref, analysis))
     writer.commit(_scan_row(checkpoint))
@@ -111,6 +112,9 @@ def add_experiments(store: Store) -> None:
     place = {"run_id": "run", "model": "org/model", "tensor": "t", "layer": 0, "role": "query", "centred": True}
     spectrum = [place | {"index": i, "eigenvalue": 2.0**-i} for i in range(5)]
     store.write_rows("activation_spectra", "run", table("activation_spectra", spectrum), method={})
+    row = {"run_id": "run", "model": "org/model", "tensor": "t", "layer": 0, "role": "query", "cols": 5, "tokens": 99}
+    cells = [row | {"k": k, "j": j, "overlap": 1.0 / (1 + k + j), "centred": True} for k in range(3) for j in range(5)]
+    store.write_rows("overlap_maps", "run", table("overlap_maps", cells), method={})
     add_run(store, "points", "ablation")
     for decile in range(1, 11):
         add_point(store, f"d{decile}", run_id="points", set=f"decile:{decile}", delta=decile - 2.0)
@@ -124,6 +128,13 @@ def add_experiments(store: Store) -> None:
         add_finetuning(store, "tuning", "tune-first", decile, [0.50, 0.52, 0.54])
     for seed, alpha in enumerate((1.0, 15.0)):
         add_lazy(store, alpha=alpha, seed=seed, width=64, accuracy=0.9 - 0.02 * alpha)
+
+
+def add_training(store: Store) -> None:
+    """Write overlaps of two more checkpoints, with made-up numbers."""
+    for step in (100, 20):
+        add_run(store, f"step{step}", "activations", model=f"org/model-step{step}")
+        add_overlaps(store, f"step{step}", [step / 200.0, 0.2, 0.1], model=f"org/model-step{step}")
 
 
 def add_lazy(store: Store, *, alpha: float, seed: int, width: int, accuracy: float) -> None:
@@ -150,9 +161,9 @@ def tables(specification: dict[str, Any]) -> list[list[dict[str, Any]]]:
 
 
 def named_table(specification: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """Return the table of the view of that name."""
+    """Return the table of the view of that name; Altair appends a number to the names of views of a concatenation."""
     for view in _views(specification):
-        if view.get("name") == name:
+        if re.fullmatch(rf"{name}(_\d+)?", str(view.get("name"))):
             data = view["data"]
             return _table(specification["datasets"][data["name"]], data.get("format", {}))
     raise AssertionError(f"no view {name!r} in {[view.get('name') for view in _views(specification)]}")

@@ -1,12 +1,16 @@
 """Figures of activations where shapes, runs and zeros differ within a role."""
 
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from scanner.figures.activations import activation_overlap, activation_spectrum
+from scanner.errors import ScannerError
+from scanner.figures.activations import activation_overlap, activation_spectrum, overlap_map, overlap_training
 from scanner.store import Store, open_store
+from tests.figures.stores import tables
 from tests.store.test_experiment_queries import add_overlaps, add_run, table
 
 
@@ -58,3 +62,60 @@ def test_eigenvalues_never_rise_where_those_of_one_layer_end(store: Store) -> No
     chart = activation_spectrum(store).to_dict()
     drawn = [(row["number"], row["eigenvalue"]) for row in chart["datasets"][chart["data"]["name"]]]
     assert drawn == [(1, pytest.approx(100.0)), (2, pytest.approx(100.0))]
+
+
+def test_a_cell_of_a_map_is_the_root_mean_square_in_units_of_random_vectors(store: Store) -> None:
+    overlaps = np.abs(np.random.default_rng(0).standard_normal((100, 200))) / np.sqrt(200)
+    place = {
+        "run_id": "run",
+        "model": "org/model",
+        "tensor": "t",
+        "layer": 3,
+        "role": "query",
+        "cols": 200,
+        "tokens": 5,
+    }
+    rows = [
+        place | {"k": k, "j": j, "overlap": overlaps[k, j], "centred": centred}
+        for centred in (True, False)
+        for k in range(100)
+        for j in range(200)
+    ]
+    store.write_rows("overlap_maps", "run-3", table("overlap_maps", rows), method={})
+    chart = overlap_map(store).to_dict()
+    [cells] = tables(chart)
+    assert min(cell["k_first"] for cell in cells) == 0
+    assert max(cell["k_last"] for cell in cells) == 100
+    assert sum((c["k_last"] - c["k_first"]) * (c["j_last"] - c["j_first"]) for c in cells) == 100 * 200
+    for cell in cells[::101]:
+        k_first, k_last, j_first, j_last = (int(cell[name]) for name in ("k_first", "k_last", "j_first", "j_last"))
+        mine = overlaps[k_first:k_last, j_first:j_last]
+        assert cell["overlap"] == pytest.approx(np.sqrt(np.mean(mine**2) * 200), rel=6e-3)
+    assert chart["title"]["subtitle"] == ["org/model", "query, layer 3; 5 tokens, centered covariance"]
+    with pytest.raises(ScannerError, match="no such map of 'org/model': run 'rmtscan activations REF"):
+        overlap_map(store, layer=4)
+
+
+def test_checkpoints_are_drawn_in_the_order_of_their_steps_or_in_the_given_one(store: Store) -> None:
+    for step, value in ((1000, 0.6), (20, 0.2), (300, 0.4)):
+        row: dict[str, object] = {
+            "run_id": f"r{step}",
+            "kind": "activations",
+            "model": f"m-step{step}",
+            "dataset": "a.txt",
+        }
+        store.write_rows("experiments", f"r{step}", table("experiments", [row]), method={})
+        add_overlaps(store, f"r{step}", [value] * 20, model=f"m-step{step}", rows=20, cols=20)
+    chart = overlap_training(store, models="m-step20, m-step300,m-step1000").to_dict()
+    lines = chart["concat"][0]["layer"][1]
+    drawn = chart["datasets"][lines["data"]["name"]]
+    large = [(row["label"], row["overlap"]) for row in drawn if row["part"] == "large end"]
+    assert large == [("20", pytest.approx(0.2)), ("300", pytest.approx(0.4)), ("1000", pytest.approx(0.6))]
+    assert chart["title"]["subtitle"] == ["3 checkpoints: m-step20 to m-step1000"]
+    two = store.query("overlap_training", models="m-step300,m-step20").to_pylist()
+    assert [(row["place"], row["model"]) for row in two if row["part"] == "middle"] == [
+        (1, "m-step300"),
+        (2, "m-step20"),
+    ]
+    with pytest.raises(ScannerError, match=re.escape("one checkpoint, 'm-step20', and a curve needs two")):
+        overlap_training(store, models="m-step20")

@@ -15,13 +15,15 @@ from tests.store.rows import Matrix, add_scan, failure
 from .stores import BASE, TUNED, tables
 
 OF_SCANS = [name for name, figure in FIGURES.items() if "revision" in figure.parameters]
+OF_ACTIVATIONS = ["activation_overlap", "activation_spectrum", "overlap_map"]
 OF_PAIRS = ["pair_spectra", "overlap"]
 
 
 @pytest.mark.parametrize("name", FIGURES)
 @pytest.mark.parametrize("interactive", [False, True])
 def test_every_figure_embeds_little_data_and_all_of_it(full_store: Store, name: str, interactive: bool) -> None:
-    given = {"model": BASE} if name in OF_SCANS else {}  # everything else is in the store once
+    given = {"model": BASE} if name in OF_SCANS else {"model": "org/model"} if name in OF_ACTIVATIONS else {}
+    # everything else is in the store once
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         chart = FIGURES[name].draw(full_store, interactive=interactive, **given).to_dict()
@@ -50,8 +52,9 @@ def test_every_figure_says_what_it_shows_and_takes(name: str) -> None:
     figure = FIGURES[name]
     assert figure.name == name
     assert len(figure.about.split()) > 10
-    assert {*figure.parameters} <= {*PARAMETERS}
-    assert "interactive" not in figure.parameters
+    assert all(figure.parameters.values()), "every parameter has a help text"
+    assert all(figure.parameters[shared] == PARAMETERS[shared] for shared in {*figure.parameters} & {*PARAMETERS})
+    assert not {"interactive", "progress"} & {*figure.parameters}
 
 
 def test_an_unknown_figure_is_answered_with_the_nearest() -> None:

@@ -37,7 +37,11 @@ def _number(value: Any) -> Any:
 def test_theory_draws_closed_forms_and_samples_with_error_bars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scanner.figures.theory.ROWS", 64)
     monkeypatch.setattr("scanner.figures.theory.COLS", 256)
-    rows = values(FIGURES["theory"].draw(None).to_dict())
+    steps: list[tuple[int, int]] = []
+    drawn = FIGURES["theory"].draw(None, draws=6, progress=lambda done, total: steps.append((done, total))).to_dict()
+    assert steps == [(done, 48) for done in range(49)]
+    assert "6 draws of 64 × 256" in drawn["title"]["subtitle"][0]
+    rows = values(drawn)
     curve = [row for row in rows if row.get("what") == "smallest singular value" and "low" not in row]
     assert len(curve) == 120
     for row in curve[1:]:
@@ -58,6 +62,8 @@ def test_theory_draws_closed_forms_and_samples_with_error_bars(tmp_path: Path, m
     assert not end.value.code
     assert (tmp_path / "theory.svg").read_text("utf-8").startswith("<svg")
     assert not (tmp_path / "none").exists()
+    with pytest.raises(ScannerError, match="`draws` must be at least 2"):
+        FIGURES["theory"].draw(None, draws=1)
 
 
 @pytest.fixture

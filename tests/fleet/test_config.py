@@ -37,7 +37,8 @@ def test_the_written_file_is_accepted_and_its_comments_are_the_defaults() -> Non
     sections = tomllib.loads("\n".join(line for line in lines if line.startswith("[") or " = " in line))
     assert {one.name for one in fields(NightlyConfig)} == {*sections}
     assert {one.name for one in fields(Watch)} == {*sections["watch"]}
-    assert {"sigma", "null", "roles", "layers", "embeddings", "heads"} == {*sections["method"]}
+    options = {"sigma", "null", "scale", "roles", "layers", "embeddings", "heads", "head_mass", "products"}
+    assert options == {*sections["method"]}
 
 
 def test_every_section_becomes_its_dataclass() -> None:

@@ -79,8 +79,18 @@ CALLS: tuple[list[str], ...] = (
     LAZY,
     [*LAZY, "--alpha", "2", "--frozen", "", "--epochs", "3", "--batch", "16"],
     ["lazy-learning", "--seeds", "2", "--alpha", "1", "--frozen", "1"],
+    [*SCAN, "--scale", "robust"],
+    [*SCAN, "--scale", "total"],
+    [*COMPARE, "--scale", "robust"],
+    [*SCAN, "--products"],
+    [*SCAN, "--head-mass"],
+    [*ACTIVATIONS, "--sign-draws", "39"],
+    [*ACTIVATIONS, "--sign-draws", "39", "--halves", "--map", "query:0"],
 )
-"""Commands without `--store`; places are relative to the unpacked fixture."""
+"""Commands without `--store`; places are relative to the unpacked fixture. Without `--scale` and `--sign-draws`, they stand for
+`--scale none` and `--sign-draws 0`: versions before 0.2 had neither, and their identities are those of results without them."""
+
+_BEFORE = {"scan": ("--scale", "none"), "compare": ("--scale", "none"), "activations": ("--sign-draws", "0")}
 
 
 class _StartedError(BaseException):
@@ -124,7 +134,10 @@ def identities(call: list[str], folder: Path, store: Path) -> list[str]:
         AssertionError: the command ends before it starts a worker.
     """
     found: set[str] = set()
-    placed = [re.sub(r"(models|texts)/", rf"{folder}/\1/", word) for word in call]
+    earlier = _BEFORE.get(call[0], ())
+    if earlier and earlier[0] in call:
+        earlier = ()
+    placed = [re.sub(r"(models|texts)/", rf"{folder}/\1/", word) for word in [*call, *earlier]]
     try:
         with _watching(found):
             printed = run(*placed, "--store", store, "--workers", "1")

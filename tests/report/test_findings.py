@@ -30,6 +30,41 @@ def matrix(layer: int | None, p: float, *, role: str = "query", **more: object) 
     return row | {"sigma_median": 1.0, "sigma_std": 1.0, "sigma_bulk": 1.0} | more
 
 
+def decomposed(role: str, part: str, side: str, p: tuple[float, ...], z: tuple[float, float, float]) -> dict[str, Any]:
+    values = {"p": p[0], "p_scale": p[1], "p_within": p[2] if len(p) > 2 else None}
+    return {"role": role, "part": part, "side": side, "z": z[0], "z_scale": z[1], "z_direction": z[2]} | values
+
+
+def test_deviations_are_called_direction_only_if_scale_and_heads_do_not_explain_them() -> None:
+    rows = [
+        decomposed("value", "small end", "v", (0.33, 0.5), (-8.8, -0.1, -0.1)),
+        decomposed("query", "small end", "u", (0.33, 0.4, 0.49), (-8.8, -5.5, -0.3)),
+        decomposed("mlp_up", "small end", "v", (0.13, 0.32), (-19.0, -9.4, -9.4)),
+        decomposed("attn_out", "small end", "u", (0.11, 0.21), (-20.0, -15.0, -15.0)),
+        decomposed("mlp_up", "small end", "u", (0.45, 0.45), (-2.0, -2.0, -2.0)),
+        decomposed("attn_out", "large end", "u", (0.2, 0.66), (-16.0, 8.7, 8.7)),
+        decomposed("key", "large end", "v", (0.7, 0.7), (9.0, 9.0, 9.0)),
+        decomposed("mlp_up", "middle", "v", (0.1, 0.1), (-90.0, -90.0, -90.0)),
+    ]
+    found = findings.decomposition(rows, "m")
+    assert found is not None
+    assert found.headline == "Beyond scale and head structure, the small end has direction in attn_out and mlp_up"
+    assert (
+        "Small end: direction remains in attn_out, left (0.11 → 0.21); mlp_up, right (0.13 → 0.32). head structure explains what "
+        "scale does not in query, left (0.33 → 0.40 → 0.49). scale explains all in value, right (0.33 → 0.50)."
+    ).casefold() in found.detail.casefold()
+    assert found.detail.endswith("Large end: scale explains all in attn_out, left (0.20 → 0.66).")
+    assert found.query == "rmtscan query decompose -p model=m -p layers=false"
+    explained = findings.decomposition(rows[:2], "m")
+    assert explained is not None
+    assert explained.headline == "Scale and head structure explain every deviation at the small end"
+    assert explained.detail.endswith("Large end: nothing beyond chance.")
+    silent = findings.decomposition(rows[4:5], "m")
+    assert silent is not None
+    assert silent.headline == "At the small end, no role deviates from random vectors"
+    assert findings.decomposition([], "m") is None
+
+
 def test_the_small_end_names_the_lowest_role_its_control_and_the_silent_ones() -> None:
     rows = [
         small("query", "u", 0.33, -9.0, 1e-9, 0.47),
@@ -38,7 +73,8 @@ def test_the_small_end_names_the_lowest_role_its_control_and_the_silent_ones() -
     ]
     found = findings.small_end(rows, "a b")
     assert found is not None
-    assert found.headline == "mlp_up carries information in its smallest singular values"
+    assert found.headline == "mlp_up differs from i.i.d. in its smallest singular values"
+    assert "Without a scale null in the scan, scale and direction are not told apart." in found.detail
     assert (
         "right (input-side) singular vectors have a mean p-value of 0.13, where random vectors have 0.50 "
         "(their random control has 0.46)" in found.detail
@@ -52,9 +88,60 @@ def test_the_small_end_names_the_lowest_role_its_control_and_the_silent_ones() -
 def test_no_information_at_the_small_end_is_said_too() -> None:
     found = findings.small_end([small("query", "u", 0.4, -2.0, 0.3, None), small("key", "v", 0.7, 9.0, 1e-9)], "m")
     assert found is not None
-    assert "look random in every role" in found.headline, "a p above chance is no information"
+    assert "look i.i.d. in every role" in found.headline, "a p above chance is no information"
     assert "query, left (0.40; z = −2.0)" in found.detail
     assert findings.small_end([small("query", "u", 0.4, -2.0, 0.3) | {"z": None}], "m") is None
+
+
+def with_scale(p: float, z: float, family: float) -> dict[str, Any]:
+    return {"p_scale": p, "z_scale": z, "family_p_value_scale": family}
+
+
+def test_what_the_scale_null_explains_is_not_called_direction() -> None:
+    explained = small("value", "v", 0.1, -12.0, 1e-20) | with_scale(0.49, -0.5, 1.0)
+    left = small("attn_out", "u", 0.2, -10.0, 1e-20) | with_scale(0.25, -8.0, 1e-12)
+    above = small("key", "u", 0.3, -9.0, 1e-15) | with_scale(0.7, 8.0, 1e-12)
+    one = findings.small_end([explained], "m")
+    assert one is not None
+    assert one.headline == "value differs from i.i.d. by scale in its smallest singular values"
+    assert "it is 0.49 (z = −0.5): unequal scales explain the deviation." in one.detail
+    both = findings.small_end([explained, left], "m")
+    assert both is not None
+    assert both.headline == "attn_out differs from i.i.d. by direction in its smallest singular values"
+    assert "it is 0.25 (z = −8.0): the deviation is direction, not scale alone." in both.detail
+    assert "value, right (0.10, control 0.50; z = −12.0; given scales 0.49, z = −0.5)" in both.detail
+    over = findings.small_end([above], "m")
+    assert over is not None
+    assert over.headline == "key differs from i.i.d. in its smallest singular values"
+    assert "it is 0.70 (z = +8.0): more than chance, so that unequal scales alone" in over.detail
+
+
+def test_layers_differ_by_direction_only_if_the_scale_null_is_rejected() -> None:
+    def headline(first: float | None, second: float | None) -> str:
+        rows = [
+            matrix(0, 0.49, p_scale=0.5),
+            matrix(1, 0.30, p_scale=first),
+            matrix(2, 0.52, p_scale=0.5),
+            matrix(3, 0.35, p_scale=second),
+        ]
+        found = findings.depth(rows, [matrix(1, 0.30)], "m")
+        assert found is not None
+        return found.headline
+
+    assert headline(0.35, 0.4) == "Layers 1 and 3 differ most from i.i.d., by direction"
+    assert headline(0.49, 0.5) == "Layers 1 and 3 differ most from i.i.d., by scale"
+    assert headline(0.35, 0.5) == "Layers 1 and 3 differ most from i.i.d."
+    assert headline(0.35, None) == "Layers 1 and 3 differ most from i.i.d."
+
+
+def test_outliers_say_what_the_scale_null_leaves() -> None:
+    row = {"role": "query", "rows": 10, "cols": 10, "matrices": 2, "left_percent": 0.0, "right_percent": 20.0}
+    found = findings.outliers([row | {"left_scale_percent": 0.0, "right_scale_percent": 5.0}], "m")
+    assert found is not None
+    assert "5.0 % lie above and 0.0 % below: direction. Unequal scales explain the others." in found.detail
+    plain = findings.outliers([row | {"left_scale_percent": None, "right_scale_percent": None}], "m")
+    assert plain is not None
+    assert "scale null" not in plain.detail
 
 
 def test_outliers_are_shares_of_all_values_and_left_ones_of_oblong_matrices() -> None:
@@ -62,7 +149,7 @@ def test_outliers_are_shares_of_all_values_and_left_ones_of_oblong_matrices() ->
     oblong = {"role": "mlp_up", "rows": 40, "cols": 10, "matrices": 2, "left_percent": 8.0, "right_percent": 10.0}
     found = findings.outliers([square, oblong], "m")
     assert found is not None
-    assert found.headline.startswith("15.0 % of the singular values lie above the random bulk, 4.0 % below")
+    assert found.headline.startswith("15.0 % of the singular values lie above the i.i.d. bulk, 4.0 % below")
     assert "8.0 % of their values, most in mlp_up, 8.0 %. These are shares of 40 singular values" in found.detail
     only = findings.outliers([square], "m")
     assert only is not None
@@ -74,12 +161,12 @@ def test_layers_are_named_only_where_chance_would_not_do_it() -> None:
     rows = [matrix(0, 0.49), matrix(1, 0.30), matrix(2, 0.52), matrix(3, 0.35), matrix(None, 0.1)]
     found = findings.depth(rows, [matrix(1, 0.30)], "m")
     assert found is not None
-    assert found.headline == "Layers 1 and 3 learned most"
+    assert found.headline == "Layers 1 and 3 differ most from i.i.d."
     assert "layer 1 (0.30, z = −19.2)" in found.detail
     assert "most random is layer 2 (0.52)" in found.detail
     random = findings.depth([matrix(0, 0.49), matrix(1, 0.51)], [matrix(0, 0.49)], "m")
     assert random is not None
-    assert random.headline == "No layer as a whole is less random than chance"
+    assert random.headline == "No layer as a whole differs from i.i.d. by more than chance"
     assert findings.depth([matrix(0, 0.1)], [matrix(0, 0.1)], "m") is None, "one layer is not more than others"
 
 
@@ -104,6 +191,13 @@ def test_a_bulk_fit_that_ran_away_is_named() -> None:
     assert found.warning
     assert "The fit of the bulk failed in 1 matrix (key of layer 1): it kept few values" in found.detail
     assert "failed" in found.headline
+
+
+def test_a_stored_failure_of_the_bulk_fit_counts_whatever_its_sigma() -> None:
+    rows = [matrix(0, 0.5, bulk_failed=False, sigma_bulk=0.1), matrix(1, 0.5, bulk_failed=True, sigma_bulk=0.9)]
+    found = findings.sigma(rows, "m")
+    assert found is not None
+    assert "The fit of the bulk failed in 1 matrix (query of layer 1)" in found.detail
 
 
 def test_quantized_weights_failures_and_odd_controls_are_warned_about() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,20 @@ def matrix(layer: int, role: str, rows: int, cols: int) -> Matrix:
         "outliers_right": 2,
         "dtype": "F32",
         "mp_ks": 0.1,
+        "scale_lower": 0.8 * edges["mp_lower"],
+        "scale_upper": 1.2 * edges["mp_upper"],
+        "outliers_left_scale": 0,
+        "outliers_right_scale": 1,
+        "scale_row_inequality": 1.2,
+        "scale_col_inequality": 1.1,
+    }
+    under_scale = np.random.default_rng(seed + 1).uniform(size=(2, len(values))).tolist()
+    # The smallest value is numerically zero: it has no p under the scale null and no density.
+    by_rank: dict[str, Sequence[object]] = {
+        "region_scale": ["right", *["bulk"] * (len(values) - 2), "null"],
+        "u_p_scale": [*under_scale[0][:-1], None],
+        "v_p_scale": [*under_scale[1][:-1], None],
+        "scale_density": [*np.linspace(0.1, 0.3, len(values) - 1).tolist(), None],
     }
     return Matrix(
         tensor=f"block.{layer}.{role}",
@@ -49,6 +63,7 @@ def matrix(layer: int, role: str, rows: int, cols: int) -> Matrix:
         u_p=p[0],
         v_p=p[1],
         more=edges,
+        by_rank=by_rank,
     )
 
 
@@ -107,7 +122,10 @@ def test_every_chart_is_drawn_nothing_is_asked_for_and_nothing_complained_about(
     browser.open(page)
     see_everything(browser)
     keys = browser.run("return [...document.querySelectorAll('[data-chart]')].map((one) => one.dataset.chart)")
-    assert len(keys) >= 2 * 4 + 1, "both models and the pair have figures"
+    assert len(keys) >= 2 * 5 + 1, "both models and the pair have figures"
+    legends = browser.run("return document.querySelector('#explorer').textContent")
+    assert "law of the scale null" in legends
+    assert "independent entries" in legends
     for key in keys:
         assert marks(browser, f"[data-chart='{key}']") > 0, key
     assert marks(browser, "#explorer-spectrum") > 5

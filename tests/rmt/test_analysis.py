@@ -9,8 +9,9 @@ from scipy import stats
 
 from scanner import analyze
 from scanner.rmt.analysis import NotFiniteError
-from scanner.rmt.ensembles import ENSEMBLES, control, kaiming_uniform
+from scanner.rmt.ensembles import ENSEMBLES, MATRIX_ENSEMBLES, control, control_of, kaiming_uniform
 from scanner.rmt.ks_null import KsNull
+from scanner.rmt.scale_null import Profile
 from scanner.rmt.sigma import SigmaKind
 from tests.rmt.matrices import orthonormal
 
@@ -197,6 +198,26 @@ def test_controls_are_the_same_everywhere_and_differ_by_seed_and_ensemble() -> N
     assert np.abs(control("kaiming_uniform", 128, 3072, 0)).max() <= np.sqrt(3 / 3072)
     with pytest.raises(ValueError, match="unknown ensemble"):
         control("cauchy", 3, 3, seed=0)  # type: ignore[arg-type]
+
+
+def test_controls_of_a_matrix_keep_what_they_say() -> None:
+    rng = np.random.default_rng(12)
+    w = rng.standard_normal((60, 40)) * rng.uniform(0.5, 2.0, 60)[:, None]
+    rows, cols = (torch.from_numpy(np.mean(w**2, axis=axis) / np.sqrt(np.mean(w**2))) for axis in (1, 0))
+    law = Profile(rows=rows, cols=cols)
+    for ensemble in MATRIX_ENSEMBLES:
+        found = control_of(ensemble, w, 3, law)
+        assert (found == control_of(ensemble, w, 3, law)).all()
+        assert not np.allclose(found, control_of(ensemble, w, 4, law))
+    assert (np.sort(control_of("permuted", w, 0).ravel()) == np.sort(w.ravel())).all()
+    assert (np.abs(control_of("sign", w, 0)) == np.abs(w)).all()
+    assert abs(np.sign(control_of("sign", w, 0)).mean()) < 0.1
+    draws = np.stack([control_of("scale", w, seed, law) for seed in range(200)])
+    assert (draws**2).mean(axis=(0, 2)) == pytest.approx((w**2).mean(axis=1), rel=0.1)
+    with pytest.raises(ValueError, match="without its variances"):
+        control_of("scale", w, 0)
+    with pytest.raises(ValueError, match="cannot be drawn from a matrix"):
+        control_of("gaussian", w, 0)
 
 
 def test_kaiming_uniform_has_the_edges_of_its_law() -> None:

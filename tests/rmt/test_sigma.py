@@ -69,6 +69,8 @@ def test_a_bulk_fit_that_runs_away_has_failed(decades: int, shape: tuple[int, in
     assert "'median'" in str(caught.value)
     found = analyze(w)
     assert np.isfinite(found.u_p).sum() > 0, "the other estimates are not affected"
+    assert found.bulk_failed is True
+    assert (found.bulk_lower, found.bulk_upper) == (None, None)
 
 
 def test_the_bulk_fit_of_a_trained_matrix_that_runs_away_has_failed(minilm: Path) -> None:
@@ -80,5 +82,10 @@ def test_the_bulk_fit_of_a_trained_matrix_that_runs_away_has_failed(minilm: Path
 
 @pytest.mark.parametrize("shape", [(40, 40), (384, 384), (768, 256)])
 def test_the_bulk_fit_of_noise_has_not_failed(shape: tuple[int, int]) -> None:
-    s = np.linalg.svd(np.random.default_rng(5).standard_normal(shape), compute_uv=False)
-    assert not fit_bulk(s, *shape).failed
+    w = np.random.default_rng(5).standard_normal(shape)
+    fit = fit_bulk(np.linalg.svd(w, compute_uv=False), *shape)
+    assert not fit.failed
+    found, by_bulk = analyze(w), analyze(w, sigma="bulk")
+    assert found.bulk_failed is False
+    assert (found.bulk_lower, found.bulk_upper) == (by_bulk.mp_lower, by_bulk.mp_upper)
+    assert found.bulk_upper == pytest.approx(fit.upper, rel=1e-9)

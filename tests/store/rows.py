@@ -28,6 +28,7 @@ class Matrix:
     u_p: Sequence[float | None] = ()
     v_p: Sequence[float | None] = ()
     more: dict[str, object] = field(default_factory=dict)
+    by_rank: dict[str, Sequence[object]] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -69,6 +70,7 @@ class Matrix:
                 "u_p_local": u_p[k],
                 "v_p": v_p[k],
                 "v_p_local": v_p[k],
+                **{name: values[k] for name, values in self.by_rank.items()},
             }
             for k, value in enumerate(self.singular_values)
         ]

@@ -106,6 +106,67 @@ def test_the_band_of_narrow_matrices_is_right_too(store: Store) -> None:
     np.testing.assert_allclose([row[f"random_{name}"] for name in ("low", "middle", "high")], expected, rtol=1e-8)
 
 
+def test_importances_are_shares_of_each_matrix(store: Store) -> None:
+    rng = np.random.default_rng(1)
+    add_run(store, "run", "activations")
+    shares = []
+    for number in range(2):
+        importance, s = rng.random(30) * 10.0**number, np.sort(rng.random(30))[::-1]
+        rows = [
+            {
+                "run_id": "run",
+                "model": "m",
+                "tensor": f"t{number}",
+                "layer": number,
+                "role": "key",
+                "rows": 30,
+                "cols": 40,
+            }
+            | {"k": k, "singular_value": s[k], "region": "bulk", "importance": importance[k], "centred": True}
+            for k in range(30)
+        ]
+        store.write_rows("overlaps", f"run-{number}", table("overlaps", rows), method={})
+        tenths = [slice(27 - 3 * d, 30 - 3 * d) for d in range(10)]  # decile 1 has the smallest
+        shares.append([(sum(s[t] ** 2) / sum(s**2), sum(importance[t]) / sum(importance)) for t in tenths])
+    found = store.query("activation_importance").to_pylist()
+    assert [(row["decile"], row["matrices"], row["vectors"]) for row in found] == [(d, 2, 6) for d in range(1, 11)]
+    expected = 100 * np.mean(shares, axis=0)
+    np.testing.assert_allclose([[row["energy_percent"], row["importance_percent"]] for row in found], expected)
+    np.testing.assert_allclose([row["ratio"] for row in found], expected[:, 1] / expected[:, 0])
+
+
+def test_halves_are_correlated_over_the_vectors_of_a_role(store: Store) -> None:
+    add_run(store, "run", "activations")
+    rng = np.random.default_rng(2)
+    first = rng.random(12)
+    second = first + 0.2 * rng.random(12)
+    rows = [
+        {"run_id": "run", "model": "m", "tensor": "t", "layer": 0, "role": "key", "rows": 300, "cols": 200, "tokens": 9}
+        | {"k": k, "singular_value": 1.0, "region": "bulk", "centred": True, "overlap": first[k]}
+        | {"overlap_even": first[k], "overlap_odd": second[k]}
+        for k in range(12)
+    ]
+    store.write_rows("overlaps", "run-0", table("overlaps", rows), method={})
+    [row] = store.query("overlap_reliability").to_pylist()
+    r = np.corrcoef(first, second)[0, 1]
+    assert row["correlation"] == pytest.approx(r, rel=1e-5)
+    assert row["reliability"] == pytest.approx(2 * r / (1 + r), rel=1e-5)
+    assert row["difference"] == pytest.approx(np.mean(np.abs(first - second)), rel=1e-5)
+    high = norm.isf(-np.expm1(np.log(0.99865) / 200) / 2) / math.sqrt(200)
+    assert row["above_both"] == pytest.approx(np.mean((first > high) & (second > high)))
+    assert row["above_one"] == pytest.approx(np.mean((first > high) != (second > high)))
+
+
+def test_overlaps_by_direction_are_told_from_those_of_localization(store: Store) -> None:
+    add_run(store, "run", "activations")
+    add_overlaps(store, "run", [0.9, 0.9], tensor="directed", signs_p=1 / 40, signs_bound=1e-8, signs_median=0.2)
+    add_overlaps(store, "run", [0.9, 0.9], tensor="localized", signs_p=0.8, signs_bound=1.0, signs_median=0.95)
+    add_overlaps(store, "run", [0.9, 0.9], tensor="unknown")
+    [row] = store.query("overlap_signs").to_pylist()
+    assert (row["region"], row["vectors"], row["above"], row["directed"], row["small"]) == ("right", 4, 1.0, 0.5, 0.5)
+    assert (row["p"], row["signs_median"]) == (pytest.approx(0.4125), pytest.approx(0.575))
+
+
 def add_point(store: Store, name: str, *, run_id: str = "run", **values: object) -> None:
     row = {
         "run_id": run_id,

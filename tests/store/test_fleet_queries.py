@@ -530,3 +530,123 @@ class InModule(Matrix):
         index = vectors.schema.get_field_index("module")
         field = vectors.schema.field(index)
         return matrices, vectors.set_column(index, field, pa.array([self.more["module"]] * len(vectors), field.type))
+
+
+# ---- what deviations consist of
+
+
+def test_decompose_splits_the_deviation_by_part_of_the_spectrum(store: Store) -> None:
+    random = np.random.default_rng(3)
+    count = 40
+    matrices, values = [], []
+    for number in range(2):
+        # Means of p, p_scale and p_within by rank.
+        by_part = [(0.3, 0.5, 0.5)] * 4 + [(0.5, 0.5, 0.5)] * 32 + [(0.1, 0.2, 0.3)] * 4
+        names = [(f"{side}_p{null}", at) for side in "uv" for at, null in enumerate(("", "_scale", "_within"))]
+        drawn_values = {
+            name: [float(np.float32(mean[at] + random.uniform(-0.05, 0.05))) for mean in by_part] for name, at in names
+        }
+        del drawn_values["v_p_within"]  # the columns of a query are no heads
+        drawn_values["u_p_scale"][0] = float("nan")  # stored as NULL: has no part in any mean
+        scaled = {
+            name: [None if math.isnan(p) else p for p in column]
+            for name, column in drawn_values.items()
+            if name not in ("u_p", "v_p")
+        }
+        more = {"u_p": drawn_values["u_p"], "v_p": drawn_values["v_p"], "by_rank": scaled}
+        spectrum = np.linspace(2, 1, count).tolist()
+        matrices.append(Matrix(tensor=f"t{number}", layer=number, rows=40, cols=60, singular_values=spectrum, **more))  # type: ignore[arg-type]
+        values.append(drawn_values)
+    add_scan(store, "one", [*matrices, drawn(1, "old", 5, 40, 40, role="key")])
+
+    answer = store.query("decompose", layers=False).to_pylist()
+    assert [(row["part"], row["side"]) for row in answer] == [
+        (part, side) for part in ("small end", "middle", "large end") for side in ("v", "u")
+    ]
+    ranks = {"large end": slice(0, 4), "middle": slice(4, 36), "small end": slice(36, 40)}
+    for row in answer:
+        side, part = row["side"], ranks[row["part"]]
+        columns = [f"{side}_p", f"{side}_p_scale", f"{side}_p_within" if side == "u" else f"{side}_p_scale"]
+        vectors = [
+            together
+            for one in values
+            for together in zip(*(one[name][part] for name in columns), strict=True)
+            if not any(map(math.isnan, together))
+        ]
+        p, p_scale, p_left = np.mean(vectors, axis=0)
+        assert (row["role"], row["matrices"], row["vectors"]) == ("query", 2, len(vectors))
+        assert (row["p"], row["p_scale"]) == pytest.approx((p, p_scale), abs=1e-6)
+        assert row["p_within"] == (None if side == "v" else pytest.approx(p_left, abs=1e-6))
+        assert row["head_structure"] == (None if side == "v" else pytest.approx(p_left - p_scale, abs=1e-6))
+        assert row["scale"] + (row["head_structure"] or 0.0) + row["direction"] == pytest.approx(0.5 - row["p"])
+        for name, mean in (("z", p), ("z_scale", p_scale), ("z_direction", p_left)):
+            assert row[name] == pytest.approx((mean - 0.5) * math.sqrt(12 * len(vectors)), abs=1e-4)
+    assert {row["layer"] for row in store.query("decompose").to_pylist()} == {0, 1}
+
+
+def test_decompose_says_what_remains(store: Store) -> None:
+    cases = {"direction": (0.1, 0.1, 0.1), "head structure": (0.1, 0.1, 0.5), "scale": (0.1, 0.5, 0.5)}
+    cases["nothing"] = (0.5, 0.5, 0.5)
+    matrices = [
+        Matrix(
+            tensor=name,
+            layer=layer,
+            rows=40,
+            cols=60,
+            singular_values=np.linspace(2, 1, 40).tolist(),
+            u_p=[p] * 40,
+            v_p=[0.5] * 40,
+            by_rank={"u_p_scale": [scaled] * 40, "v_p_scale": [0.5] * 40, "u_p_within": [left] * 40},
+        )
+        for layer, (name, (p, scaled, left)) in enumerate(cases.items())
+    ]
+    add_scan(store, "one", matrices)
+    found = [row for row in store.query("decompose", z=2).to_pylist() if row["part"] == "small end"]
+    assert [row["differs_by"] for row in found if row["side"] == "u"] == list(cases)
+    assert {row["differs_by"] for row in found if row["side"] == "v"} == {"nothing"}
+    # Four vectors: |z| of 0.4 sqrt(48) is below the usual limit.
+    assert {row["differs_by"] for row in store.query("decompose").to_pylist() if row["part"] == "small end"} == {
+        "nothing"
+    }
+
+
+def test_decompose_counts_the_values_outside_both_laws_at_their_end(store: Store) -> None:
+    count = 30
+    regions = ["right"] * 5 + ["bulk"] * 21 + ["left"] * 4  # more than a tenth
+    scaled = ["right"] * 2 + ["bulk"] * 27 + ["left"]
+    p = {"u_p": [0.5] * count, "v_p": [0.5] * count}
+
+    def matrix(tensor: str, layer: int, **more: object) -> Matrix:
+        values = np.linspace(2, 1, count).tolist()
+        place = {"layer": layer, "rows": 30, "cols": 60, "singular_values": values}
+        return Matrix(tensor=tensor, **place, **p, **more)  # type: ignore[arg-type]
+
+    unequal = {"scale_row_inequality": 1.5, "scale_col_inequality": 3.0}
+    ranks = {"u_p_scale": [0.5] * count, "v_p_scale": [0.5] * count, "region_scale": scaled, "region": regions}
+    both = [matrix("a", 0, by_rank=ranks, more=unequal), matrix("b", 1, by_rank=ranks, more=unequal)]
+    add_scan(store, "one", [*both, matrix("old", 2, by_rank={"region": regions})])
+    columns = ("part", "side", "matrices", "outside", "outside_scale", "inequality")
+    expected = [
+        ("small end", "v", 2, 8, 2, 3.0),
+        ("small end", "u", 2, 8, 2, 1.5),
+        ("middle", "v", 2, None, None, 3.0),
+        ("middle", "u", 2, None, None, 1.5),
+        ("large end", "v", 2, 10, 4, 3.0),
+        ("large end", "u", 2, 10, 4, 1.5),
+    ]
+    assert rows(store.query("decompose", layers=False), *columns) == expected
+
+
+def test_decompose_has_a_row_for_each_head(store: Store) -> None:
+    p = {"u_p": [0.5] * 4, "v_p": [0.5] * 4}
+    slices = [
+        Matrix(head=head, singular_values=[4.0, 3.0, 2.0, 1.0], by_rank={f"{s}_p_scale": [0.5] * 4 for s in "uv"}, **p)  # type: ignore[arg-type]
+        for head in range(3)
+    ]
+    add_scan(store, "one", slices)
+    assert store.query("decompose").num_rows == 0
+    answer = store.query("decompose", heads=True).to_pylist()
+    assert {(row["head"], row["matrices"]) for row in answer} == {(0, 1), (1, 1), (2, 1)}
+    assert {
+        (row["head"], row["matrices"]) for row in store.query("decompose", heads=True, layers=False).to_pylist()
+    } == {(None, 3)}

@@ -19,7 +19,7 @@ from scanner.store.merging import _Merge, merge
 from scanner.store.removal import plan_removal, remove
 from tests.fixtures.store import asked, differences, unpack
 
-from .rows import Matrix, add_scan, scan_values
+from .rows import Matrix, add_scan, scan_values, table
 from .test_compaction import filled, rows
 
 
@@ -46,6 +46,9 @@ def test_a_merged_store_answers_like_its_source(tmp_path: Path, compacted: bool)
 def test_what_is_whole_is_kept_and_what_is_damaged_is_not_copied(tmp_path: Path) -> None:
     source, into = (filled(open_store(str(tmp_path / name), create=True)) for name in ("source", "into"))
     add_scan(source, "only", [Matrix()], model="org/only")
+    drawn = {"scan_id": "only", "model": "org/only", "tensor": "t", "role": "query", "rows": 1, "cols": 1, "k": 0}
+    drawn |= {"ensemble": "sign", "seed": 0, "singular_value": 1.0}
+    source.write_matrix_control(table("matrix_controls", [drawn]), "only", "t", "sign", 0)
     add_scan(source, "broken", [Matrix()], model="org/broken")
     damaged = Path(source.url, "vectors", "broken.parquet")
     content = bytearray(damaged.read_bytes())
@@ -61,6 +64,8 @@ def test_what_is_whole_is_kept_and_what_is_damaged_is_not_copied(tmp_path: Path)
     assert found["scans/only"] == "busy"
     into.writer("only", method={}, model="org/only").discard()
     assert states(source, into)["scans/only"] == "copied"
+    assert into.sql("from matrix_controls").to_pylist() == source.sql("from matrix_controls").to_pylist()
+    assert into.has_matrix_control("only", "t", "sign", 0)
     assert sorted(into.committed()) == ["only", *(f"s{index}" for index in range(6))]
     assert not [one for one in into.verify() if one.state == "damaged"]
     assert rows(into)["pairs"] == rows(open_store(into.url))["pairs"]

@@ -153,7 +153,7 @@ def test_an_unknown_query_names_the_known_and_the_nearest(store: Store) -> None:
     assert "no query 'outlier_shares'; did you mean 'outlier_share'?" in str(refused.value)
     for query in store.queries():
         assert query.name in str(refused.value)
-    with pytest.raises(QueryError, match=r"known: ablation_curve"):
+    with pytest.raises(QueryError, match=r"known: ablation_controls, ablation_curve"):
         store.query("\x1b[31m")
 
 

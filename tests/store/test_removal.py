@@ -30,6 +30,10 @@ def full(store: Store) -> Store:
     store.write_rows("ablations", "r-none", table("ablations", [point]), method={})
     store.write_rows("ablations", "rr-none", table("ablations", [point | {"run_id": "rr"}]), method={})
     store.write_rows("experiments", "r", run, method={})
+    place = {"model": "org/m", "tensor": "t0", "role": "query", "rows": 2, "cols": 2, "ensemble": "sign", "seed": 0}
+    for scan_id in ("new", "other"):
+        drawn = [{"scan_id": scan_id, **place, "k": k, "singular_value": 2.0 - k} for k in (0, 1)]
+        store.write_matrix_control(table("matrix_controls", drawn), scan_id, "t0", "sign", 0)
     return store
 
 
@@ -59,8 +63,10 @@ def test_results_are_removed_and_what_becomes_visible_is_said(full: Store, compa
     assert "then shown from scan old" in told
     assert "comparison p0 refers to the removed scan new" in told
     assert {row["scan_id"] for row in full.sql("from matrices where tensor = 't0'").to_pylist()} == {"new"}
+    assert {path.partition("/")[0] for path in planned.removed[0].files} >= {"matrix_controls"}
     remove(full, planned)
     assert left(full) == ["before", "old", "other"]
+    assert {row["scan_id"] for row in full.sql("from matrix_controls").to_pylist()} == {"other"}
     assert full.sql("from matrices where model = 'org/m' and revision = 'r2'").num_rows == 2
     planned = plan_removal(full, ["org/m@r2", "p1", "r"])
     assert [(one.table, one.result) for one in planned.removed] == [

@@ -20,18 +20,28 @@ from .rows import Matrix, add_scan, control, scan_values, table
 CONTRACT = {
     "scans": "scan_id model revision source format architecture base_model parameters:int64 dtype started_at:time "
     "finished_at:time seconds:double matrices:int32 vectors:int32 failed:int32 skipped:int32 scanner_version method "
-    "environment skipped_tensors identity files",
-    "matrices": "scan_id model revision tensor stack layer:int32 role role_source head:int32 expert:int32 rows:int32 "
-    "cols:int32 module dtype sigma:double sigma_kind sigma_median:double sigma_std:double sigma_init:double "
-    "sigma_bulk:double mp_lower:double mp_upper:double outliers_left:int32 outliers_right:int32 rank:int32 "
-    "mp_ks:double spectral_norm:double frobenius_norm:double stable_rank:double effective_rank:double "
-    "u_p_mean:double v_p_mean:double svd_method svd_residual:double seconds:double device "
-    "read_seconds:double decompose_seconds:double test_seconds:double bytes_read:int64",
-    "vectors": "scan_id model revision tensor stack layer:int32 role head:int32 expert:int32 rows:int32 cols:int32 "
-    "k:int32 module singular_value:double region u_ks:float u_p:float u_p_local:float v_ks:float v_p:float v_p_local:float "
-    "u_ipr:float v_ipr:float u_peak:float v_peak:float",
+    "environment skipped_tensors identity files initializer_range:double",
+    "matrices": "scan_id model revision tensor stack layer:int32 role role_source head:int32 expert:int32 rows:int32 cols:int32 "
+    "module dtype sigma:double sigma_kind sigma_median:double sigma_std:double sigma_init:double sigma_bulk:double "
+    "mp_lower:double mp_upper:double outliers_left:int32 outliers_right:int32 rank:int32 mp_ks:double "
+    "spectral_norm:double frobenius_norm:double stable_rank:double effective_rank:double u_p_mean:double "
+    "v_p_mean:double svd_method svd_residual:double scale_kind scale_lower:double scale_upper:double "
+    "scale_threshold:double outliers_left_scale:int32 outliers_right_scale:int32 u_p_scale_mean:double "
+    "v_p_scale_mean:double scale_row_inequality:double scale_col_inequality:double scale_lower_robust:double "
+    "scale_upper_robust:double scale_lower_total:double scale_upper_total:double scale_failure heads_side "
+    "heads_p_mean:double heads_p_scale_mean:double u_p_omnibus:double v_p_omnibus:double u_p_scale_omnibus:double "
+    "v_p_scale_omnibus:double bulk_failed:bool bulk_lower:double bulk_upper:double kv_head:int32 between "
+    "seconds:double device read_seconds:double decompose_seconds:double test_seconds:double bytes_read:int64",
+    "vectors": "scan_id model revision tensor stack layer:int32 role head:int32 expert:int32 rows:int32 cols:int32 k:int32 "
+    "module singular_value:double region u_ks:float u_p:float u_p_local:float v_ks:float v_p:float v_p_local:float "
+    "u_ipr:float v_ipr:float u_peak:float v_peak:float region_scale scale_density:double u_p_scale:float "
+    "v_p_scale:float u_p_within:float v_p_within:float heads_effective:float heads_p:float heads_top:int32 "
+    "heads_p_scale:float u_q:float v_q:float u_effect:float v_effect:float u_q_scale:float v_q_scale:float "
+    "u_effect_scale:float v_effect_scale:float",
     "controls": "rows:int32 cols:int32 ensemble seed:int64 k:int32 singular_value:double u_p:float v_p:float "
     "u_p_local:float v_p_local:float",
+    "matrix_controls": "scan_id model tensor layer:int32 role head:int32 expert:int32 rows:int32 cols:int32 ensemble seed:int64 "
+    "k:int32 singular_value:double region region_scale u_p:float v_p:float u_p_scale:float v_p_scale:float",
     "failures": "scan_id model tensor stage error message transient:bool",
 }
 REQUIRED = {
@@ -40,6 +50,7 @@ REQUIRED = {
     "vectors": "scan_id model tensor role rows cols k singular_value",
     "failures": "scan_id model stage error",
     "controls": "rows cols ensemble seed k singular_value",
+    "matrix_controls": "scan_id model tensor role rows cols ensemble seed k singular_value",
     "comparisons": "pair_id base_scan_id tuned_scan_id base_model tuned_model matrices",
     "pairs": "pair_id base_model tuned_model role rows cols base_tensor tuned_tensor identical",
     "pair_vectors": "pair_id base_tensor role rows cols k singular_value_base singular_value_tuned",
@@ -47,6 +58,7 @@ REQUIRED = {
     "experiments": "run_id kind model",
     "overlaps": "run_id model tensor role k singular_value",
     "activation_spectra": "run_id model tensor role index eigenvalue",
+    "overlap_maps": "run_id model tensor role k j",
     "ablations": "run_id model set metric value",
     "finetunes": "run_id base_model order seed accuracy",
     "baselines": "run_id window sum weight",
@@ -75,12 +87,15 @@ LATER = {
     "tokens:int64 scanner_version method environment batch_tokens:int64 files",
     "overlaps": "run_id model revision tensor stack layer:int32 role module expert:int32 rows:int32 cols:int32 "
     "k:int32 singular_value:double region overlap:float match:int32 eigenvalue:double peak:float "
+    "centred:bool tokens:int64 importance:double signs_p:double signs_median:float signs_bound:double overlap_even:float "
+    "overlap_odd:float",
+    "overlap_maps": "run_id model revision tensor stack layer:int32 role module cols:int32 k:int32 j:int32 overlap:float "
     "centred:bool tokens:int64",
     "activation_spectra": "run_id model revision tensor stack layer:int32 role module cols:int32 index:int32 eigenvalue:double "
     "centred:bool tokens:int64",
-    "ablations": "run_id model revision roles layers set removed:int64 fraction:double seed:int32 metric dataset "
-    "tokens:int64 baseline:double value:double delta:double stderr:double seconds:double examples:int64 "
-    "finished_at:time batch_tokens:int64 beside",
+    "ablations": "run_id model revision roles layers set removed:int64 fraction:double seed:int32 metric dataset tokens:int64 "
+    "baseline:double value:double delta:double stderr:double seconds:double examples:int64 finished_at:time "
+    "batch_tokens:int64 beside energy:double window_sums:list<item: double>",
     "finetunes": "run_id base_model dataset order decile:int32 seed:int32 roles accuracy:double examples:int64 "
     "epochs:int32 seconds:double checkpoint finished_at:time "
     "device removed:int64 loss:double examples_at_a_time:int32 batch_tokens:int64",
@@ -219,6 +234,11 @@ def test_a_metric_with_the_name_of_a_column_is_refused() -> None:
 def test_committed_files_have_the_contract_s_types(store: Store) -> None:
     add_scan(store, "one", [Matrix()], failed=["broken"])
     store.write_control(control(2, 2, singular_values=[2, 1], u_p=[0.5, 0.5], v_p=[0.5, 0.5]), 2, 2, "gaussian", 0)
+    place = {"scan_id": "one", "model": "m", "tensor": "t", "role": "query", "rows": 2, "cols": 2}
+    drawn = place | {"ensemble": "sign", "seed": 0, "k": [0, 1], "singular_value": [2.0, 1.0]}
+    store.write_matrix_control(rows("matrix_controls", drawn, 2), "one", "t", "sign", 0)
+    assert store.has_matrix_control("one", "t", "sign", 0)
+    assert not store.has_matrix_control("one", "other", "sign", 0)
     for name, contract in CONTRACT.items():
         [path] = Path(store.url, name).glob("*.parquet")
         assert described(pq.read_schema(path)) == contract
@@ -263,7 +283,7 @@ def test_a_table_that_does_not_fit_is_refused(change: Callable[[pa.Table], pa.Ta
 
 def test_duckdb_reads_the_contract_s_types(store: Store) -> None:
     names = {"string": "VARCHAR", "int32": "INTEGER", "int64": "BIGINT", "float": "FLOAT", "double": "DOUBLE"}
-    names["bool"] = "BOOLEAN"
+    names |= {"bool": "BOOLEAN", "list<item: double>": "DOUBLE[]"}
     names["timestamp[us, tz=UTC]"] = "TIMESTAMP WITH TIME ZONE"
     for name, schema in SCHEMAS.items():
         described_rows = store.sql(f'describe "{name}"').to_pylist()

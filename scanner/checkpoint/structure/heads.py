@@ -21,27 +21,34 @@ def head_refs(ref: MatrixRef, sizes: Sizes) -> tuple[MatrixRef, ...]:
         ref: a query, key, value or attention output.
         sizes: what the config says about the block.
     """
-    if not is_split(ref):
-        return ()
     if ref.head is not None:
-        return (ref,)
-    heads = _count(ref.role, sizes)
-    axis = 1 if ref.role == "attn_out" else 0
-    extent = ref.cols if axis else ref.rows
-    width = next((width for width in _widths(ref, sizes) if heads is not None and heads * width == extent), None)
-    if heads is None or width is None or heads > MAX_HEADS:
+        return (ref,) if is_split(ref) else ()
+    heads = head_count(ref, sizes)
+    if heads is None:
         return ()
+    axis = 1 if ref.role == "attn_out" else 0
+    width = (ref.cols if axis else ref.rows) // heads
     rows, cols = (ref.rows, width) if axis else (width, ref.cols)
     return tuple(
         replace(
             ref,
             head=head,
+            heads=None,
             rows=rows,
             cols=cols,
             head_slice=HeadSlice(axis=axis, start=head * width, stop=(head + 1) * width),
         )
         for head in range(heads)
     )
+
+
+def head_count(ref: MatrixRef, sizes: Sizes) -> int | None:
+    """Return in how many heads of one width a whole matrix can be split; None as `head_refs` says."""
+    heads = _count(ref.role, sizes) if is_split(ref) and ref.head is None else None
+    if heads is None or heads > MAX_HEADS:
+        return None
+    extent = ref.cols if ref.role == "attn_out" else ref.rows
+    return heads if any(heads * width == extent for width in _widths(ref, sizes)) else None
 
 
 def is_split(ref: MatrixRef) -> bool:

@@ -23,7 +23,7 @@ from scanner.experiments.nlp.models import (
     load_tokenizer,
     longest_input,
 )
-from scanner.experiments.nlp.options import DEFAULT_WINDOW, METRICS, SHORTEST, MeasureOptions
+from scanner.experiments.nlp.options import DEFAULT_WINDOW, HARNESS, METRICS, SHORTEST, MeasureOptions
 from scanner.experiments.nlp.texts import CHARACTERS_PER_TOKEN, Texts, read_texts
 from scanner.experiments.nlp.tokens import Ids, Sequences, affixes, encode, padding_id, running_ids
 
@@ -47,6 +47,8 @@ class Measurement:
         """One line for the user: the metric, the data, the windows, and the number of tokens or examples."""
         measure, cut = self.measure, self.parameters
         on = f"{measure.metric} on {printable(self.dataset)}"
+        if measure.metric.startswith(HARNESS):
+            return f"{measure.metric}: {cut['score']} of {measure.units:,} documents"
         if measure.metric == "accuracy":
             found = f"{on}: {measure.units:,} test examples, at most {cut['window']} tokens each ({cut['kind']})"
             answers = cut.get("answers")
@@ -62,8 +64,12 @@ def measurement(place: ModelPlace, wanted: MeasureOptions) -> Measurement:
     Raises:
         ScannerError: the metric cannot be measured on the model, or the text is not suitable.
     """
+    if wanted.metric.startswith(HARNESS):
+        return _harness(place, wanted)
     if wanted.metric not in METRICS:
-        raise ScannerError(f"unknown `metric` {wanted.metric!r}: choose from {', '.join(METRICS)}")
+        raise ScannerError(f"unknown `metric` {wanted.metric!r}: choose from {', '.join(METRICS)}, lm-eval:TASK")
+    if not wanted.text:
+        raise ScannerError(f"`text` is missing: {wanted.metric} needs a text")
     labeled = wanted.metric == "accuracy"
     if wanted.second is not None and not labeled:
         raise ScannerError(f"{wanted.metric} reads one continuous text: omit `second` (only accuracy reads pairs)")
@@ -81,6 +87,25 @@ def measurement(place: ModelPlace, wanted: MeasureOptions) -> Measurement:
         padding=padding_id(tokenizer, config),
         dataset=texts.name,
         parameters=parameters | more,
+        config=config,
+        tokenizer=tokenizer,
+    )
+
+
+def _harness(place: ModelPlace, wanted: MeasureOptions) -> Measurement:
+    from scanner.experiments.nlp.harness import harness_task
+
+    config, tokenizer = load_config(place), load_tokenizer(place)
+    if not is_causal(config):
+        raise ScannerError(f"{printable(place.model)} is not a causal language model: {wanted.metric} needs one")
+    task = wanted.metric.removeprefix(HARNESS)
+    measure, more = harness_task(place, tokenizer, task, wanted.text, wanted.examples)
+    return Measurement(
+        measure=measure,
+        head="causal",
+        padding=padding_id(tokenizer, config),
+        dataset=task,
+        parameters={"metric": wanted.metric} | more,
         config=config,
         tokenizer=tokenizer,
     )

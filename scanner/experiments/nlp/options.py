@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 Metric = Literal["perplexity", "accuracy", "kl"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
+HARNESS = "lm-eval:"
+"""Before the name of a task of lm-evaluation-harness, it is a metric, too."""
 Precision = Literal["float32", "bfloat16", "float16", "float64"]
 
 DEFAULT_TOKENS = 4096
@@ -73,12 +75,15 @@ class MeasureOptions(TextOptions):
 
     label: str | None = option(None, metavar="NAME")
     """The column with the labels (accuracy); None: found by its name."""
-    metric: Metric = option("perplexity")
-    """What is measured."""
+    text: str = option("", flags=("--task",), metavar="FILE|DATASET")
+    """A text file, a .jsonl .csv .tsv .parquet table, or owner/name[:config[:split]] on the Hub; for lm-eval:TASK a folder with the
+    definition of the task, or nothing if it comes with the harness."""
+    metric: str = option("perplexity", metavar="|".join((*METRICS, "lm-eval:TASK")))
+    """What is measured: perplexity, kl, accuracy, or the accuracy on a task of lm-evaluation-harness."""
     tokens: int | None = option(DEFAULT_TOKENS, min=2)
     """Tokens of the text (perplexity, kl)."""
     examples: int | None = option(DEFAULT_EXAMPLES, min=2)
-    """Examples (accuracy), the same number of each class."""
+    """Examples (accuracy), the same number of each class; documents of lm-eval:TASK."""
     window: int | None = option(None, min=2)
     """Tokens in a window; None: 512, or what the model takes."""
     stride: int | None = option(None, min=1)

@@ -2,7 +2,14 @@
 
 C = 1/N sum_i (h_i - hbar)(h_i - hbar)^T (centered, arXiv 2410.17770v3, sec. 4) and F = 1/N sum_i h_i h_i^T (not centered, v1,
 sec. 5) are averages over tokens. O_k = max_j |v_k . f_j| over the eigenvectors f_j; M_k = max_i |v_k . e_i| over the standard
-basis (v3, App. C). All computations are in float64.
+basis (v3, App. C). s_k^2 v_k^T C v_k is what triplet k adds to the mean square of the output of the matrix, E |W (h - hbar)|^2.
+
+A singular vector that is localized on few features overlaps with eigenvectors that are localized on them by chance. So O_k has a
+null that keeps the size of every entry of v_k and draws its sign. N draws give its median and p = (1 + #{O >= O_k}) / (1 + N).
+Beyond all draws there is a bound: v_k . f_j is a sum of independent terms of variance v_ki^2 f_ij^2, nearly Gaussian,
+and P(max_j |v_k . f_j| >= x) <= 1 - prod_j (2 Phi(x / sigma_kj) - 1), because dependence between the sums makes it smaller only
+(Sidak, J. Am. Stat. Assoc. 62, 626, 1967). Signs in place of Gaussian numbers change a tail by a factor of 3.2 at most (Pinelis,
+Ann. Probab. 22, 1679, 1994). All computations are in float64, those of draws in float32.
 """
 
 from __future__ import annotations
@@ -30,6 +37,9 @@ FloatArray = NDArray[np.float64]
 
 #: Quantiles of the largest of n Gaussian entries that bound the band of random overlaps, as in docs/method.md and the papers.
 BAND = (0.00135, 0.5, 0.99865)
+
+#: Entries of vectors that are compared at a time.
+_BLOCK = 1 << 21
 
 #: Values of `model_type` whose states are (tokens, batch, width) in some or all linear layers.
 _TOKENS_FIRST = ("led", "longformer", "xlnet")
@@ -70,6 +80,10 @@ class Moments:
     def to(self, device: Any) -> Moments:
         """Return the sums on another device."""
         return Moments(count=self.count, first=self.first.to(device), second=self.second.to(device))
+
+    def copy(self) -> Moments:
+        """Return the sums in memory of their own."""
+        return Moments(count=self.count, first=self.first.clone(), second=self.second.clone())
 
     def merge(self, other: Moments) -> None:
         """Add the sums over other tokens, those of the next shard of a text."""
@@ -113,24 +127,83 @@ def eigensystem(covariance: torch.Tensor) -> Eigensystem:
 
 @dataclass(frozen=True, kw_only=True)
 class Overlaps:
-    """O_k of each singular vector, the index j of the best eigenvector (0 = largest eigenvalue), and its eigenvalue; all (r,)."""
+    """O_k of each singular vector, the index j of the best eigenvector (0 = largest eigenvalue), and its eigenvalue; all (r,).
+
+    `energy` is v_k^T C v_k. For random signs of the entries of v_k, `signs_median` is the median of O_k and `signs_p` its p-value,
+    which are NaN without draws, and `signs_bound` a bound on the p-value.
+    """
 
     overlap: FloatArray
     match: NDArray[np.int64]
     eigenvalue: FloatArray
+    energy: FloatArray
+    signs_p: FloatArray
+    signs_median: FloatArray
+    signs_bound: FloatArray
 
 
-def overlaps(right: torch.Tensor, eigen: Eigensystem) -> Overlaps:
-    """Return O_k of right singular vectors, given as rows (r, n).
+def overlaps(right: torch.Tensor, eigen: Eigensystem, *, draws: int = 0) -> Overlaps:
+    """Return O_k of right singular vectors, given as rows (r, n), with `draws` draws of random signs.
 
     The formula in v1 has no absolute value. It is taken here because the sign of a singular vector is arbitrary.
     """
-    products = right.to(torch.float64).to(eigen.vectors.device) @ eigen.vectors
-    best = products.abs_().max(dim=1)
+    vectors = right.to(torch.float64).to(eigen.vectors.device)
+    products = overlap_map(vectors, eigen)
+    best = products.max(dim=1)
     match = best.indices.cpu().numpy()
+    energy = products.square_() @ eigen.values
+    p, median = _random_signs(vectors, eigen, best.values, draws)
     return Overlaps(
-        overlap=best.values.cpu().numpy(), match=match, eigenvalue=eigen.values.cpu().numpy()[match].astype(np.float64)
+        overlap=best.values.cpu().numpy(),
+        match=match,
+        eigenvalue=eigen.values.cpu().numpy()[match].astype(np.float64),
+        energy=energy.cpu().numpy(),
+        signs_p=p.cpu().numpy(),
+        signs_median=median.cpu().numpy(),
+        signs_bound=_signs_bound(vectors, eigen, best.values).cpu().numpy(),
     )
+
+
+def overlap_map(right: torch.Tensor, eigen: Eigensystem) -> torch.Tensor:
+    """Return |v_k . f_j| of right singular vectors, given as rows (r, n); (r, n), j = 0 the largest eigenvalue."""
+    return (right.to(torch.float64).to(eigen.vectors.device) @ eigen.vectors).abs_()
+
+
+def _random_signs(
+    right: torch.Tensor, eigen: Eigensystem, overlap: torch.Tensor, draws: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return p-value and median of O_k for random signs of the entries of v_k, both (r,); the signs are the same on every call."""
+    if not draws:
+        unknown = torch.full_like(overlap, torch.nan)
+        return unknown, unknown
+    generator = np.random.default_rng(0)
+    sizes, directions = right.float(), eigen.vectors.float()
+    drawn = torch.empty(draws, len(right), device=right.device)
+    step = max(1, _BLOCK // right.shape[1])
+    for start in range(0, len(right), step):
+        block = sizes[start : start + step]
+        for draw in range(draws):
+            bits = np.unpackbits(
+                np.frombuffer(generator.bytes(-(-block.numel() // 8)), dtype=np.uint8), count=block.numel()
+            )
+            signs = torch.from_numpy(bits).to(block.device).reshape(block.shape).float().mul_(2.0).sub_(1.0)
+            drawn[draw, start : start + step] = (signs.mul_(block) @ directions).abs_().amax(dim=1)
+    # Equal up to rounding is equal: with one entry, signs change nothing.
+    reached = (drawn >= overlap.float() * (1.0 - 1e-5)).sum(dim=0)
+    return (1.0 + reached.double()) / (1.0 + draws), drawn.double().quantile(0.5, dim=0)
+
+
+def _signs_bound(right: torch.Tensor, eigen: Eigensystem, overlap: torch.Tensor) -> torch.Tensor:
+    """Return the bound on the p-value of O_k for random signs, (r,)."""
+    squares = eigen.vectors.square()
+    bound = torch.empty_like(overlap)
+    step = max(1, _BLOCK // squares.shape[1])
+    for start in range(0, len(right), step):
+        part = slice(start, start + step)
+        spread = (right[part].square() @ squares).mul_(2.0).sqrt_()  # sigma_kj sqrt 2
+        each = torch.special.erfc(overlap[part, None] / spread.clamp_(min=torch.finfo(torch.float64).tiny))
+        bound[part] = -torch.expm1(torch.log1p(each.neg_().clamp_(min=-1.0 + 1e-15)).sum(dim=1))
+    return bound
 
 
 def random_band(width: int) -> tuple[float, float, float]:
@@ -331,11 +404,23 @@ class Sums:
     """Modules whose input is not one state per token -> reason."""
     shards: int = 1
     """Number of shards in the sums, from the first shard of the text on."""
+    half: dict[str, Moments] = field(default_factory=dict)
+    """The part of `moments` that every other sequence contributes, the first included; empty unless it was asked for."""
+
+    def halves(self, group: str) -> tuple[Moments, Moments] | None:
+        """Return the sums over both halves of the sequences; None if one of them has no token, or they were not asked for."""
+        one, total = self.half.get(group), self.moments[group]
+        if one is None or not 0 < one.count < total.count:
+            return None
+        other = Moments(count=total.count - one.count, first=total.first - one.first, second=total.second - one.second)
+        return one, other
 
     def to(self, device: Any) -> Sums:
         """Return the sums on another device; only those on the CPU can be sent."""
-        moved = {name: moments.to(device) for name, moments in self.moments.items()}
-        return replace(self, moments=moved)
+        moved, half = (
+            {name: moments.to(device) for name, moments in sums.items()} for sums in (self.moments, self.half)
+        )
+        return replace(self, moments=moved, half=half)
 
     def add(self, other: Sums) -> None:
         """Add the sums of the next shard.
@@ -347,19 +432,23 @@ class Sums:
             raise ScannerError("the sets of matrices that read the same input differ between shards of the text")
         self.unusable |= other.unusable
         self.shards += other.shards
-        for name, moments in other.moments.items():
-            if name in self.moments:
-                self.moments[name].merge(moments)
-            else:
-                self.moments[name] = moments
+        for mine, theirs in ((self.moments, other.moments), (self.half, other.half)):
+            for name, moments in theirs.items():
+                if name in mine:
+                    mine[name].merge(moments)
+                else:
+                    mine[name] = moments
 
     def packed(self) -> bytes:
         """Return the sums as bytes (safetensors), which `unpacked` reads."""
         tensors: dict[str, torch.Tensor] = {}
         for name, moments in self.moments.items():
             tensors |= {f"first {name}": moments.first, f"second {name}": moments.second.contiguous()}
+        for name, moments in self.half.items():
+            tensors |= {f"half first {name}": moments.first, f"half second {name}": moments.second.contiguous()}
         counts = {name: moments.count for name, moments in self.moments.items()}
         told = {"counts": counts, "shared": self.shared, "unusable": self.unusable, "shards": self.shards}
+        told["half"] = {name: moments.count for name, moments in self.half.items()}
         return save(tensors, metadata={"sums": json.dumps(told)})
 
     @classmethod
@@ -373,19 +462,36 @@ class Sums:
                 name: Moments(count=count, first=tensors[f"first {name}"], second=tensors[f"second {name}"])
                 for name, count in told["counts"].items()
             }
-            return cls(moments=moments, shared=told["shared"], unusable=told["unusable"], shards=told["shards"])
+            half = {
+                name: Moments(count=count, first=tensors[f"half first {name}"], second=tensors[f"half second {name}"])
+                for name, count in told.get("half", {}).items()
+            }
+            return cls(
+                moments=moments, shared=told["shared"], unusable=told["unusable"], shards=told["shards"], half=half
+            )
         except (SafetensorError, ValueError, KeyError):
             return None
 
 
-def accumulate(model: Any, text: Sequences, modules: dict[str, torch.nn.Module], batches: Batches) -> Sums:
-    """Run sequences through a model up to the last of the modules, and sum over the inputs of the modules, without padding."""
+def accumulate(
+    model: Any, text: Sequences, modules: dict[str, torch.nn.Module], batches: Batches, *, halves: bool = False
+) -> Sums:
+    """Run sequences through a model up to the last of the modules, and sum over the inputs of the modules, without padding.
+
+    With `halves`, the sums over every other sequence are kept beside the sums over all of them.
+    """
     recorder = Recorder(modules=modules)
 
     def compute(batch: Batch, indices: list[int]) -> None:
         recorder.forward(model, batch.inputs(model, decoder=True))
 
+    half: dict[str, Moments] = {}
     if modules:
         with recorder:
-            batches.of(model).run(text, compute)
-    return Sums(moments=recorder.moments, shared=recorder.shared, unusable=recorder.unusable)
+            if halves:
+                batches.of(model).run(text.part([*range(0, len(text.ids), 2)]), compute)
+                half = {name: moments.copy() for name, moments in recorder.moments.items()}
+                text = text.part([*range(1, len(text.ids), 2)])
+            if text.ids:
+                batches.of(model).run(text, compute)
+    return Sums(moments=recorder.moments, shared=recorder.shared, unusable=recorder.unusable, half=half)

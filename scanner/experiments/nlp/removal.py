@@ -1,6 +1,10 @@
-"""Remove sets of singular values from the weights of a loaded model, and restore the weights.
+"""Remove or replace sets of singular values of the weights of a loaded model, and restore the weights.
 
 W~ = U S~ V^T = W - sum over the removed k of s_k u_k v_k^T. Source: Staats, Thamm, Rosenow, arXiv 2410.17770, v1 sec. 5, v3 sec. 5.
+
+Four controls say which property of a set its damage comes from: `random` removes as many other values, `energy` other values with
+the same sum of squares, `directions` keeps the values of the set but gives them random vectors, and `scale` puts a random matrix
+with the row and column variances of the removed part in its place.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,9 +25,11 @@ from scanner.errors import ScannerError
 from scanner.experiments.nlp.placing import Placed
 from scanner.rmt import metrics
 from scanner.rmt.decomposition import decompose
+from scanner.rmt.ensembles import control_of
 from scanner.rmt.entries import entry_statistics
 from scanner.rmt.ks_null import KsNull
 from scanner.rmt.marchenko_pastur import singular_value_edges
+from scanner.rmt.scale_null import Profile
 from scanner.rmt.sigma import sigma_median
 
 Indices = NDArray[np.intp]
@@ -31,8 +38,12 @@ REGIONS = ("left", "bulk", "right")
 #: Shares of the spectrum that pruning removes, in percent.
 PRUNED = (10, 20, 30, 50)
 
+#: Those that put something in the place of the set.
+REPLACING = ("directions", "scale")
+
 _SET = re.compile(
-    r"(?P<kind>decile|region|range|smallest|most-random):(?P<value>\d+:\d+|\d+|left|bulk|right)|random:(?P<seed>\d+)"
+    r"(?P<kind>decile|region|range|smallest|most-random):(?P<value>\d+:\d+|\d+|left|bulk|right)"
+    r"|(?:random|energy|directions|scale):(?P<seed>\d+)"
 )
 
 
@@ -42,8 +53,9 @@ class RemovalSet:
 
     `name` is one of `decile:D` (D = 1: the smallest tenth), `region:left|bulk|right` (of the Marchenko-Pastur law with the median
     sigma), `range:A:B` (A <= k < B; k = 0 is the largest), `smallest:P` and `most-random:P` (P percent of the values: the smallest,
-    or those whose vectors have the largest local p-values), or `random:SEED` (as many values as the set `beside` selects from the
-    same matrix, drawn independently for each matrix).
+    or those whose vectors have the largest local p-values), or a control of the set `beside`, drawn independently for each matrix:
+    `random:SEED` (as many values as the set has in the same matrix), `energy:SEED` (values with nearly the same sum of squares),
+    `directions:SEED` and `scale:SEED` (the values of the set, which are replaced instead of removed).
     """
 
     name: str
@@ -55,15 +67,23 @@ class RemovalSet:
             raise ScannerError(f"unknown set of singular values {self.name!r}")
 
     @property
+    def kind(self) -> str:
+        """The first part of the name."""
+        return self.name.partition(":")[0]
+
+    @property
     def seed(self) -> int | None:
-        """Seed of a random set; None for other sets."""
+        """Seed of a control; None for other sets."""
         return int(self.name.partition(":")[2]) if self.beside is not None else None
 
 
-def parse_sets(text: str, random_sets: int = 1) -> list[RemovalSet]:
+def parse_sets(
+    text: str, random_sets: int = 1, controls: Sequence[str] = (), control_draws: int = 3
+) -> list[RemovalSet]:
     """Parse a comma-separated list of `deciles`, `regions`, `pruning`, `random`, `A:B` and names of sets.
 
-    Each set is followed by `random_sets` random sets of the same size; `random` alone is a random tenth.
+    Each set is followed by `random_sets` random sets of the same size and `control_draws` draws of each of the other controls;
+    `random` alone is a random tenth.
 
     Raises:
         ScannerError: a set is unknown, a range is empty, or there is no set.
@@ -88,6 +108,9 @@ def parse_sets(text: str, random_sets: int = 1) -> list[RemovalSet]:
             found.append(RemovalSet(name=name))
         beside = "decile:1" if name == "random" else name
         found += [RemovalSet(name=f"random:{seed}", beside=beside) for seed in range(1, random_sets + 1)]
+        if name != "random":
+            draws = range(1, control_draws + 1)
+            found += [RemovalSet(name=f"{control}:{seed}", beside=name) for control in controls for seed in draws]
     if not found:
         raise ScannerError("`sets` random needs `random_sets` of at least 1")
     return list(dict.fromkeys(found))
@@ -134,12 +157,15 @@ class Factors:
         return self.left.nbytes + self.right.nbytes
 
     def indices(self, wanted: RemovalSet) -> Indices:
-        """Return the ranks k in a set, ascending."""
+        """Return the ranks k in a set, ascending; for a control that replaces values, those of the set itself."""
         if wanted.beside is not None:
-            taken = len(self.indices(RemovalSet(name=wanted.beside)))
-            digest = int.from_bytes(hashlib.sha256(f"{wanted.seed}\0{self.key}".encode()).digest()[:8])
-            drawn = np.random.default_rng(digest).permutation(len(self.s))[:taken]
-            return np.sort(drawn).astype(np.intp)
+            among = self.indices(RemovalSet(name=wanted.beside))
+            if wanted.kind in REPLACING:
+                return among
+            order = np.random.default_rng(self._digest(wanted)).permutation(len(self.s))
+            if wanted.kind == "energy":
+                return np.sort(with_energy(self.s, order, float((self.s[among] ** 2).sum())))
+            return np.sort(order[: len(among)]).astype(np.intp)
         kind, _, value = wanted.name.partition(":")
         if kind == "region":
             return np.flatnonzero(self.region == value)
@@ -148,6 +174,57 @@ class Factors:
             likely = np.argsort(np.where(np.isnan(self.p), np.inf, -self.p), kind="stable")
             return np.sort(likely[: len(self.s) * int(value) // 100])
         return indices_by_rank(wanted.name, len(self.s))
+
+    def change(self, wanted: RemovalSet, k: Indices) -> torch.Tensor:
+        """Return what is added to the matrix (m, n) to remove or replace the values of ranks k, in float32."""
+        chosen = torch.from_numpy(k).to(self.left.device)
+        s = torch.from_numpy(self.s[k]).to(self.left)
+        left, right = self.left[chosen], self.right[chosen]
+        change = (left * -s[:, None]).T @ right
+        if wanted.kind == "directions":
+            rng = np.random.default_rng(self._digest(wanted))
+            kept = torch.from_numpy(np.setdiff1d(np.arange(len(self.s)), k)).to(self.left.device)
+            first, second = (random_frame(vectors[kept], len(k), rng) for vectors in (self.left, self.right))
+            change += (first * s[:, None]).T @ second
+        elif wanted.kind == "scale":
+            energies = s[:, None].double() ** 2
+            rows, cols = ((vectors.double() ** 2 * energies).sum(dim=0) for vectors in (left, right))
+            drawn = control_of("scale", np.empty(change.shape), self._digest(wanted), Profile(rows=rows, cols=cols))
+            drawn *= float(energies.sum().sqrt()) / (np.linalg.norm(drawn) or 1.0)
+            change += torch.from_numpy(drawn).to(change)
+        return change
+
+    def _digest(self, wanted: RemovalSet) -> int:
+        """Return a seed that depends on the matrix and on the draw; for sets of the same size it does not depend on the kind."""
+        kind = "" if wanted.kind == "random" else f"{wanted.kind}\0"
+        return int.from_bytes(hashlib.sha256(f"{kind}{wanted.seed}\0{self.key}".encode()).digest()[:8])
+
+
+def with_energy(s: NDArray[np.float64], order: Indices, energy: float) -> Indices:
+    """Return ranks, taken in this order, whose squared singular values add up to nearly `energy`, and not to more.
+
+    Every value that still fits is taken, so that what is missing is less than the smallest square that is left out.
+    """
+    found = []
+    left = energy * (1.0 + 1e-12)
+    for k in order:
+        if s[k] ** 2 <= left:
+            found.append(k)
+            left -= s[k] ** 2
+    return np.array(found, dtype=np.intp)
+
+
+def random_frame(kept: torch.Tensor, count: int, rng: np.random.Generator) -> torch.Tensor:
+    """Return `count` random orthonormal vectors that are orthogonal to the orthonormal vectors `kept`, (count, length).
+
+    There must be so many: count + len(kept) <= length. They are uniform: Gaussian vectors are projected and orthonormalized.
+    """
+    basis = kept.double()
+    drawn = torch.from_numpy(rng.standard_normal((count, kept.shape[1]))).to(basis)
+    for _ in range(2):  # where little is left of a vector, the first projection leaves rounding errors
+        drawn = drawn - (drawn @ basis.T) @ basis
+        drawn = torch.linalg.qr(drawn.T).Q.T
+    return drawn.to(kept.dtype)
 
 
 def indices_by_rank(name: str, count: int) -> Indices:
@@ -180,7 +257,7 @@ def factors_of(key: str, matrix: torch.Tensor) -> Factors:
     s = parts.singular_values.cpu().numpy()
     lower, upper = singular_value_edges(sigma_median(s, rows, cols), rows, cols)
     rank = metrics.numerical_rank(s, rows, cols)
-    null = KsNull.parse("table")
+    null = KsNull(continued=False)  # as runs of earlier versions, whose identities are the same
     local = []
     for vectors in (parts.left, parts.right):
         p = null.p_values(entry_statistics(vectors).ks.cpu().numpy().astype(np.float64), vectors.shape[1])
@@ -226,35 +303,42 @@ class FactorCache:
         return found
 
 
+class Counts(NamedTuple):
+    """How many singular values were removed or replaced, of how many, and their share of the sum of all squares."""
+
+    removed: int
+    total: int
+    energy: float
+
+
+NO_COUNTS = Counts(0, 0, 0.0)
+
+
 @contextlib.contextmanager
 def removed(
     model: torch.nn.Module, placed: Sequence[Placed], wanted: RemovalSet, cache: FactorCache
-) -> Iterator[tuple[int, int]]:
-    """Remove a set of singular values of these matrices inside the context; afterward the weights are restored bit for bit.
+) -> Iterator[Counts]:
+    """Remove or replace a set of singular values inside the context; afterward the weights are restored bit for bit.
 
     Each matrix costs one product of thin factors, m x |set| x n, in float32. The original weights are copied, which takes the
     memory of these matrices once more.
-
-    Yields:
-        The number of removed singular values, and the number of all singular values.
     """
     originals: list[tuple[Placed, torch.Tensor]] = []
     among = {one.ref.key for one in placed}
-    gone = total = 0
+    gone, total = 0, 0
+    energy, every = 0.0, 0.0
     try:
         for one in placed:
             factors = cache.get(model, one, among)
             k = factors.indices(wanted)
             gone, total = gone + len(k), total + len(factors.s)
+            energy, every = energy + float((factors.s[k] ** 2).sum()), every + float((factors.s**2).sum())
             if not len(k):
                 continue
             view = one.view(model)
             originals.append((one, view.clone()))
-            chosen = torch.from_numpy(k).to(factors.left.device)
-            s = torch.from_numpy(factors.s[k]).to(factors.left)
-            update = (factors.left[chosen] * s[:, None]).T @ factors.right[chosen]
-            view.copy_((view.float() - update.view(view.shape)).to(view.dtype))
-        yield gone, total
+            view.copy_((view.float() + factors.change(wanted, k).view(view.shape)).to(view.dtype))
+        yield Counts(gone, total, energy / every if every else 0.0)
     finally:
         for one, original in originals:
             one.view(model).copy_(original)

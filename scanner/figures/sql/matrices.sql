@@ -18,6 +18,11 @@ select
     mp_upper,
     outliers_left,
     outliers_right,
+    scale_lower,
+    scale_upper,
+    outliers_left_scale,
+    outliers_right_scale,
+    scale_failure,
     u_p_mean,
     v_p_mean
 from matrices

@@ -20,6 +20,10 @@ select
     mp_upper,
     outliers_left,
     outliers_right,
+    scale_lower,
+    scale_upper,
+    outliers_left_scale,
+    outliers_right_scale,
     rank,
     mp_ks,
     spectral_norm,
@@ -27,7 +31,9 @@ select
     effective_rank,
     u_p_mean as u_p,
     v_p_mean as v_p,
-    (u_p_mean + v_p_mean) / 2 as p
+    (u_p_mean + v_p_mean) / 2 as p,
+    (u_p_scale_mean + v_p_scale_mean) / 2 as p_scale,
+    bulk_failed
 from matrices
 semi join chosen_scans($model, null) using (scan_id)
 where head is null

@@ -1,4 +1,4 @@
--- Singular values and p_local of the whole matrices of one model, one row per matrix, largest singular value first.
+-- Singular values, p_local, p under the scale null and its density of the whole matrices of one model, one row per matrix, largest singular value first.
 select
     scan_id,
     tensor,
@@ -6,7 +6,10 @@ select
     expert,
     list(singular_value order by k) as s,
     list(u_p_local order by k) as u,
-    list(v_p_local order by k) as v
+    list(v_p_local order by k) as v,
+    list(u_p_scale order by k) as u_scale,
+    list(v_p_scale order by k) as v_scale,
+    list(scale_density order by k) as law
 from vectors
 semi join chosen_scans($model, null) using (scan_id)
 where

@@ -1,4 +1,4 @@
--- For matrices whose deciles were removed, by decile: mean singular value, mean p and share outside the bulk from a scan of the revision
+-- For matrices whose deciles were removed, by decile: mean singular value, mean p, its parts and share outside the bulk from a scan of the revision
 -- of the run, and the damage, null if the decile was not measured. Scans that do not have all of these matrices (as many values in a
 -- decile as were removed) are left out. `layers` is `0-5,7`, or `encoder:0-5 decoder:0-5` for a model with two stacks.
 create macro scanned_deciles(wanted_model, wanted_run, wanted_metric) as table
@@ -33,6 +33,9 @@ scanned as (
         count(*) as removed,
         avg(singular_value) as singular_value,
         avg((u_p + v_p) / 2) as p,
+        -- where there are both
+        avg((u_p_scale + v_p_scale - u_p - v_p) / 2) as scale,
+        avg(0.5 - (u_p_scale + v_p_scale) / 2) filter (where u_p + v_p is not null) as direction,
         avg((region in ('left', 'right'))::integer) as outliers
     from spans
     join vectors
@@ -50,6 +53,8 @@ select
     scanned.decile,
     scanned.singular_value,
     scanned.p,
+    scanned.scale,
+    scanned.direction,
     scanned.outliers,
     points.delta
 from (select distinct run_id, model, revision, metric, roles, layers from points) as measured

@@ -3,8 +3,8 @@ create macro role_order(role) as
     coalesce(
         list_position(
             [
-                'embedding', 'query', 'key', 'value', 'attn_out', 'mlp_up', 'mlp_gate', 'mlp_down', 'router', 'other',
-                'lm_head'
+                'embedding', 'query', 'key', 'value', 'attn_out', 'qk', 'ov', 'mlp_up', 'mlp_gate', 'mlp_down', 'router',
+                'other', 'lm_head'
             ],
             role
         ),
@@ -31,6 +31,16 @@ create macro normal_above(tail) as
         when tail < 0.02425 then normal_in_tail(sqrt(-2 * ln(tail)))
         else normal_in_middle(0.5 - tail, (0.5 - tail) * (0.5 - tail))
     end;
+
+-- Probability that a standard normal X is farther from 0 than z, erfc(|z| / sqrt 2). Chebyshev fit of Press et al., Numerical Recipes,
+-- section 6.2 (relative error below 2e-7); t = 1 / (1 + |z| / sqrt 8).
+create macro normal_outside_at(z, t) as
+    t * exp(
+        -(z * z) / 2 - 1.26551223 + t * (1.00002368 + t * (0.37409196 + t * (0.09678418 + t * (-0.18628806
+        + t * (0.27886807 + t * (-1.13520398 + t * (1.48851587 + t * (-0.82215223 + t * 0.17087277))))))))
+    );
+create macro normal_outside(z) as
+    normal_outside_at(z, 1 / (1 + abs(z) / sqrt(8)));
 
 -- Quantile q of O_k for a random vector: the largest of n Gaussian |entries| of variance 1/n is below x with probability
 -- (2 Phi(x sqrt n) - 1)^n.
