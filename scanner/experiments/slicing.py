@@ -151,9 +151,9 @@ EXPERIMENT = register_experiment(
         help="""Leave out a tenth of the activation directions at every norm, and measure how much the model degrades.
 
 The directions are eigenvectors of the covariance of the activations at each norm, as in SliceGPT (the construction of v1,
-App. F). Nothing is fine-tuned here: rmtscan finetune --remove before-norm,
-or after-norm, removes them before and after fine-tuning. Each point is one file in the
-table ablations, written when it is measured; existing points are reused. Prints query slicing.
+App. F). Nothing is fine-tuned here: rmtscan finetune --remove before-norm (or after-norm) removes them before and after
+fine-tuning. Each point is one file in the table ablations, written when it is measured; existing points are reused. Prints query
+slicing.
 
 Examples:
 
