@@ -13,7 +13,7 @@ from scanner.figures.registry import figure, nearest
 from scanner.store import Store
 
 _ORDERS = {"remove-first": "removed, then fine-tuned", "tune-first": "fine-tuned, then removed"}
-_NORMS = {"before norm": "directions before every norm", "after norm": "directions after every norm"}
+_NORMS = {"before norm": "directions before norms", "after norm": "directions after norms"}
 _COLORS = {"removed, then fine-tuned": theme.BLUE, "fine-tuned, then removed": theme.VERMILION}
 
 
@@ -77,7 +77,7 @@ def finetuning(
     epochs = "1 epoch" if newest["epochs"] == 1 else f"{newest['epochs']} epochs"
     details = [
         f"{printable(newest['dataset'])}, {newest['examples']} texts, {epochs}; "
-        + (f"removed from: {printable(newest['roles'])}" if what is None else f"removed: {what}"),
+        + (f"removed from: {printable(newest['roles'])}" if what is None else what),
         f"{counted}, ± one standard deviation{_words(untouched)}",
     ]
     chart = chart.properties(width=look.width, height=look.height)

@@ -71,7 +71,7 @@ def test_directions_that_were_projected_out_are_named(store: Store) -> None:
     for decile in (1, 10):
         add(filled(store), "a", "tune-first", decile, [0.4, 0.5, 0.6], roles="after norm", finished_at=NOON)
     chart = FIGURES["finetuning"].draw(store, role="after norm").to_dict()
-    assert chart["title"]["subtitle"][0] == "boolq, 100 texts, 2 epochs; removed: directions after every norm"
+    assert chart["title"]["subtitle"][0] == "boolq, 100 texts, 2 epochs; directions after norms"
     assert "removed decile (1: smallest eigenvalues)" in json.dumps(chart)
     rows = [row for values in chart["datasets"].values() for row in values if "what" in row]
     assert [(row["what"], row["decile"], row["accuracy"]) for row in rows] == [
