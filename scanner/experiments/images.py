@@ -173,7 +173,8 @@ def _standardized(images: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return images (count, pixels) that each have mean 0 and variance 1; an image of one color becomes 0."""
     centered = images - images.mean(axis=1, dtype=np.float64, keepdims=True)
     deviation = centered.std(axis=1, keepdims=True)
-    return (centered / np.where(deviation > 0.0, deviation, 1.0)).astype(np.float32)
+    found: NDArray[np.float32] = (centered / np.where(deviation > 0.0, deviation, 1.0)).astype(np.float32)
+    return found
 
 
 # ---- Batches of CIFAR-10: pickles of numpy arrays from Python 2, read without calling numpy's reconstruction functions

@@ -235,7 +235,8 @@ def test_a_model_can_be_trained_without_directions(kind: str, one: float | None,
     dropped = directions(model)[name]
     projection = torch.eye(16) - dropped @ dropped.T
     states = torch.randn(4, 16, generator=torch.Generator().manual_seed(3)).requires_grad_()
-    weight = torch.ones(16) if one is None else norm.module.weight.requires_grad_()
+    module: Any = norm.module
+    weight: torch.Tensor = torch.ones(16) if one is None else module.weight.requires_grad_()
 
     def centered(values: torch.Tensor) -> torch.Tensor:
         return values - values.mean(dim=-1, keepdim=True) if norm.centred else values
@@ -247,13 +248,13 @@ def test_a_model_can_be_trained_without_directions(kind: str, one: float | None,
 
     with sliced(model, {name: dropped}, order):
         for _ in range(2):
-            wanted, found = formula(), norm.module(states)
+            wanted, found = formula(), module(states)
             assert torch.allclose(found, wanted, atol=1e-4)
             inputs = [states] if one is None else [states, weight]
             for mine, theirs in zip(*(torch.autograd.grad((y**2).sum(), inputs) for y in (found, wanted)), strict=True):
                 assert torch.allclose(mine, theirs, atol=1e-3, rtol=1e-3)
             if one is not None:
-                norm.module.weight.data += 0.3
+                module.weight.data += 0.3
 
 
 class _Projected(torch.nn.Module):
