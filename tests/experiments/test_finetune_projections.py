@@ -18,7 +18,7 @@ from scanner.experiments.nlp.training import correct, new_classifier, train
 from scanner.store import open_store
 
 from .calls import without_ray
-from .classifiers import bert, jsonl, reviews
+from .classifiers import bert, jsonl, llama, reviews
 from .test_finetuning import NONE, run, task_of
 
 REMOVES: tuple[Remove, ...] = ("before-norm", "after-norm")
@@ -215,6 +215,17 @@ def test_removed_afterward_is_the_tuned_model_with_projections_of_its_own_states
         assert torch.allclose(logits(sliced, task), expected, atol=1e-5)
         assert not torch.allclose(found[0], expected, atol=1e-3)
     assert torch.equal(logits(tuned, task), found[0])  # the tuned model is whole again
+
+
+@pytest.mark.parametrize("remove", REMOVES)
+def test_a_decoder_with_rms_norms(tmp_path: Path, texts: Path, remove: Remove, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, after = (Point(order=order, decile=1, seed=0) for order in ("remove-first", "tune-first"))
+    model = llama(tmp_path / "llama", eos_token="[SEP]")
+    for point, decile in ((first, 1), (after, None)):
+        task = task_of(model, texts, points=(point,), first=decile, remove=remove, refs=(), roles=ROLES[remove])
+        [one], _, _ = results(task, monkeypatch)
+        assert one.accuracy >= 0.8
+        assert one.removed == 5 * 3
 
 
 @pytest.fixture
