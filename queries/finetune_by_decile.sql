@@ -1,19 +1,20 @@
 -- title: Accuracy after fine-tuning with a decile of the singular values removed before or after it
 -- about: One row per order and decile, averaged over the seeds, with the untouched runs of the same base, data and recipe (v1
---   Fig. 8, v3 Fig. 6). sigma is the standard deviation of the untouched runs over seeds; a change of more than 3 sigma is
+--   Fig. 8, v3 Fig. 6). With roles `before norm` or `after norm`, a decile of the directions of the activations was projected out at
+--   every norm instead (v1, App. F). sigma is the standard deviation of the untouched runs over seeds; a change of more than 3 sigma is
 --   more than chance, but sigma is imprecise if there are few seeds. paired_delta compares each run with the untouched run of the
 --   same seed (the same head, dropout and order of the examples), so that differences between seeds cancel; its 95 % interval is
 --   Student's t over the seeds, and is not corrected for the number of rows.
 -- param: base VARCHAR = NULL | this base model only
 -- param: dataset VARCHAR = NULL | this dataset only
--- param: roles VARCHAR = NULL | removal from these roles only (`all`, or names separated by commas)
+-- param: roles VARCHAR = NULL | removal from these roles only (`all`, names separated by commas, `before norm` or `after norm`)
 -- param: run VARCHAR = NULL | this run only (run_id)
 -- column: run_id | one base, one dataset, one recipe: all points of a run are comparable
 -- column: base_model | model that was fine-tuned
 -- column: dataset | data set of the fine-tuning
 -- column: order | none: untouched; remove-first: removed before fine-tuning; tune-first: removed after it
--- column: roles | roles of the matrices from which the decile was removed
--- column: decile | 1: smallest tenth of the singular values of each matrix; 10: largest
+-- column: roles | roles of the matrices from which the decile was removed; before norm, after norm: where it was projected out
+-- column: decile | 1: smallest tenth of the singular values of each matrix (of the eigenvalues at each norm); 10: largest
 -- column: seeds | number of runs
 -- column: accuracy | mean accuracy
 -- column: spread | standard deviation over the seeds

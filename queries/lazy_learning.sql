@@ -1,14 +1,15 @@
 -- title: Accuracy of rich and lazy networks with some of their singular values removed
 -- about: One row per recipe, network and set of removed singular values, averaged over the seeds (appendix A and Fig. 9 of
 --   arXiv 2410.17770v1). A rich network does not need its small singular values; a lazy one does. A recipe contains
---   everything that determines the numbers except the regime (alpha, frozen layers) and the seed: the images, the layer
---   sizes, epochs, batch size, learning rate and the removed shares. Networks of different recipes are never averaged.
+--   everything that determines the numbers except the regime (alpha, frozen layers) and the seed: the images and their
+--   normalization, the layer sizes, epochs, batch size, learning rate and the removed shares. Networks of different recipes are never averaged.
 -- param: runs VARCHAR = NULL | these runs only (run_id, separated by commas)
 -- param: percent DOUBLE = NULL | sets of this percentage only
 -- param: recipe VARCHAR = NULL | this recipe only
 -- column: dataset | training data
 -- column: model | the network, its alpha and its frozen layers
 -- column: recipe | 8 hexadecimal digits that identify the recipe; `rmtscan plot lazy` draws the newest, or the one given as --run
+-- column: normalize | pixels: each pixel minus its mean over the training images; images: each image to mean 0 and variance 1
 -- column: epochs | number of passes over the training images
 -- column: batch | images per step
 -- column: rate | learning rate
@@ -25,6 +26,7 @@ with runs as (
     select
         run_id,
         left(md5(json_merge_patch(method, '{"regime": null, "seed": null}')::varchar), 8) as recipe,
+        coalesce(method ->> '$.normalize', 'pixels') as normalize,
         (method ->> '$.training.epochs')::integer as epochs,
         (method ->> '$.training.batch')::integer as batch,
         (method ->> '$.training.rate')::double as rate
@@ -36,6 +38,7 @@ points as (
     select
         a.*,
         runs.recipe,
+        runs.normalize,
         runs.epochs,
         runs.batch,
         runs.rate,
@@ -49,6 +52,7 @@ select
     dataset,
     model,
     recipe,
+    normalize,
     epochs,
     batch,
     rate,
@@ -63,5 +67,5 @@ select
     max(finished_at) as finished_at
 from points
 where ($percent is null or percent = $percent) and ($recipe is null or recipe = $recipe)
-group by dataset, model, recipe, epochs, batch, rate, ordering, percent
+group by dataset, model, recipe, normalize, epochs, batch, rate, ordering, percent
 order by dataset, model, max(max(finished_at)) over (partition by recipe) desc, recipe, ordering, percent;

@@ -5,15 +5,20 @@ A run has one model, one data set and one recipe, so its points are comparable. 
 trained after the decile was removed from the base. The first two share a training. A point is one file of the table
 `finetunes`, written when it is measured; existing points are reused.
 
-Source: Staats, Thamm, Rosenow, arXiv 2410.17770, v1 sec. 5 (Fig. 8), v3 sec. 5 (Fig. 6).
+Instead of singular values, a decile of the directions of the activations can be projected out at every norm (`nlp/projections.py`).
+Then `roles` is `before norm` or `after norm`. The directions are eigenvectors of the covariance of the activations on the training
+texts: of the base for `remove-first`, where the projection stays in place during the training, and of the tuned model for
+`tune-first`.
+
+Source: Staats, Thamm, Rosenow, arXiv 2410.17770, v1 sec. 5 (Fig. 8) and App. F (the projection), v3 sec. 5 (Fig. 6).
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,13 +38,18 @@ if TYPE_CHECKING:
     from scanner.experiments.nlp.labels import Dataset
     from scanner.experiments.nlp.models import ModelPlace
     from scanner.experiments.nlp.placing import Placed
-    from scanner.experiments.nlp.removal import FactorCache, RemovalSet
+    from scanner.experiments.nlp.removal import Counts, FactorCache
+    from scanner.experiments.nlp.tokens import Batches, Sequences
     from scanner.experiments.nlp.training import Recipe, Trained
     from scanner.store import Store
 
 KIND = "finetune"
 Order = Literal["none", "remove-first", "tune-first"]
 ORDERS: tuple[Order, ...] = get_args(Order)
+Remove = Literal["singular-values", "before-norm", "after-norm"]
+REMOVES: tuple[Remove, ...] = get_args(Remove)
+#: Tokens of the training texts, for each dimension of the states, from which the directions of a projection are computed.
+TOKENS_PER_DIMENSION = 32
 #: Bytes of decompositions that a worker keeps of its base, for the next decile.
 _FACTORS = 2 << 30
 
@@ -52,8 +62,11 @@ class Config(TextOptions, ModelOptions):
     """The column with the labels; None: found by its name."""
     order: tuple[Order, ...] = option(("remove-first", "tune-first"), metavar="ORDER,...", choices=ORDERS)
     """remove-first, tune-first, none; the untouched runs (none) are always included."""
+    remove: Remove = option("singular-values")
+    """What a decile consists of: singular values of the matrices, or directions of the activations (eigenvectors of their
+    covariance on the training texts), which are projected out before or after every norm."""
     deciles: tuple[int, ...] = option((1, 5, 10), metavar="A-B,...", min=1, max=10)
-    """Deciles that are removed, one at a time: 1 has the smallest singular values, 10 the largest."""
+    """Deciles that are removed, one at a time: 1 has the smallest singular values (or eigenvalues), 10 the largest."""
     seeds: int = option(3, min=1, max=1000)
     """Number of seeds (of the head, dropout, and the order of the examples)."""
     roles: tuple[str, ...] = option((), metavar="ROLE,...", choices=ROLES)
@@ -82,6 +95,16 @@ class Config(TextOptions, ModelOptions):
                 raise ScannerError(f"`deciles` are 1 (the smallest singular values) to 10, got {decile}")
         if any(order != "none" for order in self.order) and not self.deciles:
             raise ScannerError("`deciles` is empty: choose from 1 (the smallest singular values) to 10")
+        if self.remove not in REMOVES:
+            raise ScannerError(f"`remove` {self.remove!r} does not exist: choose from {', '.join(REMOVES)}")
+        if self.remove != "singular-values" and self.roles:
+            raise ScannerError(
+                f"`roles` choose matrices, but `remove` {self.remove} changes none: it acts at every norm"
+            )
+        if self.remove != "singular-values" and self.keep is not None:
+            raise ScannerError(
+                f"`keep` cannot be given with `remove` {self.remove}: the projection is not part of the weights of a checkpoint"
+            )
         if self.seeds < 1 or (self.examples is not None and self.examples < 2):
             raise ScannerError(
                 f"`seeds` must be at least 1 and `examples` at least 2, got {self.seeds} and {self.examples}"
@@ -109,7 +132,7 @@ class Point:
 
 def point_file(run_id: str, point: Point, roles: str) -> str:
     """Name of the file of a point, and of the folder of its model: the run, the point, and the roles unless they are all."""
-    of_roles = "" if point.decile is None or roles == "all" else f"-{roles.replace(',', '.')}"
+    of_roles = "" if point.decile is None or roles == "all" else f"-{roles.replace(',', '.').replace(' ', '-')}"
     return f"{run_id}-{point.label}{of_roles}"
 
 
@@ -123,8 +146,9 @@ class FineTuneTask(Task):
     """Configuration of the model as transformers reads it, which is slow for some formats."""
     pooler: bool
     """Whether the checkpoint has the pooler of its body."""
+    remove: Remove = "singular-values"
     refs: tuple[MatrixRef, ...]
-    """The matrices that deciles are removed from."""
+    """The matrices that deciles of singular values are removed from; none for a projection."""
     data: Dataset
     recipe: Recipe
     seed: int
@@ -143,6 +167,11 @@ class FineTuneTask(Task):
     def file(self, point: Point) -> str:
         """As `point_file`."""
         return point_file(self.run_id, point, self.roles)
+
+    @property
+    def calibration(self) -> Sequences:
+        """The training texts from which the directions of a projection are computed; their order is random."""
+        return self.data.train.beginning(TOKENS_PER_DIMENSION * _width(self.config))
 
     @property
     def cost(self) -> float:
@@ -177,7 +206,7 @@ class Measured:
     accuracy: float
     seconds: float
     removed: int
-    """Singular values."""
+    """Singular values, or directions over all norms."""
     batch_tokens: int | None
     """Tokens that batches were reduced to for measuring; None if all fitted into memory."""
     checkpoint: str | None
@@ -200,26 +229,26 @@ def fine_tune(body: Any, task: FineTuneTask, of_base: FactorCache, measured: lis
         ScannerError: the model is not a classifier of texts, lacks a matrix, diverges, does not fit into memory, or cannot be kept.
     """
     from scanner.experiments.nlp.models import load_tokenizer
-    from scanner.experiments.nlp.removal import NO_COUNTS, FactorCache, removed
+    from scanner.experiments.nlp.removal import NO_COUNTS, FactorCache
     from scanner.experiments.nlp.tokens import BATCH_TOKENS, Batches
     from scanner.experiments.nlp.training import correct, keep, new_classifier, train
 
     clock = time.perf_counter()
     data = task.data
     model = new_classifier(body, data.classes, data.padding, task.seed, pooler=task.pooler)
+    batches = Batches(data.padding, BATCH_TOKENS[model.device.type])
     placed = _placed(model, task) if any(point.decile is not None for point in task.points) else []
-    before = nullcontext(NO_COUNTS) if task.first is None else removed(model, placed, _decile(task.first), of_base)
-    # What is removed first stays removed during training: leaving the context would restore the weights of the base.
+    before = (
+        nullcontext(NO_COUNTS) if task.first is None else _removal(model, task, placed, batches, of_base)(task.first)
+    )
+    # What is removed first stays removed during training: leaving the context would restore the weights of the base, or end the
+    # projection.
     with before as gone:
         trained = train(model, data.train, data.padding, task.recipe, task.seed)
-        of_tuned = FactorCache(_FACTORS)
-        batches = Batches(data.padding, BATCH_TOKENS[model.device.type])
+        afterward = any(point.order == "tune-first" for point in task.points)
+        without = _removal(model, task, placed, batches, FactorCache(_FACTORS)) if afterward else None
         for point in task.points:
-            after = (
-                removed(model, placed, _decile(point.decile), of_tuned)
-                if point.order == "tune-first" and point.decile is not None
-                else nullcontext(gone)
-            )
+            after = nullcontext(gone) if without is None or point.decile is None else without(point.decile)
             with after as taken:
                 one = Measured(
                     point=point,
@@ -238,6 +267,25 @@ def fine_tune(body: Any, task: FineTuneTask, of_base: FactorCache, measured: lis
     return trained
 
 
+def _removal(
+    model: Any, task: FineTuneTask, placed: Sequence[Placed], batches: Batches, factors: FactorCache
+) -> Callable[[int], AbstractContextManager[Counts]]:
+    """Return what removes a decile from the model as it is now, inside a context; `factors` keeps its decompositions."""
+    from scanner.experiments.nlp.projections import bases, without_decile
+    from scanner.experiments.nlp.removal import RemovalSet, removed
+
+    if task.remove == "singular-values":
+        return lambda decile: removed(model, placed, RemovalSet(name=f"decile:{decile}"), factors)
+    order: Literal["before", "after"] = "before" if task.remove == "before-norm" else "after"
+    found = bases(model.eval(), task.calibration, batches, order)
+    return lambda decile: without_decile(model, found, decile, order)
+
+
+def _width(config: Any) -> int:
+    """Return the number of dimensions of the states of a model; 0 if its configuration does not say."""
+    return int(getattr(config.get_text_config(), "hidden_size", 0))
+
+
 def _placed(model: Any, task: FineTuneTask) -> list[Placed]:
     from scanner.experiments.nlp.placing import place_matrices
 
@@ -248,12 +296,6 @@ def _placed(model: Any, task: FineTuneTask) -> list[Placed]:
             f"no decile can be removed from {len(lacking)} matrices: {printable(tensor)}, {reason}; choose other `roles`"
         )
     return placed
-
-
-def _decile(decile: int) -> RemovalSet:
-    from scanner.experiments.nlp.removal import RemovalSet
-
-    return RemovalSet(name=f"decile:{decile}")
 
 
 class FineTuneWork(ExperimentWork):
@@ -404,6 +446,8 @@ class FineTuneWork(ExperimentWork):
             "batch_tokens": measured.batch_tokens,
         }
         method = self.method | asdict(point)
+        if task.remove != "singular-values" and point.decile is not None:
+            method |= {"remove": task.remove, "calibration_tokens": task.calibration.tokens}
         self.store.write_rows("finetunes", self._name(point), rows("finetunes", row, 1), method=method)
 
 
@@ -416,6 +460,7 @@ def plan(config: Config, call: Call) -> FineTuneWork:
     from scanner.experiments.nlp.labels import prepare
     from scanner.experiments.nlp.models import load_config, load_tokenizer, longest_input, model_place
     from scanner.experiments.nlp.placing import open_target
+    from scanner.experiments.nlp.projections import require_full_rank
     from scanner.experiments.nlp.texts import read_texts
     from scanner.experiments.nlp.training import Recipe, require_classifier
 
@@ -431,14 +476,17 @@ def plan(config: Config, call: Call) -> FineTuneWork:
     tokenizer = load_tokenizer(place)
     length = min(config.window, longest_input(model_config, tokenizer))
     data = prepare(texts, tokenizer, length=length, test_share=config.test_share, examples=config.examples)
+    if config.remove != "singular-values":
+        require_full_rank(data.train.tokens, _width(model_config))  # here, and not later in every worker
     method = asdict(recipe) | {"data": data.digest, "length": length}
     base = {
         "place": place,
         "config": model_config,
         "pooler": any("pooler" in entry.name for entry in checkpoint.tensors),
-        "refs": refs,
+        "remove": config.remove,
+        "refs": refs if config.remove == "singular-values" else (),
         "recipe": recipe,
-        "roles": _roles(refs, checkpoint),
+        "roles": _roles(refs, checkpoint) if config.remove == "singular-values" else config.remove.replace("-", " "),
     }
     return FineTuneWork(
         call.open_store(),
@@ -511,6 +559,9 @@ EXPERIMENT = register_experiment(
         query="finetune_by_decile",
         help="""Fine-tune a model on labeled texts with a decile of its singular values removed before or after the training.
 
+With --remove before-norm or after-norm, a decile of the directions of the activations is projected out at every norm instead (v1,
+App. F): during training and measurement (remove-first), or for the measurement of the tuned model (tune-first).
+
 Each point (order, decile, seed) is stored when it is measured (table finetunes); existing points are reused. Prints query
 finetune_by_decile: mean accuracy, and its distance from the untouched runs in units of their spread.
 
@@ -519,6 +570,8 @@ Examples:
     rmtscan finetune ./encoder --task reviews.csv --where source=rotten_tomatoes --deciles 1,5,10 --seeds 3
 
     rmtscan finetune org/model --task boolq.jsonl --column question --second passage --label answer --order remove-first
+
+    rmtscan finetune ./encoder --task reviews.csv --remove after-norm --deciles 1,10
 
     rmtscan finetune ./encoder --task sst2.tsv --order none --keep tuned && rmtscan compare ./encoder tuned/*-none-seed0
 """,

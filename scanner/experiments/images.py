@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
+from scanner.experiments.regimes import Normalize
 
 DIGITS = "digits"
 """Name of the 1797 handwritten digits (8 x 8) of scikit-learn, which need no file."""
@@ -32,11 +33,13 @@ _NPZ_BYTES = 2 << 30
 _NPZ_NAMES = ("x_train", "y_train", "x_test", "y_test")
 _TEST_SHARE = 3
 """One digit in this many is used for testing."""
+_Arrays = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]
+"""Images and labels for training, images and labels for testing, as they were read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """Training and test images (count, pixels) in float32, centered and scaled with the training set, and labels from 0."""
+    """Training and test images (count, pixels) in float32, centered and scaled, and labels from 0."""
 
     name: str
     train: NDArray[np.float32]
@@ -55,30 +58,32 @@ class Images:
         return int(self.train_labels.max()) + 1
 
 
-def load_images(path: str | None) -> Images:
+def load_images(path: str | None, normalize: Normalize = "pixels") -> Images:
     """Load the images of a file or folder.
 
     Args:
         path: the folder `cifar-10-batches-py` (CIFAR-10, Python version), or an .npz file with the arrays x_train, y_train,
             x_test and y_test as Keras writes it (images of one shape, labels 0, 1, ...); None: the digits of scikit-learn.
+        normalize: subtract the mean training image and divide by the standard deviation of all training values (`pixels`), or
+            give each image mean 0 and variance 1 (`images`).
 
     Raises:
         ScannerError: the file does not exist, its contents are not labeled images, or scikit-learn is not installed.
     """
     if path is None:
-        return _digits()
+        return _prepared(DIGITS, *_digits(), normalize)
     place = Path(path)
     if place.is_dir():
-        return _cifar10(place)
+        return _prepared("cifar10", *_cifar10(place), normalize)
     if place.suffix == ".npz" and place.is_file():
-        return _npz(place)
+        return _prepared(place.stem, *_npz(place), normalize)
     raise ScannerError(
         f"no images at {printable(path)!r}: give the folder cifar-10-batches-py (CIFAR-10, Python version) or an .npz file "
         f"with {', '.join(_NPZ_NAMES)}, or omit `data` to use the digits of scikit-learn"
     )
 
 
-def _digits() -> Images:
+def _digits() -> _Arrays:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -89,10 +94,10 @@ def _digits() -> Images:
     order = np.random.default_rng(0).permutation(len(labels))  # the digits are sorted by writer
     held = len(labels) // _TEST_SHARE
     test, train = order[:held], order[held:]
-    return _prepared(DIGITS, images[train], labels[train], images[test], labels[test])
+    return images[train], labels[train], images[test], labels[test]
 
 
-def _cifar10(folder: Path) -> Images:
+def _cifar10(folder: Path) -> _Arrays:
     missing = [name for name in (*_TRAIN, _TEST) if not (folder / name).is_file()]
     if missing:
         raise ScannerError(
@@ -102,10 +107,10 @@ def _cifar10(folder: Path) -> Images:
     batches = [_cifar_batch(folder / name) for name in _TRAIN]
     test, test_labels = _cifar_batch(folder / _TEST)
     train = np.concatenate([images for images, _ in batches])
-    return _prepared("cifar10", train, np.concatenate([labels for _, labels in batches]), test, test_labels)
+    return train, np.concatenate([labels for _, labels in batches]), test, test_labels
 
 
-def _npz(path: Path) -> Images:
+def _npz(path: Path) -> _Arrays:
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
@@ -115,17 +120,22 @@ def _npz(path: Path) -> Images:
             missing = [name for name in _NPZ_NAMES if name not in arrays]
             if missing:
                 raise ValueError(f"{', '.join(missing)} missing")
-            found = [np.asarray(arrays[name]) for name in _NPZ_NAMES]
+            train, train_labels, test, test_labels = (np.asarray(arrays[name]) for name in _NPZ_NAMES)
     except Exception as error:  # damaged archives raise zlib.error, BadZipFile, EOFError and others
         reason = printable(" ".join(str(error).split()) or type(error).__name__)
         raise ScannerError(f"{printable(path.name)}: cannot read images: {reason}") from error
-    return _prepared(path.stem, *found)
+    return train, train_labels, test, test_labels
 
 
 def _prepared(
-    name: str, train: NDArray[Any], train_labels: NDArray[Any], test: NDArray[Any], test_labels: NDArray[Any]
+    name: str,
+    train: NDArray[Any],
+    train_labels: NDArray[Any],
+    test: NDArray[Any],
+    test_labels: NDArray[Any],
+    normalize: Normalize,
 ) -> Images:
-    """Flatten the images, subtract the mean training image, and divide by the standard deviation of all training values."""
+    """Flatten and check the images, and normalize them."""
     known = []
     for what, images, labels in (("training", train, train_labels), ("test", test, test_labels)):
         labels = labels.reshape(-1)
@@ -152,13 +162,19 @@ def _prepared(
     mean, deviation = train.mean(axis=0), float(train.std(dtype=np.float64))
     if not deviation > 0.0:
         raise ScannerError(f"{printable(name)}: all training images are equal")
-    return Images(
-        name=name,
-        train=(train - mean) / np.float32(deviation),
-        train_labels=train_labels,
-        test=(test - mean) / np.float32(deviation),
-        test_labels=test_labels,
-    )
+    if normalize == "images":
+        train, test = _standardized(train), _standardized(test)
+    else:
+        train, test = (train - mean) / np.float32(deviation), (test - mean) / np.float32(deviation)
+    return Images(name=name, train=train, train_labels=train_labels, test=test, test_labels=test_labels)
+
+
+def _standardized(images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return images (count, pixels) that each have mean 0 and variance 1; an image of one color becomes 0."""
+    centered = images - images.mean(axis=1, dtype=np.float64, keepdims=True)
+    deviation = centered.std(axis=1, keepdims=True)
+    found: NDArray[np.float32] = (centered / np.where(deviation > 0.0, deviation, 1.0)).astype(np.float32)
+    return found
 
 
 # ---- Batches of CIFAR-10: pickles of numpy arrays from Python 2, read without calling numpy's reconstruction functions

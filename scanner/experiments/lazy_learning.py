@@ -1,7 +1,7 @@
 """Lazy learning: one task trains one network of one regime and measures its accuracy without sets of singular values.
 
 A point, one (regime, seed), is a run of its own: a hash of the images and of everything that decides the rows, so no point is
-computed twice. In the table `ablations`, `model` is the network and its regime, `roles` is `hidden` (all three hidden matrices
+computed twice. In the table `ablations`, `model` is the network and its regime, `roles` is `hidden` (all hidden matrices
 at once), `set` is `smallest:20%`, `mass:20%` or `random:20%`, `metric` is `accuracy`, and `stderr` is that of `delta`.
 
 Source: Staats, Thamm, Rosenow, arXiv 2410.17770v1, App. A, Fig. 9.
@@ -15,14 +15,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from scanner.configuration import option
 from scanner.engine.task import Context, Failure, Task, TaskError
 from scanner.engine.work import Stored
 from scanner.errors import ScannerError
 from scanner.experiments.experiment import Call, Experiment, ExperimentWork, Report, register_experiment, write_run
-from scanner.experiments.regimes import HIDDEN, ORDERINGS, Regime, Training
+from scanner.experiments.regimes import HIDDEN, ORDERINGS, Normalize, Regime, Training
 
 if TYPE_CHECKING:
     from scanner.experiments.images import Images
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 KIND = "lazy_learning"
 #: Increased whenever the same parameters would give other rows.
 VERSION = 1
+MOST_WIDTH = 16384
+"""Largest width of a hidden layer: a matrix of this size takes 1 GB."""
 SHARES = tuple(i / 20 for i in range(1, 20))
 """Shares of the singular values that are removed."""
 
@@ -44,8 +46,14 @@ class Config:
     """Folder cifar-10-batches-py (CIFAR-10), or an .npz with x_train, y_train, x_test, y_test; None: the digits of scikit-learn."""
     alpha: tuple[float, ...] = option((1.0, 15.0), metavar="A,...", shown="1,15")
     """Scales of the logits: 1 is rich, large is lazy."""
-    frozen: tuple[int, ...] = option((0, 1, 2), metavar="LAYER,...", shown="0,1,2")
-    """Layers (0 to 3) that are not trained in one more network at alpha 1, the extreme of lazy; '' for no such network."""
+    frozen: tuple[int, ...] | None = option(None, metavar="LAYER,...")
+    """Layers, from 0, that are not trained in one more network at alpha 1, the extreme of lazy; '' for no such network; None: all
+    hidden layers."""
+    widths: tuple[int, ...] = option(HIDDEN, name="hidden", metavar="WIDTH,...", min=1, max=MOST_WIDTH)
+    """Widths of the hidden layers."""
+    normalize: Normalize = option("pixels")
+    """How the images are normalized: pixels (each pixel minus its mean over the training images, all divided by one standard
+    deviation) or images (each image to mean 0 and variance 1)."""
     seeds: int = option(3, min=1, max=1000)
     """Networks of each kind."""
     epochs: int = option(60, min=1)
@@ -58,11 +66,16 @@ class Config:
     """Shares of the singular values that are removed, between 0 and 1."""
 
     def __post_init__(self) -> None:
-        layers = len(HIDDEN) + 1
+        if not self.widths or not all(1 <= width <= MOST_WIDTH for width in self.widths):
+            given = ", ".join(map(str, self.widths)) or "none"
+            raise ScannerError(f"`widths` must be one or more numbers from 1 to {MOST_WIDTH}, got {given}")
+        if self.normalize not in get_args(Normalize):
+            raise ScannerError(f"`normalize` {self.normalize!r} does not exist: choose from pixels, images")
+        layers = len(self.widths) + 1
         for alpha in self.alpha:
             if not 0.0 < alpha < float("inf"):
                 raise ScannerError(f"`alpha` must be positive, got {alpha:g}")
-        if not set(self.frozen) < set(range(layers)):
+        if not set(self.frozen or ()) < set(range(layers)):
             raise ScannerError(
                 f"`frozen` must be some of the {layers} layers 0 to {layers - 1}, not all, got {self.frozen}"
             )
@@ -77,7 +90,8 @@ class Config:
     @property
     def regimes(self) -> tuple[Regime, ...]:
         """What is compared: one regime per alpha, and the frozen network."""
-        frozen = [Regime(frozen=tuple(sorted({*self.frozen})))] if self.frozen else []
+        layers = range(len(self.widths)) if self.frozen is None else sorted({*self.frozen})
+        frozen = [Regime(frozen=tuple(layers))] if layers else []
         return tuple(dict.fromkeys([*(Regime(alpha=alpha) for alpha in self.alpha), *frozen]))
 
 
@@ -87,8 +101,9 @@ class Point(Task):
 
     data: str | None
     """Where the images are, on every machine; None: the digits of scikit-learn."""
+    normalize: Normalize = "pixels"
     digest: str
-    """SHA-256 of the images and labels that the driver read."""
+    """SHA-256 of the images, as they are normalized, and labels that the driver read."""
     dataset: str
     sizes: tuple[int, ...]
     regime: Regime
@@ -98,8 +113,13 @@ class Point(Task):
 
     @property
     def method(self) -> dict[str, object]:
-        """Everything that decides the rows; the place of the images does not."""
+        """Everything that decides the rows; the place of the images does not.
+
+        `normalize` came later: earlier versions normalized `pixels`.
+        """
         decides = {name: value for name, value in asdict(self).items() if name != "data"}
+        if self.normalize == "pixels":
+            del decides["normalize"]
         return {"experiment": KIND, "version": VERSION, **decides}
 
     @property
@@ -152,11 +172,11 @@ def compute(point: Point, device: str = "cpu") -> Outcome:
 
     started = time.perf_counter()
     torch.set_num_threads(1)
-    images = _images(point.data)
+    images = _images(point.data, point.normalize)
     if digest(images) != point.digest:
         raise TaskError("the images differ from those of the driver: the files must be the same on every machine")
     try:
-        network = train(images, point.regime, point.training, point.seed, device)
+        network = train(images, point.regime, point.training, point.seed, device, widths=point.sizes[1:-1])
         baseline, found = removals(network, images, point.shares, point.seed)
     except DivergedError as error:
         raise TaskError(str(error)) from error
@@ -169,10 +189,10 @@ def compute(point: Point, device: str = "cpu") -> Outcome:
 
 
 @lru_cache(maxsize=1)
-def _images(data: str | None) -> Images:
+def _images(data: str | None, normalize: Normalize) -> Images:
     from scanner.experiments.images import load_images
 
-    return load_images(data)
+    return load_images(data, normalize)
 
 
 def digest(images: Images) -> str:
@@ -250,12 +270,13 @@ def write_point(store: Store, point: Point, outcome: Outcome, environment: Mappi
     """
     from scanner.store.tables import rows
 
+    hidden = len(point.sizes) - 2
     removals = sorted(outcome.removals, key=lambda one: (ORDERINGS.index(one.ordering), one.share))
     columns: dict[str, Any] = {
         "run_id": point.run_id,
         "model": point.model,
         "roles": "hidden",
-        "layers": f"0-{len(HIDDEN) - 1}",
+        "layers": "0" if hidden == 1 else f"0-{hidden - 1}",
         "seed": point.seed,
         "metric": "accuracy",
         "dataset": point.dataset,
@@ -290,13 +311,14 @@ def plan(config: Config, call: Call) -> LazyWork:
         ScannerError: images that cannot be read.
     """
     store = call.open_store()
-    images = _images(config.data)
+    images = _images(config.data, config.normalize)
     points = [
         Point(
             data=config.data,
             digest=digest(images),
             dataset=images.name,
-            sizes=(images.pixels, *HIDDEN, images.classes),
+            normalize=config.normalize,
+            sizes=(images.pixels, *config.widths, images.classes),
             regime=regime,
             training=Training(epochs=config.epochs, batch=config.batch, rate=config.lr),
             shares=config.shares,
@@ -326,6 +348,8 @@ Examples:
     rmtscan lazy-learning
 
     rmtscan lazy-learning --data cifar-10-batches-py --alpha 1,4,15 --seeds 5
+
+    rmtscan lazy-learning --data cifar-10-batches-py --hidden 1024,512,512 --normalize images
 """,
     )
 )

@@ -53,15 +53,25 @@ def initial(sizes: Sequence[int], generator: torch.Generator) -> Network:
     return Network(weights=tuple(weights), biases=tuple(torch.zeros(size) for size in sizes[1:]))
 
 
-def train(images: Images, regime: Regime, training: Training, seed: int, device: str = "cpu") -> Network:
-    """Train one network; the same seed gives the same initial weights and the same batches in every regime.
+def train(
+    images: Images,
+    regime: Regime,
+    training: Training,
+    seed: int,
+    device: str = "cpu",
+    *,
+    widths: Sequence[int] = HIDDEN,
+) -> Network:
+    """Train one network with hidden layers of these widths.
+
+    The same seed gives the same initial weights and the same batches in every regime.
 
     Raises:
         DivergedError: the loss is NaN or infinite.
         ValueError: a frozen layer does not exist, or all layers are frozen.
     """
     generator = torch.Generator().manual_seed(seed)
-    network = initial((images.pixels, *HIDDEN, images.classes), generator)
+    network = initial((images.pixels, *widths, images.classes), generator)
     layers = len(network.weights)
     trained = [layer for layer in range(layers) if layer not in regime.frozen]
     if any(not 0 <= layer < layers for layer in regime.frozen) or not trained:

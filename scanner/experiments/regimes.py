@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 HIDDEN = (512, 512, 512)
+"""Widths of the hidden layers, unless others are asked for."""
+Normalize = Literal["pixels", "images"]
+"""How images are centered and scaled. `pixels`: every pixel minus its mean over the training images, and all divided by one
+standard deviation; `images`: every image to mean 0 and variance 1 over its own values."""
 Ordering = Literal["smallest", "mass", "random"]
 ORDERINGS: tuple[Ordering, ...] = ("smallest", "mass", "random")
 """Singular values that are removed from each hidden matrix for a share p. `smallest`: the smallest, a share p of their number;

@@ -3,15 +3,13 @@
 In the table `ablations`, `set` is `slice:K` (K is the decile of the eigenvalues that is left out, 1 the smallest) and `roles`
 says where: `before norm` or `after norm`; `removed` counts directions over all norms of the model.
 
-Source of the construction: Staats, Thamm, Rosenow, arXiv 2410.17770v1, App. F, whose claim is about the order of slicing and
-fine-tuning.
+Source of the construction: Staats, Thamm, Rosenow, arXiv 2410.17770v1, App. F. Its claim is about the order of slicing and
+fine-tuning, which `finetune` has an option for; here nothing is fine-tuned.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -81,16 +79,11 @@ class SlicingTask(PointTask):
         """Compute the bases of this order."""
         self._bases(context, model, batches)
 
-    @contextmanager
-    def without(self, context: Context, model: Any) -> Iterator[Counts]:
+    def without(self, context: Context, model: Any) -> AbstractContextManager[Counts]:
         """The model without the tenth; yields how many directions of how many."""
-        from scanner.experiments.nlp.projections import decile_slice, sliced
-        from scanner.experiments.nlp.removal import Counts
+        from scanner.experiments.nlp.projections import without_decile
 
-        found = self._bases(context, model, None)
-        dropped = {name: basis[:, decile_slice(basis.shape[0], self.decile)] for name, basis in found.items()}
-        with sliced(model, dropped, self.order) as removed:
-            yield Counts(removed, sum(basis.shape[0] for basis in found.values()), math.nan)
+        return without_decile(model, self._bases(context, model, None), self.decile, self.order)
 
     def _bases(self, context: Context, model: Any, batches: Batches | None) -> dict[str, torch.Tensor]:
         from scanner.experiments.nlp.projections import bases
@@ -157,9 +150,10 @@ EXPERIMENT = register_experiment(
         query="slicing",
         help="""Leave out a tenth of the activation directions at every norm, and measure how much the model degrades.
 
-The directions are eigenvectors of the covariance of the activations at each norm, as in SliceGPT
-(the construction of v1, App. F; nothing is fine-tuned here). Each point is one file in the
-table ablations, written when it is measured; existing points are reused. Prints query slicing.
+The directions are eigenvectors of the covariance of the activations at each norm, as in SliceGPT (the construction of v1,
+App. F). Nothing is fine-tuned here: rmtscan finetune --remove before-norm (or after-norm) removes them before and after
+fine-tuning. Each point is one file in the table ablations, written when it is measured; existing points are reused. Prints query
+slicing.
 
 Examples:
 

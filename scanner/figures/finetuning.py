@@ -1,4 +1,4 @@
-"""Figure of fine-tuning with a decile of the singular values removed before or after it."""
+"""Figure of fine-tuning with a decile of the singular values, or of the activation directions, removed before or after it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from scanner.figures.registry import figure, nearest
 from scanner.store import Store
 
 _ORDERS = {"remove-first": "removed, then fine-tuned", "tune-first": "fine-tuned, then removed"}
+_NORMS = {"before norm": "directions before norms", "after norm": "directions after norms"}
 _COLORS = {"removed, then fine-tuned": theme.BLUE, "fine-tuned, then removed": theme.VERMILION}
 
 
@@ -33,9 +34,10 @@ def finetuning(
     """Draw the accuracy by removed decile in both orders, with the mean of the untouched runs and three standard deviations.
 
     Points are means over seeds, error bars their standard deviation (none for a single seed). The newest run of the base is drawn
-    unless `run` is given; without a role, the matrices of the newest points of the run.
+    unless `run` is given; without a role, the newest points of the run, whatever was removed. `role` can also be `before norm` or
+    `after norm`, for the directions of the activations that were projected out there.
 
-    Source: arXiv 2410.17770, v1 Fig. 8, v3 Fig. 6.
+    Source: arXiv 2410.17770, v1 Fig. 8 and App. F, v3 Fig. 6.
 
     Raises:
         ScannerError: the store has no fine-tuning, not of this run or base, or none with removal from this role.
@@ -67,12 +69,15 @@ def finetuning(
     removed = [row for row in removed if series.items() <= row.items()]
     untouched = next((row for row in answer if row["run_id"] == newest["run_id"] and row["order"] == "none"), None)
     look = theme.style(interactive)
-    chart = alt.layer(*_untouched(look, untouched), *_lines(look, removed, interactive))
+    what = _NORMS.get(newest["roles"])
+    x = _decile("singular values" if what is None else "eigenvalues")
+    chart = alt.layer(*_untouched(look, x, untouched), *_lines(look, x, removed, interactive))
     seeds = sorted({int(row["seeds"]) for row in removed})
     counted = "1 seed" if seeds == [1] else f"{'-'.join(map(str, {seeds[0]: 0, seeds[-1]: 0}))} seeds"
     epochs = "1 epoch" if newest["epochs"] == 1 else f"{newest['epochs']} epochs"
     details = [
-        f"{printable(newest['dataset'])}, {newest['examples']} texts, {epochs}; removed from: {printable(newest['roles'])}",
+        f"{printable(newest['dataset'])}, {newest['examples']} texts, {epochs}; "
+        + (f"removed from: {printable(newest['roles'])}" if what is None else what),
         f"{counted}, ± one standard deviation{_words(untouched)}",
     ]
     chart = chart.properties(width=look.width, height=look.height)
@@ -90,26 +95,26 @@ def _accuracy(column: str = "accuracy:Q") -> alt.Y:
     return alt.Y(column, title="accuracy", scale=alt.Scale(zero=False, nice=True), axis=alt.Axis(tickCount=5))
 
 
-def _decile() -> alt.X:
+def _decile(of: str) -> alt.X:
     ticks = alt.Axis(grid=False, values=list(range(1, 11)), format="d")
     scale = alt.Scale(domain=[0.5, 10.5], nice=False)
-    return alt.X("decile:Q", title="removed decile (1: smallest singular values)", scale=scale, axis=ticks)
+    return alt.X("decile:Q", title=f"removed decile (1: smallest {of})", scale=scale, axis=ticks)
 
 
-def _untouched(look: theme.Style, row: dict[str, Any] | None) -> list[Any]:
+def _untouched(look: theme.Style, x: alt.X, row: dict[str, Any] | None) -> list[Any]:
     if row is None:
         return []
     spread = row["three_sigma"] or 0.0
     low, high = row["untouched"] - spread, row["untouched"] + spread
     ends = [{"decile": end, "low": low, "high": high, "accuracy": row["untouched"]} for end in (0.5, 10.5)]
     base = alt.Chart(theme.inline(ends))
-    line = base.mark_line(color=theme.GRAY, strokeWidth=look.line, strokeDash=[4, 2]).encode(x=_decile(), y=_accuracy())
+    line = base.mark_line(color=theme.GRAY, strokeWidth=look.line, strokeDash=[4, 2]).encode(x=x, y=_accuracy())
     if not spread:
         return [line]
-    return [base.mark_area(color=theme.PALE, opacity=0.6).encode(x=_decile(), y=_accuracy("low:Q"), y2="high:Q"), line]
+    return [base.mark_area(color=theme.PALE, opacity=0.6).encode(x=x, y=_accuracy("low:Q"), y2="high:Q"), line]
 
 
-def _lines(look: theme.Style, rows: list[dict[str, Any]], interactive: bool) -> list[Any]:
+def _lines(look: theme.Style, x: alt.X, rows: list[dict[str, Any]], interactive: bool) -> list[Any]:
     drawn = []
     for row in sorted(rows, key=lambda row: (row["order"], row["decile"])):
         spread = row["spread"] or 0.0
@@ -126,9 +131,9 @@ def _lines(look: theme.Style, rows: list[dict[str, Any]], interactive: bool) -> 
         alt.Tooltip(f"{name}:Q", format=".3g") for name in ("decile", "accuracy", "delta", "delta in sigma", "seeds")
     ]
     base = alt.Chart(theme.inline(drawn))
-    bars = base.mark_rule(strokeWidth=look.line).encode(x=_decile(), y=_accuracy("low:Q"), y2="high:Q", color=color)
-    lines = base.mark_line(strokeWidth=1.3 * look.line).encode(x=_decile(), y=_accuracy(), color=color)
+    bars = base.mark_rule(strokeWidth=look.line).encode(x=x, y=_accuracy("low:Q"), y2="high:Q", color=color)
+    lines = base.mark_line(strokeWidth=1.3 * look.line).encode(x=x, y=_accuracy(), color=color)
     dots = base.mark_point(filled=True, size=3.0 * look.font, opacity=1.0).encode(
-        x=_decile(), y=_accuracy(), color=color, tooltip=hover if interactive else alt.Undefined
+        x=x, y=_accuracy(), color=color, tooltip=hover if interactive else alt.Undefined
     )
     return [bars, lines, dots]

@@ -90,7 +90,9 @@ def lazy(store: Store, *, interactive: bool = False, model: str | None = None, r
     networks = sorted({int(row["networks"]) for row in found})
     counted = f"{networks[0]}" if len(networks) == 1 else f"{networks[0]} to {networks[-1]}"
     epochs = "1 epoch" if newest["epochs"] == 1 else f"{newest['epochs']} epochs"
-    recipe = f"{epochs}, batches of {newest['batch']}, rate {newest['rate']:g}; recipe {newest['recipe']}"
+    recipe = f"{epochs}, batches of {newest['batch']}, rate {newest['rate']:g}"
+    recipe += "; every image normalized" if newest["normalize"] == "images" else ""
+    recipe += f"; recipe {newest['recipe']}"
     recipe += f", the newest of {others + 1}" if others else ""
     details = f"{counted} seeds, ± one standard deviation of the change"
     chart = alt.vconcat(*panels).resolve_scale(color="shared")

@@ -386,7 +386,8 @@ def read(
             f"the statement has not ended within {timeout:g} s: select fewer rows, or raise `timeout`"
         ) from None
     except duckdb.Error as error:
-        raise QueryError(one_line(error)) from error
+        # `error(...)` in a query says what is wrong in words of its own; DuckDB adds this.
+        raise QueryError(one_line(error).removeprefix("Invalid Input Error: ")) from error
     except ScannerError:
         raise
     except Exception as error:  # of the package that reads the object store

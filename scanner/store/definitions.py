@@ -640,7 +640,7 @@ _ALL = (
         name="finetunes",
         kind="point",
         row="one row per tuned model",
-        description="accuracy after fine-tuning, with singular values removed before or after",
+        description="accuracy after fine-tuning, with singular values, or directions of the activations, removed before or after",
         file="<point>",
         paths=("base_model", "dataset", "checkpoint"),
         declared=(
@@ -648,9 +648,12 @@ _ALL = (
             _text("base_model", "name of the model that was tuned", required=True),
             _DATASET,
             _text("order", "`none`, `remove-first` or `tune-first`", required=True),
-            _int("decile", "removed decile, 1 = smallest singular values; null for `none`"),
+            _int("decile", "removed decile, 1 = smallest singular values (or eigenvalues); null for `none`"),
             _int("seed", "seed of the head, dropout and the order of the examples", required=True),
-            _text("roles", "roles of the changed matrices; null for `none`"),
+            _text(
+                "roles",
+                "roles of the changed matrices; `before norm` or `after norm` where directions were projected out; null for `none`",
+            ),
             _float("accuracy", "share of the test examples that are classified correctly", required=True),
             _bigint("examples", "number of training examples"),
             _int("epochs", "passes over the training examples"),

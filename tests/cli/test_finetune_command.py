@@ -187,6 +187,13 @@ def test_an_interruption_says_that_the_same_command_goes_on(
         (("--lr", "0"), 1, "--lr must be positive"),
         (("--test-share", "2"), 1, "--test-share must be between 0 and 1"),
         (("--keep", "s3://bucket/x"), 1, "not a URL"),
+        (("--remove", "norm"), 2, "'norm' is not one of"),
+        (("--remove", "after-norm", "--keep", "x"), 1, "--keep cannot be given with --remove after-norm"),
+        (
+            ("--remove", "after-norm", "--roles", "key"),
+            1,
+            "--roles choose matrices, but --remove after-norm changes none",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_one_line(

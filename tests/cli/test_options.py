@@ -291,8 +291,8 @@ OPTIONS = {
     "ablate": f"{MEASURE} --store --roles --layers --by --sets --random --controls --control-draws --stride --prompt "
     f"--answers {POOL} --force --format",
     "finetune": f"{TEXT} --label --store --order --deciles --seeds --roles --examples --test-share --window --epochs --batch --lr "
-    f"--keep {POOL} --force --format",
-    "lazy-learning": f"--data --store --alpha --frozen --seeds --epochs --lr --batch {POOL} --force --format",
+    f"--remove --keep {POOL} --force --format",
+    "lazy-learning": f"--data --store --alpha --frozen --hidden --normalize --seeds --epochs --lr --batch {POOL} --force --format",
     "slicing": f"{MEASURE} --store --prompt --answers --order --deciles --calibration --calibration-tokens {POOL} --force --format",
     "plot": "--output --list --model --revision --layer --role --head --expert --stack --tensor --side --k --ensemble --base "
     "--tuned --centred --run --param --store --format",

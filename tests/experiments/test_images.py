@@ -64,6 +64,21 @@ def test_cifar_is_read_as_numpy_reads_it(cifar: Path) -> None:
     assert len(found.test) == 20
 
 
+def test_every_image_by_itself(tmp_path: Path) -> None:
+    given = arrays()
+    given["x_train"] = 5.0 * given["x_train"] + np.arange(12)[:, None, None]
+    given["x_test"][2] = 7.0  # one color
+    np.savez(tmp_path / "small.npz", **given)  # type: ignore[arg-type]
+    found = load_images(str(tmp_path / "small.npz"), "images")
+    for images, raw in ((found.train, given["x_train"]), (found.test, given["x_test"])):
+        assert images.dtype == np.float32
+        for image, values in zip(images, raw.reshape(len(raw), 6), strict=True):
+            deviation = values.std() or 1.0
+            assert image == pytest.approx((values - values.mean()) / deviation, abs=1e-5)
+    assert found.test[2].tolist() == [0.0] * 6
+    assert found.train_labels.tolist() == load_images(str(tmp_path / "small.npz")).train_labels.tolist()
+
+
 def test_a_pickle_that_names_anything_else_runs_nothing(cifar: Path) -> None:
     trace = cifar / "trace"
     (cifar / "data_batch_3").write_bytes(b"cos\nsystem\n(S'touch " + str(trace).encode() + b"'\ntR.")

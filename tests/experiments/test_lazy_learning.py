@@ -15,7 +15,7 @@ from scanner.engine.task import TaskError
 from scanner.engine.worker import Worker
 from scanner.errors import ScannerError
 from scanner.experiments.images import Images, load_images
-from scanner.experiments.lazy_learning import Outcome, Point, compute, digest, write_point
+from scanner.experiments.lazy_learning import Config, Outcome, Point, compute, digest, write_point
 from scanner.experiments.mlp import (
     Network,
     Regime,
@@ -30,7 +30,7 @@ from scanner.experiments.mlp import (
 from scanner.figures import FIGURES
 from scanner.store import Store, open_store
 
-from .calls import Found, lazy_learning
+from .calls import Found, lazy_learning, without_ray
 
 RICH, LAZY = Regime(alpha=1.0), Regime(alpha=15.0)
 QUICK = Training(epochs=8, rate=0.2)
@@ -182,6 +182,56 @@ def test_points_are_stored_and_never_computed_twice(tmp_path: Path, blobs: str, 
     assert (forced.run_ids, forced.kept) == (first.run_ids, 0)
 
 
+def test_other_widths_and_images_by_themselves_are_other_points_of_other_recipes(
+    tmp_path: Path, blobs: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = without_ray(monkeypatch)
+    common = {"training": Training(epochs=1), "regimes": (RICH,)}
+    plain = run(tmp_path / "store", blobs, **common)
+    same = run(tmp_path / "store", blobs, widths=(512, 512, 512), normalize="pixels", **common)
+    assert (same.run_ids, same.kept) == (plain.run_ids, 1)
+    wide = run(tmp_path / "store", blobs, widths=(24, 8), **common)
+    own = run(tmp_path / "store", blobs, normalize="images", **common)
+    assert (wide.kept, own.kept, len({*plain.run_ids, *wide.run_ids, *own.run_ids})) == (0, 0, 3)
+    store = open_store(str(tmp_path / "store"))
+    rows = store.sql("select model, layers, set, removed from ablations where set = 'smallest:50%'").to_pylist()
+    assert sorted((row["model"], row["layers"], row["removed"]) for row in rows) == [
+        ("mlp 3-24-8-3 alpha=1", "0-1", 2 + 4),  # of 3 and 8 singular values
+        ("mlp 3-512-512-512-3 alpha=1", "0-2", 2 + 256 + 256),
+        ("mlp 3-512-512-512-3 alpha=1", "0-2", 2 + 256 + 256),
+    ]
+    answer = store.query("lazy_learning", percent=20.0).to_pylist()
+    assert sorted((row["model"].split()[1], row["normalize"]) for row in answer if row["ordering"] == "mass") == [
+        ("3-24-8-3", "pixels"),
+        ("3-512-512-512-3", "images"),
+        ("3-512-512-512-3", "pixels"),
+    ]
+    assert len({row["recipe"] for row in answer}) == 3
+    # What was measured is a network that was trained on images that were normalized so.
+    images = load_images(blobs, "images")
+    network = train(images, RICH, Training(epochs=1), 0)
+    [row] = [row for row in answer if row["normalize"] == "images" and row["ordering"] == "smallest"]
+    assert row["baseline"] == float(correct(network, images).mean())
+    assert ran[-1].normalize == "images"
+    *_, said = drawn(store, model="mlp 3-512-512-512-3")
+    assert "rate 0.05; every image normalized; recipe" in said
+
+
+def test_hidden_layers_have_the_widths_that_were_asked_for(blobs: str) -> None:
+    images = load_images(blobs)
+    network = train(images, RICH, Training(epochs=1), 0, widths=(24, 8))
+    assert [tuple(weight.shape) for weight in network.weights] == [(24, 3), (8, 24), (3, 8)]
+    start = initial((3, 24, 8, 3), torch.Generator().manual_seed(0))
+    assert not torch.equal(network.weights[1], start.weights[1])
+    assert float((network.weights[1] - start.weights[1]).abs().max()) < 0.5
+
+
+def test_the_frozen_network_has_every_hidden_layer_frozen() -> None:
+    assert Config(widths=(9, 9)).regimes[-1] == Regime(frozen=(0, 1))
+    assert Config().regimes == (RICH, LAZY, Regime(frozen=(0, 1, 2)))
+    assert Config(frozen=()).regimes == (RICH, LAZY)
+
+
 def add_network(store: Store, accuracy: float, *, epochs: int = 60, seed: int = 0, digest: str = "d") -> Point:
     """A network as the experiment stores it, which loses a tenth of its accuracy without the smallest fifth."""
     point = Point(
@@ -266,7 +316,7 @@ def test_whatever_goes_wrong_is_an_outcome(blobs: str, monkeypatch: pytest.Monke
     images = load_images(blobs)
     common = {"dataset": "blobs", "sizes": (3, 512, 512, 512, 3), "regime": LAZY, "shares": (0.2,), "seed": 1}
     point = Point(data=blobs, digest=digest(images), training=Training(epochs=1), **common)  # type: ignore[arg-type]
-    monkeypatch.setattr("scanner.experiments.mlp.train", lambda *_: 1 / 0)
+    monkeypatch.setattr("scanner.experiments.mlp.train", lambda *_, **__: 1 / 0)
     monkeypatch.setattr("scanner.engine.worker.granted_device", lambda: "cpu")
     failure = Worker().run(point).failure
     assert failure is not None
@@ -300,6 +350,11 @@ def test_the_command_prints_the_table(
         ({"seeds": 0}, "at least one"),
         ({"training": Training(rate=-1.0)}, "lr"),
         ({"shares": (1.0,)}, "between 0 and 1"),
+        ({"widths": ()}, "`widths` must be one or more numbers from 1 to 16384, got none"),
+        ({"widths": (512, 0)}, "`widths` must be one or more numbers from 1 to 16384, got 512, 0"),
+        ({"widths": (10**9,)}, "`widths` must be one or more"),
+        ({"widths": (8,), "regimes": (Regime(frozen=(2,)),)}, "`frozen` must be some of the 2 layers 0 to 1, not all"),
+        ({"normalize": "channels"}, "`normalize` 'channels' does not exist: choose from pixels, images"),
     ],
 )
 def test_impossible_parameters_are_told(tmp_path: Path, blobs: str, wrong: dict[str, object], said: str) -> None:

@@ -226,6 +226,37 @@ def test_before_the_norm_is_a_norm_of_projected_states(kind: str) -> None:
     assert not torch.allclose(output(model), changed, atol=1e-2)
 
 
+@pytest.mark.parametrize(("kind", "one"), [("llama", 0.0), ("gemma", 1.0), ("olmo", None)])
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_model_can_be_trained_without_directions(kind: str, one: float | None, order: Order) -> None:
+    """After a step, the projection has the new scale, and gradients are those of the formula."""
+    model = model_of(kind, **CONFIGS["llama"], head_dim=4)
+    name, norm = next(iter(norms_of(model).items()))
+    dropped = directions(model)[name]
+    projection = torch.eye(16) - dropped @ dropped.T
+    states = torch.randn(4, 16, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    module: Any = norm.module
+    weight: torch.Tensor = torch.ones(16) if one is None else module.weight.requires_grad_()
+
+    def centered(values: torch.Tensor) -> torch.Tensor:
+        return values - values.mean(dim=-1, keepdim=True) if norm.centred else values
+
+    def formula() -> torch.Tensor:
+        inside = centered(centered(states) @ projection) if order == "before" else centered(states)
+        unit = inside / torch.sqrt(inside.square().mean(dim=-1, keepdim=True) + norm.eps)
+        return ((one or 0.0) + weight) * (unit if order == "before" else unit @ projection)
+
+    with sliced(model, {name: dropped}, order):
+        for _ in range(2):
+            wanted, found = formula(), module(states)
+            assert torch.allclose(found, wanted, atol=1e-4)
+            inputs = [states] if one is None else [states, weight]
+            for mine, theirs in zip(*(torch.autograd.grad((y**2).sum(), inputs) for y in (found, wanted)), strict=True):
+                assert torch.allclose(mine, theirs, atol=1e-3, rtol=1e-3)
+            if one is not None:
+                module.weight.data += 0.3
+
+
 class _Projected(torch.nn.Module):
     def __init__(self, norm: torch.nn.Module, dropped: torch.Tensor) -> None:
         super().__init__()

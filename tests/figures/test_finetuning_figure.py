@@ -11,6 +11,7 @@ import pytest
 from scanner.errors import ScannerError
 from scanner.figures import FIGURES, save
 from scanner.store import Store, open_store
+from tests.store.rows import NOON
 from tests.store.test_finetune_queries import AFTER, FIRST, NONE, add
 
 
@@ -64,6 +65,20 @@ def test_the_newest_run_of_the_base_and_role_that_are_meant(store: Store) -> Non
         FIGURES["finetuning"].draw(store, base="org/bse")
     with pytest.raises(ScannerError, match="no decile was removed from 'key'"):
         FIGURES["finetuning"].draw(store, base="org/base", role="key")
+
+
+def test_directions_that_were_projected_out_are_named(store: Store) -> None:
+    for decile in (1, 10):
+        add(filled(store), "a", "tune-first", decile, [0.4, 0.5, 0.6], roles="after norm", finished_at=NOON)
+    chart = FIGURES["finetuning"].draw(store, role="after norm").to_dict()
+    assert chart["title"]["subtitle"][0] == "boolq, 100 texts, 2 epochs; directions after norms"
+    assert "removed decile (1: smallest eigenvalues)" in json.dumps(chart)
+    rows = [row for values in chart["datasets"].values() for row in values if "what" in row]
+    assert [(row["what"], row["decile"], row["accuracy"]) for row in rows] == [
+        ("fine-tuned, then removed", decile, pytest.approx(0.5)) for decile in (1, 10)
+    ]
+    plain = json.dumps(FIGURES["finetuning"].draw(store, role="all").to_dict())
+    assert "removed decile (1: smallest singular values)" in plain
 
 
 def test_a_run_is_drawn_that_is_named(store: Store) -> None:

@@ -86,6 +86,8 @@ CALLS: tuple[list[str], ...] = (
     [*SCAN, "--head-mass"],
     [*ACTIVATIONS, "--sign-draws", "39"],
     [*ACTIVATIONS, "--sign-draws", "39", "--halves", "--map", "query:0"],
+    [*FINETUNE, "--remove", "after-norm"],
+    [*LAZY, "--hidden", "24,8", "--normalize", "images"],
 )
 """Commands without `--store`; places are relative to the unpacked fixture. Without `--scale` and `--sign-draws`, they stand for
 `--scale none` and `--sign-draws 0`: versions before 0.2 had neither, and their identities are those of results without them."""

@@ -19,7 +19,7 @@ def add(store: Store, run: str, order: str, decile: int | None, accuracies: list
         row |= {"run_id": run, "base_model": "org/base", "dataset": "boolq", "order": order, "decile": decile}
         row |= {"seed": seed, "accuracy": accuracy, "examples": 100, "epochs": 2, "seconds": 1.0}
         row |= {"roles": None if decile is None else "all", "finished_at": NOON + timedelta(hours=seed)}
-        name = f"{run}-{order}-{decile}-{seed}-{more.get('roles', 'all')}".replace(",", ".")
+        name = f"{run}-{order}-{decile}-{seed}-{more.get('roles', 'all')}".replace(",", ".").replace(" ", "-")
         store.write_rows("finetunes", name, table("finetunes", [row | more]), method={"rate": 1e-4})
 
 

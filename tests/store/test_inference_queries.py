@@ -102,7 +102,7 @@ def test_numerically_zero_values_are_in_no_count(store: Store) -> None:
 
 def test_an_unknown_sigma_is_refused(store: Store) -> None:
     add_scan(store, "one", [Matrix()])
-    with pytest.raises(QueryError, match="sigma is 'mean': choose from median, std, init, init_rows, bulk"):
+    with pytest.raises(QueryError, match=r"^sigma is 'mean': choose from median, std, init, init_rows, bulk"):
         store.query("outliers", sigma="mean")
 
 

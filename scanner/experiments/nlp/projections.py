@@ -8,7 +8,8 @@ eigenvectors is removed with the projection P = 1 - Q_D Q_D^T, in either order:
     after    y = g * P unit(x)      covariance of unit(x)
 
 with unit(x) = x / rms(x); for LayerNorm, x is replaced by x minus its mean. P acts on what the norm passes on; the residual stream
-itself is unchanged. The covariance is not centered (X^T X, as in SliceGPT). Decile 1 holds the smallest eigenvalues.
+itself is unchanged. The covariance is not centered (X^T X, as in SliceGPT). Decile 1 holds the smallest eigenvalues. P is constant:
+a model can be trained with it, and then the weights adapt, including the scale g.
 
 Source: Staats, Thamm, Rosenow, arXiv 2410.17770v1, App. F.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -26,6 +28,7 @@ from torch.nn import functional
 
 from scanner.errors import ScannerError
 from scanner.experiments.nlp.recording import AmbiguousError, Moments, eigensystem, passes, states_of_tokens
+from scanner.experiments.nlp.removal import Counts
 from scanner.experiments.nlp.tokens import Batch, Batches, Sequences
 
 Order = Literal["before", "after"]
@@ -42,7 +45,7 @@ class Norm:
     """True for LayerNorm, which subtracts the mean first; false for an RMS norm."""
     eps: float
     scale: torch.Tensor
-    """g, (width,)."""
+    """g, (width,), when the norm was taken apart."""
 
     def signal(self, states: torch.Tensor) -> torch.Tensor:
         """Return what the norm divides by its length: x, or x minus its mean; (..., width)."""
@@ -106,7 +109,7 @@ def _taken_apart(module: torch.nn.Module, width: int, device: torch.device) -> N
     signs = 1.0 - 2.0 * (torch.arange(width) % 2)
     drawn = torch.randn(4, width, generator=torch.Generator().manual_seed(0))
     samples = torch.cat([drawn + 1.0, 0.01 * drawn])
-    with torch.inference_mode():
+    with torch.no_grad():  # tensors of the inference mode could not be used in a training
         try:  # without its hooks
             one, other, tiny, made = (
                 alone.forward(states[None])[0] for states in (signs[None], -signs[None], 1e-3 * signs[None], samples)
@@ -197,7 +200,7 @@ def bases(model: Any, text: Sequences, batches: Batches, order: Order) -> dict[s
 
     hooks = [norm.module.register_forward_pre_hook(recorder(name)) for name, norm in norms.items()]
     try:
-        with torch.inference_mode():
+        with torch.no_grad():  # what a model caches in inference mode could not be used in a training
             batches.of(model).run(text, compute)
     finally:
         for hook in hooks:
@@ -230,6 +233,8 @@ def decile_slice(width: int, decile: int) -> slice:
 def sliced(model: Any, directions: Mapping[str, torch.Tensor], order: Order) -> Iterator[int]:
     """Remove these directions at the norms of the model inside the context; yields their number over all norms.
 
+    The model can be trained inside the context: gradients pass through the projection, and the scales may change.
+
     Args:
         model: the model, on its device.
         directions: by name of the norm, (width, count) with orthonormal columns.
@@ -246,8 +251,13 @@ def sliced(model: Any, directions: Mapping[str, torch.Tensor], order: Order) -> 
         return norm.module.register_forward_pre_hook(project)
 
     def after(norm: Norm, dropped: torch.Tensor) -> Any:
-        def project(module: torch.nn.Module, arguments: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
-            lost = norm.scale * ((norm.unit(arguments[0]) @ dropped) @ dropped.T)
+        weight = getattr(norm.module, "weight", None)
+        earlier = None if weight is None else weight.detach().clone()
+
+        def project(module: Any, arguments: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+            # The weight of a norm is its scale, or 1 less: both change by the same.
+            scale = norm.scale if earlier is None else norm.scale + (module.weight - earlier)
+            lost = scale * ((norm.unit(arguments[0]) @ dropped) @ dropped.T)
             return (output.float() - lost).to(output.dtype)
 
         return norm.module.register_forward_hook(project)
@@ -259,3 +269,18 @@ def sliced(model: Any, directions: Mapping[str, torch.Tensor], order: Order) -> 
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextlib.contextmanager
+def without_decile(model: Any, found: Mapping[str, torch.Tensor], decile: int, order: Order) -> Iterator[Counts]:
+    """Remove one decile of the eigenvectors at every norm inside the context; yields how many directions of how many.
+
+    Args:
+        model: the model, on its device.
+        found: what `bases` returns for this order.
+        decile: 1 (the smallest eigenvalues) to 10.
+        order: project `before` the norm or `after` its division.
+    """
+    dropped = {name: basis[:, decile_slice(basis.shape[0], decile)] for name, basis in found.items()}
+    with sliced(model, dropped, order) as removed:
+        yield Counts(removed, sum(basis.shape[0] for basis in found.values()), math.nan)

@@ -82,6 +82,11 @@ class Sequences:
         types = tuple(self.types[index] for index in indices) if self.types else ()
         return Sequences(ids=tuple(self.ids[index] for index in indices), types=types)
 
+    def beginning(self, tokens: int) -> Sequences:
+        """Return the first sequences, as few as have at least so many tokens; all of them if they have fewer."""
+        before = np.cumsum([0, *map(len, self.ids)])[:-1]
+        return self.part([index for index, count in enumerate(before) if count < tokens])
+
     def batch(self, indices: Sequence[int], padding: int) -> Batch:
         """Return the selected sequences as a batch, padded on the right."""
         chosen = self.part(indices)
