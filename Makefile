@@ -89,6 +89,7 @@ demo: install $(BASE)/model.safetensors $(TUNED)/model.safetensors ## scan two r
 	@echo "Open the report in a browser: $(CURDIR)/$(DEMO_STORE).html"
 	@echo "The store is $(CURDIR)/$(DEMO_STORE). Next, try:"
 	@echo "  $(BIN)/rmtscan query outliers --store $(DEMO_STORE)"
+	@echo "  $(BIN)/rmtscan query decompose --store $(DEMO_STORE) --param layers=false"
 	@echo "  $(BIN)/rmtscan query layer_trend --store $(DEMO_STORE) --param role=mlp_up"
 	@echo "  $(BIN)/rmtscan sql \"SELECT role, region, count(*) AS vectors, avg(v_p) AS v_p FROM vectors GROUP BY ALL ORDER BY ALL\" --store $(DEMO_STORE)"
 
