@@ -26,6 +26,7 @@
 -- column: part | small end, middle or large end of the spectrum
 -- column: side | v: right singular vectors (input side), u: left singular vectors (output side)
 -- column: matrices | number of matrices
+-- column: without_scale | matrices that have no scale null, or none that could be fitted (scale_failure of table matrices): left out
 -- column: vectors | number of singular vectors
 -- column: p | mean p-value against independent entries of one variance
 -- column: p_scale | mean p-value against the scale null
@@ -49,7 +50,8 @@ with unequal as (
         module,
         case when $layers then head end as head,
         avg(scale_row_inequality) as u_inequality,
-        avg(scale_col_inequality) as v_inequality
+        avg(scale_col_inequality) as v_inequality,
+        count(*) - count(scale_upper) as without_scale
     from matrices
     semi join chosen_scans($model, $revision) using (scan_id)
     where ($role is null or role = $role) and (head is not null) = $heads
@@ -109,7 +111,8 @@ sides as (
         case side when 'u' then u_p_scale else v_p_scale end as p_scale,
         case side when 'u' then u_p_left else v_p_left end as p_left,
         case side when 'u' then u_in_heads else v_in_heads end > 0 as in_heads,
-        case side when 'u' then u_inequality else v_inequality end as inequality
+        case side when 'u' then u_inequality else v_inequality end as inequality,
+        without_scale
     from counted
     join unequal
         on
@@ -142,6 +145,7 @@ select
     part,
     side,
     matrices::integer as matrices,
+    without_scale::integer as without_scale,
     vectors::integer as vectors,
     p,
     p_scale,

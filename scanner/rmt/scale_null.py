@@ -251,7 +251,9 @@ def _robust(singular_values: torch.Tensor, sides: tuple[_Side, _Side], total: Sc
             following = _above(profile, values[:looked_at], gaps=gaps, whole=looked_at >= len(values))
         if np.array_equal(following, now):
             return ScaleFit(profile=profile, edges=edges(profile) if len(now) else total.edges)
-        if len(following) > _MOST_LEFT_OUT * count or (len(following) == len(values) < count):
+        if len(following) == len(values):
+            raise ScaleError("every singular value that is not zero is above the bulk of the others: no noise is left")
+        if len(following) > _MOST_LEFT_OUT * count:
             raise ScaleError(
                 f"the robust profile left out {len(following)} of {count} singular values as outliers: use `scale` 'total'"
             )

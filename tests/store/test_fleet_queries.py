@@ -621,7 +621,7 @@ def test_decompose_counts_the_values_outside_both_laws_at_their_end(store: Store
         place = {"layer": layer, "rows": 30, "cols": 60, "singular_values": values}
         return Matrix(tensor=tensor, **place, **p, **more)  # type: ignore[arg-type]
 
-    unequal = {"scale_row_inequality": 1.5, "scale_col_inequality": 3.0}
+    unequal = {"scale_row_inequality": 1.5, "scale_col_inequality": 3.0, "scale_upper": 1.8}
     ranks = {"u_p_scale": [0.5] * count, "v_p_scale": [0.5] * count, "region_scale": scaled, "region": regions}
     both = [matrix("a", 0, by_rank=ranks, more=unequal), matrix("b", 1, by_rank=ranks, more=unequal)]
     add_scan(store, "one", [*both, matrix("old", 2, by_rank={"region": regions})])
@@ -634,7 +634,9 @@ def test_decompose_counts_the_values_outside_both_laws_at_their_end(store: Store
         ("large end", "v", 2, 10, 4, 3.0),
         ("large end", "u", 2, 10, 4, 1.5),
     ]
-    assert rows(store.query("decompose", layers=False), *columns) == expected
+    answer = store.query("decompose", layers=False)
+    assert rows(answer, *columns) == expected
+    assert answer["without_scale"].to_pylist() == [1] * 6
 
 
 def test_decompose_has_a_row_for_each_head(store: Store) -> None:
