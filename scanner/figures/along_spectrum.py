@@ -245,11 +245,11 @@ def histograms_by_role(
         lines = theme.zoomable(theme.faded(lines, chosen), "histograms", "x", "y").add_params(chosen)
         marks = marks.encode(tooltip=[alt.Tooltip("role:N"), alt.Tooltip("nu:Q", title="edge", format=".4g")])
     blocks = len(distinct(found, "layer"))
-    details = f"{blocks} blocks; crosses: mean edges of the Marchenko–Pastur law"
+    details = [f"{blocks} blocks; crosses: mean edges of the Marchenko–Pastur law"]
     if beyond:
-        details += f"; {beyond} values beyond the axis"
+        details.append(f"{beyond} values lie beyond the axis")
     chart = alt.layer(lines, marks).properties(width=look.width, height=look.height)
-    return theme.finish(chart, look, "Averaged histograms", [_model_and_stack(name, word), details])
+    return theme.finish(chart, look, "Averaged histograms", [_model_and_stack(name, word), *details])
 
 
 def _outlines(counts: Sequence[dict[str, Any]], width: float) -> list[dict[str, Any]]:
