@@ -40,8 +40,9 @@ from scanner.engine.options import PoolOptions
 from scanner.engine.plan import decomposition_cost, decomposition_limit, largest_first, matrix_memory, spreads
 from scanner.engine.rows import pack, unpack
 from scanner.engine.run import run
-from scanner.engine.scan import ScanWork, TieTask, bytes_of, versions_read
+from scanner.engine.scan import ScanWork
 from scanner.engine.task import Context, Failure, Task
+from scanner.engine.tasks import TieTask, bytes_of, versions_read
 from scanner.engine.work import Observer, Stored, Work
 from scanner.errors import ChangedError, CheckpointError, GatedError, RateLimitedError, ScannerError
 from scanner.rmt import pairs

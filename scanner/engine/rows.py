@@ -17,6 +17,7 @@ __all__ = [
     "failure_row",
     "matrix_control_rows",
     "matrix_row",
+    "no_control_rows",
     "pack",
     "unpack",
     "vector_rows",
@@ -24,7 +25,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from scanner.engine.scan import ControlTask, MatrixControlTask, MatrixTask
+    from scanner.engine.tasks import ControlTask, MatrixControlTask, MatrixTask
 
 
 def _place(task: MatrixTask | MatrixControlTask, ref: MatrixRef) -> dict[str, object]:
@@ -97,3 +98,8 @@ def matrix_control_rows(task: MatrixControlTask, ensemble: str, seed: int, analy
     place = _place(task, task.ref) | {"ensemble": ensemble, "seed": seed}
     columns = _known("matrix_controls", place | analysis.vector_columns())
     return build("matrix_controls", columns, len(analysis.singular_values))
+
+
+def no_control_rows() -> pa.Table:
+    """Return no row of `matrix_controls`: a file of them says that there is nothing to draw from."""
+    return SCHEMAS["matrix_controls"].empty_table()

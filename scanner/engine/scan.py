@@ -13,52 +13,44 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cached_property
 from types import ModuleType
 from typing import Any
 
 import pyarrow as pa
-import torch
 
 from scanner.checkpoint import (
     Checkpoint,
     Inventory,
     MatrixRef,
-    TensorEntry,
-    TieCheck,
     list_matrices,
-    read_matrices,
-    resolve_ties,
 )
 from scanner.checkpoint.metadata import initializer_range
 from scanner.checkpoint.sources.files import FileVersion, check_unchanged
-from scanner.checkpoint.sources.retry import may_pass
 from scanner.engine import rows
 from scanner.engine.ahead import Hasher, Opened, Opener, nothing_to_scan, open_reference
+from scanner.engine.controls import ControlQueue
 from scanner.engine.method import Method, scan_id
 from scanner.engine.options import PoolOptions
 from scanner.engine.plan import (
-    decomposition_cost,
-    decomposition_limit,
     largest_first,
-    matrix_memory,
     reads,
-    spreads,
-    task_memory,
 )
 from scanner.engine.run import run
-from scanner.engine.task import Context, Failure, Task
+from scanner.engine.task import Failure, Task
+from scanner.engine.tasks import (
+    ControlTask,
+    MatrixControlTask,
+    MatrixTask,
+    TieTask,
+    control_tasks,
+    versions_read,
+    warm_up,
+)
 from scanner.engine.work import Found, Observer, Stored, Work
 from scanner.errors import ChangedError, CheckpointError, ConfigError, ScannerError
-from scanner.rmt.analysis import Analysis, Heads, analyze, decomposed, scale_profile, summarize
-from scanner.rmt.decomposition import LowRank
-from scanner.rmt.ensembles import ENSEMBLES, MATRIX_ENSEMBLES, Ensemble, control, control_of
-from scanner.rmt.ks_null import KsNull
-from scanner.rmt.marchenko_pastur import FloatArray
-from scanner.rmt.scale_null import Profile
+from scanner.rmt.ensembles import ENSEMBLES, MATRIX_ENSEMBLES, Ensemble
 from scanner.rmt.vocabulary import ScaleKind, SigmaKind
-from scanner.store import ScanWriter, Store, finished_part, open_store
-from scanner.store.staging import key_hash
+from scanner.store import ScanWriter, Store, open_store
 from scanner.store.tables import MATRIX_KEY, lists_of_text
 from scanner.version import __version__
 
@@ -75,382 +67,6 @@ _MATRICES_AT_ONCE = 100_000
 #: Seconds for which further checkpoints are opened before Ray starts, which takes seconds itself: the more matrices are known, the
 #: better is their order.
 _GATHER_SECONDS = 0.5
-
-
-@dataclass(frozen=True, kw_only=True)
-class MatrixResult:
-    """Result of one matrix: its rows as a part of the store, or the row of its failure, packed by `pack`."""
-
-    key: str
-    part: bytes = b""
-    failure: bytes = b""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MatrixTask(Task):
-    """Read matrices of one checkpoint that share a read (parts of a fused weight, heads, neighbors), and analyze each."""
-
-    scan_id: str
-    model: str
-    revision: str
-    source: str
-    refs: tuple[MatrixRef, ...]
-    sigma: SigmaKind
-    null: str
-    scale: ScaleKind = "none"
-    head_mass: bool = False
-    """Whether the masses of attention heads are tested."""
-    versions: tuple[FileVersion, ...] = ()
-    """Versions of the files that the matrices are read from."""
-
-    @property
-    def name(self) -> str:
-        """Scan and matrix."""
-        return f"{self.scan_id}/{self.refs[0].key}"
-
-    @property
-    def cost(self) -> float:
-        """Work of the decompositions."""
-        return sum(decomposition_cost(*ref.decomposed) for ref in self.refs)
-
-    @property
-    def memory(self) -> float:
-        """Four times the largest matrix in float64, and the libraries."""
-        return self._needed[0]
-
-    @property
-    def device_memory(self) -> float:
-        """Four times the largest matrix in float64."""
-        return self._needed[1]
-
-    @cached_property
-    def _needed(self) -> tuple[float, float]:
-        return task_memory(self.refs)
-
-    @property
-    def spreads(self) -> bool:
-        """Whether one of the matrices is large."""
-        return any(spreads(*ref.decomposed) for ref in self.refs)
-
-    @property
-    def items(self) -> int:
-        """Number of matrices."""
-        return len(self.refs)
-
-    @property
-    def time_limit(self) -> float:
-        """Far more than the decompositions take."""
-        return decomposition_limit(self.cost)
-
-    def run(self, context: Context) -> tuple[MatrixResult, ...]:
-        """Analyze every matrix; the failure of one does not affect the others.
-
-        Raises:
-            ChangedError: a file is not the one that was hashed.
-        """
-        return tuple(
-            self._result(context, ref, matrix, seconds) for ref, matrix, seconds in self._read(context, self.refs)
-        )
-
-    def _read(self, context: Context, refs: tuple[MatrixRef, ...]) -> list[tuple[MatrixRef, Any, float]]:
-        """Every matrix, or the exception in its place, and the seconds it took; if reading all at once fails, each by itself."""
-        before = context.seconds("read")
-        try:
-            with context.stage("read"):
-                matrices = read_matrices(self.source, refs, self.versions)
-        except ChangedError:
-            raise
-        except Exception as error:  # an error of one matrix must not stop the scan; a row records it
-            if len(refs) == 1:
-                return [(refs[0], error, 0.0)]
-            return [found for ref in refs for found in self._read(context, (ref,))]
-        seconds = (context.seconds("read") - before) / len(matrices)
-        context.count_bytes(bytes_of(refs))
-        return [(ref, matrix, seconds) for ref, matrix in zip(refs, matrices, strict=True)]
-
-    def _result(self, context: Context, ref: MatrixRef, matrix: Any, read_seconds: float) -> MatrixResult:
-        error, stage = matrix if isinstance(matrix, Exception) else None, "read"
-        if error is None:
-            try:
-                analysis, seconds = analyze_timed(
-                    context,
-                    matrix,
-                    sigma=self.sigma,
-                    null=self.null,
-                    scale=self.scale,
-                    heads=heads_of(ref),
-                    head_mass=self.head_mass,
-                )
-            except torch.OutOfMemoryError:  # the pool runs the task again without a GPU
-                raise
-            except Exception as raised:  # as above
-                error, stage = raised, "analyse"
-        if error is not None:
-            row = rows.failure_row(
-                self,
-                ref,
-                stage=stage,
-                error=type(error).__name__,
-                message=str(error),
-                transient=stage == "read" and may_pass(error),
-            )
-            return MatrixResult(key=ref.key, failure=rows.pack(row))
-        measured = {
-            "seconds": read_seconds + seconds["decompose"] + seconds["test"],
-            "read_seconds": read_seconds,
-            "decompose_seconds": seconds["decompose"],
-            "test_seconds": seconds["test"],
-            "bytes_read": bytes_of([ref]),
-        }
-        row = rows.matrix_row(self, ref, analysis, device=context.device, measured=measured)
-        vectors = rows.vector_rows(self, ref, analysis)
-        # Packed here, where the cores are: the driver only writes the bytes.
-        return MatrixResult(key=ref.key, part=finished_part(self.scan_id, ref.key, row, vectors))
-
-
-@dataclass(frozen=True, kw_only=True)
-class TieTask(Task):
-    """Compare the bytes of embeddings and output heads, to find those that are one weight under two names."""
-
-    owner: str
-    """Identity of the scan or side of the comparison that needs the result."""
-    checks: tuple[TieCheck, ...]
-    versions: tuple[FileVersion, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """Who asks."""
-        return f"ties/{self.owner}"
-
-    @property
-    def cost(self) -> float:
-        """Negligible compared with decompositions."""
-        return 0.0
-
-    @property
-    def precedes(self) -> bool:
-        """Matrices wait for the result."""
-        return True
-
-    @property
-    def items(self) -> int:
-        """Not counted: it is not a matrix."""
-        return 0
-
-    @property
-    def time_limit(self) -> float:
-        """Far more than reading takes."""
-        return decomposition_limit(sum(ref.rows * ref.cols for check in self.checks for ref in check.candidates))
-
-    def run(self, context: Context) -> dict[str, dict[str, str]]:
-        """Return the copies, as `Inventory.without` needs them."""
-        with context.stage("read"):
-            return resolve_ties(self.checks, self.versions)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ControlTask(Task):
-    """Draw one random matrix of an ensemble and analyze it."""
-
-    ensemble: Ensemble
-    rows: int
-    cols: int
-    seed: int = CONTROL_SEED
-
-    @property
-    def name(self) -> str:
-        """Shape, ensemble and seed."""
-        return f"control/{self.rows}x{self.cols}-{self.ensemble}-{self.seed}"
-
-    @property
-    def cost(self) -> float:
-        """Work of the decomposition."""
-        return decomposition_cost(self.rows, self.cols)
-
-    @property
-    def memory(self) -> float:
-        """Four times the matrix in float64, and the libraries."""
-        return matrix_memory(self.rows, self.cols)
-
-    @property
-    def device_memory(self) -> float:
-        """Four times the matrix in float64."""
-        return 32.0 * self.rows * self.cols
-
-    @property
-    def spreads(self) -> bool:
-        """Whether the matrix is large."""
-        return spreads(self.rows, self.cols)
-
-    @property
-    def time_limit(self) -> float:
-        """Far more than the decomposition takes."""
-        return decomposition_limit(self.cost)
-
-    def run(self, context: Context) -> bytes:
-        """Return the rows of `controls`, packed."""
-        drawn = control(self.ensemble, self.rows, self.cols, self.seed)
-        analysis, _ = analyze_timed(context, drawn, sigma=_DEFAULT_SIGMA, null="table", scale=_DEFAULT_SCALE)
-        return rows.pack(rows.control_rows(self, analysis))
-
-
-@dataclass(frozen=True, kw_only=True)
-class MatrixControlTask(Task):
-    """Read a matrix, draw random matrices that are made from it, and analyze each."""
-
-    scan_id: str
-    model: str
-    revision: str
-    source: str
-    ref: MatrixRef
-    sigma: SigmaKind
-    null: str
-    scale: ScaleKind
-    wanted: tuple[tuple[Ensemble, int], ...]
-    """Ensembles and seeds."""
-    versions: tuple[FileVersion, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """Scan, matrix and that it is a control."""
-        return f"{self.scan_id}/control/{self.ref.key}"
-
-    @property
-    def cost(self) -> float:
-        """Work of the decompositions."""
-        return decomposition_cost(self.ref.rows, self.ref.cols) * (len(self.wanted) + 1)
-
-    @property
-    def memory(self) -> float:
-        """What the analysis of a matrix needs, with the weight and a control of it beside it in float64."""
-        return task_memory((self.ref,))[0] + 16.0 * self.ref.rows * self.ref.cols
-
-    @property
-    def device_memory(self) -> float:
-        """Four times the matrix in float64."""
-        return task_memory((self.ref,))[1]
-
-    @property
-    def spreads(self) -> bool:
-        """Whether the matrix is large."""
-        return spreads(self.ref.rows, self.ref.cols)
-
-    @property
-    def items(self) -> int:
-        """Number of controls."""
-        return len(self.wanted)
-
-    @property
-    def time_limit(self) -> float:
-        """Far more than the decompositions take."""
-        return decomposition_limit(self.cost)
-
-    def run(self, context: Context) -> tuple[tuple[Ensemble, int, bytes], ...]:
-        """Return the rows of `matrix_controls`, packed; without bytes where the matrix has no scale null to draw from.
-
-        Raises:
-            ChangedError: the file is not the one that was hashed.
-            CheckpointError: the matrix cannot be read.
-        """
-        with context.stage("read"):
-            [read] = read_matrices(self.source, (self.ref,), self.versions)
-        context.count_bytes(bytes_of([self.ref]))
-        matrix, profile = self._prepared(context, read)
-        found = []
-        for ensemble, seed in self.wanted:
-            packed = b""
-            if ensemble != "scale" or profile is not None:
-                drawn = control_of(ensemble, matrix, seed, profile)
-                analysis, _ = analyze_timed(context, drawn, sigma=self.sigma, null=self.null, scale=self.scale)
-                packed = rows.pack(rows.matrix_control_rows(self, ensemble, seed, analysis))
-            found.append((ensemble, seed, packed))
-        return tuple(found)
-
-    def _prepared(self, context: Context, read: Any) -> tuple[FloatArray, Profile | None]:
-        """Return the entries of the weight and, for draws of the scale null, its variances; the vectors are not kept."""
-        draws_scale = any(ensemble == "scale" for ensemble, _ in self.wanted)
-        if not draws_scale and not isinstance(read, LowRank):
-            return read.double().cpu().numpy(), None
-        with context.computing(), context.stage("decompose"):
-            parts, _ = decomposed(read, context.device)
-            matrix = parts.left.T.mul(parts.singular_values) @ parts.right if isinstance(read, LowRank) else read
-            kind: ScaleKind = "total" if self.scale == "total" else "robust"
-            return matrix.double().cpu().numpy(), scale_profile(parts, kind) if draws_scale else None
-
-
-def analyze_timed(
-    context: Context,
-    matrix: Any,
-    *,
-    sigma: SigmaKind,
-    null: str,
-    scale: ScaleKind,
-    heads: Heads | None = None,
-    head_mass: bool = False,
-) -> tuple[Analysis, dict[str, float]]:
-    """Analyze a matrix on the worker's device; returns the seconds of the stages `decompose` and `test` beside it."""
-    before = {stage: context.seconds(stage) for stage in ("decompose", "test")}
-    with context.computing():
-        with context.stage("decompose"):
-            parts, total = decomposed(matrix, context.device)
-        with context.stage("test"):
-            tests = KsNull.parse(null)
-            analysis = summarize(parts, total, sigma=sigma, null=tests, scale=scale, heads=heads, head_mass=head_mass)
-    return analysis, {stage: context.seconds(stage) - seconds for stage, seconds in before.items()}
-
-
-def heads_of(ref: MatrixRef) -> Heads | None:
-    """Return which side of a whole attention projection is made of heads; None if it is not or if it is one head."""
-    if ref.heads is None or ref.heads < 2 or ref.head is not None:
-        return None
-    return Heads(side="v" if ref.role == "attn_out" else "u", count=ref.heads)
-
-
-def bytes_of(refs: Iterable[MatrixRef]) -> int:
-    """Bytes of the stored tensors that matrices are made of, of both sides of a difference; each tensor counts once."""
-    return sum(entry.size for _, entry in _stored("", refs))
-
-
-def versions_read(source: str, refs: Iterable[MatrixRef], versions: Iterable[FileVersion]) -> tuple[FileVersion, ...]:
-    """Return the versions of those files that matrices of a checkpoint are read from."""
-    files = {(place, entry.file) for place, entry in _stored(source, refs)}
-    return tuple(version for version in versions if (version.source, version.name) in files)
-
-
-def _stored(source: str, refs: Iterable[MatrixRef]) -> set[tuple[str, TensorEntry]]:
-    """Return the stored tensors that matrices are made of, each with its source, of both sides of a difference."""
-    found: set[tuple[str, TensorEntry]] = set()
-    for weight in (weight for ref in refs for weight in ref.weights):
-        side: tuple[str, MatrixRef] | None = (source, weight)
-        while side is not None:
-            place, one = side
-            found |= {(place, entry) for entry in (one.entry, *(entry for _, entry in one.companions))}
-            side = one.minus
-    return found
-
-
-def control_tasks(
-    shapes: Iterable[tuple[int, int]], ensembles: Iterable[Ensemble], draws: int = 1
-) -> list[ControlTask]:
-    """One control for every distinct shape, ensemble of `ENSEMBLES` and draw."""
-    distinct = sorted(set(shapes))
-    return [
-        ControlTask(ensemble=ensemble, rows=rows, cols=cols, seed=seed)
-        for ensemble in dict.fromkeys(ensembles)
-        if ensemble in ENSEMBLES
-        for rows, cols in distinct
-        for seed in range(CONTROL_SEED, CONTROL_SEED + draws)
-    ]
-
-
-def control_name(key: str, ensemble: Ensemble, seed: int) -> str:
-    """Return the name under which a control of a matrix is staged."""
-    return f"{key_hash(key)}-{ensemble}-{seed}"
-
-
-def warm_up() -> None:
-    """Load the libraries of an analysis: this belongs to the start of a worker and not to its first matrix."""
-    rows.warm_up(analyze([[1.0, 0.0], [0.0, 2.0]]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -532,17 +148,6 @@ class _Job:
         return reasons
 
 
-@dataclass(kw_only=True)
-class _Controls:
-    """Controls of the matrices of one checkpoint that are not in the store yet. They outlive the job, which is released earlier."""
-
-    final: str  # id of the scan; empty while it is not known
-    left: dict[str, tuple[tuple[Ensemble, int], ...]] = field(
-        default_factory=dict
-    )  # being computed, by key of the matrix
-    staged: list[tuple[str, Ensemble, int]] = field(default_factory=list)  # computed, and waiting for the id
-
-
 class ScanWork(Work):
     """Scans of several models: one job per content, and what to do with each result."""
 
@@ -596,7 +201,7 @@ class ScanWork(Work):
         self._shapes: set[tuple[int, int]] = set()  # of new checkpoints
         self._controlled: set[tuple[int, int]] = set()  # whose controls are in the store, or in the queue
         self._kept: list[tuple[str, Checkpoint, Inventory]] = []  # opened, and their scans are in the store
-        self._controls: dict[str, _Controls] = {}  # by the id that the tasks have
+        self._controls = ControlQueue(store, method, ensembles, draws)
 
     @property
     def names(self) -> list[str]:
@@ -636,7 +241,7 @@ class ScanWork(Work):
                 return
             found, retry = self._stored(final, force=force)
             if found is not None:
-                if self._matrix_ensembles:
+                if self._controls.ensembles:
                     self._kept.append((final, checkpoint, inventory))
                 self._report(_report_of_row(reference, found))
                 self._drop_provisional(provisional)
@@ -770,8 +375,7 @@ class ScanWork(Work):
     def wanted(self, task: Task) -> bool:
         """Whether the model of a task is still being scanned: its content may turn out to be in the store already."""
         if isinstance(task, MatrixControlTask):
-            controls = self._controls.get(task.scan_id)
-            return controls is not None and task.ref.key in controls.left
+            return self._controls.wanted(task)
         owner = task.scan_id if isinstance(task, MatrixTask) else task.owner if isinstance(task, TieTask) else None
         return owner is None or owner in self.jobs
 
@@ -794,8 +398,8 @@ class ScanWork(Work):
         """Whether the workers need another model soon."""
         models = max(_MODELS_AT_ONCE, _MODELS_PER_WORKER * int(self.environment.get("workers", 0)))
         matrices = sum(len(job.todo) for job in self.jobs.values())
-        matrices += sum(len(controls.left) for controls in self._controls.values())
-        return len(self.jobs.keys() | self._controls.keys()) < models and matrices < _MATRICES_AT_ONCE
+        matrices += self._controls.matrices_left
+        return len(self.jobs.keys() | self._controls.owners) < models and matrices < _MATRICES_AT_ONCE
 
     def _new_tasks(self) -> list[Task]:
         """Return the tasks of new jobs, and the controls of new shapes, which every open checkpoint has."""
@@ -808,13 +412,13 @@ class ScanWork(Work):
         self._shapes.clear()
         for final, checkpoint, inventory in self._kept:
             refs = self._results(final, inventory)
-            found += self._queued_controls(final, final, self._control_tasks(final, final, checkpoint, refs))
+            found += self._controls.queue(final, final, self._controls.tasks(final, final, checkpoint, refs))
         self._kept.clear()
         for job in self._fresh:
             found += self._matrix_tasks(job, job.todo - job.waiting)
             if not job.broken:
                 sure = {ref.key for ref in job.inventory.matrices} - job.waiting
-                found += self._queued_controls(job.scan_id, job.final, self._controls_of(job, sure))
+                found += self._controls.queue(job.scan_id, job.final, self._controls_of(job, sure))
             if job.waiting:
                 found.append(
                     TieTask(owner=job.scan_id, checks=job.inventory.tie_checks, versions=job.checkpoint.versions)
@@ -853,127 +457,15 @@ class ScanWork(Work):
             for group in reads(refs, neighbors=neighbors)
         ]
 
-    @property
-    def _matrix_ensembles(self) -> list[Ensemble]:
-        return [ensemble for ensemble in dict.fromkeys(self.ensembles) if ensemble in MATRIX_ENSEMBLES]
-
     def _controls_of(self, job: _Job, keys: set[str]) -> list[MatrixControlTask]:
         """Return the controls of matrices of a job that neither the store nor an interrupted run has."""
         refs = [ref for ref in job.inventory.matrices if ref.key in keys]
-        return self._control_tasks(job.scan_id, job.final, job.checkpoint, refs)
-
-    def _control_tasks(
-        self, own: str, final: str, checkpoint: Checkpoint, refs: Iterable[MatrixRef]
-    ) -> list[MatrixControlTask]:
-        """Return the tasks; while the id of the scan is not known, also those with nothing to compute, for `_queued_controls`."""
-
-        def lacks(ref: MatrixRef, ensemble: Ensemble, seed: int) -> bool:
-            if final:
-                return not self.store.has_matrix_control(final, ref.key, ensemble, seed)
-            return self.store.staged(own, control_name(ref.key, ensemble, seed)) is None
-
-        ensembles, seeds = self._matrix_ensembles, range(CONTROL_SEED, CONTROL_SEED + self.draws)
-        found = []
-        for ref in refs if ensembles else ():
-            if ref.factors is not None:  # its entries are not independent: no control of them is a null of it
-                continue
-            wanted = tuple((one, seed) for one in ensembles for seed in seeds if lacks(ref, one, seed))
-            if wanted or not final:
-                found.append(
-                    MatrixControlTask(
-                        scan_id=own,
-                        model=checkpoint.model,
-                        revision=checkpoint.revision,
-                        source=checkpoint.source,
-                        ref=ref,
-                        sigma=self.method.sigma,
-                        null=self.method.null,
-                        scale=self.method.scale,
-                        wanted=wanted,
-                        versions=versions_read(checkpoint.source, [ref], checkpoint.versions),
-                    )
-                )
-        return found
+        return self._controls.tasks(job.scan_id, job.final, job.checkpoint, refs)
 
     def _results(self, final: str, inventory: Inventory) -> list[MatrixRef]:
         """Return the matrices that a committed scan has rows of: not those that failed, or are copies of others."""
         known = {tuple(row[name] for name in MATRIX_KEY) for row in self.store.file_rows("matrices", final, MATRIX_KEY)}
         return [ref for ref in inventory.matrices if ref.identity in known]
-
-    def _queued_controls(self, own: str, final: str, tasks: Sequence[MatrixControlTask]) -> list[MatrixControlTask]:
-        """Keep account of the controls of a checkpoint; returns the tasks that have something to compute."""
-        if not tasks:
-            return []
-        controls = self._controls.setdefault(own, _Controls(final=final))
-        if not final:  # results of an interrupted run
-            seeds = range(CONTROL_SEED, CONTROL_SEED + self.draws)
-            everything = [(ensemble, seed) for ensemble in self._matrix_ensembles for seed in seeds]
-            for task in tasks:
-                controls.staged += [(task.ref.key, *one) for one in everything if one not in task.wanted]
-        queued = [task for task in tasks if task.wanted and task.ref.key not in controls.left]
-        controls.left |= {task.ref.key: task.wanted for task in queued}
-        return queued
-
-    def _store_controls(self, task: MatrixControlTask, value: Any) -> Stored:
-        """Write controls of a matrix; while the id of the scan is not known, they are staged."""
-        controls = self._controls.get(task.scan_id)
-        if controls is None or controls.left.pop(task.ref.key, None) is None:
-            return Stored()  # the checkpoint has changed, or the store has them already
-        failed = []
-        for ensemble, seed, packed in value:
-            if not packed:
-                failed.append(f"{task.name}-{ensemble}-{seed}")
-            elif controls.final:
-                self._write_control(controls.final, task.ref.key, ensemble, seed, packed)
-            else:
-                self.store.stage(task.scan_id, control_name(task.ref.key, ensemble, seed), packed)
-                controls.staged.append((task.ref.key, ensemble, seed))
-        self._forget_controls(task.scan_id)
-        return Stored(failed=tuple(failed))
-
-    def _write_control(self, final: str, key: str, ensemble: Ensemble, seed: int, packed: bytes) -> None:
-        table = rows.unpack(packed)
-        at = table.schema.get_field_index("scan_id")
-        field_of = table.schema.field(at)
-        table = table.set_column(at, field_of, pa.repeat(pa.scalar(final, field_of.type), table.num_rows))
-        self.store.write_matrix_control(table, final, key, ensemble, seed)
-
-    def _identify_controls(self, own: str, final: str) -> None:
-        """Write what is staged under the id of the scan, and leave out what the store has by now."""
-        controls = self._controls.get(own)
-        if controls is None:
-            return
-        controls.final = final
-        for key, ensemble, seed in controls.staged:
-            packed = self.store.staged(own, control_name(key, ensemble, seed))
-            if packed is not None and not self.store.has_matrix_control(final, key, ensemble, seed):
-                self._write_control(final, key, ensemble, seed, packed)
-        if controls.staged:
-            controls.staged.clear()
-            self.store.unstage(own)
-        elsewhere = {
-            key
-            for name, other in self._controls.items()
-            if other.final == final and name != own  # a copy of the checkpoint
-            for key in other.left
-        }
-        for key, wanted in [*controls.left.items()]:
-            if key in elsewhere or all(
-                self.store.has_matrix_control(final, key, ensemble, seed) for ensemble, seed in wanted
-            ):
-                del controls.left[key]  # `wanted` drops the task
-        self._forget_controls(own)
-
-    def _forget_controls(self, own: str) -> None:
-        controls = self._controls[own]
-        if controls.final and not controls.left:
-            del self._controls[own]
-
-    def _drop_controls(self, own: str) -> None:
-        """Forget the controls of a checkpoint that has changed, or cannot be hashed."""
-        controls = self._controls.pop(own, None)
-        if controls is not None and controls.staged:
-            self.store.unstage(own)
 
     def started(self, environment: dict[str, Any]) -> None:
         """Commit models that an earlier run completed but did not commit, while the workers start."""
@@ -988,7 +480,7 @@ class ScanWork(Work):
             self.store.write_control(rows.unpack(value), task.rows, task.cols, task.ensemble, task.seed)
             return Stored()
         if isinstance(task, MatrixControlTask):
-            return self._store_controls(task, value)
+            return self._controls.done(task, value)
         job = self._owner(task)
         if job is None:  # its content was found in the store in the meantime
             return Stored()
@@ -1012,7 +504,11 @@ class ScanWork(Work):
         if isinstance(task, ControlTask):
             return Stored(failed=(task.name,))
         if isinstance(task, MatrixControlTask):
-            return self._failed_control(task, failure)
+            job = self.jobs.get(task.scan_id)
+            stored = self._controls.failed(task)
+            if job is not None and failure.changed:
+                self._break(job, failure.message, changed=task.versions)
+            return stored
         job = self._owner(task)
         if job is None:
             return Stored()
@@ -1036,17 +532,6 @@ class ScanWork(Work):
             job.writer.stage_failure(ref.key, row)
         return self._finished_task(job, task, [ref.tensor for ref in task.refs])
 
-    def _failed_control(self, task: MatrixControlTask, failure: Failure) -> Stored:
-        controls = self._controls.get(task.scan_id)
-        if controls is None:
-            return Stored()
-        controls.left.pop(task.ref.key, None)
-        self._forget_controls(task.scan_id)
-        job = self.jobs.get(task.scan_id)
-        if job is not None and failure.changed:
-            self._break(job, failure.message, changed=task.versions)
-        return Stored(failed=(task.name,))
-
     def finish(self) -> None:
         """Commit jobs that are complete, as soon as their content is hashed."""
         self._commit_complete()
@@ -1054,6 +539,8 @@ class ScanWork(Work):
             self.observer.hashing(self.names)
         while self._hasher.pending:
             self._identify(timeout=60.0)
+        for line in self._controls.notes():
+            self.observer.note(line)
 
     def report(self, references: Sequence[str]) -> ScanReport:
         """Results of the references."""
@@ -1084,7 +571,7 @@ class ScanWork(Work):
         following: list[Task] = [*self._matrix_tasks(job, job.waiting & matrices)]
         if not job.broken:
             controls = self._controls_of(job, job.waiting & matrices)
-            following += self._queued_controls(job.scan_id, job.final, controls)
+            following += self._controls.queue(job.scan_id, job.final, controls)
         job.todo &= matrices
         job.waiting.clear()
         self._commit_complete()
@@ -1104,7 +591,7 @@ class ScanWork(Work):
             return
         job.broken = True
         self._hasher.drop(job.scan_id)
-        self._drop_controls(job.scan_id)
+        self._controls.drop(job.scan_id)
         error = (ChangedError if lost else CheckpointError)(reason)
         if self.strict:
             raise error
@@ -1138,7 +625,7 @@ class ScanWork(Work):
 
     def _identified(self, job: _Job, checkpoint: Checkpoint) -> None:
         final = scan_id(checkpoint.identity, self.method)
-        self._identify_controls(job.scan_id, final)
+        self._controls.identify(job.scan_id, final)
         if self._is_known(job, final):
             return
         same = self._job_of(final)

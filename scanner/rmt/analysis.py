@@ -402,19 +402,18 @@ def _scale_columns(
         return found | {"scale_failure": str(error)}
 
 
-def scale_profile(parts: Decomposition, kind: ScaleKind) -> Profile | None:
-    """Return the row and column variances of the matrix that was decomposed, `robust` or `total`; None if it has none."""
+def scale_profile(parts: Decomposition, kind: ScaleKind) -> Profile:
+    """Return the row and column variances of the matrix that was decomposed, `robust` or `total`.
+
+    Raises:
+        ScaleError: it has none; the message is that of `scale_failure`.
+    """
     largest = float(parts.singular_values.max())
-    if largest == 0.0:
-        return None
-    unit = 2.0 ** max(int(np.frexp(largest)[1]) - 1, -1000)
-    try:
-        total, robust = fit_scale(parts.singular_values / unit, parts.left, parts.right)
-    except ScaleError:
-        return None
+    unit = 2.0 ** max(int(np.frexp(largest)[1]) - 1, -1000) if largest > 0.0 else 1.0
+    total, robust = fit_scale(parts.singular_values / unit, parts.left, parts.right)
     fit = total if kind == "total" else robust
     if isinstance(fit, ScaleError):
-        return None
+        raise fit
     return Profile(rows=fit.profile.rows * unit, cols=fit.profile.cols * unit)
 
 

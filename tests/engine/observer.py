@@ -18,7 +18,11 @@ class Recorder(ScanObserver):
         self.failed: list[str] = []
         self.models: list[ModelReport] = []
         self.alive: list[int] = []
+        self.notes: list[str] = []
         self._after = after
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
     def starting(self, *counts: object) -> None:
         tasks, _, kept, *_ = counts

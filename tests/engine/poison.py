@@ -7,8 +7,8 @@ import signal
 import time
 from dataclasses import dataclass
 
-from scanner.engine.scan import MatrixResult, MatrixTask
 from scanner.engine.task import Context
+from scanner.engine.tasks import MatrixResult, MatrixTask
 
 LETHAL = "model.layers.7."
 """Beginning of the names of its tensors."""

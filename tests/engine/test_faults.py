@@ -19,7 +19,8 @@ import pytest
 import ray
 
 from scanner import PoolOptions, ScanReport, open_checkpoint, open_store
-from scanner.engine.scan import MatrixTask, ScanWork, scan
+from scanner.engine.scan import ScanWork, scan
+from scanner.engine.tasks import MatrixTask
 from tests.processes import ray_workers, wait_until
 
 from .checkpoints import results, slow, staged

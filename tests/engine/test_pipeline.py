@@ -15,9 +15,10 @@ from scanner import PoolOptions, Store, open_store
 from scanner.checkpoint import Checkpoint, open_checkpoint
 from scanner.engine.ahead import OPENED_AHEAD, Opened, Opener, open_reference
 from scanner.engine.method import Method
-from scanner.engine.scan import MatrixControlTask, MatrixTask, ScanWork
+from scanner.engine.scan import ScanWork
 from scanner.engine.scan import scan as run_scan
 from scanner.engine.task import Task
+from scanner.engine.tasks import MatrixControlTask, MatrixTask
 from scanner.engine.work import Observer
 from scanner.errors import CheckpointError, ConfigError
 from tests.checkpoint.writing import WEIGHTS
@@ -470,7 +471,7 @@ def test_controls_of_matrices_get_the_id_of_the_scan_also_if_it_is_known_later(
     found = drawn(expected.store)
     assert {row["scan_id"] for row in found} == {identity}
     assert len({(row["tensor"], row["ensemble"], row["seed"]) for row in found}) == 4 * 2 * 2
-    assert expected._controls == {}
+    assert not expected._controls.owners
 
     monkeypatch.setattr("scanner.engine.ahead.HASHED_AT_ONCE", 0)
     held = threading.Event()
@@ -504,7 +505,7 @@ def test_controls_of_matrices_get_the_id_of_the_scan_also_if_it_is_known_later(
     later = controlled(tmp_path, monkeypatch, "later", reference, str(tmp_path / "copy"), before=release)
     assert drawn(later.store) == found
     assert not [path for path in folder.rglob("*") if path.is_file()]
-    assert later._controls == {}
+    assert not later._controls.owners
 
     scan_only = scanned(tmp_path, monkeypatch, "plain", reference)
     assert drawn(scan_only.store) == []
@@ -535,7 +536,7 @@ def test_controls_of_a_file_that_changes_before_it_is_hashed_are_dropped(
     work = controlled(tmp_path, monkeypatch, "store", reference, before=change)
     assert "changed" in str(work.reports[reference].error)
     assert drawn(work.store) == []
-    assert work._controls == {}
+    assert not work._controls.owners
     assert not [path for path in (tmp_path / "store" / "staging-experiments").rglob("*") if path.is_file()]
 
 
@@ -553,8 +554,8 @@ def test_controls_count_against_the_number_of_models_that_are_open(
         ensembles=("sign",),
         references=iter(names),
     )
-    run_here(monkeypatch, work, before=lambda task: at_once.append(len(work.jobs.keys() | work._controls.keys())))
+    run_here(monkeypatch, work, before=lambda task: at_once.append(len(work.jobs.keys() | work._controls.owners)))
     work.close()
     assert max(at_once) == 2
-    assert (work.jobs, work._controls) == ({}, {})
+    assert (work.jobs, work._controls.owners) == ({}, frozenset())
     assert len({row["scan_id"] for row in drawn(work.store)}) == 5

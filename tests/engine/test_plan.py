@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scanner.engine.plan import decomposition_cost, decomposition_limit, expected_seconds, largest_first
-from scanner.engine.scan import ControlTask, control_tasks
+from scanner.engine.tasks import ControlTask, control_tasks
 from scanner.rmt.ensembles import ENSEMBLES, control
 
 SHAPES = st.tuples(st.integers(1, 8192), st.integers(1, 8192))

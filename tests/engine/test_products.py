@@ -12,7 +12,8 @@ from scipy.stats import kstest
 from scanner.checkpoint import Selection, list_matrices, open_checkpoint, read_matrix
 from scanner.engine.method import Method
 from scanner.engine.plan import task_memory
-from scanner.engine.scan import ScanWork, bytes_of
+from scanner.engine.scan import ScanWork
+from scanner.engine.tasks import bytes_of
 from scanner.engine.work import Observer
 from scanner.store import open_store
 from tests.checkpoint.writing import checkpoint

@@ -19,8 +19,8 @@ from safetensors import safe_open
 import scanner
 from scanner import Method, PoolOptions, ScannerError, Selection, Store, open_store
 from scanner.engine import ScanReport
-from scanner.engine.scan import ControlTask, MatrixTask
 from scanner.engine.scan import scan as run_scan
+from scanner.engine.tasks import ControlTask, MatrixTask
 from scanner.rmt.ensembles import control, control_of
 from tests.checkpoint.writing import checkpoint
 
@@ -168,6 +168,44 @@ def test_controls_that_are_made_from_a_matrix_are_stored_for_each_draw(minilm: P
     assert [type(task).__name__ for task in more.told.tasks].count("MatrixControlTask") == 1
     seeds = more.store.sql("SELECT DISTINCT seed FROM matrix_controls ORDER BY seed")["seed"].to_pylist()
     assert seeds == [0, 1, 2]
+
+
+def test_a_matrix_without_a_scale_null_has_no_draws_of_it_and_a_line_says_why(tmp_path: Path) -> None:
+    spikes = torch.zeros(30, 40)
+    spikes[3, 5] = 2.0
+    names = {
+        "query": torch.zeros(24, 24),
+        "key": torch.ones(1, 32),
+        "value": torch.ones(20, 20),
+        "mlp_up": spikes,
+        "mlp_down": weight(48, 32, 1),
+    }
+    parts = {"query": "self_attn.q_proj", "key": "self_attn.k_proj", "value": "self_attn.v_proj"}
+    parts |= {"mlp_up": "mlp.up_proj", "mlp_down": "mlp.down_proj"}
+    model = checkpoint(
+        tmp_path / "model",
+        {f"model.layers.0.{parts[role]}.weight": matrix for role, matrix in names.items()},
+        {"architectures": ["LlamaForCausalLM"]},
+    )
+    options = {"ensembles": ("scale", "sign"), "pool": ONE}
+    first = scanned(model, tmp_path / "store", **options)
+    failures = {
+        row["role"]: row["scale_failure"]
+        for row in first.store.sql("select role, scale_failure from matrices").to_pylist()
+    }
+    without = {role for role, reason in failures.items() if reason}
+    assert without == set(names) - {"mlp_down"}
+    drawn = first.store.sql("select role, ensemble, count(*) as n from matrix_controls group by all").to_pylist()
+    assert {row["role"] for row in drawn if row["ensemble"] == "scale"} == {"mlp_down"}
+    assert {row["role"] for row in drawn if row["ensemble"] == "sign"} == set(names)
+    assert (first.told.failed, first.report.exit_status) == ([], 0)
+    [line] = first.told.notes
+    [role] = {role for role in without if parts[role] in line}
+    assert line.startswith(
+        f"no draws of the scale null of {tmp_path.name}/model: model.layers.0.{parts[role]}.weight: "
+    )
+    assert line.endswith(f"{failures[role]} (3 more matrices have none)")
+    assert scanned(model, tmp_path / "store", **options).told.tasks == [], "what has no scale null is not tried again"
 
 
 def test_the_next_scan_uses_the_controls_that_are_there(real: Scanned, minilm_tuned: Path) -> None:
@@ -387,7 +425,7 @@ def test_workers_and_not_the_driver_compare_the_bytes_of_embedding_and_head(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: bool
 ) -> None:
     """The driver must not read weights; workers are processes of their own, which the patch does not reach."""
-    monkeypatch.setattr(scanning, "resolve_ties", lambda checks: pytest.fail("the driver compared weights"))
+    monkeypatch.setattr("scanner.engine.tasks.resolve_ties", lambda checks: pytest.fail("the driver compared weights"))
     monkeypatch.setattr(comparing, "list_matrices", without_reading(comparing.list_matrices))
     monkeypatch.setattr(scanning, "list_matrices", without_reading(scanning.list_matrices))
     named = {

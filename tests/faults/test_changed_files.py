@@ -16,8 +16,9 @@ from scanner.checkpoint.inventory import list_matrices
 from scanner.checkpoint.sources.files import LocalFiles, check_unchanged
 from scanner.engine.compare import ComparisonWork
 from scanner.engine.method import Method
-from scanner.engine.scan import MatrixTask, ScanWork
+from scanner.engine.scan import ScanWork
 from scanner.engine.task import Task
+from scanner.engine.tasks import MatrixTask
 from scanner.engine.work import Observer
 from scanner.errors import ChangedError
 from scanner.store import Store, open_store

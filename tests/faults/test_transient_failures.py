@@ -10,7 +10,8 @@ import httpx2
 import pytest
 
 from scanner.engine.method import Method
-from scanner.engine.scan import MatrixTask, ScanWork
+from scanner.engine.scan import ScanWork
+from scanner.engine.tasks import MatrixTask
 from scanner.engine.work import Observer
 from scanner.errors import CheckpointError, RateLimitedError
 from scanner.store import Store, open_store

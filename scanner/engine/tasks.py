@@ -1,0 +1,418 @@
+"""The tasks of a scan: matrices that are read and analyzed, random controls, and weights whose bytes are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from scanner.checkpoint import MatrixRef, TensorEntry, TieCheck, read_matrices, resolve_ties
+from scanner.checkpoint.sources.files import FileVersion
+from scanner.checkpoint.sources.retry import may_pass
+from scanner.engine import rows
+from scanner.engine.plan import decomposition_cost, decomposition_limit, matrix_memory, spreads, task_memory
+from scanner.engine.task import Context, Task
+from scanner.errors import ChangedError
+from scanner.rmt.analysis import Analysis, Heads, analyze, decomposed, scale_profile, summarize
+from scanner.rmt.decomposition import LowRank
+from scanner.rmt.ensembles import ENSEMBLES, Ensemble, control, control_of
+from scanner.rmt.ks_null import KsNull
+from scanner.rmt.marchenko_pastur import FloatArray
+from scanner.rmt.scale_null import Profile, ScaleError
+from scanner.rmt.vocabulary import ScaleKind, SigmaKind
+from scanner.store import finished_part
+
+#: The seed of the first draw of all controls: they are stored by shape and shared by all scans.
+CONTROL_SEED = 0
+_DEFAULT_SIGMA: SigmaKind = "median"
+_DEFAULT_SCALE: ScaleKind = "robust"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixResult:
+    """Result of one matrix: its rows as a part of the store, or the row of its failure, packed by `pack`."""
+
+    key: str
+    part: bytes = b""
+    failure: bytes = b""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixTask(Task):
+    """Read matrices of one checkpoint that share a read (parts of a fused weight, heads, neighbors), and analyze each."""
+
+    scan_id: str
+    model: str
+    revision: str
+    source: str
+    refs: tuple[MatrixRef, ...]
+    sigma: SigmaKind
+    null: str
+    scale: ScaleKind = "none"
+    head_mass: bool = False
+    """Whether the masses of attention heads are tested."""
+    versions: tuple[FileVersion, ...] = ()
+    """Versions of the files that the matrices are read from."""
+
+    @property
+    def name(self) -> str:
+        """Scan and matrix."""
+        return f"{self.scan_id}/{self.refs[0].key}"
+
+    @property
+    def cost(self) -> float:
+        """Work of the decompositions."""
+        return sum(decomposition_cost(*ref.decomposed) for ref in self.refs)
+
+    @property
+    def memory(self) -> float:
+        """Four times the largest matrix in float64, and the libraries."""
+        return self._needed[0]
+
+    @property
+    def device_memory(self) -> float:
+        """Four times the largest matrix in float64."""
+        return self._needed[1]
+
+    @cached_property
+    def _needed(self) -> tuple[float, float]:
+        return task_memory(self.refs)
+
+    @property
+    def spreads(self) -> bool:
+        """Whether one of the matrices is large."""
+        return any(spreads(*ref.decomposed) for ref in self.refs)
+
+    @property
+    def items(self) -> int:
+        """Number of matrices."""
+        return len(self.refs)
+
+    @property
+    def time_limit(self) -> float:
+        """Far more than the decompositions take."""
+        return decomposition_limit(self.cost)
+
+    def run(self, context: Context) -> tuple[MatrixResult, ...]:
+        """Analyze every matrix; the failure of one does not affect the others.
+
+        Raises:
+            ChangedError: a file is not the one that was hashed.
+        """
+        return tuple(
+            self._result(context, ref, matrix, seconds) for ref, matrix, seconds in self._read(context, self.refs)
+        )
+
+    def _read(self, context: Context, refs: tuple[MatrixRef, ...]) -> list[tuple[MatrixRef, Any, float]]:
+        """Every matrix, or the exception in its place, and the seconds it took; if reading all at once fails, each by itself."""
+        before = context.seconds("read")
+        try:
+            with context.stage("read"):
+                matrices = read_matrices(self.source, refs, self.versions)
+        except ChangedError:
+            raise
+        except Exception as error:  # an error of one matrix must not stop the scan; a row records it
+            if len(refs) == 1:
+                return [(refs[0], error, 0.0)]
+            return [found for ref in refs for found in self._read(context, (ref,))]
+        seconds = (context.seconds("read") - before) / len(matrices)
+        context.count_bytes(bytes_of(refs))
+        return [(ref, matrix, seconds) for ref, matrix in zip(refs, matrices, strict=True)]
+
+    def _result(self, context: Context, ref: MatrixRef, matrix: Any, read_seconds: float) -> MatrixResult:
+        error, stage = matrix if isinstance(matrix, Exception) else None, "read"
+        if error is None:
+            try:
+                analysis, seconds = analyze_timed(
+                    context,
+                    matrix,
+                    sigma=self.sigma,
+                    null=self.null,
+                    scale=self.scale,
+                    heads=heads_of(ref),
+                    head_mass=self.head_mass,
+                )
+            except torch.OutOfMemoryError:  # the pool runs the task again without a GPU
+                raise
+            except Exception as raised:  # as above
+                error, stage = raised, "analyse"
+        if error is not None:
+            row = rows.failure_row(
+                self,
+                ref,
+                stage=stage,
+                error=type(error).__name__,
+                message=str(error),
+                transient=stage == "read" and may_pass(error),
+            )
+            return MatrixResult(key=ref.key, failure=rows.pack(row))
+        measured = {
+            "seconds": read_seconds + seconds["decompose"] + seconds["test"],
+            "read_seconds": read_seconds,
+            "decompose_seconds": seconds["decompose"],
+            "test_seconds": seconds["test"],
+            "bytes_read": bytes_of([ref]),
+        }
+        row = rows.matrix_row(self, ref, analysis, device=context.device, measured=measured)
+        vectors = rows.vector_rows(self, ref, analysis)
+        # Packed here, where the cores are: the driver only writes the bytes.
+        return MatrixResult(key=ref.key, part=finished_part(self.scan_id, ref.key, row, vectors))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TieTask(Task):
+    """Compare the bytes of embeddings and output heads, to find those that are one weight under two names."""
+
+    owner: str
+    """Identity of the scan or side of the comparison that needs the result."""
+    checks: tuple[TieCheck, ...]
+    versions: tuple[FileVersion, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Who asks."""
+        return f"ties/{self.owner}"
+
+    @property
+    def cost(self) -> float:
+        """Negligible compared with decompositions."""
+        return 0.0
+
+    @property
+    def precedes(self) -> bool:
+        """Matrices wait for the result."""
+        return True
+
+    @property
+    def items(self) -> int:
+        """Not counted: it is not a matrix."""
+        return 0
+
+    @property
+    def time_limit(self) -> float:
+        """Far more than reading takes."""
+        return decomposition_limit(sum(ref.rows * ref.cols for check in self.checks for ref in check.candidates))
+
+    def run(self, context: Context) -> dict[str, dict[str, str]]:
+        """Return the copies, as `Inventory.without` needs them."""
+        with context.stage("read"):
+            return resolve_ties(self.checks, self.versions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlTask(Task):
+    """Draw one random matrix of an ensemble and analyze it."""
+
+    ensemble: Ensemble
+    rows: int
+    cols: int
+    seed: int = CONTROL_SEED
+
+    @property
+    def name(self) -> str:
+        """Shape, ensemble and seed."""
+        return f"control/{self.rows}x{self.cols}-{self.ensemble}-{self.seed}"
+
+    @property
+    def cost(self) -> float:
+        """Work of the decomposition."""
+        return decomposition_cost(self.rows, self.cols)
+
+    @property
+    def memory(self) -> float:
+        """Four times the matrix in float64, and the libraries."""
+        return matrix_memory(self.rows, self.cols)
+
+    @property
+    def device_memory(self) -> float:
+        """Four times the matrix in float64."""
+        return 32.0 * self.rows * self.cols
+
+    @property
+    def spreads(self) -> bool:
+        """Whether the matrix is large."""
+        return spreads(self.rows, self.cols)
+
+    @property
+    def time_limit(self) -> float:
+        """Far more than the decomposition takes."""
+        return decomposition_limit(self.cost)
+
+    def run(self, context: Context) -> bytes:
+        """Return the rows of `controls`, packed."""
+        drawn = control(self.ensemble, self.rows, self.cols, self.seed)
+        analysis, _ = analyze_timed(context, drawn, sigma=_DEFAULT_SIGMA, null="table", scale=_DEFAULT_SCALE)
+        return rows.pack(rows.control_rows(self, analysis))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixControls:
+    """Result of a `MatrixControlTask`."""
+
+    drawn: tuple[tuple[Ensemble, int, bytes], ...]
+    """Ensemble, seed, and the rows as a part of the store, packed."""
+    without_scale: str = ""
+    """Why nothing can be drawn from the scale null of the matrix: then its rows are none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixControlTask(Task):
+    """Read a matrix, draw random matrices that are made from it, and analyze each."""
+
+    scan_id: str
+    model: str
+    revision: str
+    source: str
+    ref: MatrixRef
+    sigma: SigmaKind
+    null: str
+    scale: ScaleKind
+    wanted: tuple[tuple[Ensemble, int], ...]
+    """Ensembles and seeds."""
+    versions: tuple[FileVersion, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Scan, matrix and that it is a control."""
+        return f"{self.scan_id}/control/{self.ref.key}"
+
+    @property
+    def cost(self) -> float:
+        """Work of the decompositions."""
+        return decomposition_cost(self.ref.rows, self.ref.cols) * (len(self.wanted) + 1)
+
+    @property
+    def memory(self) -> float:
+        """What the analysis of a matrix needs, with the weight and a control of it beside it in float64."""
+        return task_memory((self.ref,))[0] + 16.0 * self.ref.rows * self.ref.cols
+
+    @property
+    def device_memory(self) -> float:
+        """Four times the matrix in float64."""
+        return task_memory((self.ref,))[1]
+
+    @property
+    def spreads(self) -> bool:
+        """Whether the matrix is large."""
+        return spreads(self.ref.rows, self.ref.cols)
+
+    @property
+    def items(self) -> int:
+        """Number of controls."""
+        return len(self.wanted)
+
+    @property
+    def time_limit(self) -> float:
+        """Far more than the decompositions take."""
+        return decomposition_limit(self.cost)
+
+    def run(self, context: Context) -> MatrixControls:
+        """Return the rows of `matrix_controls`; none for draws of the scale null of a matrix that has none, and why.
+
+        Raises:
+            ChangedError: the file is not the one that was hashed.
+            CheckpointError: the matrix cannot be read.
+        """
+        with context.stage("read"):
+            [read] = read_matrices(self.source, (self.ref,), self.versions)
+        context.count_bytes(bytes_of([self.ref]))
+        matrix, profile = self._prepared(context, read)
+        found = []
+        for ensemble, seed in self.wanted:
+            if ensemble == "scale" and not isinstance(profile, Profile):
+                drawn = rows.no_control_rows()
+            else:
+                random = control_of(ensemble, matrix, seed, profile if isinstance(profile, Profile) else None)
+                analysis, _ = analyze_timed(context, random, sigma=self.sigma, null=self.null, scale=self.scale)
+                drawn = rows.matrix_control_rows(self, ensemble, seed, analysis)
+            found.append((ensemble, seed, rows.pack(drawn)))
+        return MatrixControls(drawn=tuple(found), without_scale=str(profile) if isinstance(profile, ScaleError) else "")
+
+    def _prepared(self, context: Context, read: Any) -> tuple[FloatArray, Profile | ScaleError | None]:
+        """Return the entries of the weight and, for draws of the scale null, its variances; the vectors are not kept."""
+        draws_scale = any(ensemble == "scale" for ensemble, _ in self.wanted)
+        if not draws_scale and not isinstance(read, LowRank):
+            return read.double().cpu().numpy(), None
+        with context.computing(), context.stage("decompose"):
+            parts, _ = decomposed(read, context.device)
+            matrix = parts.left.T.mul(parts.singular_values) @ parts.right if isinstance(read, LowRank) else read
+            entries: FloatArray = matrix.double().cpu().numpy()
+            if not draws_scale:
+                return entries, None
+            try:
+                return entries, scale_profile(parts, "total" if self.scale == "total" else "robust")
+            except ScaleError as error:
+                return entries, error
+
+
+def analyze_timed(
+    context: Context,
+    matrix: Any,
+    *,
+    sigma: SigmaKind,
+    null: str,
+    scale: ScaleKind,
+    heads: Heads | None = None,
+    head_mass: bool = False,
+) -> tuple[Analysis, dict[str, float]]:
+    """Analyze a matrix on the worker's device; returns the seconds of the stages `decompose` and `test` beside it."""
+    before = {stage: context.seconds(stage) for stage in ("decompose", "test")}
+    with context.computing():
+        with context.stage("decompose"):
+            parts, total = decomposed(matrix, context.device)
+        with context.stage("test"):
+            tests = KsNull.parse(null)
+            analysis = summarize(parts, total, sigma=sigma, null=tests, scale=scale, heads=heads, head_mass=head_mass)
+    return analysis, {stage: context.seconds(stage) - seconds for stage, seconds in before.items()}
+
+
+def heads_of(ref: MatrixRef) -> Heads | None:
+    """Return which side of a whole attention projection is made of heads; None if it is not or if it is one head."""
+    if ref.heads is None or ref.heads < 2 or ref.head is not None:
+        return None
+    return Heads(side="v" if ref.role == "attn_out" else "u", count=ref.heads)
+
+
+def bytes_of(refs: Iterable[MatrixRef]) -> int:
+    """Bytes of the stored tensors that matrices are made of, of both sides of a difference; each tensor counts once."""
+    return sum(entry.size for _, entry in _stored("", refs))
+
+
+def versions_read(source: str, refs: Iterable[MatrixRef], versions: Iterable[FileVersion]) -> tuple[FileVersion, ...]:
+    """Return the versions of those files that matrices of a checkpoint are read from."""
+    files = {(place, entry.file) for place, entry in _stored(source, refs)}
+    return tuple(version for version in versions if (version.source, version.name) in files)
+
+
+def _stored(source: str, refs: Iterable[MatrixRef]) -> set[tuple[str, TensorEntry]]:
+    """Return the stored tensors that matrices are made of, each with its source, of both sides of a difference."""
+    found: set[tuple[str, TensorEntry]] = set()
+    for weight in (weight for ref in refs for weight in ref.weights):
+        side: tuple[str, MatrixRef] | None = (source, weight)
+        while side is not None:
+            place, one = side
+            found |= {(place, entry) for entry in (one.entry, *(entry for _, entry in one.companions))}
+            side = one.minus
+    return found
+
+
+def control_tasks(
+    shapes: Iterable[tuple[int, int]], ensembles: Iterable[Ensemble], draws: int = 1
+) -> list[ControlTask]:
+    """One control for every distinct shape, ensemble of `ENSEMBLES` and draw."""
+    distinct = sorted(set(shapes))
+    return [
+        ControlTask(ensemble=ensemble, rows=rows, cols=cols, seed=seed)
+        for ensemble in dict.fromkeys(ensembles)
+        if ensemble in ENSEMBLES
+        for rows, cols in distinct
+        for seed in range(CONTROL_SEED, CONTROL_SEED + draws)
+    ]
+
+
+def warm_up() -> None:
+    """Load the libraries of an analysis: this belongs to the start of a worker and not to its first matrix."""
+    rows.warm_up(analyze([[1.0, 0.0], [0.0, 2.0]]))
