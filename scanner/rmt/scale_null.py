@@ -34,8 +34,9 @@ from scanner.rmt.marchenko_pastur import FloatArray
 
 ComplexArray = NDArray[np.complex128]
 
-#: Bins of the logarithm of the variances, in the solver. The upper edge is computed without bins, the lower one with many more.
-BINS = 32
+#: Bins of the logarithm of the variances, in the solver: at least so many, and so many that none is wider than this.
+#: The upper edge is computed without bins, the lower one with more.
+BINS, WIDEST_BIN = 32, 0.15
 #: Rounds after which the search for the values to leave out of a robust profile has failed.
 MAX_ROUNDS = 50
 #: Imaginary part of w, relative to s: half of that of w^2 relative to s^2.
@@ -50,6 +51,8 @@ _COARSE, _MANY = 4, 64
 # A point belongs to the support if Im delta / |delta| is above this; next to an outer edge, the edge itself decides.
 _INSIDE = 2e-3
 _NEXT_TO_AN_EDGE = 0.01
+# So many times the imaginary part of w: outside the support, that of w Y is of its order but within 1e-7 of an edge.
+_DENSE = 1e3
 # Largest share of the values that a robust profile may leave out, and the least number that is looked at.
 _MOST_LEFT_OUT = 0.5
 _LEAST_TOP = 64
@@ -255,7 +258,7 @@ def _robust(singular_values: torch.Tensor, sides: tuple[_Side, _Side], total: Sc
             raise ScaleError("every singular value that is not zero is above the bulk of the others: no noise is left")
         if len(following) > _MOST_LEFT_OUT * count:
             raise ScaleError(
-                f"the robust profile left out {len(following)} of {count} singular values as outliers: use `scale` 'total'"
+                f"the robust profile left out {len(following)} of {count} singular values as outliers: `--scale total` uses all of them"
             )
         if following.tobytes() in seen:
             larger = max(now, following, key=len)
@@ -265,11 +268,11 @@ def _robust(singular_values: torch.Tensor, sides: tuple[_Side, _Side], total: Sc
                 return ScaleFit(profile=profile, edges=edges(profile))
             raise ScaleError(
                 f"the robust profile does not settle: {len(now)} and {len(following)} of {count} singular values are left out "
-                "in turn: use `scale` 'total'"
+                "in turn: `--scale total` uses all of them"
             )
         now = following
         profile = _profile(*sides, now)
-    raise ScaleError(f"the robust profile did not settle within {MAX_ROUNDS} rounds: use `scale` 'total'")
+    raise ScaleError(f"the robust profile did not settle within {MAX_ROUNDS} rounds: `--scale total` uses all of them")
 
 
 def inequality(variances: torch.Tensor) -> float:
@@ -320,11 +323,11 @@ class _Values:
         x = np.array(start, dtype=np.float64)
         weights = self.counts * self.values
         for _ in range(100):
-            inverse = 1.0 / (x[:, None] - self.values)
-            total = inverse @ weights
-            inverse *= inverse
-            step = (total**2 / t - total) / (inverse @ weights)
-            x += step
+            with np.errstate(all="ignore"):  # what is not finite is found by the caller
+                inverse = 1.0 / (x[:, None] - self.values)
+                total = inverse @ weights
+                inverse *= inverse
+                x += (step := (total**2 / t - total) / (inverse @ weights))
             if np.all(np.abs(step) <= 1e-13 * np.abs(x)):
                 break
         return x
@@ -480,15 +483,21 @@ class Scalars:
     y: torch.Tensor
 
 
-def binned(variances: torch.Tensor, bins: int = BINS) -> tuple[FloatArray, FloatArray]:
-    """Return means and counts of positive variances, binned in their logarithm; zeros are left out. Equal ones share a bin."""
+def binned(variances: torch.Tensor, least: int = BINS) -> tuple[FloatArray, FloatArray]:
+    """Return means and counts of positive variances, binned in their logarithm; zeros are left out. Equal ones share a bin.
+
+    Args:
+        variances: shape (length,).
+        least: number of bins; more where one of them would be wider than `WIDEST_BIN`.
+    """
     positive = _nonzero(variances)
     logs = np.log(positive)
     low = logs.min()
-    width = logs.max() - low
+    span = logs.max() - low
+    bins = max(least, int(np.ceil(span / WIDEST_BIN)))
     index = np.zeros(len(logs), dtype=np.int64)
-    if width > 1e-12:
-        index = np.minimum(((logs - low) * (bins / width)).astype(np.int64), bins - 1)
+    if span > 1e-12:
+        index = np.minimum(((logs - low) * (bins / span)).astype(np.int64), bins - 1)
     counts = np.bincount(index, minlength=bins)
     sums = np.bincount(index, weights=positive, minlength=bins)
     filled = counts > 0
@@ -860,6 +869,9 @@ def _standardizer(
     size = 1.0 + ratio.abs()
     constant, real, imaginary = (1.0 / size).float(), (ratio.real / size).float(), (ratio.imag / size).float()
     base, slope = (w * w).imag, (w * other).imag * largest
+    # Inside the support, the imaginary part of w stands for zero: entries of a variance below it would seem to have its own.
+    dense = (w * other).imag * (w * w).abs() > _DENSE * (w * other).abs() * base
+    base = torch.where(dense, 0.0, base)
     base, slope = (base / (base + slope)).float(), (slope / (base + slope)).float()
     own = torch.zeros_like(constant) if share is None else share.float()
     members = _members(present, heads)

@@ -146,6 +146,26 @@ def test_p_is_uniform_on_draws_of_the_null_along_the_whole_spectrum(shape: tuple
         assert np.nanmean([getattr(one, f"{side}_p_mean") for one in found]) < 0.4, "the i.i.d. null is rejected"
 
 
+@pytest.mark.parametrize("orders", [6, 8, 10, 14])
+@pytest.mark.parametrize("kind", ["even", "two scales", "both sides"])
+@pytest.mark.parametrize("shape", [(200, 200), (128, 384)])
+def test_p_is_uniform_also_if_variances_spread_over_many_orders_of_magnitude(
+    shape: tuple[int, int], kind: str, orders: int
+) -> None:
+    rng = np.random.default_rng([*shape, orders])
+    (m, n), factor = shape, 10.0**-orders
+    rows = np.where(np.arange(m) < m // 4, 1.0, factor) if kind == "two scales" else factor ** np.linspace(0.0, 1.0, m)
+    cols = factor ** np.linspace(0.0, 1.0, n) if kind == "both sides" else np.ones(n)
+    found = [analyze(drawn(rows, cols, rng)) for _ in range(6)]
+    assert not any(one.scale_failure for one in found)
+    for side in ("u", "v"):
+        p = np.stack([getattr(one, f"{side}_p_scale") for one in found])
+        for part in deciles(p.shape[1]):
+            # Bonferroni: 24 cases, two sides, ten deciles
+            tested = p[:, part][~np.isnan(p[:, part])]
+            assert len(tested) == 0 or stats.kstest(tested, "uniform").pvalue > 0.001 / 480, (side, part)
+
+
 @pytest.mark.parametrize("shape", [(300, 300), (200, 500), (600, 150)])
 def test_spikes_of_one_and_a_half_times_the_threshold_are_found_in_an_unequal_profile(shape: tuple[int, int]) -> None:
     m, n = shape
