@@ -258,7 +258,8 @@ def _robust(singular_values: torch.Tensor, sides: tuple[_Side, _Side], total: Sc
             raise ScaleError("every singular value that is not zero is above the bulk of the others: no noise is left")
         if len(following) > _MOST_LEFT_OUT * count:
             raise ScaleError(
-                f"the robust profile left out {len(following)} of {count} singular values as outliers: `--scale total` uses all of them"
+                f"the robust profile left out {len(following)} of {count} singular values as outliers: "
+                "`--scale total` uses all of them"
             )
         if following.tobytes() in seen:
             larger = max(now, following, key=len)
