@@ -221,8 +221,9 @@ def histograms_by_role(
     look = theme.style(interactive)
     rows = _outlines(counts, width)
     beyond = sum(row["counted"] for row in counts if row["bin"] == _HISTOGRAM_BINS)
+    low = 0.02 * max(row["density"] for row in rows)  # above the axis, which would hide half of a mark
     edges = [
-        {"role": one, "nu": sum(values) / len(values), "density": 0.0}
+        {"role": one, "nu": sum(values) / len(values), "density": low}
         for one in roles
         for values in ([m.mp_lower for m in found if m.role == one], [m.mp_upper for m in found if m.role == one])
         if sum(values) > 0.0

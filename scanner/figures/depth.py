@@ -159,7 +159,8 @@ def heads(
     known = [p for rows in values.values() for row in rows for p in row["p"] if p is not None]
     if not known:
         raise ScannerError(f"the store has no p-values of the heads of {printable(found[0].model)!r}")
-    scale = alt.Scale(scheme="viridis", domain=[0, max(0.5, min(1.0, max(known)))])
+    highest = max(0.5, min(1.0, max(known)))
+    scale = alt.Scale(scheme="viridis", domain=[0, highest])
     across = 2 if len(roles) > 1 else 1
     width = round((look.width - (across - 1) * 2 * look.font) / across)
     cell = max(look.font * 0.55, min(look.font * 1.2, 12 * look.font / len(layers)))
@@ -176,7 +177,12 @@ def heads(
             "layer:O", title="layer" if first else None, axis=y_axis, sort="ascending", scale=alt.Scale(domain=layers)
         )
         legend = alt.Legend(
-            orient="top", title="mean p", gradientLength=round(0.5 * look.width), titleOrient="left", tickCount=3
+            orient="top",
+            title="mean p",
+            gradientLength=round(0.5 * look.width),
+            titleOrient="left",
+            values=[mark for mark in (0.0, 0.25, 0.5, 0.75, 1.0) if mark <= highest],  # random vectors have 0.5
+            format=".2f",
         )
         grid = alt.Chart(alt.InlineData(values=values[one]), name=f"heads_{one}")
         # The data has one row per layer, which the chart flattens to heads: this keeps large grids small.

@@ -79,7 +79,7 @@ def scale(
     columns = vectors(store, matrix)
     if matrix.scale_upper is None:
         reason = matrix.scale_failure or "scan again without `--scale none`, with this version of rmtscan"
-        raise ScannerError(f"{printable(matrix.tensor)!r} has no scale null: {reason}")
+        raise ScannerError(f"{place(matrix)} of {printable(name)!r} has no scale null: {reason}")
     look = theme.style(interactive)
     one = layer is not None or tensor is not None
     panels = [_spectrum(matrix, columns, look, interactive=interactive)]
@@ -247,7 +247,8 @@ def _profile(
     layers: list[Any] = []
     if random:
         error = 2.0 / np.sqrt(12 * matrix.count / bins_shown)
-        area = alt.Chart(theme.inline([{"low": 0.5 - error, "high": 0.5 + error}]))
+        top = shared_y["scale"].domain[1]
+        area = alt.Chart(theme.inline([{"low": max(0.0, 0.5 - error), "high": min(top, 0.5 + error)}]))
         layers.append(area.mark_rect(opacity=0.12).encode(y=alt.Y("low:Q", **shared_y), y2="high:Q"))
     else:
         for name, low, high in ((IID, "low", "high"), (SCALED, "low_scale", "high_scale")):
