@@ -25,7 +25,6 @@ import torch
 from scanner.checkpoint import (
     Checkpoint,
     MatrixRef,
-    Selection,
     difference,
     list_matrices,
     match_matrices,
@@ -35,7 +34,7 @@ from scanner.checkpoint import (
 from scanner.checkpoint.names import printable
 from scanner.checkpoint.sources.files import FileVersion, check_unchanged
 from scanner.checkpoint.structure.matching import Matching
-from scanner.engine.method import Method, scan_id
+from scanner.engine.method import Method, method_of, scan_id
 from scanner.engine.options import PoolOptions
 from scanner.engine.plan import decomposition_cost, decomposition_limit, largest_first, matrix_memory, spreads
 from scanner.engine.rows import pack, unpack
@@ -44,7 +43,7 @@ from scanner.engine.scan import ScanWork
 from scanner.engine.task import Context, Failure, Task
 from scanner.engine.tasks import TieTask, bytes_of, versions_read
 from scanner.engine.work import Observer, Stored, Work
-from scanner.errors import ChangedError, CheckpointError, GatedError, RateLimitedError, ScannerError
+from scanner.errors import ChangedError, CheckpointError, ConfigError, GatedError, RateLimitedError
 from scanner.rmt import pairs
 from scanner.rmt.decomposition import Decomposition, LowRank, decompose
 from scanner.rmt.ensembles import ENSEMBLES, Ensemble
@@ -148,15 +147,12 @@ def stored_method(store: Store, names: Sequence[str]) -> Method:
 
 
 def _method_of(scan: Mapping[str, Any]) -> Method | None:
+    """Return the method of a scan that a comparison can have, too."""
     try:
-        value = json.loads(scan["method"] or "")
-        lists = {name: tuple(value[name]) for name in ("only", "layers")}
-        products = value.get("products", False)
-        selection = Selection(embeddings=value["embeddings"], heads=value["heads"], products=products, **lists)
-        scale, head_mass = value.get("scale", "none"), value.get("head_mass", False)
-        return Method(sigma=value["sigma"], null=value["null"], scale=scale, head_mass=head_mass, selection=selection)
-    except (ValueError, TypeError, KeyError, ScannerError):  # a version with other parameters
+        found = method_of(json.loads(scan["method"] or ""))
+    except (ValueError, TypeError, AttributeError):
         return None
+    return None if found is None or found.values_only else found
 
 
 def compare(
@@ -197,6 +193,8 @@ def compare(
     target = open_store(os.fspath(store), create=True)
     names = [os.fspath(named) for named in (base, tuned)]
     method = method or stored_method(target, names)
+    if method.values_only:
+        raise ConfigError("values_only", "leaves out the singular vectors, which a comparison needs")
     scans = ScanWork(target, method, observer, ensembles, strict=True)
     opened: list[Checkpoint] = []
     for named in names:

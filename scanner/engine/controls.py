@@ -83,6 +83,7 @@ class ControlQueue:
                         sigma=self._method.sigma,
                         null=self._method.null,
                         scale=self._method.scale,
+                        values_only=self._method.values_only,
                         wanted=wanted,
                         versions=versions_read(checkpoint.source, [ref], checkpoint.versions),
                     )

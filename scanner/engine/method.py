@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from scanner.checkpoint import Selection
 from scanner.configuration import option, parameters
-from scanner.errors import ConfigError
+from scanner.errors import ConfigError, ScannerError
 from scanner.rmt import vocabulary
 from scanner.rmt.vocabulary import SCALE_KINDS, SIGMA_KINDS, ScaleKind, SigmaKind
 
@@ -42,6 +43,8 @@ class Method:
     """Scale null: row and column variances without the values above the bulk (robust), of the whole matrix (total), or none."""
     head_mass: bool = option(False, identity="head_mass", since="0.2")
     """Also test whether the vectors of attention projections have their mass in few heads."""
+    values_only: bool = option(False, identity="values_only", since="0.2")
+    """Compute singular values and what follows from them, without vectors and the scale null: about half the time."""
     selection: Selection = field(default_factory=Selection)
     """Which matrices are scanned."""
 
@@ -50,16 +53,36 @@ class Method:
             raise ConfigError("sigma", f"is {self.sigma!r}: choose from {', '.join(SIGMA_KINDS)}")
         if self.scale not in SCALE_KINDS:
             raise ConfigError("scale", f"is {self.scale!r}: choose from {', '.join(SCALE_KINDS)}")
+        if self.values_only:
+            self._without_vectors()
         try:
             _null(self.null)
         except ValueError as error:
             raise ConfigError("null", f"is {self.null!r}: {error}") from error
 
+    def _without_vectors(self) -> None:
+        """Drop what only vectors have, so that it is no part of the identity.
+
+        Raises:
+            ConfigError: it was asked for.
+        """
+        if self.head_mass:
+            raise ConfigError("head_mass", "needs singular vectors: leave it out, or scan without `values_only`")
+        if self.scale == "total":
+            raise ConfigError(
+                "scale", "is 'total', which needs singular vectors: leave it out, or scan without `values_only`"
+            )
+        if self.null != "table":
+            raise ConfigError(
+                "null", f"is {self.null!r}, a test of singular vectors: leave it out, or scan without `values_only`"
+            )
+        object.__setattr__(self, "scale", "none")
+
     def as_dict(self) -> dict[str, Any]:
         """Return the parameters as JSON types, in a fixed order; they are stored with every result."""
         from scanner.rmt.columns import extra_metrics
 
-        metrics = extra_metrics()
+        metrics = () if self.values_only else extra_metrics()
         return {"version": vocabulary.METHOD_VERSION} | parameters(self) | ({"metrics": [*metrics]} if metrics else {})
 
 
@@ -67,3 +90,28 @@ def scan_id(identity: str, method: Method) -> str:
     """Return 16 hexadecimal digits that identify the scan of this content with this method, on every machine and in every run."""
     text = json.dumps({"content": identity, "method": method.as_dict()}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def method_of(parsed: Mapping[str, Any]) -> Method | None:
+    """Return the method with the parameters of a stored one; None if it has others than this version knows."""
+    try:
+        lists = {name: tuple(parsed[name]) for name in ("only", "layers")}
+        products = parsed.get("products", False)
+        selection = Selection(embeddings=parsed["embeddings"], heads=parsed["heads"], products=products, **lists)
+        method = Method(
+            sigma=parsed["sigma"],
+            null=parsed["null"],
+            scale=parsed.get(
+                "scale", "none"
+            ),  # a scan without a scale null has the parameters of scanners that knew none
+            head_mass=parsed.get("head_mass", False),
+            values_only=parsed.get("values_only", False),
+            selection=selection,
+        )
+    except (ValueError, TypeError, KeyError, ScannerError):
+        return None
+    ours, theirs = method.as_dict(), dict(parsed)
+    for one in (ours, theirs):
+        one.pop("version", None)
+        one.pop("metrics", None)  # those of the extensions that are installed now
+    return method if json.dumps(ours, sort_keys=True) == json.dumps(theirs, sort_keys=True) else None

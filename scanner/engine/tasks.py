@@ -16,7 +16,16 @@ from scanner.engine import rows
 from scanner.engine.plan import decomposition_cost, decomposition_limit, matrix_memory, spreads, task_memory
 from scanner.engine.task import Context, Task
 from scanner.errors import ChangedError
-from scanner.rmt.analysis import Analysis, Heads, analyze, decomposed, scale_profile, summarize
+from scanner.rmt.analysis import (
+    Analysis,
+    Heads,
+    analyze,
+    decomposed,
+    scale_profile,
+    summarize,
+    summarize_values,
+    values_of,
+)
 from scanner.rmt.decomposition import LowRank
 from scanner.rmt.ensembles import ENSEMBLES, Ensemble, control, control_of
 from scanner.rmt.ks_null import KsNull
@@ -29,6 +38,8 @@ from scanner.store import finished_part
 CONTROL_SEED = 0
 _DEFAULT_SIGMA: SigmaKind = "median"
 _DEFAULT_SCALE: ScaleKind = "robust"
+# Share of the time of a whole analysis that singular values alone take; see benchmarks/bench_values.py.
+_VALUES_SHARE = 0.45
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +65,8 @@ class MatrixTask(Task):
     scale: ScaleKind = "none"
     head_mass: bool = False
     """Whether the masses of attention heads are tested."""
+    values_only: bool = False
+    """Whether there are no vectors."""
     versions: tuple[FileVersion, ...] = ()
     """Versions of the files that the matrices are read from."""
 
@@ -65,7 +78,8 @@ class MatrixTask(Task):
     @property
     def cost(self) -> float:
         """Work of the decompositions."""
-        return sum(decomposition_cost(*ref.decomposed) for ref in self.refs)
+        whole = sum(decomposition_cost(*ref.decomposed) for ref in self.refs)
+        return _VALUES_SHARE * whole if self.values_only else whole
 
     @property
     def memory(self) -> float:
@@ -134,6 +148,7 @@ class MatrixTask(Task):
                     scale=self.scale,
                     heads=heads_of(ref),
                     head_mass=self.head_mass,
+                    values_only=self.values_only,
                 )
             except torch.OutOfMemoryError:  # the pool runs the task again without a GPU
                 raise
@@ -270,6 +285,7 @@ class MatrixControlTask(Task):
     sigma: SigmaKind
     null: str
     scale: ScaleKind
+    values_only: bool = False
     wanted: tuple[tuple[Ensemble, int], ...]
     """Ensembles and seeds."""
     versions: tuple[FileVersion, ...] = ()
@@ -326,7 +342,14 @@ class MatrixControlTask(Task):
                 drawn = rows.no_control_rows()
             else:
                 random = control_of(ensemble, matrix, seed, profile if isinstance(profile, Profile) else None)
-                analysis, _ = analyze_timed(context, random, sigma=self.sigma, null=self.null, scale=self.scale)
+                analysis, _ = analyze_timed(
+                    context,
+                    random,
+                    sigma=self.sigma,
+                    null=self.null,
+                    scale=self.scale,
+                    values_only=self.values_only,
+                )
                 drawn = rows.matrix_control_rows(self, ensemble, seed, analysis)
             found.append((ensemble, seed, rows.pack(drawn)))
         return MatrixControls(drawn=tuple(found), without_scale=str(profile) if isinstance(profile, ScaleError) else "")
@@ -357,15 +380,24 @@ def analyze_timed(
     scale: ScaleKind,
     heads: Heads | None = None,
     head_mass: bool = False,
+    values_only: bool = False,
 ) -> tuple[Analysis, dict[str, float]]:
     """Analyze a matrix on the worker's device; returns the seconds of the stages `decompose` and `test` beside it."""
     before = {stage: context.seconds(stage) for stage in ("decompose", "test")}
     with context.computing():
-        with context.stage("decompose"):
-            parts, total = decomposed(matrix, context.device)
-        with context.stage("test"):
-            tests = KsNull.parse(null)
-            analysis = summarize(parts, total, sigma=sigma, null=tests, scale=scale, heads=heads, head_mass=head_mass)
+        if values_only:
+            with context.stage("decompose"):
+                values, total = values_of(matrix, context.device)
+            with context.stage("test"):
+                analysis = summarize_values(values, total, sigma=sigma)
+        else:
+            with context.stage("decompose"):
+                parts, total = decomposed(matrix, context.device)
+            with context.stage("test"):
+                tests = KsNull.parse(null)
+                analysis = summarize(
+                    parts, total, sigma=sigma, null=tests, scale=scale, heads=heads, head_mass=head_mass
+                )
     return analysis, {stage: context.seconds(stage) - seconds for stage, seconds in before.items()}
 
 

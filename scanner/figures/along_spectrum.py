@@ -21,6 +21,7 @@ from scanner.figures.selection import (
     in_blocks,
     matrices,
     narrow,
+    no_p_values,
     one_stack,
     rows_of,
     whole,
@@ -302,6 +303,8 @@ def pvalues_by_role(
     layer = layers[len(layers) // 2] if layer is None else layer
     narrow(found, name, layer=layer)
     rows = _profiles(store, found, revision=revision, layer=layer, role=role, side=side)
+    if not rows:
+        raise no_p_values(found)
     look = theme.style(interactive)
     roles = list(dict.fromkeys(row["role"] for row in rows))
     chart = _profile_panels(rows, roles, layer, look, interactive=interactive)

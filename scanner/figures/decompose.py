@@ -8,10 +8,9 @@ from typing import Any
 import altair as alt
 
 from scanner.checkpoint.names import printable
-from scanner.errors import ScannerError
 from scanner.figures import theme
 from scanner.figures.registry import figure
-from scanner.figures.selection import Matrix, matrices, narrow, one_stack, slices, whole
+from scanner.figures.selection import matrices, narrow, no_scale_null, one_stack, slices, whole
 from scanner.store import Store
 
 PARTS = ("small end", "middle", "large end")
@@ -59,7 +58,7 @@ def decompose(
     rows = [_row(row, _bar(row, role, heads)) for row in asked]
     rows = [row for row in rows if row["bar"] is not None]
     if not rows:
-        raise ScannerError(f"the matrices of {printable(name)!r} have no scale null{_reason(found)}")
+        raise no_scale_null(found, f"the matrices of {printable(name)!r} have")
     look = theme.style(interactive)
     title = "Scale, head structure or direction"
     if role is not None:
@@ -84,11 +83,6 @@ def _row(row: dict[str, Any], bar: str | None) -> dict[str, Any]:
     place = {name: row[name] for name in ("part", "side", "vectors", "p", "p_scale", "p_within", "differs_by")}
     chance = CHANCE / (12 * row["vectors"]) ** 0.5
     return {"bar": bar, **place, **parts, "sum": 0.5 - row["p"], "chance": chance}
-
-
-def _reason(found: Sequence[Matrix]) -> str:
-    told = next((matrix.scale_failure for matrix in found if matrix.scale_failure), None)
-    return f": {told}" if told else ": scan again without `--scale none`, with this version of rmtscan"
 
 
 def _chart(rows: Sequence[dict[str, Any]], what: str, look: theme.Style, *, interactive: bool) -> Any:

@@ -8,7 +8,6 @@ from typing import Any
 import altair as alt
 
 from scanner.checkpoint.names import printable
-from scanner.errors import ScannerError
 from scanner.figures import theme
 from scanner.figures.registry import figure
 from scanner.figures.selection import (
@@ -19,6 +18,7 @@ from scanner.figures.selection import (
     in_blocks,
     matrices,
     narrow,
+    no_p_values,
     one_stack,
     slices,
     whole,
@@ -82,7 +82,7 @@ def depth(
             if p is not None:
                 rows.append({"role": one, "layer": layer, "p": p, "matrices": len(mine)})
     if not rows:
-        raise ScannerError(f"the store has no p-values of {printable(found[0].model)!r}")
+        raise no_p_values(found)
     look = theme.style(interactive)
     domain = alt.Scale(domain=[0, max(0.55, 1.05 * max(row["p"] for row in rows))], nice=False)
     x_axis = alt.Axis(grid=False, tickMinStep=1, format="d", tickCount=min(len(layers), 10))
@@ -158,7 +158,7 @@ def heads(
     values = {one: _grid([matrix for matrix in found if matrix.role == one], side) for one in roles}
     known = [p for rows in values.values() for row in rows for p in row["p"] if p is not None]
     if not known:
-        raise ScannerError(f"the store has no p-values of the heads of {printable(found[0].model)!r}")
+        raise no_p_values(found)
     highest = max(0.5, min(1.0, max(known)))
     scale = alt.Scale(scheme="viridis", domain=[0, highest])
     across = 2 if len(roles) > 1 else 1

@@ -10,7 +10,6 @@ import altair as alt
 import numpy as np
 
 from scanner.checkpoint.names import printable
-from scanner.errors import ScannerError
 from scanner.figures import theme
 from scanner.figures.registry import figure
 from scanner.figures.selection import (
@@ -20,6 +19,7 @@ from scanner.figures.selection import (
     in_blocks,
     matrices,
     narrow,
+    no_scale_null,
     place,
     rows_of,
     vectors,
@@ -78,8 +78,7 @@ def scale(
     )
     columns = vectors(store, matrix)
     if matrix.scale_upper is None:
-        reason = matrix.scale_failure or "scan again without `--scale none`, with this version of rmtscan"
-        raise ScannerError(f"{place(matrix)} of {printable(name)!r} has no scale null: {reason}")
+        raise no_scale_null([matrix], f"{place(matrix)} of {printable(name)!r} has")
     look = theme.style(interactive)
     one = layer is not None or tensor is not None
     panels = [_spectrum(matrix, columns, look, interactive=interactive)]

@@ -213,6 +213,24 @@ def whole(found: Sequence[Matrix]) -> list[Matrix]:
     return kept
 
 
+def no_p_values(found: Sequence[Matrix]) -> ScannerError:
+    """Return the error of matrices of which no vector has a p-value."""
+    return ScannerError(
+        f"the store has no p-values of {printable(found[0].model)!r}: scan it again without `--values-only`, which leaves out "
+        "the vectors"
+    )
+
+
+def no_scale_null(found: Sequence[Matrix], what: str) -> ScannerError:
+    """Return the error of matrices without a scale null, which `what` names."""
+    told = next((matrix.scale_failure for matrix in found if matrix.scale_failure), None)
+    vectors = any(matrix.u_p_mean is not None or matrix.v_p_mean is not None for matrix in found)
+    again = (
+        "`--scale none`, with this version of rmtscan" if vectors else "`--values-only`, which leaves out the vectors"
+    )
+    return ScannerError(f"{what} no scale null: {told or f'scan again without {again}'}")
+
+
 def slices(found: Sequence[Matrix]) -> list[Matrix]:
     """Return the matrices that are slices of heads.
 

@@ -23,6 +23,7 @@ from scanner.figures.selection import (
     choose_matrix,
     control,
     decomposed,
+    no_p_values,
     place,
     scan_of,
     vectors,
@@ -118,6 +119,8 @@ def vector(
     stored = vectors(store, matrix)
     if not 0 <= k < len(stored["k"]):
         raise ScannerError(f"{place(matrix)} has no rank {k}: ranks are 0 (largest) to {len(stored['k']) - 1}")
+    if not any(p is not None for p in (*stored["u_p"], *stored["v_p"])):
+        raise no_p_values([matrix])
     if stored[f"{side}_p"][k] is None:
         raise ScannerError(
             f"rank {k} of {place(matrix)} was not tested: its singular value is zero, or the vector has a single entry"

@@ -203,6 +203,12 @@ class NightlyConfig:
     night: Night = field(default_factory=Night)
     """How nights follow each other."""
 
+    def __post_init__(self) -> None:
+        if self.method.values_only and self.compute.compare:
+            raise ConfigError(
+                "[compute] compare", "needs singular vectors, which [method] values_only leaves out: set it to false"
+            )
+
     def as_json(self) -> str:
         """Return the configuration as JSON, for the table `nights`."""
         return json.dumps(asdict(self), sort_keys=True, default=str)

@@ -6,15 +6,10 @@ default than what it did: the scale null. A scan of a later scanner that was ask
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
-from scanner.checkpoint import Selection
-from scanner.engine.method import Method, scan_id
-from scanner.errors import ScannerError
+from scanner.engine.method import Method, method_of, scan_id
 from scanner.rmt import vocabulary
 from scanner.store import Store
 from scanner.store.tables import json_object
@@ -46,7 +41,7 @@ def earlier_methods(store: Store) -> dict[str, tuple[int, Method]]:
             continue
         method = method_of(parsed)
         if method is not None and unaware:
-            method = replace(method, scale=Method().scale)
+            method = replace(method, scale="none" if method.values_only else Method().scale)
         if method is not None and scan_id(row["identity"], method) not in committed:
             found[row["scan_id"]] = (version, method)
     return found
@@ -56,23 +51,3 @@ def _is_before(version: object, other: tuple[int, int]) -> bool:
     """Whether a version of the scanner is before another; one that cannot be read is taken to be."""
     found = re.match(r"(\d+)\.(\d+)", version) if isinstance(version, str) else None
     return found is None or (int(found[1]), int(found[2])) < other
-
-
-def method_of(parsed: Mapping[str, Any]) -> Method | None:
-    """Return the method with the parameters of a stored one; None if it has others than this version knows."""
-    try:
-        lists = {name: tuple(parsed[name]) for name in ("only", "layers")}
-        products = parsed.get("products", False)
-        selection = Selection(embeddings=parsed["embeddings"], heads=parsed["heads"], products=products, **lists)
-        # A scan without a scale null has the parameters of scanners that knew none.
-        scale, head_mass = parsed.get("scale", "none"), parsed.get("head_mass", False)
-        method = Method(
-            sigma=parsed["sigma"], null=parsed["null"], scale=scale, head_mass=head_mass, selection=selection
-        )
-    except (ValueError, TypeError, KeyError, ScannerError):
-        return None
-    ours, theirs = method.as_dict(), dict(parsed)
-    for one in (ours, theirs):
-        one.pop("version", None)
-        one.pop("metrics", None)  # those of the extensions that are installed now
-    return method if json.dumps(ours, sort_keys=True) == json.dumps(theirs, sort_keys=True) else None

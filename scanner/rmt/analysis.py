@@ -12,7 +12,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from scanner.rmt import head_mass, product_law
 from scanner.rmt.columns import extra_values
-from scanner.rmt.decomposition import Decomposition, LowRank, decompose, decompose_low_rank
+from scanner.rmt.decomposition import (
+    Decomposition,
+    LowRank,
+    Values,
+    decompose,
+    decompose_low_rank,
+    singular_values,
+    values_low_rank,
+)
 from scanner.rmt.entries import entry_statistics
 from scanner.rmt.inference import omnibus, q_values
 from scanner.rmt.ks_null import KsNull, effects
@@ -184,6 +192,7 @@ def analyze(
     scale: ScaleKind = "robust",
     heads: Heads | None = None,
     head_mass: bool = False,
+    values_only: bool = False,
     device: str | torch.device | None = None,
 ) -> Analysis:
     """Compare one m x n matrix with random matrix theory.
@@ -200,6 +209,8 @@ def analyze(
             `total`, or `none` for no scale null: then p-values end at 1e-6, as in versions that had none.
         heads: attention heads in the entries of the vectors of one side; None: none.
         head_mass: test whether the mass of these vectors is in few heads.
+        values_only: compute what follows from the singular values; all fields about vectors are NaN or None, `null`, `scale` and
+            `heads` do not matter. About half the time.
         device: where to compute; None leaves a tensor where it is.
 
     Raises:
@@ -214,6 +225,9 @@ def analyze(
     if scale not in SCALE_KINDS:
         raise ValueError(f"unknown scale {scale!r}; known: {', '.join(SCALE_KINDS)}")
     null = KsNull.parse(null) if isinstance(null, str) else null
+    if values_only:
+        found, sum_of_entries = values_of(array, device)
+        return summarize_values(found, sum_of_entries, sigma=sigma)
     parts, sum_of_entries = decomposed(array, device)
     return summarize(parts, sum_of_entries, sigma=sigma, null=null, scale=scale, heads=heads, head_mass=head_mass)
 
@@ -228,12 +242,100 @@ def decomposed(
         NotFiniteError: NaN or infinite entries.
         DecompositionError: no decomposition that reproduces the matrix was found.
     """
+    matrix, total = _checked(array, device)
+    return decompose_low_rank(matrix) if isinstance(matrix, LowRank) else decompose(matrix), total
+
+
+def values_of(
+    array: ArrayLike | torch.Tensor | LowRank, device: str | torch.device | None = None
+) -> tuple[Values, float]:
+    """Compute the singular values of one m x n matrix without vectors; also returns the sum of its entries.
+
+    The errors are those of `decomposed`.
+    """
+    matrix, total = _checked(array, device)
+    return values_low_rank(matrix) if isinstance(matrix, LowRank) else singular_values(matrix), total
+
+
+def _checked(array: ArrayLike | torch.Tensor | LowRank, device: str | torch.device | None) -> tuple[Any, float]:
+    """Return the matrix, or the factors of a product, as tensors on the device, and the sum of the entries."""
     if isinstance(array, LowRank):
         factors = replace(array, left=_as_matrix(array.left, device), right=_as_matrix(array.right, device))
         total = float(factors.left.sum(dim=0, dtype=torch.float64) @ factors.right.sum(dim=1, dtype=torch.float64))
-        return decompose_low_rank(factors), total
+        return factors, total
     matrix = _as_matrix(array, device)
-    return decompose(matrix), float(matrix.sum(dtype=torch.float64))
+    return matrix, float(matrix.sum(dtype=torch.float64))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Spectrum:
+    """What follows from the singular values alone: fields of `Analysis`, the rank, and the unit of the computation."""
+
+    fields: dict[str, Any]
+    rank: int
+    unit: float
+
+
+def _spectrum(found: Values, sum_of_entries: float, sigma: SigmaKind) -> _Spectrum:
+    """Compare singular values with the Marchenko-Pastur law.
+
+    Raises:
+        SigmaError: `sigma` is `bulk`, and its fit ran away.
+    """
+    rows, cols = found.rows, found.cols
+    s = found.singular_values.cpu().numpy()
+    # A product of thin factors has fewer triplets; its other singular values are zero, and count.
+    spectrum = np.pad(s, (0, min(rows, cols) - len(s)))
+    rank = numerical_rank(s, rows, cols)
+    # In units of a power of two near the largest value, so that squares do not overflow or underflow; this does not round.
+    # Not smaller than 2^-1000, whose inverse is finite.
+    unit = 2.0 ** max(int(np.frexp(s[0])[1]) - 1, -1000) if s[0] > 0.0 else 1.0
+    scaled = spectrum / unit
+    bulk = fit_bulk(scaled, rows, cols)
+    in_units: dict[SigmaKind, float] = {
+        "median": sigma_median(scaled, rows, cols),
+        "std": sigma_std(sum_of_entries / unit, s / unit, rows, cols),
+        "init": sigma_init(rows) / unit,
+        "bulk": bulk.sigma,
+    }
+    chosen = _chosen_fit(sigma, in_units, bulk, rows, cols)
+    fit = BulkFit(sigma=chosen.sigma * unit, lower=chosen.lower * unit, upper=chosen.upper * unit)
+    estimates = {kind: value * unit for kind, value in in_units.items()}
+    distance = mp_distance(scaled, rows, cols, chosen.sigma)
+    if found.method == "product":
+        sigma = "std" if sigma == "std" else "median"
+        fit, in_units, distance = _product_fit(scaled[: len(s)], sigma, in_units["std"], rows, cols)
+        fit = BulkFit(sigma=fit.sigma * unit, lower=fit.lower * unit, upper=fit.upper * unit)
+        estimates = {kind: value * unit for kind, value in in_units.items()}
+    region = regions(s, fit.lower, fit.upper, rank)
+    fields = {
+        "rows": rows,
+        "cols": cols,
+        "singular_values": s,
+        "region": region,
+        "sigma": fit.sigma,
+        "sigma_kind": sigma,
+        "sigma_median": estimates["median"],
+        "sigma_std": estimates["std"],
+        "sigma_init": estimates["init"],
+        "sigma_bulk": estimates["bulk"],
+        "mp_lower": fit.lower,
+        "mp_upper": fit.upper,
+        "mp_ks": distance,
+        "outliers_left": int(np.count_nonzero(region == "left")),
+        "outliers_right": int(np.count_nonzero(region == "right")),
+        "rank": rank,
+        "spectral_norm": float(s[0]),
+        "frobenius_norm": float(np.linalg.norm(s / unit)) * unit,
+        "stable_rank": stable_rank(s),
+        "effective_rank": effective_rank(s / unit),
+        "bulk_failed": bulk.failed,
+        "bulk_lower": None if bulk.failed else bulk.lower * unit,
+        "bulk_upper": None if bulk.failed else bulk.upper * unit,
+        "svd_method": found.method,
+        "svd_residual": found.residual,
+    }
+    return _Spectrum(fields=fields, rank=rank, unit=unit)
 
 
 def summarize(
@@ -254,41 +356,21 @@ def summarize(
         SigmaError: `sigma` is `bulk`, and its fit ran away. A scale null that cannot be computed is no error: `scale_failure`
             of the result says why.
     """
-    rows, cols = parts.left.shape[1], parts.right.shape[1]
-    s = parts.singular_values.cpu().numpy()
-    # A product of thin factors has fewer triplets; its other singular values are zero, and count.
-    spectrum = np.pad(s, (0, min(rows, cols) - len(s)))
-    rank = numerical_rank(s, rows, cols)
-    # In units of a power of two near the largest value, so that squares do not overflow or underflow; this does not round.
-    # Not smaller than 2^-1000, whose inverse is finite.
-    unit = 2.0 ** max(int(np.frexp(s[0])[1]) - 1, -1000) if s[0] > 0.0 else 1.0
-    scaled = spectrum / unit
-    bulk = fit_bulk(scaled, rows, cols)
-    in_units: dict[SigmaKind, float] = {
-        "median": sigma_median(scaled, rows, cols),
-        "std": sigma_std(sum_of_entries / unit, s / unit, rows, cols),
-        "init": sigma_init(rows) / unit,
-        "bulk": bulk.sigma,
-    }
-    chosen = _chosen_fit(sigma, in_units, bulk, rows, cols)
-    fit = BulkFit(sigma=chosen.sigma * unit, lower=chosen.lower * unit, upper=chosen.upper * unit)
-    estimates = {kind: value * unit for kind, value in in_units.items()}
-    distance = mp_distance(scaled, rows, cols, chosen.sigma)
-    if parts.method == "product":
-        sigma = "std" if sigma == "std" else "median"
-        fit, in_units, distance = _product_fit(scaled[: len(s)], sigma, in_units["std"], rows, cols)
-        fit = BulkFit(sigma=fit.sigma * unit, lower=fit.lower * unit, upper=fit.upper * unit)
-        estimates = {kind: value * unit for kind, value in in_units.items()}
-    region = regions(s, fit.lower, fit.upper, rank)
+    values = Values(
+        singular_values=parts.singular_values,
+        rows=parts.left.shape[1],
+        cols=parts.right.shape[1],
+        method=parts.method,
+        residual=parts.residual,
+    )
+    spectrum = _spectrum(values, sum_of_entries, sigma)
+    rank, unit = spectrum.rank, spectrum.unit
     if scale == "none":
         # Its scans have the identity of those of earlier versions, whose p-values ended with the table: equal names, equal rows.
         null = replace(null, continued=False)
     u, v = _side(parts.left, rank, null), _side(parts.right, rank, null)
     analysis = Analysis(
-        rows=rows,
-        cols=cols,
-        singular_values=s,
-        region=region,
+        **spectrum.fields,
         u_ks=u.ks,
         u_p=u.p,
         u_p_local=u.p_local,
@@ -299,22 +381,6 @@ def summarize(
         v_p_local=v.p_local,
         v_ipr=v.ipr,
         v_peak=v.peak,
-        sigma=fit.sigma,
-        sigma_kind=sigma,
-        sigma_median=estimates["median"],
-        sigma_std=estimates["std"],
-        sigma_init=estimates["init"],
-        sigma_bulk=estimates["bulk"],
-        mp_lower=fit.lower,
-        mp_upper=fit.upper,
-        mp_ks=distance,
-        outliers_left=int(np.count_nonzero(region == "left")),
-        outliers_right=int(np.count_nonzero(region == "right")),
-        rank=rank,
-        spectral_norm=float(s[0]),
-        frobenius_norm=float(np.linalg.norm(s / unit)) * unit,
-        stable_rank=stable_rank(s),
-        effective_rank=effective_rank(s / unit),
         u_p_mean=_mean(u.p),
         v_p_mean=_mean(v.p),
         u_q=u.q,
@@ -323,16 +389,24 @@ def summarize(
         v_effect=v.effect,
         u_p_omnibus=omnibus(u.p),
         v_p_omnibus=omnibus(v.p),
-        bulk_failed=bulk.failed,
-        bulk_lower=None if bulk.failed else bulk.lower * unit,
-        bulk_upper=None if bulk.failed else bulk.upper * unit,
-        svd_method=parts.method,
-        svd_residual=parts.residual,
         **({} if scale == "none" else _scale_columns(parts, scale, rank, unit, null, heads, head_mass)),
         **({} if heads is None or not head_mass else _head_columns(parts, heads, rank)),
     )
     extra = extra_values(parts, analysis)
     return replace(analysis, extra=extra) if extra else analysis
+
+
+def summarize_values(found: Values, sum_of_entries: float, *, sigma: SigmaKind) -> Analysis:
+    """Compute what follows from the singular values and the sum of the entries; all fields about vectors are NaN or None.
+
+    Raises:
+        SigmaError: `sigma` is `bulk`, and its fit ran away.
+    """
+    spectrum = _spectrum(found, sum_of_entries, sigma)
+    unknown = np.full(len(found.singular_values), np.nan)
+    names = [f"{side}_{what}" for side in "uv" for what in ("ks", "p", "p_local", "ipr", "peak")]
+    per_vector: dict[str, Any] = dict.fromkeys(names, unknown)
+    return Analysis(**spectrum.fields, **per_vector, u_p_mean=float("nan"), v_p_mean=float("nan"))
 
 
 def _product_fit(

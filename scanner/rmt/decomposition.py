@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 import scipy.linalg
 import torch
+from scipy.linalg import lapack
 from scipy.linalg.blas import dsyrk
 
 SvdMethod = Literal["gram", "svd", "low_rank", "product"]
@@ -33,6 +34,10 @@ _PROBES = 2
 # Values below this share of the largest are decomposed again, if the condition number requires it.
 _DEFLATION = 1e-3
 _DEFLATION_CONDITION = 1e5
+# Above this share of the largest, the square root of an eigenvalue of the Gram matrix is right to 2e-10.
+_TRUSTED = 5e-3
+# The whole decomposition is faster if vectors of more than this share of the values are needed.
+_MOST_VECTORS = 0.25
 
 
 class DecompositionError(ArithmeticError):
@@ -211,6 +216,21 @@ def relative_residual(matrix: torch.Tensor, s: torch.Tensor, left: torch.Tensor,
     return float(error) / norm if norm > 0.0 else float(error)
 
 
+def _unit(matrix: torch.Tensor) -> float:
+    """Return a power of two that scales the entries to about 1 without rounding, so that squares do not overflow or underflow.
+
+    Raises:
+        ValueError: not a matrix, empty, or with NaN or infinite entries.
+    """
+    if matrix.ndim != 2 or 0 in matrix.shape:
+        raise ValueError(f"a decomposition needs a non-empty matrix, got shape {tuple(matrix.shape)}")
+    largest = float(matrix.abs().max())
+    if not np.isfinite(largest):
+        raise ValueError(f"a {tuple(matrix.shape)} matrix with NaN or infinite entries has no singular values")
+    # Not smaller than 2^-1000, whose inverse is finite.
+    return 2.0 ** max(int(np.frexp(largest)[1]) - 1, -1000) if largest > 0.0 else 1.0
+
+
 def decompose(matrix: torch.Tensor) -> Decomposition:
     """Compute the full SVD of an (m, n) tensor of any floating-point type, in float64 on its device.
 
@@ -218,14 +238,7 @@ def decompose(matrix: torch.Tensor) -> Decomposition:
         ValueError: not a matrix, empty, or with NaN or infinite entries.
         DecompositionError: no decomposition with a relative residual below `RESIDUAL_LIMIT` was found.
     """
-    if matrix.ndim != 2 or 0 in matrix.shape:
-        raise ValueError(f"a decomposition needs a non-empty matrix, got shape {tuple(matrix.shape)}")
-    # A power of two scales the entries to about 1 without rounding, so that squares do not overflow or underflow.
-    largest = float(matrix.abs().max())
-    if not np.isfinite(largest):
-        raise ValueError(f"a {tuple(matrix.shape)} matrix with NaN or infinite entries has no singular values")
-    # Not smaller than 2^-1000, whose inverse is finite.
-    scale = 2.0 ** max(int(np.frexp(largest)[1]) - 1, -1000) if largest > 0.0 else 1.0
+    scale = _unit(matrix)
 
     def load() -> torch.Tensor:
         """Convert the matrix to float64; done again when needed, so that it does not take memory beside the workspace of eigh."""
@@ -248,3 +261,119 @@ def decompose(matrix: torch.Tensor) -> Decomposition:
             f"a {tuple(matrix.shape)} matrix does not agree with its float64 SVD: the relative residual is {residual:.1e}"
         )
     return Decomposition(singular_values=s * scale, left=left, right=right, method=method, residual=residual)
+
+
+# ---- singular values without vectors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Values:
+    """Singular values of an m x n matrix without vectors: descending, float64, shape (r,), r = min(m, n) or the width of factors.
+
+    `residual` is the relative error of sum s^2 or sum s^4, whichever is larger; of a `Decomposition`, if there was one.
+    """
+
+    singular_values: torch.Tensor
+    rows: int
+    cols: int
+    method: SvdMethod
+    residual: float
+
+
+def values_low_rank(matrix: LowRank) -> Values:
+    """Return the singular values of a product of thin factors; arguments and errors are those of `decompose_low_rank`."""
+    found = decompose_low_rank(matrix)
+    rows, cols = matrix.shape
+    return Values(
+        singular_values=found.singular_values, rows=rows, cols=cols, method=found.method, residual=found.residual
+    )
+
+
+def singular_values(matrix: torch.Tensor) -> Values:
+    """Compute the singular values of an (m, n) tensor of any floating-point type, in float64 on its device, without vectors.
+
+    The square roots of the eigenvalues of the Gram matrix are right for large values: an eigenvalue has an error of about 1e-14 of
+    the largest one. For values below `_TRUSTED` of the largest, the eigenvectors of this small end are computed, and the values are
+    those of the matrix in their space. If more than `_MOST_VECTORS` of the values are that small, they come from `decompose`.
+
+    Raises:
+        ValueError: not a matrix, empty, or with NaN or infinite entries.
+        DecompositionError: no decomposition with a relative residual below `RESIDUAL_LIMIT` was found.
+    """
+    scale = _unit(matrix)
+    rows, cols = matrix.shape
+    found = _gram_values(matrix.to(torch.float64, memory_format=torch.contiguous_format, copy=True).mul_(1.0 / scale))
+    if found is None:
+        parts = decompose(matrix)
+        return Values(
+            singular_values=parts.singular_values, rows=rows, cols=cols, method=parts.method, residual=parts.residual
+        )
+    s, residual = found
+    return Values(singular_values=s * scale, rows=rows, cols=cols, method="gram", residual=residual)
+
+
+def _gram_values(entries: torch.Tensor) -> tuple[torch.Tensor, float] | None:
+    """Return singular values and their residual; None if vectors are needed for many of them, or something fails."""
+    energy = float(entries.square().sum())
+    try:
+        if entries.device.type != "cpu":
+            gram = entries.T @ entries if entries.shape[0] >= entries.shape[1] else entries @ entries.T
+            fourth = float(gram.square().sum())
+            eigenvalues = torch.linalg.eigvalsh(gram).flip(0)
+            small = _untrusted(eigenvalues)
+            found = None if small else eigenvalues.sqrt()
+        else:
+            found, fourth = _small_end(entries)
+    except (*_NO_CONVERGENCE, DecompositionError):
+        return None
+    if found is None:
+        return None
+    squares = found.square()
+    wrong = [abs(float(squares.sum()) - energy), abs(float(squares.square().sum()) - fourth)]
+    residual = max(
+        error / whole if whole > 0.0 else error for error, whole in zip(wrong, (energy, fourth), strict=True)
+    )
+    return (found, residual) if residual <= RESIDUAL_LIMIT else None
+
+
+def _untrusted(eigenvalues: torch.Tensor) -> int:
+    """Return how many eigenvalues, in descending order, are too small for their square roots to be right."""
+    return int((~(eigenvalues >= _TRUSTED**2 * eigenvalues[0])).sum()) or int(not bool(eigenvalues[0] > 0.0))
+
+
+def _small_end(entries: torch.Tensor) -> tuple[torch.Tensor | None, float]:
+    """Return the singular values, and sum s^4 from the Gram matrix, on the CPU; None if many of them are small."""
+    tall = entries.shape[0] >= entries.shape[1]
+    columns = entries.numpy().T  # the Fortran-ordered view of the same memory
+    gram = dsyrk(1.0, columns, trans=int(not tall), lower=1)
+    # The other triangle is not computed.
+    fourth = 2.0 * float(np.vdot(gram, gram)) - float(np.square(gram.diagonal()).sum())
+    if len(gram) == 1:
+        return torch.from_numpy(np.sqrt(gram[0])), fourth
+    # Twice as fast as eigvalsh, which reduces the other triangle: that of LAPACK's routine for the lower one is in blocks.
+    work = int(lapack.dsytrd_lwork(len(gram), lower=1)[0])
+    reduced, diagonal, beside, tau, _ = lapack.dsytrd(gram, lower=1, lwork=work, overwrite_a=1)
+    ascending, failed = lapack.dsterf(diagonal, beside)
+    if failed:
+        raise np.linalg.LinAlgError("the eigenvalues of a tridiagonal matrix do not converge")
+    eigenvalues = torch.from_numpy(ascending[::-1].copy())
+    small = _untrusted(eigenvalues)
+    if small > _MOST_VECTORS * len(eigenvalues):
+        return None, fourth
+    s = eigenvalues.clamp(min=0.0).sqrt()
+    if small:
+        vectors = scipy.linalg.eigh_tridiagonal(
+            diagonal, beside, select="i", select_range=(0, small - 1), check_finite=False
+        )[1]
+        # Back to the coordinates of the Gram matrix: the reflections are below the first subdiagonal.
+        below = np.asfortranarray(reduced[1:, :-1])
+        part = np.asfortranarray(vectors[1:])
+        work = int(lapack.dormqr("L", "N", below, tau, part, -1)[1][0])
+        vectors[1:] = lapack.dormqr("L", "N", below, tau, part, work)[0]
+        space = torch.from_numpy(
+            np.ascontiguousarray(scipy.linalg.qr(vectors, mode="economic", check_finite=False)[0].T)
+        )
+        block = _product(space, entries.T if tall else entries)
+        s[-small:] = decompose(block).singular_values
+        s = s.sort(descending=True).values
+    return s, fourth

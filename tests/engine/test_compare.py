@@ -15,7 +15,7 @@ from scanner.checkpoint import Checkpoint, difference, list_matrices
 from scanner.engine.compare import compare_pair, find_reference, stored_method
 from scanner.engine.method import scan_id
 from scanner.engine.rows import unpack
-from scanner.errors import CheckpointError
+from scanner.errors import CheckpointError, ConfigError
 from tests.checkpoint.writing import checkpoint
 from tests.store.rows import Matrix, add_scan, failure, scan_values
 
@@ -285,6 +285,17 @@ def test_models_that_are_named_are_compared_as_they_were_scanned(tmp_path: Path)
     for one in opened:
         scanned(store, one.model, one)
     assert stored_method(store, ["a", "b"]) == Method()
+
+
+def test_a_comparison_needs_vectors(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "store"), create=True)
+    with pytest.raises(ConfigError, match=r"values_only. leaves out the singular vectors, which a comparison needs"):
+        compare("a", "b", store=store.url, method=Method(values_only=True))
+    [opened] = [open_checkpoint(small(tmp_path / "a", layers=1))]
+    scanned(store, "a", opened, Method(values_only=True, sigma="std"))
+    assert stored_method(store, ["a"]) == Method()
+    scanned(store, "a", opened, Method(sigma="bulk"))
+    assert stored_method(store, ["a"]) == Method(sigma="bulk")
 
 
 def test_scans_of_another_version_say_nothing_about_the_method(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import fields
 from pathlib import Path
@@ -7,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from scanner.checkpoint import Selection, open_checkpoint
-from scanner.engine.method import Method, scan_id
-from scanner.errors import ScannerError
+from scanner.engine.method import Method, method_of, scan_id
+from scanner.errors import ConfigError, ScannerError
 
 from .checkpoints import small
 
@@ -28,12 +29,37 @@ OTHERS = [
     Method(selection=Selection(embeddings=True)),
     Method(selection=Selection(products=True)),
     Method(head_mass=True),
+    Method(values_only=True),
+    Method(values_only=True, sigma="std"),
 ]
 
 
 def test_every_parameter_makes_another_scan() -> None:
     names = [scan_id("content", method) for method in [DEFAULT, *OTHERS]]
     assert len(set(names)) == len(names)
+
+
+def test_without_vectors_only_what_needs_none_is_part_of_the_method() -> None:
+    alone = Method(values_only=True)
+    assert alone.scale == "none"
+    assert alone.as_dict() == Method(scale="none").as_dict() | {"values_only": True}
+    for wrong, name in (
+        ({"head_mass": True}, "head_mass"),
+        ({"scale": "total"}, "scale"),
+        ({"null": "mc:1000"}, "null"),
+    ):
+        with pytest.raises(ConfigError, match=f"{name}.* vectors: leave it out, or scan without"):
+            Method(values_only=True, **wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", [DEFAULT, *OTHERS], ids=str)
+def test_a_method_is_read_from_what_is_stored(method: Method) -> None:
+    stored = json.loads(json.dumps(method.as_dict()))
+    found = method_of(stored)
+    assert found is not None
+    assert found.as_dict() == method.as_dict()
+    assert method_of(stored | {"a parameter of later versions": 1}) is None
+    assert method_of({name: value for name, value in stored.items() if name != "sigma"}) is None
 
 
 def test_without_a_scale_null_a_scan_has_the_identity_of_versions_that_had_none() -> None:
@@ -77,4 +103,5 @@ def test_an_unknown_method_is_refused(wrong: dict[str, str]) -> None:
 def test_no_parameter_is_forgotten() -> None:
     parameters = {field.name for field in (*fields(Method), *fields(Selection))} - {"selection"}
     # Parameters that were added later are there only if they are not at their default.
-    assert parameters <= set(Method(head_mass=True, selection=Selection(products=True)).as_dict())
+    named = {*Method(head_mass=True, selection=Selection(products=True)).as_dict(), *Method(values_only=True).as_dict()}
+    assert parameters <= named

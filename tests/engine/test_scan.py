@@ -208,6 +208,35 @@ def test_a_matrix_without_a_scale_null_has_no_draws_of_it_and_a_line_says_why(tm
     assert scanned(model, tmp_path / "store", **options).told.tasks == [], "what has no scale null is not tried again"
 
 
+def test_a_scan_of_values_has_those_of_the_whole_scan_and_replaces_no_vectors(
+    real: Scanned, minilm: Path, tmp_path: Path
+) -> None:
+    store = shutil.copytree(real.store.url, tmp_path / "store")
+    method = Method(values_only=True, selection=Selection(layers=(0, 1)))
+    alone = scanned(minilm, store, method=method, ensembles=("gaussian", "sign"), pool=ONE)
+    [model] = alone.report.models
+    [whole] = real.report.models
+    assert (model.failed, model.scan_id == whole.scan_id) == (0, False)
+    both = alone.store.sql(
+        "SELECT max(abs(one.singular_value / other.singular_value - 1)) AS error, count(*) AS n, count(one.u_p) AS p, "
+        "count(DISTINCT one.region = other.region) AS regions "
+        "FROM all_vectors AS one JOIN all_vectors AS other USING (tensor, k) "
+        "WHERE one.scan_id = $one AND other.scan_id = $other",
+        {"one": model.scan_id, "other": whole.scan_id},
+    ).to_pylist()
+    assert both[0]["error"] < 1e-9
+    assert (both[0]["n"], both[0]["p"], both[0]["regions"]) == (12 * 384, 0, 1)
+    assert alone.store.sql("SELECT DISTINCT scan_id FROM vectors").to_pylist() == [{"scan_id": whole.scan_id}]
+    row = alone.store.sql("SELECT * FROM all_matrices WHERE scan_id = $id LIMIT 1", {"id": model.scan_id}).to_pylist()[
+        0
+    ]
+    assert row["svd_method"] == "gram"
+    assert [row[name] for name in ("u_p_mean", "v_p_omnibus", "scale_kind", "scale_failure")] == [None] * 4
+    drawn = alone.store.sql("SELECT count(*) AS n, count(u_p) AS p FROM matrix_controls").to_pylist()
+    assert drawn == [{"n": 12 * 384, "p": 0}]
+    assert scanned(minilm, store, method=method, ensembles=("gaussian", "sign"), pool=ONE).told.tasks == []
+
+
 def test_the_next_scan_uses_the_controls_that_are_there(real: Scanned, minilm_tuned: Path) -> None:
     folder = Path(real.store.url) / "controls"
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}

@@ -28,7 +28,9 @@ LAYERS = (0, 2, 5)
 ENSEMBLES = ("gaussian", "kaiming_uniform")
 
 
-def scan(store: Store, folder: Path, model: str, selection: Selection, scan_id: str) -> dict[str, Analysis]:
+def scan(
+    store: Store, folder: Path, model: str, selection: Selection, scan_id: str, *, values_only: bool = False
+) -> dict[str, Analysis]:
     """Analyze, stage and commit every selected matrix of a checkpoint; return the analyses by key."""
     checkpoint = open_checkpoint(str(folder))
     refs = list_matrices(checkpoint, selection).matrices
@@ -44,7 +46,9 @@ def scan(store: Store, folder: Path, model: str, selection: Selection, scan_id: 
             sigma="median",
             null="table",
         )
-        analyses[ref.key] = analysis = analyze(read_matrix(checkpoint.source, ref), heads=heads_of(ref))
+        analyses[ref.key] = analysis = analyze(
+            read_matrix(checkpoint.source, ref), heads=heads_of(ref), values_only=values_only
+        )
         matrix = rows.matrix_row(task, ref, analysis, device="cpu", measured={"seconds": 0.1})
         writer.stage(ref.key, matrix, rows.vector_rows(task, ref, analysis))
     writer.commit(_scan_row(checkpoint))

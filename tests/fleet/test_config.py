@@ -37,8 +37,26 @@ def test_the_written_file_is_accepted_and_its_comments_are_the_defaults() -> Non
     sections = tomllib.loads("\n".join(line for line in lines if line.startswith("[") or " = " in line))
     assert {one.name for one in fields(NightlyConfig)} == {*sections}
     assert {one.name for one in fields(Watch)} == {*sections["watch"]}
-    options = {"sigma", "null", "scale", "roles", "layers", "embeddings", "heads", "head_mass", "products"}
+    options = {
+        "sigma",
+        "null",
+        "scale",
+        "roles",
+        "layers",
+        "embeddings",
+        "heads",
+        "head_mass",
+        "values_only",
+        "products",
+    }
     assert options == {*sections["method"]}
+
+
+def test_a_comparison_needs_vectors() -> None:
+    method = {"watch": {"authors": ["org"]}, "method": {"values_only": True}}
+    with pytest.raises(ConfigError, match=r"compare. needs singular vectors, which .method. values_only leaves out"):
+        parse_config(method)
+    assert parse_config(method | {"compute": {"compare": False}}).method.values_only
 
 
 def test_every_section_becomes_its_dataclass() -> None:

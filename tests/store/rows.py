@@ -105,9 +105,10 @@ def add_scan(
     revision: str = "r1",
     hours: float = 0,
     failed: Sequence[str] = (),
+    **method: object,
 ) -> None:
     """Commit a scan."""
-    writer = store.writer(scan_id, method={"sigma": "median"}, model=model)
+    writer = store.writer(scan_id, method={"sigma": "median", **method}, model=model)
     for matrix in matrices:
         writer.stage(matrix.key, *matrix.tables(scan_id, model, revision))
     for tensor in failed:

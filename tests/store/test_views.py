@@ -49,6 +49,18 @@ def test_scan_id_decides_between_scans_that_finished_together(store: Store) -> N
     assert held(store) == {("two", "a")}
 
 
+def test_a_scan_without_vectors_supersedes_only_scans_without_vectors(store: Store) -> None:
+    add_scan(store, "values", [A, B], values_only=True)
+    assert held(store) == {("values", "a"), ("values", "b")}
+    add_scan(store, "later-values", [A], hours=1, values_only=True)
+    assert held(store) == {("later-values", "a"), ("values", "b")}
+    add_scan(store, "whole", [A], hours=2)
+    add_scan(store, "newest-values", [A, C], hours=3, values_only=True)
+    add_scan(store, "with-vectors", [C], hours=4, values_only=False)
+    expected = {("whole", "a"), ("values", "b"), ("with-vectors", "c")}
+    assert held(store, "matrices") == held(store, "vectors") == expected
+
+
 def test_heads_and_experts_are_matrices_of_their_own(store: Store) -> None:
     add_scan(store, "old", [A, Matrix(tensor="a", head=0), Matrix(tensor="a", head=1), Matrix(tensor="a", expert=0)])
     add_scan(store, "new", [Matrix(tensor="a", head=1)], hours=1)
