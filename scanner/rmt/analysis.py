@@ -37,17 +37,15 @@ from scanner.rmt.result import Analysis
 from scanner.rmt.scale_null import (
     Profile,
     ScaleError,
-    ScaleFit,
     density_at,
-    fit_scale,
     has_heads,
     in_support,
-    inequality,
     shares,
     solve,
     standardized,
     vector_distances,
 )
+from scanner.rmt.scale_profile import ScaleFit, fit_scale, inequality
 from scanner.rmt.sigma import SIGMA_KINDS, BulkFit, SigmaKind, fit_bulk, sigma_init, sigma_median, sigma_std
 from scanner.rmt.vocabulary import SCALE_KINDS, ScaleKind
 

@@ -19,7 +19,8 @@ from scanner.rmt.analysis import Analysis, Heads, analyze, decomposed, summarize
 from scanner.rmt.decomposition import decompose
 from scanner.rmt.ks_null import KsNull
 from scanner.rmt.marchenko_pastur import singular_value_edges, singular_value_pdf
-from scanner.rmt.scale_null import Profile, ScaleError, edges, fit_scale, solve
+from scanner.rmt.scale_null import Profile, ScaleError, edges, solve
+from scanner.rmt.scale_profile import fit_scale, inequality
 from tests.rmt.matrices import Matrix, orthonormal
 
 SHAPES = [(256, 256), (192, 384), (512, 128), (96, 1536)]
@@ -234,7 +235,7 @@ def test_inequality_is_that_of_the_rows_and_columns() -> None:
     found = analyze(drawn(rows, np.ones(300), rng), scale="total")
     assert found.scale_row_inequality == pytest.approx((rows**2).mean() / rows.mean() ** 2, rel=0.03)
     assert found.scale_col_inequality == pytest.approx(1.0, abs=0.05)
-    assert scale_null.inequality(torch.tensor([0.0, 0.0, 5.0, 0.0])) == 4.0
+    assert inequality(torch.tensor([0.0, 0.0, 5.0, 0.0])) == 4.0
 
 
 #: Mean over six blocks of the sample model: values below|above the support with the robust and the total profile, and mean p of
