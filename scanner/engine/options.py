@@ -73,7 +73,7 @@ class ScanOptions(ReadOptions):
 
     ensembles: tuple[Ensemble, ...] = option(ENSEMBLES, name="ensemble", metavar="NAME,...")
     """Random controls. For every shape: gaussian, kaiming_uniform. For every matrix, each at the cost of a scan: permuted (its
-    entries in random order), sign (random signs), scale (a draw of the scale null)."""
+    entries in random order), sign (random signs), scale (a draw of the scale null). `--ensemble ""`: none."""
     control_draws: int = option(1, min=1)
     """Draws of each control, with the seeds 0, 1, ..."""
 
