@@ -154,7 +154,14 @@ def _method_of(scan: Mapping[str, Any]) -> Method | None:
         products = value.get("products", False)
         selection = Selection(embeddings=value["embeddings"], heads=value["heads"], products=products, **lists)
         scale, head_mass = value.get("scale", "none"), value.get("head_mass", False)
-        return Method(sigma=value["sigma"], null=value["null"], scale=scale, head_mass=head_mass, selection=selection)
+        return Method(
+            sigma=value["sigma"],
+            null=value["null"],
+            scale=scale,
+            head_mass=head_mass,
+            metrics=tuple(value.get("metric_set", ())),
+            selection=selection,
+        )
     except (ValueError, TypeError, KeyError, ScannerError):  # a version with other parameters
         return None
 

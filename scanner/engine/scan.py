@@ -452,6 +452,7 @@ class ScanWork(Work):
                 null=self.method.null,
                 scale=self.method.scale,
                 head_mass=self.method.head_mass,
+                metrics=self.method.metrics,
                 versions=versions_read(checkpoint.source, group, checkpoint.versions),
             )
             for group in reads(refs, neighbors=neighbors)

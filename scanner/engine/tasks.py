@@ -54,6 +54,8 @@ class MatrixTask(Task):
     scale: ScaleKind = "none"
     head_mass: bool = False
     """Whether the masses of attention heads are tested."""
+    metrics: tuple[str, ...] = ()
+    """Names of the metrics of the spectrum that are computed."""
     versions: tuple[FileVersion, ...] = ()
     """Versions of the files that the matrices are read from."""
 
@@ -134,6 +136,7 @@ class MatrixTask(Task):
                     scale=self.scale,
                     heads=heads_of(ref),
                     head_mass=self.head_mass,
+                    metrics=self.metrics,
                 )
             except torch.OutOfMemoryError:  # the pool runs the task again without a GPU
                 raise
@@ -357,6 +360,7 @@ def analyze_timed(
     scale: ScaleKind,
     heads: Heads | None = None,
     head_mass: bool = False,
+    metrics: tuple[str, ...] = (),
 ) -> tuple[Analysis, dict[str, float]]:
     """Analyze a matrix on the worker's device; returns the seconds of the stages `decompose` and `test` beside it."""
     before = {stage: context.seconds(stage) for stage in ("decompose", "test")}
@@ -365,7 +369,9 @@ def analyze_timed(
             parts, total = decomposed(matrix, context.device)
         with context.stage("test"):
             tests = KsNull.parse(null)
-            analysis = summarize(parts, total, sigma=sigma, null=tests, scale=scale, heads=heads, head_mass=head_mass)
+            analysis = summarize(
+                parts, total, sigma=sigma, null=tests, scale=scale, heads=heads, head_mass=head_mass, metrics=metrics
+            )
     return analysis, {stage: context.seconds(stage) - seconds for stage, seconds in before.items()}
 
 

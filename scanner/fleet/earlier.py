@@ -46,7 +46,7 @@ def earlier_methods(store: Store) -> dict[str, tuple[int, Method]]:
             continue
         method = method_of(parsed)
         if method is not None and unaware:
-            method = replace(method, scale=Method().scale)
+            method = replace(method, scale=Method().scale, metrics=Method().metrics)
         if method is not None and scan_id(row["identity"], method) not in committed:
             found[row["scan_id"]] = (version, method)
     return found
@@ -67,7 +67,12 @@ def method_of(parsed: Mapping[str, Any]) -> Method | None:
         # A scan without a scale null has the parameters of scanners that knew none.
         scale, head_mass = parsed.get("scale", "none"), parsed.get("head_mass", False)
         method = Method(
-            sigma=parsed["sigma"], null=parsed["null"], scale=scale, head_mass=head_mass, selection=selection
+            sigma=parsed["sigma"],
+            null=parsed["null"],
+            scale=scale,
+            head_mass=head_mass,
+            metrics=tuple(parsed.get("metric_set", ())),
+            selection=selection,
         )
     except (ValueError, TypeError, KeyError, ScannerError):
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from scanner.rmt.entries import entry_statistics
 from scanner.rmt.inference import omnibus, q_values
 from scanner.rmt.ks_null import KsNull, effects
 from scanner.rmt.marchenko_pastur import FloatArray, singular_value_edges
+from scanner.rmt.metric_set import DEFAULT, chosen as chosen_metrics
 from scanner.rmt.metrics import (
     effective_rank,
     local_average,
@@ -41,6 +43,7 @@ from scanner.rmt.scale_null import (
     vector_distances,
 )
 from scanner.rmt.sigma import SIGMA_KINDS, BulkFit, SigmaKind, fit_bulk, sigma_init, sigma_median, sigma_std
+from scanner.rmt.spectrum import Spectrum, compute
 from scanner.rmt.vocabulary import SCALE_KINDS, ScaleKind
 
 __all__ = ["Analysis", "Heads", "NotFiniteError", "SigmaError", "analyze", "decomposed", "summarize"]
@@ -184,6 +187,7 @@ def analyze(
     scale: ScaleKind = "robust",
     heads: Heads | None = None,
     head_mass: bool = False,
+    metrics: Iterable[str] = DEFAULT,
     device: str | torch.device | None = None,
 ) -> Analysis:
     """Compare one m x n matrix with random matrix theory.
@@ -200,11 +204,12 @@ def analyze(
             `total`, or `none` for no scale null: then p-values end at 1e-6, as in versions that had none.
         heads: attention heads in the entries of the vectors of one side; None: none.
         head_mass: test whether the mass of these vectors is in few heads.
+        metrics: names of metrics or groups of them (`default`, `rmt`, `weightwatcher`, `all`, `none`), see docs/method.md.
         device: where to compute; None leaves a tensor where it is.
 
     Raises:
         ValueError: not a real matrix, or one with masked entries, without memory or with entries so large that their sum may
-            overflow; unknown `sigma`, `null` or `scale`.
+            overflow; unknown `sigma`, `null`, `scale` or `metrics`.
         NotFiniteError: NaN or infinite entries (a ValueError; its message counts them).
         SigmaError: `sigma` is `bulk`, and its fit ran away.
         DecompositionError: no decomposition that reproduces the matrix was found.
@@ -214,8 +219,25 @@ def analyze(
     if scale not in SCALE_KINDS:
         raise ValueError(f"unknown scale {scale!r}; known: {', '.join(SCALE_KINDS)}")
     null = KsNull.parse(null) if isinstance(null, str) else null
+    names = known_metrics(metrics)
     parts, sum_of_entries = decomposed(array, device)
-    return summarize(parts, sum_of_entries, sigma=sigma, null=null, scale=scale, heads=heads, head_mass=head_mass)
+    return summarize(
+        parts, sum_of_entries, sigma=sigma, null=null, scale=scale, heads=heads, head_mass=head_mass, metrics=names
+    )
+
+
+def known_metrics(metrics: Iterable[str]) -> tuple[str, ...]:
+    """Return the names of the chosen metrics.
+
+    Raises:
+        ValueError: an unknown name, or a text in the place of a list.
+    """
+    if isinstance(metrics, str):
+        raise ValueError(f"`metrics` is a list of names, got the text {metrics!r}: write [{metrics!r}]")
+    try:
+        return chosen_metrics(metrics)
+    except ValueError as error:
+        raise ValueError(f"`metrics` {error}") from None
 
 
 def decomposed(
@@ -245,10 +267,12 @@ def summarize(
     scale: ScaleKind = "none",
     heads: Heads | None = None,
     head_mass: bool = False,
+    metrics: tuple[str, ...] = (),
 ) -> Analysis:
     """Compute the analysis that follows from a decomposition and the sum of the entries of the matrix.
 
-    With `head_mass`, the masses of the `heads` in the vectors of their side are tested, too.
+    With `head_mass`, the masses of the `heads` in the vectors of their side are tested, too. `metrics` are names of single metrics
+    (`scanner.rmt.metric_set.chosen`).
 
     Raises:
         SigmaError: `sigma` is `bulk`, and its fit ran away. A scale null that cannot be computed is no error: `scale_failure`
@@ -331,6 +355,21 @@ def summarize(
         **({} if scale == "none" else _scale_columns(parts, scale, rank, unit, null, heads, head_mass)),
         **({} if heads is None or not head_mass else _head_columns(parts, heads, rank)),
     )
+    if metrics:
+        spectrum = Spectrum(
+            singular_values=scaled,
+            unit=unit,
+            rows=rows,
+            cols=cols,
+            rank=rank,
+            triplets=len(s),
+            sigma=fit.sigma / unit,
+            lower=fit.lower / unit,
+            upper=fit.upper / unit,
+            independent=parts.method != "product",
+            entries=lambda: (parts.left.T.mul(parts.singular_values / unit) @ parts.right).cpu().numpy(),
+        )
+        analysis = replace(analysis, metrics=compute(metrics, spectrum))
     extra = extra_values(parts, analysis)
     return replace(analysis, extra=extra) if extra else analysis
 
