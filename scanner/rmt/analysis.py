@@ -18,7 +18,8 @@ from scanner.rmt.entries import entry_statistics
 from scanner.rmt.inference import omnibus, q_values
 from scanner.rmt.ks_null import KsNull, effects
 from scanner.rmt.marchenko_pastur import FloatArray, singular_value_edges
-from scanner.rmt.metric_set import DEFAULT, chosen as chosen_metrics
+from scanner.rmt.metric_set import DEFAULT
+from scanner.rmt.metric_set import chosen as chosen_metrics
 from scanner.rmt.metrics import (
     effective_rank,
     local_average,
@@ -356,7 +357,7 @@ def summarize(
         **({} if heads is None or not head_mass else _head_columns(parts, heads, rank)),
     )
     if metrics:
-        spectrum = Spectrum(
+        measured = Spectrum(
             singular_values=scaled,
             unit=unit,
             rows=rows,
@@ -369,7 +370,7 @@ def summarize(
             independent=parts.method != "product",
             entries=lambda: (parts.left.T.mul(parts.singular_values / unit) @ parts.right).cpu().numpy(),
         )
-        analysis = replace(analysis, metrics=compute(metrics, spectrum))
+        analysis = replace(analysis, metrics=compute(metrics, measured))
     extra = extra_values(parts, analysis)
     return replace(analysis, extra=extra) if extra else analysis
 

@@ -93,7 +93,9 @@ SPECTRAL_METRICS: tuple[SpectralMetric, ...] = (
         function="spectral_metrics.level_spacings",
         groups=_OURS,
         matrix=(
-            _number("spacing_ratio", "mean ratio of neighboring gaps in the bulk: 0.5307 if random, 0.3863 if independent"),
+            _number(
+                "spacing_ratio", "mean ratio of neighboring gaps in the bulk: 0.5307 if random, 0.3863 if independent"
+            ),
         ),
     ),
     SpectralMetric(
@@ -107,7 +109,10 @@ SPECTRAL_METRICS: tuple[SpectralMetric, ...] = (
         function="spectral_metrics.strengths",
         groups=_OURS,
         vector=(
-            _number("strength", "strength of the spike behind an outlier, freed from noise; NULL where s_k is not above the bulk"),
+            _number(
+                "strength",
+                "strength of the spike behind an outlier, freed from noise; NULL where s_k is not above the bulk",
+            ),
         ),
     ),
     SpectralMetric(

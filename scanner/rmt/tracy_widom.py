@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from scanner.rmt.marchenko_pastur import FloatArray
 
@@ -50,7 +51,7 @@ def quantile(p: float) -> float:
     return float(brentq(lambda s: survival(s) - (1.0 - p), _SMALLEST, 20.0, xtol=1e-12))
 
 
-def wishart_scale(rows: FloatArray | float, cols: FloatArray | float) -> tuple[FloatArray, FloatArray]:
+def wishart_scale(rows: ArrayLike, cols: ArrayLike) -> tuple[FloatArray, FloatArray]:
     """Return the center and the width of the largest squared singular value of a matrix of independent entries of variance 1.
 
     With n the larger and p the smaller dimension: (sqrt(n-1) + sqrt p)^2 and

@@ -1,6 +1,6 @@
 """The metrics of WeightWatcher 0.7.7, equal to its own to 1e-9, with its quirks.
 
-Its eigenvalues are lambda = s^2, ascending, not normalized. Where it reports -1 or an infinite number, the value is missing here, with
+Its eigenvalues are lambda = s^2, ascending, not normalized. Where it reports -1 or an infinite number, there is no value here, but
 the reason. `benchmarks/weightwatcher_oracle.py` runs WeightWatcher itself; the tests compare.
 Source: Martin, Peng and Mahoney, Nat. Commun. 12, 4122 (2021), and the source text of WeightWatcher 0.7.7, which decides.
 """
@@ -170,7 +170,7 @@ def fit_bulk(eigenvalues: FloatArray, ratio: float) -> float:
         raise MetricError("the density of the eigenvalues is too small everywhere to fit a bulk")
     x, y = x[kept], y[kept]
     scale = np.sqrt(eigenvalues[-1] / np.square(1.0 + 1.0 / np.sqrt(ratio)))
-    grid = np.mgrid[0.05 * scale : 2.0 * scale : 0.01 * scale]  # type: ignore[misc]
+    grid = np.mgrid[0.05 * scale : 2.0 * scale : 0.01 * scale]
     start = grid[int(np.argmin(_residuals(grid, x, y, ratio)))]
     found = fmin(lambda sigma: float(_residuals(np.asarray(sigma), x, y, ratio)[0]), start, disp=False)
     return float(found[0])

@@ -1,4 +1,4 @@
-"""The metrics of WeightWatcher: equal to WeightWatcher 0.7.7 itself, whose values `benchmarks/weightwatcher_oracle.py` has recorded."""
+"""The metrics of WeightWatcher: equal to those that `benchmarks/weightwatcher_oracle.py` has recorded."""
 
 from __future__ import annotations
 
