@@ -176,28 +176,34 @@ def fit_bulk(eigenvalues: FloatArray, ratio: float) -> float:
     return float(found[0])
 
 
-def spikes(spectrum: Spectrum) -> dict[str, Any]:
-    """Count the eigenvalues above the bulk that `fit_bulk` finds; `mp_softrank` is its edge over the largest eigenvalue.
+def bulk_edge(eigenvalues: FloatArray, lo: int, hi: int) -> tuple[FloatArray, float, float]:
+    """Return the eigenvalues scaled to mean 1, and in their units the edge of the bulk and the limit above which they are spikes.
 
-    The eigenvalues are scaled to mean 1. With the edge b = sigma^2 (1 + sqrt(lo/hi))^2, spikes are those above b +
-    sqrt(sqrt(lo/hi) b^(2/3) lo^(-2/3)).
+    With sigma from `fit_bulk`, the edge is b = sigma^2 (1 + sqrt(lo/hi))^2, and the limit b + sqrt(sqrt(lo/hi) b^(2/3) lo^(-2/3)).
 
     Raises:
         MetricError: all eigenvalues are zero, or no bulk was fitted.
     """
-    eigenvalues, lo = spectrum.eigenvalues, spectrum.lo
-    ratio = spectrum.hi / lo
-    total = float(np.sum(eigenvalues))
+    total, ratio = float(np.sum(eigenvalues)), hi / lo
     scale = np.sqrt(len(eigenvalues)) / np.sqrt(total) if total > 0.0 else np.inf
     if not np.isfinite(scale * scale):
         raise MetricError("all eigenvalues are zero or out of the range of float64")
     scaled = scale * scale * eigenvalues
-    sigma = fit_bulk(scaled, ratio)
-    edge = (sigma * (1.0 + 1.0 / np.sqrt(ratio))) ** 2
+    edge = (fit_bulk(scaled, ratio) * (1.0 + 1.0 / np.sqrt(ratio))) ** 2
     margin = np.sqrt(1.0 / np.sqrt(ratio) * np.power(edge, 2.0 / 3.0) * np.power(lo, -2.0 / 3.0))
+    return scaled, float(edge), float(edge + margin)
+
+
+def spikes(spectrum: Spectrum) -> dict[str, Any]:
+    """Count the eigenvalues above the limit of `bulk_edge`; `mp_softrank` is its edge over the largest eigenvalue.
+
+    Raises:
+        MetricError: all eigenvalues are zero, or no bulk was fitted.
+    """
+    scaled, edge, limit = bulk_edge(spectrum.eigenvalues, spectrum.lo, spectrum.hi)
     return {
-        "ww_num_spikes": int(np.count_nonzero(scaled > edge + margin)),
-        "ww_mp_softrank": float(edge / scaled[-1]),
+        "ww_num_spikes": int(np.count_nonzero(scaled > limit)),
+        "ww_mp_softrank": edge / float(scaled[-1]),
     }
 
 
