@@ -3,9 +3,9 @@
 For each kind of noise and shape, spikes of known strength are added, and every estimate of the edges is asked which singular
 values are outside: the Marchenko-Pastur edges of each sigma, those of the scale null with both estimates of its variances, and the
 upper edges of BEMA, of WeightWatcher 0.7.7 (`num_spikes` of its `mp_fit`) and of Spectrum, which have no lower edges. The truth is
-the law of the noise without spikes, so every value below the bulk is a false one. With `--model`, the vectors of a checkpoint tell which edges
-separate those that fail their Kolmogorov-Smirnov test from those that pass it. The exit status is 1 if a bound on the robust scale
-fit, ours, is exceeded.
+the law of the noise without spikes, so every value below the bulk is a false one. With `--model`, the vectors of a checkpoint tell
+which edges separate those that fail their Kolmogorov-Smirnov test from those that pass it. The exit status is 1 if a bound on the
+robust scale fit, ours, is exceeded.
 """
 
 from __future__ import annotations
