@@ -1,10 +1,11 @@
 """Which edges of the bulk are right? Spikes planted in noise whose edges are known, and the vectors of trained matrices.
 
 For each kind of noise and shape, spikes of known strength are added, and every estimate of the edges is asked which singular
-values are outside: the Marchenko-Pastur edges of each sigma, and those of the scale null with both estimates of its variances. The
-truth is the law of the noise without spikes, so every value below the bulk is a false one. With `--model`, the vectors of a
-checkpoint tell which edges separate those that fail their Kolmogorov-Smirnov test from those that pass it. The exit status is 1
-if a bound on the robust scale fit, ours, is exceeded.
+values are outside: the Marchenko-Pastur edges of each sigma, those of the scale null with both estimates of its variances, and the
+upper edges of BEMA, of WeightWatcher 0.7.7 (`num_spikes` of its `mp_fit`) and of Spectrum, which have no lower edges. The truth is
+the law of the noise without spikes, so every value below the bulk is a false one. With `--model`, the vectors of a checkpoint tell
+which edges separate those that fail their Kolmogorov-Smirnov test from those that pass it. The exit status is 1 if a bound on the
+robust scale fit, ours, is exceeded.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from scanner.checkpoint import Selection, list_matrices, open_checkpoint, read_m
 from scanner.rmt.analysis import Analysis, analyze
 from scanner.rmt.marchenko_pastur import singular_value_edges
 from scanner.rmt.scale_null import Profile, edges
+from scanner.rmt.spectrum import MetricError
 from scanner.rmt.theory import MinimalModel
+from scanner.rmt.weightwatcher import bulk_edge
 
 NAME = "planted"
 Matrix = NDArray[np.float64]
@@ -35,7 +38,7 @@ SPIKES, WEAKEST, STRONGEST = 20, 1.05, 6.0
 CLEAR = 1.5
 #: Factor between the largest and the smallest variance of rows or columns.
 FACTOR = 30.0
-KINDS = ("median", "std", "init", "bulk", "scale total", "scale robust")
+KINDS = ("median", "std", "init", "bulk", "scale total", "scale robust", "BEMA", "WeightWatcher", "Spectrum")
 OURS = "scale robust"
 #: Bounds on ours: least recall and precision, and largest error of an edge, relative to the upper edge.
 LEAST = 0.98
@@ -113,8 +116,36 @@ def plant(noise: Noise, rows: int, cols: int, rng: np.random.Generator, spikes: 
     return Planted(matrix=w, strengths=strengths, sigma=sigma, lower=law.lower, upper=law.upper)
 
 
+def weightwatcher_edge(found: Analysis) -> float | None:
+    """Return the singular value from which WeightWatcher 0.7.7 counts spikes; None if its fit failed."""
+    eigenvalues = found.singular_values[::-1] ** 2
+    try:
+        scaled, _, limit = bulk_edge(eigenvalues, min(found.rows, found.cols), max(found.rows, found.cols))
+    except MetricError:
+        return None
+    return float(np.sqrt(limit * eigenvalues[-1] / scaled[-1]))
+
+
+def spectrum_edge(found: Analysis) -> float:
+    """Return the threshold of Spectrum: sigma (1 + sqrt(lo/hi)), sigma = IQR(s)/1.349.
+
+    Source: Hartford et al., arXiv 2406.06623.
+    """
+    lower, upper = np.percentile(found.singular_values, [25.0, 75.0])
+    ratio = min(found.rows, found.cols) / max(found.rows, found.cols)
+    return float((upper - lower) / 1.349 * (1.0 + np.sqrt(ratio)))
+
+
 def edges_of(found: Analysis, kind: str) -> tuple[float, float] | None:
-    """Return the edges by one of `KINDS`; None if the fit failed."""
+    """Return the edges by one of `KINDS`, -inf without a lower one; None if the fit failed."""
+    above_only: dict[str, Callable[[], float | None]] = {
+        "BEMA": lambda: found.metrics["bema_upper"],
+        "WeightWatcher": lambda: weightwatcher_edge(found),
+        "Spectrum": lambda: spectrum_edge(found),
+    }
+    if kind in above_only:
+        high = above_only[kind]()
+        return None if high is None else (-np.inf, high)
     if kind.startswith("scale "):
         name = kind.removeprefix("scale ")
         low, high = getattr(found, f"scale_lower_{name}"), getattr(found, f"scale_upper_{name}")
@@ -157,9 +188,10 @@ class Score:
         self.planted_found += min(above, count)
         self.above += above
         self.false_below += below
-        self.lower.append((limits[0] - planted.lower) / planted.upper)
+        if np.isfinite(limits[0]):
+            self.lower.append((limits[0] - planted.lower) / planted.upper)
         self.upper.append(limits[1] / planted.upper - 1.0)
-        if not kind.startswith("scale"):
+        if hasattr(found, f"sigma_{kind}"):
             self.sigma.append(getattr(found, f"sigma_{kind}") / planted.sigma - 1.0)
 
     @property
@@ -278,8 +310,8 @@ def trained(reference: str, embeddings: bool = False) -> list[measure.Row]:
             if limits is None:
                 continue
             for end, chosen in (("above", large), ("below", ~large)):
-                if end == "below" and found.rows == found.cols:
-                    continue  # no edge below a square matrix
+                if end == "below" and (found.rows == found.cols or not np.isfinite(limits[0])):
+                    continue  # no edge below
                 far = s[chosen] / limits[1] if end == "above" else limits[0] / s[chosen]
                 entry = far, far > 1.0, fails[chosen], fails_scale[chosen]
                 collected.setdefault((str(ref.role), end, kind), []).append(entry)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from scanner.rmt.metric_set import chosen
 from scanner.store.queries import load_queries
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -43,6 +44,7 @@ def test_every_benchmark_is_tried_here() -> None:
         "fleet",
         "hub_reading",
         "ks",
+        "metrics",
         "scale_null",
         "scan",
         "scaling",
@@ -118,6 +120,15 @@ def test_scale_null(tmp_path: Path) -> None:
     for row in found["times"]:
         assert row["ratio"] > 0
         assert row["failure"] == ""
+
+
+def test_metrics(tmp_path: Path) -> None:
+    found = _run("metrics", tmp_path)
+    assert [row["shape"] for row in found["times"]] == ["96 x 96", "64 x 256"]
+    for row in found["times"]:
+        assert row["ratio"] > 0
+        assert row["failure"] == ""
+    assert all({*chosen(["default"])} < {*row} for row in found["each"])
 
 
 def test_scan(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from scanner.rmt.analysis import analyze
 from scanner.rmt.marchenko_pastur import singular_value_edges
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "planted.py"
-KINDS = {"median", "std", "init", "bulk", "scale total", "scale robust"}
+KINDS = {"median", "std", "init", "bulk", "scale total", "scale robust", "BEMA", "WeightWatcher", "Spectrum"}
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +100,19 @@ def test_wrong_edges_are_out_of_bounds(planted: ModuleType) -> None:
     assert any("recall" in line for line in score(1.3))
     assert any("precision" in line for line in score(0.9))
     assert any("edge" in line for line in score(1.05))
+
+
+@pytest.mark.parametrize("shape", [(192, 192), (300, 120)])
+def test_the_edge_of_weightwatcher_is_the_one_that_it_counts_with(planted: ModuleType, shape: tuple[int, int]) -> None:
+    found = analyze(planted.plant(planted.NOISES["gaussian"], *shape, np.random.default_rng(1)).matrix)
+    lower, upper = planted.edges_of(found, "WeightWatcher")
+    assert lower == -np.inf
+    assert int((found.singular_values > upper).sum()) == found.metrics["ww_num_spikes"] > 0
+
+
+def test_the_edge_of_spectrum_is_its_formula(planted: ModuleType) -> None:
+    found = analyze(np.diag(np.arange(1.0, 102.0)))
+    assert planted.edges_of(found, "Spectrum") == (-np.inf, pytest.approx(50.0 / 1.349 * 2.0))
 
 
 def test_auc_is_the_share_of_ordered_pairs(planted: ModuleType) -> None:

@@ -12,6 +12,7 @@ from scanner.checkpoint import Selection
 from scanner.configuration import option, parameters
 from scanner.errors import ConfigError, ScannerError
 from scanner.rmt import vocabulary
+from scanner.rmt.metric_set import DEFAULT, chosen
 from scanner.rmt.vocabulary import SCALE_KINDS, SIGMA_KINDS, ScaleKind, SigmaKind
 
 
@@ -32,7 +33,7 @@ class Method:
     """Every parameter that determines the rows of a scan.
 
     Raises:
-        ConfigError: an unknown estimate of sigma, null distribution or estimate of scales.
+        ConfigError: an unknown estimate of sigma, null distribution, estimate of scales or metric.
     """
 
     sigma: SigmaKind = option("median", identity="sigma")
@@ -43,6 +44,9 @@ class Method:
     """Scale null: row and column variances without the values above the bulk (robust), of the whole matrix (total), or none."""
     head_mass: bool = option(False, identity="head_mass", since="0.2")
     """Also test whether the vectors of attention projections have their mass in few heads."""
+    metrics: tuple[str, ...] = option(DEFAULT, metavar="NAME,...", identity="metric_set", since="0.2", before=())
+    """Metrics of the spectrum: names of columns or of groups: default (rmt and weightwatcher), rmt, weightwatcher, all (also those
+    that take decompositions of their own, alpha_farms and ww_rand_distance), or none."""
     values_only: bool = option(False, identity="values_only", since="0.2")
     """Compute singular values and what follows from them, without vectors and the scale null: about half the time."""
     selection: Selection = field(default_factory=Selection)
@@ -59,6 +63,13 @@ class Method:
             _null(self.null)
         except ValueError as error:
             raise ConfigError("null", f"is {self.null!r}: {error}") from error
+        if isinstance(self.metrics, str):
+            raise ConfigError("metrics", f"is the text {self.metrics!r}: give a list of names")
+        try:
+            # The names of single metrics: what a group stands for may grow, and the rows of a scan do not.
+            object.__setattr__(self, "metrics", chosen(self.metrics))
+        except ValueError as error:
+            raise ConfigError("metrics", str(error)) from error
 
     def _without_vectors(self) -> None:
         """Drop what only vectors have, so that it is no part of the identity.
@@ -105,6 +116,7 @@ def method_of(parsed: Mapping[str, Any]) -> Method | None:
                 "scale", "none"
             ),  # a scan without a scale null has the parameters of scanners that knew none
             head_mass=parsed.get("head_mass", False),
+            metrics=tuple(parsed.get("metric_set", ())),
             values_only=parsed.get("values_only", False),
             selection=selection,
         )

@@ -453,6 +453,7 @@ class ScanWork(Work):
                 scale=self.method.scale,
                 head_mass=self.method.head_mass,
                 values_only=self.method.values_only,
+                metrics=self.method.metrics,
                 versions=versions_read(checkpoint.source, group, checkpoint.versions),
             )
             for group in reads(refs, neighbors=neighbors)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from scanner.rmt.analysis import (
     Heads,
     analyze,
     decomposed,
+    entries_of,
     scale_profile,
     summarize,
     summarize_values,
@@ -67,6 +68,8 @@ class MatrixTask(Task):
     """Whether the masses of attention heads are tested."""
     values_only: bool = False
     """Whether there are no vectors."""
+    metrics: tuple[str, ...] = ()
+    """Names of the metrics of the spectrum that are computed."""
     versions: tuple[FileVersion, ...] = ()
     """Versions of the files that the matrices are read from."""
 
@@ -149,6 +152,7 @@ class MatrixTask(Task):
                     heads=heads_of(ref),
                     head_mass=self.head_mass,
                     values_only=self.values_only,
+                    metrics=self.metrics,
                 )
             except torch.OutOfMemoryError:  # the pool runs the task again without a GPU
                 raise
@@ -381,6 +385,7 @@ def analyze_timed(
     heads: Heads | None = None,
     head_mass: bool = False,
     values_only: bool = False,
+    metrics: tuple[str, ...] = (),
 ) -> tuple[Analysis, dict[str, float]]:
     """Analyze a matrix on the worker's device; returns the seconds of the stages `decompose` and `test` beside it."""
     before = {stage: context.seconds(stage) for stage in ("decompose", "test")}
@@ -389,14 +394,23 @@ def analyze_timed(
             with context.stage("decompose"):
                 values, total = values_of(matrix, context.device)
             with context.stage("test"):
-                analysis = summarize_values(values, total, sigma=sigma)
+                analysis = summarize_values(
+                    values, total, sigma=sigma, metrics=metrics, entries=partial(entries_of, matrix)
+                )
         else:
             with context.stage("decompose"):
                 parts, total = decomposed(matrix, context.device)
             with context.stage("test"):
                 tests = KsNull.parse(null)
                 analysis = summarize(
-                    parts, total, sigma=sigma, null=tests, scale=scale, heads=heads, head_mass=head_mass
+                    parts,
+                    total,
+                    sigma=sigma,
+                    null=tests,
+                    scale=scale,
+                    heads=heads,
+                    head_mass=head_mass,
+                    metrics=metrics,
                 )
     return analysis, {stage: context.seconds(stage) - seconds for stage, seconds in before.items()}
 

@@ -41,7 +41,7 @@ def earlier_methods(store: Store) -> dict[str, tuple[int, Method]]:
             continue
         method = method_of(parsed)
         if method is not None and unaware:
-            method = replace(method, scale="none" if method.values_only else Method().scale)
+            method = replace(method, scale="none" if method.values_only else Method().scale, metrics=Method().metrics)
         if method is not None and scan_id(row["identity"], method) not in committed:
             found[row["scan_id"]] = (version, method)
     return found

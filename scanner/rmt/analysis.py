@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -25,6 +26,8 @@ from scanner.rmt.entries import entry_statistics
 from scanner.rmt.inference import omnibus, q_values
 from scanner.rmt.ks_null import KsNull, effects
 from scanner.rmt.marchenko_pastur import FloatArray, singular_value_edges
+from scanner.rmt.metric_set import DEFAULT
+from scanner.rmt.metric_set import chosen as chosen_metrics
 from scanner.rmt.metrics import (
     effective_rank,
     local_average,
@@ -47,6 +50,7 @@ from scanner.rmt.scale_null import (
 )
 from scanner.rmt.scale_profile import ScaleFit, fit_scale, inequality
 from scanner.rmt.sigma import SIGMA_KINDS, BulkFit, SigmaKind, fit_bulk, sigma_init, sigma_median, sigma_std
+from scanner.rmt.spectrum import Spectrum, compute
 from scanner.rmt.vocabulary import SCALE_KINDS, ScaleKind
 
 __all__ = ["Analysis", "Heads", "NotFiniteError", "SigmaError", "analyze", "decomposed", "summarize"]
@@ -190,6 +194,7 @@ def analyze(
     scale: ScaleKind = "robust",
     heads: Heads | None = None,
     head_mass: bool = False,
+    metrics: Iterable[str] = DEFAULT,
     values_only: bool = False,
     device: str | torch.device | None = None,
 ) -> Analysis:
@@ -207,13 +212,14 @@ def analyze(
             `total`, or `none` for no scale null: then p-values end at 1e-6, as in versions that had none.
         heads: attention heads in the entries of the vectors of one side; None: none.
         head_mass: test whether the mass of these vectors is in few heads.
+        metrics: names of metrics or groups of them (`default`, `rmt`, `weightwatcher`, `all`, `none`), see docs/method.md.
         values_only: compute what follows from the singular values; all fields about vectors are NaN or None, `null`, `scale` and
             `heads` do not matter. About half the time.
         device: where to compute; None leaves a tensor where it is.
 
     Raises:
         ValueError: not a real matrix, or one with masked entries, without memory or with entries so large that their sum may
-            overflow; unknown `sigma`, `null` or `scale`.
+            overflow; unknown `sigma`, `null`, `scale` or `metrics`.
         NotFiniteError: NaN or infinite entries (a ValueError; its message counts them).
         SigmaError: `sigma` is `bulk`, and its fit ran away.
         DecompositionError: no decomposition that reproduces the matrix was found.
@@ -223,11 +229,28 @@ def analyze(
     if scale not in SCALE_KINDS:
         raise ValueError(f"unknown scale {scale!r}; known: {', '.join(SCALE_KINDS)}")
     null = KsNull.parse(null) if isinstance(null, str) else null
+    names = known_metrics(metrics)
     if values_only:
         found, sum_of_entries = values_of(array, device)
-        return summarize_values(found, sum_of_entries, sigma=sigma)
+        return summarize_values(found, sum_of_entries, sigma=sigma, metrics=names, entries=lambda: entries_of(array))
     parts, sum_of_entries = decomposed(array, device)
-    return summarize(parts, sum_of_entries, sigma=sigma, null=null, scale=scale, heads=heads, head_mass=head_mass)
+    return summarize(
+        parts, sum_of_entries, sigma=sigma, null=null, scale=scale, heads=heads, head_mass=head_mass, metrics=names
+    )
+
+
+def known_metrics(metrics: Iterable[str]) -> tuple[str, ...]:
+    """Return the names of the chosen metrics.
+
+    Raises:
+        ValueError: an unknown name, or a text in the place of a list.
+    """
+    if isinstance(metrics, str):
+        raise ValueError(f"`metrics` is a list of names, got the text {metrics!r}: write [{metrics!r}]")
+    try:
+        return chosen_metrics(metrics)
+    except ValueError as error:
+        raise ValueError(f"`metrics` {error}") from None
 
 
 def decomposed(
@@ -267,11 +290,29 @@ def _checked(array: ArrayLike | torch.Tensor | LowRank, device: str | torch.devi
 
 @dataclass(frozen=True, kw_only=True)
 class _Spectrum:
-    """What follows from the singular values alone: fields of `Analysis`, the rank, and the unit of the computation."""
+    """What follows from the singular values alone: fields of `Analysis`, and what metrics are computed from."""
 
     fields: dict[str, Any]
     rank: int
     unit: float
+    scaled: FloatArray
+
+    def measured(self, entries: Callable[[], FloatArray]) -> Spectrum:
+        """Return the spectrum as metrics need it; `entries` makes the matrix, as multiples of the unit."""
+        known = self.fields
+        return Spectrum(
+            singular_values=self.scaled,
+            unit=self.unit,
+            rows=known["rows"],
+            cols=known["cols"],
+            rank=self.rank,
+            triplets=len(known["singular_values"]),
+            sigma=known["sigma"] / self.unit,
+            lower=known["mp_lower"] / self.unit,
+            upper=known["mp_upper"] / self.unit,
+            independent=known["svd_method"] != "product",
+            entries=entries,
+        )
 
 
 def _spectrum(found: Values, sum_of_entries: float, sigma: SigmaKind) -> _Spectrum:
@@ -333,7 +374,7 @@ def _spectrum(found: Values, sum_of_entries: float, sigma: SigmaKind) -> _Spectr
         "svd_method": found.method,
         "svd_residual": found.residual,
     }
-    return _Spectrum(fields=fields, rank=rank, unit=unit)
+    return _Spectrum(fields=fields, rank=rank, unit=unit, scaled=scaled)
 
 
 def summarize(
@@ -345,10 +386,12 @@ def summarize(
     scale: ScaleKind = "none",
     heads: Heads | None = None,
     head_mass: bool = False,
+    metrics: tuple[str, ...] = (),
 ) -> Analysis:
     """Compute the analysis that follows from a decomposition and the sum of the entries of the matrix.
 
-    With `head_mass`, the masses of the `heads` in the vectors of their side are tested, too.
+    With `head_mass`, the masses of the `heads` in the vectors of their side are tested, too. `metrics` are names of single metrics
+    (`scanner.rmt.metric_set.chosen`).
 
     Raises:
         SigmaError: `sigma` is `bulk`, and its fit ran away. A scale null that cannot be computed is no error: `scale_failure`
@@ -390,12 +433,31 @@ def summarize(
         **({} if scale == "none" else _scale_columns(parts, scale, rank, unit, null, heads, head_mass)),
         **({} if heads is None or not head_mass else _head_columns(parts, heads, rank)),
     )
+    if metrics:
+        measured = spectrum.measured(
+            lambda: (parts.left.T.mul(parts.singular_values / unit) @ parts.right).cpu().numpy()
+        )
+        analysis = replace(analysis, metrics=compute(metrics, measured))
     extra = extra_values(parts, analysis)
     return replace(analysis, extra=extra) if extra else analysis
 
 
-def summarize_values(found: Values, sum_of_entries: float, *, sigma: SigmaKind) -> Analysis:
+def summarize_values(
+    found: Values,
+    sum_of_entries: float,
+    *,
+    sigma: SigmaKind,
+    metrics: tuple[str, ...] = (),
+    entries: Callable[[], FloatArray],
+) -> Analysis:
     """Compute what follows from the singular values and the sum of the entries; all fields about vectors are NaN or None.
+
+    Args:
+        found: the singular values.
+        sum_of_entries: of the matrix.
+        sigma: the estimate that the edges come from.
+        metrics: names of single metrics.
+        entries: makes the matrix, which few metrics need.
 
     Raises:
         SigmaError: `sigma` is `bulk`, and its fit ran away.
@@ -404,7 +466,18 @@ def summarize_values(found: Values, sum_of_entries: float, *, sigma: SigmaKind) 
     unknown = np.full(len(found.singular_values), np.nan)
     names = [f"{side}_{what}" for side in "uv" for what in ("ks", "p", "p_local", "ipr", "peak")]
     per_vector: dict[str, Any] = dict.fromkeys(names, unknown)
-    return Analysis(**spectrum.fields, **per_vector, u_p_mean=float("nan"), v_p_mean=float("nan"))
+    analysis = Analysis(**spectrum.fields, **per_vector, u_p_mean=float("nan"), v_p_mean=float("nan"))
+    if not metrics:
+        return analysis
+    return replace(analysis, metrics=compute(metrics, spectrum.measured(lambda: entries() / spectrum.unit)))
+
+
+def entries_of(array: ArrayLike | torch.Tensor | LowRank) -> FloatArray:
+    """Return the entries of a matrix, or of a product of thin factors, in float64; shape (m, n)."""
+    matrix, _ = _checked(array, None)
+    whole = matrix.left @ matrix.right if isinstance(matrix, LowRank) else matrix
+    entries: FloatArray = whole.double().cpu().numpy()
+    return entries
 
 
 def _product_fit(

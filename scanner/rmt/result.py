@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from scanner.rmt.columns import Scope, declared_columns, metrics, of_matrix, of_vector
+from scanner.rmt.metric_set import MATRIX_COLUMNS, VECTOR_COLUMNS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -271,6 +272,8 @@ class Analysis:
         default=None,
         metadata=of_matrix("float64", "upper edge that belongs to `sigma_bulk`; null where its fit failed"),
     )
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    """Values of the chosen metrics of the spectrum (`scanner.rmt.metric_set`), by column; None where there is none."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Values of registered metrics (`scanner.rmt.columns`), by column: one number per matrix, or one array per matrix."""
 
@@ -284,5 +287,7 @@ class Analysis:
 
     def _columns(self, scope: Scope) -> dict[str, object]:
         own = {column.name: getattr(self, name) for name, column in declared_columns(Analysis, scope).items()}
+        chosen = MATRIX_COLUMNS if scope == "matrix" else VECTOR_COLUMNS
+        own |= {column.name: self.metrics[column.name] for column in chosen if column.name in self.metrics}
         names = [metric.column.name for metric in metrics(scope)]
         return own | {name: self.extra[name] for name in names if name in self.extra}

@@ -10,6 +10,7 @@ from typing import Literal
 import pyarrow as pa
 
 from scanner.rmt.columns import Column, ColumnType, Scope, declared_columns, metrics
+from scanner.rmt.metric_set import MATRIX_COLUMNS, VECTOR_COLUMNS
 from scanner.rmt.result import Analysis
 
 Kind = Literal["scan", "comparison", "run", "point", "shared", "night"]
@@ -247,6 +248,7 @@ _ALL = (
             _MODULE,
             _text("dtype", "type as stored"),
             *declared_columns(Analysis, "matrix").values(),
+            *MATRIX_COLUMNS,
             _int("kv_head", "of a product: index of its key-value head, which several heads may share"),
             _text(
                 "between",
@@ -291,6 +293,7 @@ _ALL = (
             _K,
             _MODULE,
             *_VECTOR_COLUMNS.values(),
+            *VECTOR_COLUMNS,
         ),
     ),
     Table(

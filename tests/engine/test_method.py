@@ -10,6 +10,7 @@ import pytest
 from scanner.checkpoint import Selection, open_checkpoint
 from scanner.engine.method import Method, method_of, scan_id
 from scanner.errors import ConfigError, ScannerError
+from scanner.rmt.metric_set import groups
 
 from .checkpoints import small
 
@@ -31,6 +32,10 @@ OTHERS = [
     Method(head_mass=True),
     Method(values_only=True),
     Method(values_only=True, sigma="std"),
+    Method(metrics=("none",)),
+    Method(metrics=("alpha",)),
+    Method(metrics=("weightwatcher",)),
+    Method(metrics=("all",)),
 ]
 
 
@@ -67,6 +72,17 @@ def test_without_a_scale_null_a_scan_has_the_identity_of_versions_that_had_none(
     assert DEFAULT.as_dict()["scale"] == "robust"
 
 
+def test_without_metrics_a_scan_has_the_identity_of_versions_that_had_none() -> None:
+    assert Method(metrics=("none",)) == Method(metrics=())
+    assert "metric_set" not in Method(metrics=("none",)).as_dict()
+
+
+def test_groups_of_metrics_stand_for_their_names() -> None:
+    """The rows of a scan do not change when a group grows: its identity holds the names."""
+    assert DEFAULT.as_dict()["metric_set"] == sorted(groups()["default"])
+    assert Method(metrics=("rmt", "weightwatcher", "ww_D")) == DEFAULT
+
+
 def test_the_order_in_which_roles_and_layers_are_named_does_not_matter() -> None:
     one = Method(selection=Selection(only=("query", "key"), layers=(1, 0, 1)))
     other = Method(selection=Selection(only=("key", "query", "key"), layers=(0, 1)))
@@ -94,7 +110,13 @@ def test_a_config_that_says_something_else_is_another_content(tmp_path: Path) ->
     assert open_checkpoint(one).identity != open_checkpoint(other).identity
 
 
-@pytest.mark.parametrize("wrong", [{"sigma": "mean"}, {"null": "mc:"}, {"null": "guess"}, {"null": "mc:-5"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"sigma": "mean"}, {"null": "mc:"}, {"null": "guess"}, {"null": "mc:-5"}),
+        *({"metrics": ("alhpa",)}, {"metrics": ("none", "alpha")}, {"metrics": "alpha"}),
+    ],
+)
 def test_an_unknown_method_is_refused(wrong: dict[str, str]) -> None:
     with pytest.raises(ScannerError):
         Method(**wrong)  # type: ignore[arg-type]
@@ -102,6 +124,7 @@ def test_an_unknown_method_is_refused(wrong: dict[str, str]) -> None:
 
 def test_no_parameter_is_forgotten() -> None:
     parameters = {field.name for field in (*fields(Method), *fields(Selection))} - {"selection"}
+    parameters = parameters - {"metrics"} | {"metric_set"}  # `metrics` are those of extensions
     # Parameters that were added later are there only if they are not at their default.
     named = {*Method(head_mass=True, selection=Selection(products=True)).as_dict(), *Method(values_only=True).as_dict()}
     assert parameters <= named

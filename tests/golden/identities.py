@@ -88,11 +88,16 @@ CALLS: tuple[list[str], ...] = (
     [*ACTIVATIONS, "--sign-draws", "39", "--halves", "--map", "query:0"],
     [*FINETUNE, "--remove", "after-norm"],
     [*LAZY, "--hidden", "24,8", "--normalize", "images"],
+    [*SCAN, "--metrics", "rmt"],
+    [*SCAN, "--metrics", "alpha_farms,ww_D"],
+    [*COMPARE, "--metrics", "weightwatcher"],
 )
-"""Commands without `--store`; places are relative to the unpacked fixture. Without `--scale` and `--sign-draws`, they stand for
-`--scale none` and `--sign-draws 0`: versions before 0.2 had neither, and their identities are those of results without them."""
+"""Commands without `--store`; places are relative to the unpacked fixture. Without `--scale`, `--metrics` and `--sign-draws`, they
+stand for `--scale none`, `--metrics none` and `--sign-draws 0`: versions before 0.2 had none of them, and their identities are
+those of results without them."""
 
-_BEFORE = {"scan": ("--scale", "none"), "compare": ("--scale", "none"), "activations": ("--sign-draws", "0")}
+_SCAN_BEFORE = (("--scale", "none"), ("--metrics", "none"))
+_BEFORE = {"scan": _SCAN_BEFORE, "compare": _SCAN_BEFORE, "activations": (("--sign-draws", "0"),)}
 
 
 class _StartedError(BaseException):
@@ -136,9 +141,7 @@ def identities(call: list[str], folder: Path, store: Path) -> list[str]:
         AssertionError: the command ends before it starts a worker.
     """
     found: set[str] = set()
-    earlier = _BEFORE.get(call[0], ())
-    if earlier and earlier[0] in call:
-        earlier = ()
+    earlier = [word for option in _BEFORE.get(call[0], ()) if option[0] not in call for word in option]
     placed = [re.sub(r"(models|texts)/", rf"{folder}/\1/", word) for word in [*call, *earlier]]
     try:
         with _watching(found):

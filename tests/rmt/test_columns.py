@@ -15,6 +15,7 @@ from scanner.rmt.columns import (
     vector_metric,
 )
 from scanner.rmt.decomposition import Decomposition
+from scanner.rmt.metric_set import VECTOR_COLUMNS
 
 MATRIX = np.random.default_rng(0).normal(size=(12, 8))
 
@@ -35,10 +36,11 @@ def toy() -> Iterator[None]:
 
 
 def test_every_value_of_an_analysis_is_a_column() -> None:
-    fields = {*Analysis.__dataclass_fields__} - {"rows", "cols", "extra"}
+    fields = {*Analysis.__dataclass_fields__} - {"rows", "cols", "metrics", "extra"}
     assert {*declared_columns(Analysis, "matrix")} | {*declared_columns(Analysis, "vector")} == fields
     found = analyze(MATRIX)
-    assert {*found.vector_columns()} == {"k", *(c.name for c in declared_columns(Analysis, "vector").values())}
+    chosen = {column.name for column in VECTOR_COLUMNS}
+    assert {*found.vector_columns()} == {"k", *chosen, *(c.name for c in declared_columns(Analysis, "vector").values())}
     assert found.matrix_columns()["rank"] == 8
     assert found.vector_columns()["singular_value"] is found.singular_values
     assert not found.extra

@@ -30,14 +30,21 @@ CONTRACT = {
     "v_p_scale_mean:double scale_row_inequality:double scale_col_inequality:double scale_lower_robust:double "
     "scale_upper_robust:double scale_lower_total:double scale_upper_total:double scale_failure heads_side "
     "heads_p_mean:double heads_p_scale_mean:double u_p_omnibus:double v_p_omnibus:double u_p_scale_omnibus:double "
-    "v_p_scale_omnibus:double bulk_failed:bool bulk_lower:double bulk_upper:double kv_head:int32 between "
+    "v_p_scale_omnibus:double bulk_failed:bool bulk_lower:double bulk_upper:double "
+    "alpha:double alpha_error:double alpha_xmin:double alpha_tail:int32 alpha_ks:double alpha_p:double alpha_failure "
+    "alpha_hill:double tw_p:double tw_outliers:int32 bema_upper:double bema_outliers:int32 spacing_ratio:double "
+    "gd_rank:int32 alpha_farms:double ww_alpha:double ww_xmin:double ww_D:double ww_sigma:double "
+    "ww_num_pl_spikes:int32 ww_alpha_weighted:double ww_log_alpha_norm:double ww_log_norm:double "
+    "ww_log_spectral_norm:double ww_stable_rank:double ww_matrix_rank:int32 ww_entropy:double ww_num_spikes:int32 "
+    "ww_mp_softrank:double ww_rand_distance:double metrics_failure "
+    "kv_head:int32 between "
     "seconds:double device read_seconds:double decompose_seconds:double test_seconds:double bytes_read:int64",
     "vectors": "scan_id model revision tensor stack layer:int32 role head:int32 expert:int32 rows:int32 cols:int32 k:int32 "
     "module singular_value:double region u_ks:float u_p:float u_p_local:float v_ks:float v_p:float v_p_local:float "
     "u_ipr:float v_ipr:float u_peak:float v_peak:float region_scale scale_density:double u_p_scale:float "
     "v_p_scale:float u_p_within:float v_p_within:float heads_effective:float heads_p:float heads_top:int32 "
     "heads_p_scale:float u_q:float v_q:float u_effect:float v_effect:float u_q_scale:float v_q_scale:float "
-    "u_effect_scale:float v_effect_scale:float",
+    "u_effect_scale:float v_effect_scale:float strength:double",
     "controls": "rows:int32 cols:int32 ensemble seed:int64 k:int32 singular_value:double u_p:float v_p:float "
     "u_p_local:float v_p_local:float",
     "matrix_controls": "scan_id model tensor layer:int32 role head:int32 expert:int32 rows:int32 cols:int32 ensemble seed:int64 "
