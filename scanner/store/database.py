@@ -16,11 +16,12 @@ import duckdb
 import pyarrow as pa
 
 from scanner.errors import QueryError, ScannerError, StoreError
+from scanner.rmt.metric_set import FAILURE
 from scanner.store.checksums import is_safe_id
 from scanner.store.files import StoreFiles, foreign_error
 from scanner.store.groups import GROUPED, NOTICE, Catalog, catalog, empty, is_group
 from scanner.store.remote import RemoteFiles
-from scanner.store.tables import SCHEMAS, TABLES, complete, listed_tables, tables_of, views
+from scanner.store.tables import SCHEMAS, TABLES, complete, listed_tables, metric_columns, tables_of, views
 
 _SQL = Path(__file__).resolve().parent / "sql"
 _READING_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
@@ -135,6 +136,7 @@ class Database:
         """Results that it does not have, because they are damaged: table and id."""
         self._files = files
         self._made: set[str] = set()
+        self._mixed = False  # whether scans of one revision computed different metrics
         # DuckDB creates this folder when memory runs out, and removes it with the connection.
         spill = Path(tempfile.gettempdir()) / f"rmtscan-{uuid.uuid4().hex}"
         self.connection = duckdb.connect(":memory:", config={"temp_directory": str(spill)})
@@ -233,6 +235,7 @@ class Database:
         again = [scan_id for scan_id, matrices, _, _, again in self._scans if matrices and again]
         self._relation("files.rescanned", "matrices", again)
         self._run("superseded")
+        self._make_metric_sources()
         superseded = dict(self.connection.sql("from files.superseded_counts").fetchall())
         self._whole = {row[0] for row in self._scans} - superseded.keys()
         self._partly = {row[0] for row in self._scans if 0 < superseded.get(row[0], 0) < row[1]}
@@ -242,7 +245,32 @@ class Database:
         names = self._with_rows(table)
         self._relation(f"files.whole_{table}", table, [name for name in names if name in self._whole])
         self._relation(f"files.partly_{table}", table, [name for name in names if name in self._partly])
-        self._run(f"newest_{table}")
+        columns = [*metric_columns("matrix"), FAILURE] if table == "matrices" else [*metric_columns("vector")]
+        if not self._mixed:
+            self._run(f"newest_{table}")
+            return
+        if table == "vectors":
+            sources = self.connection.sql("select distinct source from files.metric_vector_sources").fetchall()
+            self._relation("files.metric_vectors", "vectors", [source for (source,) in sources])
+        replaced = ", ".join(
+            f"case when known.tensor is null then plain.{c} else known.{c} end as {c}" for c in columns
+        )
+        self._run(f"newest_{table}_mixed", replaced=replaced)
+
+    def _make_metric_sources(self) -> None:
+        """Find out whether scans of one revision computed different metrics, and from which each column comes then."""
+        self._run("metric_sets")
+        [(mixed,)] = self.connection.sql("select count(*) from files.mixed_metrics").fetchall()
+        self._mixed = mixed > 0
+        if not self._mixed:
+            return
+        values = ", ".join(
+            f"arg_max_null(rescanned.{column}, made.finished) filter (where list_contains(made.names, '{name}')) as {column}"
+            for column, name in metric_columns("matrix").items()
+        )
+        values += f", string_agg(distinct rescanned.{FAILURE}, '; ') as {FAILURE}"
+        names = [*dict.fromkeys(metric_columns("vector").values())]
+        self._run("metric_values", values=values, vector_names=str(names))
 
     def _names(self, table: str) -> list[str]:
         return [name for name in self.listings[table].names if (table, name) not in self.left_out]

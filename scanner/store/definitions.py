@@ -10,7 +10,7 @@ from typing import Literal
 import pyarrow as pa
 
 from scanner.rmt.columns import Column, ColumnType, Scope, declared_columns, metrics
-from scanner.rmt.metric_set import MATRIX_COLUMNS, VECTOR_COLUMNS
+from scanner.rmt.metric_set import MATRIX_COLUMNS, SPECTRAL_METRICS, VECTOR_COLUMNS
 from scanner.rmt.result import Analysis
 
 Kind = Literal["scan", "comparison", "run", "point", "shared", "night"]
@@ -781,6 +781,16 @@ TABLES: dict[str, Table] = {table.name: table for table in _ALL}
 def listed_tables() -> tuple[str, ...]:
     """Tables of which every file counts; the files of the others count if `scans` or `comparisons` say so."""
     return tuple(table.name for table in _ALL if not table.listed_by)
+
+
+def metric_columns(scope: Scope) -> dict[str, str]:
+    """Return the columns of metrics, registered ones included, each with the name that the method of a scan has for it."""
+    found = {
+        column.name: metric.name
+        for metric in SPECTRAL_METRICS
+        for column in (metric.matrix if scope == "matrix" else metric.vector)
+    }
+    return found | {metric.column.name: metric.column.name for metric in metrics(scope)}
 
 
 def tables_of(commits: str) -> tuple[str, ...]:

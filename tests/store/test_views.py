@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from scanner.store import Store, open_store
 
-from .rows import NOON, Matrix, add_scan
+from .rows import NOON, Matrix, add_scan, scan_values
 
 
 def held(store: Store, view: str = "matrices") -> set[tuple[object, ...]]:
@@ -126,10 +126,10 @@ def test_columns_that_older_files_do_not_have_are_null_in_their_rows(store: Stor
     add_scan(store, "old", [A], model="m1")
     add_scan(store, "new", [A], model="m2")
     path = Path(store.url, "matrices", "new.parquet")
-    extended = pq.read_table(path).append_column("ww_alpha", pa.array([2.5]))
+    extended = pq.read_table(path).append_column("of_an_extension", pa.array([2.5]))
     pq.write_table(extended, path)
-    rows = open_store(store.url).sql("select scan_id, ww_alpha from matrices order by scan_id desc").to_pylist()
-    assert rows == [{"scan_id": "old", "ww_alpha": None}, {"scan_id": "new", "ww_alpha": 2.5}]
+    rows = open_store(store.url).sql("select scan_id, of_an_extension from matrices order by scan_id desc").to_pylist()
+    assert rows == [{"scan_id": "old", "of_an_extension": None}, {"scan_id": "new", "of_an_extension": 2.5}]
 
 
 def test_columns_that_a_file_lacks_are_null(store: Store) -> None:
@@ -177,3 +177,56 @@ def test_times_are_utc(store: Store) -> None:
     [row] = store.sql("select finished_at from scans").to_pylist()
     assert row["finished_at"] == NOON
     assert str(store.sql("select finished_at from scans").schema.field(0).type) == "timestamp[us, tz=UTC]"
+
+
+# ---- scans with different metrics
+
+
+def add_metrics(
+    store: Store, scan_id: str, hours: float, names: list[str], *, values_only: bool = False, **columns: object
+) -> None:
+    """Commit a scan of A and B with metrics; B has ten times the values of A."""
+    writer = store.writer(scan_id, method={"metric_set": names, "values_only": values_only}, model="org/model")
+    for matrix, factor in ((A, 1.0), (B, 10.0)):
+        row, vectors = matrix.tables(scan_id, "org/model", "r1")
+        for name, value in columns.items():
+            if name == "strength":
+                at = vectors.schema.get_field_index(name)
+                vectors = vectors.set_column(at, vectors.schema.field(at), pa.array([value * factor] * len(vectors)))  # type: ignore[operator]
+            else:
+                at = row.schema.get_field_index(name)
+                scaled = value * factor if isinstance(value, float) else value
+                row = row.set_column(at, row.schema.field(at), pa.array([scaled], row.schema.field(at).type))
+        writer.stage(matrix.key, row, vectors)
+    writer.commit(scan_values(revision="r1", hours=hours))
+
+
+def test_each_column_of_a_metric_comes_from_the_newest_scan_that_computed_it(store: Store) -> None:
+    add_metrics(store, "whole", 0, ["alpha", "strength"], alpha=2.0, alpha_failure="rejected", strength=3.0)
+    add_metrics(store, "more", 1, ["alpha", "gd_rank", "spacing_ratio"], values_only=True, alpha=4.0, spacing_ratio=0.5)
+    add_metrics(store, "fewer", 2, ["spacing_ratio"], spacing_ratio=0.25, metrics_failure="gd_rank: none")
+    found = store.sql(
+        "select scan_id, tensor, alpha, alpha_failure, spacing_ratio, metrics_failure from matrices order by 2"
+    )
+    # `fewer` is the newest with vectors; it has no alpha, and the newer one of the others has no failure.
+    assert [tuple(row.values()) for row in found.to_pylist()] == [
+        ("fewer", "a", 4.0, None, 0.25, "gd_rank: none"),
+        ("fewer", "b", 40.0, None, 2.5, "gd_rank: none"),
+    ]
+    vectors = store.sql(
+        "select scan_id, tensor, min(strength), max(strength), count(*) from vectors group by all order by 2"
+    )
+    assert [tuple(row.values()) for row in vectors.to_pylist()] == [
+        ("fewer", "a", 3.0, 3.0, 4),
+        ("fewer", "b", 30.0, 30.0, 4),
+    ]
+    assert store.sql("from all_matrices").num_rows == 6
+    assert store.query("metrics_by_role", model="org/model").num_rows > 0
+
+
+def test_other_models_are_not_changed_by_scans_with_different_metrics(store: Store) -> None:
+    add_metrics(store, "one", 0, ["alpha"], alpha=2.0)
+    add_metrics(store, "two", 1, [], values_only=True)
+    add_scan(store, "other", [A], model="org/other")
+    found = store.sql("select model, scan_id, alpha from matrices where tensor = 'a' order by 1").to_pylist()
+    assert [tuple(row.values()) for row in found] == [("org/model", "one", 2.0), ("org/other", "other", None)]
