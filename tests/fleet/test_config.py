@@ -37,7 +37,7 @@ def test_the_written_file_is_accepted_and_its_comments_are_the_defaults() -> Non
     sections = tomllib.loads("\n".join(line for line in lines if line.startswith("[") or " = " in line))
     assert {one.name for one in fields(NightlyConfig)} == {*sections}
     assert {one.name for one in fields(Watch)} == {*sections["watch"]}
-    options = {"sigma", "null", "scale", "roles", "layers", "embeddings", "heads", "head_mass", "products"}
+    options = {"sigma", "null", "scale", "metrics", "roles", "layers", "embeddings", "heads", "head_mass", "products"}
     assert options == {*sections["method"]}
 
 
