@@ -41,12 +41,13 @@ def test_the_written_file_is_accepted_and_its_comments_are_the_defaults() -> Non
         "sigma",
         "null",
         "scale",
+        "metrics",
+        "values_only",
         "roles",
         "layers",
         "embeddings",
         "heads",
         "head_mass",
-        "values_only",
         "products",
     }
     assert options == {*sections["method"]}

@@ -18,8 +18,10 @@ TABLES = ("matrices", "vectors")
 FILES = {table: FOLDER / f"sample_{table}.parquet" for table in TABLES}
 PROCESSOR = FOLDER / "sample_processor.json"
 
-# The file is older than the scale null.
-METHOD = Method(scale="none", selection=Selection(only=("query", "mlp_up", "mlp_down"), layers=(0, 5)))
+# The file is older than the scale null and the metrics of the spectrum.
+METHOD = Method(
+    scale="none", metrics=("none",), selection=Selection(only=("query", "mlp_up", "mlp_down"), layers=(0, 5))
+)
 ORDER = [("layer", "ascending"), ("role", "ascending"), ("tensor", "ascending")]
 OF_THE_RUN = ("seconds", "device")
 """Columns that tell of the run and not of the matrix."""

@@ -126,10 +126,10 @@ def test_columns_that_older_files_do_not_have_are_null_in_their_rows(store: Stor
     add_scan(store, "old", [A], model="m1")
     add_scan(store, "new", [A], model="m2")
     path = Path(store.url, "matrices", "new.parquet")
-    extended = pq.read_table(path).append_column("of_an_extension", pa.array([2.5]))
+    extended = pq.read_table(path).append_column("later_alpha", pa.array([2.5]))
     pq.write_table(extended, path)
-    rows = open_store(store.url).sql("select scan_id, of_an_extension from matrices order by scan_id desc").to_pylist()
-    assert rows == [{"scan_id": "old", "of_an_extension": None}, {"scan_id": "new", "of_an_extension": 2.5}]
+    rows = open_store(store.url).sql("select scan_id, later_alpha from matrices order by scan_id desc").to_pylist()
+    assert rows == [{"scan_id": "old", "later_alpha": None}, {"scan_id": "new", "later_alpha": 2.5}]
 
 
 def test_columns_that_a_file_lacks_are_null(store: Store) -> None:
