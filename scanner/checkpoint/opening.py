@@ -78,8 +78,8 @@ def open_checkpoint(
         format=form.name,
         architecture=architecture(config),
         base_model=base_model(place.model, config, files),
-        parameters=sum(_entries_by_dtype(weights.tensors, form, floating=True).values()),
-        dtype=_most_common_dtype(weights.tensors, form),
+        parameters=sum(entries_by_dtype(weights.tensors, form, floating=True).values()),
+        dtype=most_common_dtype(weights.tensors, form),
         identity=identity,
         config=config,
         tensors=weights.tensors,
@@ -127,12 +127,14 @@ def _provisional(source: str, versions: Iterable[FileVersion], tensors: Iterable
     return digest.hexdigest()
 
 
-def _most_common_dtype(tensors: Iterable[TensorEntry], form: Format) -> str:
-    counts = _entries_by_dtype(tensors, form, floating=True) or _entries_by_dtype(tensors, form, floating=False)
+def most_common_dtype(tensors: Iterable[TensorEntry], form: Format) -> str:
+    """Return the dtype that most floating-point entries have; of integers only if there are no others."""
+    counts = entries_by_dtype(tensors, form, floating=True) or entries_by_dtype(tensors, form, floating=False)
     return max(sorted(counts), key=lambda dtype: counts[dtype])
 
 
-def _entries_by_dtype(tensors: Iterable[TensorEntry], form: Format, *, floating: bool) -> Counter[str]:
+def entries_by_dtype(tensors: Iterable[TensorEntry], form: Format, *, floating: bool) -> Counter[str]:
+    """Return how many entries are stored in each dtype, of floating-point numbers (or codes of a format) or of others."""
     counts: Counter[str] = Counter()
     for entry in tensors:
         if (entry.dtype.startswith(("F", "BF")) or entry.dtype in form.codecs) == floating:
