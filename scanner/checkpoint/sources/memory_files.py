@@ -16,6 +16,7 @@ from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener
 from typing import TYPE_CHECKING, Any
 
+from scanner.checkpoint.model import MEMORY
 from scanner.checkpoint.sources.ranges import ByteRange
 from scanner.checkpoint.sources.versions import FileVersion
 from scanner.errors import CheckpointError
@@ -23,9 +24,6 @@ from scanner.errors import CheckpointError
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-PREFIX = "memory:"
-"""Start of the name of a source in memory. Local sources are absolute paths, so none of them begins like this."""
 
 FILE = "memory"
 """Name of the one file of such a source."""
@@ -86,10 +84,10 @@ def hold(extents: Iterable[Extent], *, serve: bool = False) -> str:
     """
     held, token = _Held(extents), secrets.token_hex(16)
     if not serve:
-        source = f"{PREFIX}{token}"
+        source = f"{MEMORY}{token}"
     else:
         held.listener = Listener((_LOOPBACK, 0), authkey=token.encode())
-        source = f"{PREFIX}{held.listener.address[1]}:{token}"
+        source = f"{MEMORY}{held.listener.address[1]}:{token}"
         threading.Thread(target=_serve, args=(held, held.listener), name="rmtscan-memory", daemon=True).start()
     _held[source] = held
     return source
@@ -106,11 +104,11 @@ def release(source: str) -> None:
 
 def is_memory(source: str) -> bool:
     """Tell whether a source is in memory."""
-    return source.startswith(PREFIX)
+    return source.startswith(MEMORY)
 
 
 def _connect(source: str) -> "Connection[Any, Any]":
-    port, _, token = source.removeprefix(PREFIX).partition(":")
+    port, _, token = source.removeprefix(MEMORY).partition(":")
     if not token:
         raise ConnectionRefusedError
     return Client((_LOOPBACK, int(port)), authkey=token.encode())
