@@ -46,8 +46,6 @@ class Array:
 
     def transposed(self) -> "Array":
         """Return the transposed matrix."""
-        import numpy as np
-
         width = self.size // (self.shape[0] * self.shape[1])
 
         def read(start: int, stop: int) -> "NDArray[np.uint8]":
@@ -101,11 +99,11 @@ def computed(dtype: str, shape: tuple[int, ...], compute: "Callable[[], torch.Te
 
 def _of_tensor(tensor: "torch.Tensor") -> Array | str:
     import torch
-    from torch.nn.parameter import UninitializedTensorMixin
+    from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
     from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
     kind = type(tensor).__name__
-    if isinstance(tensor, UninitializedTensorMixin):
+    if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
         return "not initialized: its shape is known after the first forward pass, so run one"
     if tensor.device.type == "meta" or kind == "FakeTensor":
         return (
@@ -113,7 +111,7 @@ def _of_tensor(tensor: "torch.Tensor") -> Array | str:
             "offloading to a disk)"
         )
     if kind == "DTensor":
-        return "a DTensor, of which this process has one shard: gather it (full_tensor, or get_model_state_dict with full_state_dict)"
+        return "a DTensor, of which this process has one shard: gather it (full_tensor, or a full state dict)"
     if tensor.is_quantized:
         return f"quantized by torch ({str(tensor.dtype).removeprefix('torch.')}): pass the model from before, or its dequantize()"
     if tensor.is_nested or tensor.layout != torch.strided:

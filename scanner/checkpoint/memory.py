@@ -61,7 +61,9 @@ def opened_model(
     arrays = _as_stored(entries, arrays, held, own)
     entries = _entries(arrays)
     form.check(own, entries)
-    extents = {entry.start: Extent(start=entry.start, size=entry.size, read=arrays[entry.name].read) for entry in entries}
+    extents = {
+        entry.start: Extent(start=entry.start, size=entry.size, read=arrays[entry.name].read) for entry in entries
+    }
     source = memory_files.hold(extents.values(), serve=serve)
     try:
         yield Checkpoint(
@@ -122,7 +124,8 @@ def _contents(model: object) -> Contents:
         raise ConfigError("model", f"is one {type(model).__name__}: pass a matrix to `scanner.analyze`")
     if not isinstance(model, Mapping):
         raise ConfigError(
-            "model", f"is a {type(model).__name__}: pass a torch.nn.Module, a state dict, or a mapping from names to arrays"
+            "model",
+            f"is a {type(model).__name__}: pass a torch.nn.Module, a state dict, or a mapping from names to arrays",
         )
     for key, value in model.items():
         if not isinstance(key, str):

@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -53,8 +54,8 @@ def unwrapped(module: "torch.nn.Module") -> "torch.nn.Module":
             inner = module._orig_mod
         elif isinstance(module, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel):
             inner = module.module
-        elif hasattr(module, "peft_config") and hasattr(module, "get_base_model"):
-            inner = module.get_base_model()
+        elif hasattr(module, "peft_config") and callable(base := getattr(module, "get_base_model", None)):
+            inner = base()
         if inner is module or not isinstance(inner, torch.nn.Module):
             break
         module = inner
@@ -141,27 +142,36 @@ def _effective(module: "torch.nn.Module") -> "Iterator[tuple[str, _Effective]]":
     from torch.nn.utils import parametrize, prune
     from torch.nn.utils.spectral_norm import SpectralNorm
 
-    if parametrize.is_parametrized(module):
-        for name, chain in module.parametrizations.items():
-            if [type(one).__name__ for one in chain] != ["_WeightNorm"]:
-                how = ", ".join(printable(type(one).__name__) for one in chain)
-                yield name, _Effective(
+    chains: Any = module.parametrizations if parametrize.is_parametrized(module) else {}
+    for name, chain in chains.items():
+        kinds = [type(one).__name__ for one in chain]
+        if kinds != ["_WeightNorm"]:
+            yield (
+                name,
+                _Effective(
                     parts=(f"parametrizations.{name}.",),
-                    how=f"parametrized by {how}",
-                    compute=lambda chain=chain: _in_evaluation(chain),
-                )
+                    how=f"parametrized by {printable(', '.join(kinds))}",
+                    compute=partial(_in_evaluation, chain),
+                ),
+            )
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, prune.BasePruningMethod):
-            yield hook._tensor_name, _Effective(
-                parts=(f"{hook._tensor_name}_orig", f"{hook._tensor_name}_mask"),
-                how="pruned",
-                compute=lambda hook=hook: hook.apply_mask(module),
+            yield (
+                hook._tensor_name,
+                _Effective(
+                    parts=(f"{hook._tensor_name}_orig", f"{hook._tensor_name}_mask"),
+                    how="pruned",
+                    compute=partial(hook.apply_mask, module),
+                ),
             )
         elif isinstance(hook, SpectralNorm):
-            yield hook.name, _Effective(
-                parts=tuple(f"{hook.name}{part}" for part in ("_orig", "_u", "_v")),
-                how="under spectral norm",
-                compute=lambda hook=hook: hook.compute_weight(module, do_power_iteration=False),
+            yield (
+                hook.name,
+                _Effective(
+                    parts=tuple(f"{hook.name}{part}" for part in ("_orig", "_u", "_v")),
+                    how="under spectral norm",
+                    compute=partial(hook.compute_weight, module, do_power_iteration=False),
+                ),
             )
 
 

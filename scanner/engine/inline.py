@@ -59,7 +59,9 @@ def check_device(device: str) -> None:
         torch.ones(1, dtype=torch.float64, device=device)
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConfigError("device", f"is {device!r}, where torch cannot compute in float64 ({first}): use 'cpu'") from error
+        raise ConfigError(
+            "device", f"is {device!r}, where torch cannot compute in float64 ({first}): use 'cpu'"
+        ) from error
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -105,7 +107,7 @@ def _run_all(work: Work, tasks: Sequence[Task], worker: _Here, observer: Observe
 
 
 class _Here(Worker):
-    """This process as a worker."""
+    """A worker that is the calling process."""
 
     def __init__(self, device: str, start: Callable[[], None] | None) -> None:
         load_extensions()

@@ -71,14 +71,23 @@ def analyze_model(
     check_controls(ensembles, draws)
     check_device(device)
     if workers is not None and device != "cpu":
-        raise ConfigError("device", "is where this process computes: leave it out with `workers`, which use the GPUs there are")
+        raise ConfigError(
+            "device", "is where this process computes: leave it out with `workers`, which use the GPUs there are"
+        )
     pool = None if workers is None else PoolOptions(address=LOCAL, workers=workers)
     with opened_model(model, name=name, config=config, serve=pool is not None) as checkpoint:
         checkpoint = identity_of(checkpoint, checkpoint.tensors)
         store = private_store()
         try:
             scan_id = scan_opened(
-                checkpoint, store, chosen, ensembles, draws=draws, pool=pool, device=device, observer=observer or Observer()
+                checkpoint,
+                store,
+                chosen,
+                ensembles,
+                draws=draws,
+                pool=pool,
+                device=device,
+                observer=observer or Observer(),
             )
         except BaseException:
             drop(store)

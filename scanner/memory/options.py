@@ -37,8 +37,14 @@ def method_of(method: Method | None, options: Mapping[str, Any]) -> Method:
         near = difflib.get_close_matches(unknown[0], known, n=1)
         meant = f"did you mean {near[0]!r}? " if near else ""
         raise ConfigError(unknown[0], f"is no option of a scan: {meant}known: {', '.join(known)}")
-    chosen = {of_selection[name][0]: _value(of_selection[name], value) for name, value in options.items() if name in of_selection}
-    others = {of_method[name][0]: _value(of_method[name], value) for name, value in options.items() if name in of_method}
+    chosen: dict[str, Any] = {
+        of_selection[name][0]: _value(of_selection[name], value)
+        for name, value in options.items()
+        if name in of_selection
+    }
+    others: dict[str, Any] = {
+        of_method[name][0]: _value(of_method[name], value) for name, value in options.items() if name in of_method
+    }
     if chosen:
         others["selection"] = Selection(**chosen)
     return Method(**others)

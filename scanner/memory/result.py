@@ -137,7 +137,7 @@ class ModelAnalysis:
         """Run one SELECT statement on the views `matrices`, `vectors` and so on; see `Store.sql`."""
         return self._store.sql(text, params)
 
-    def figure(self, name: str, /, *, interactive: bool = True, **parameters: object) -> Any:
+    def figure(self, name: str, /, *, interactive: bool = True, **parameters: Any) -> Any:
         """Return a figure as an altair chart, which a notebook shows.
 
         Args:
@@ -220,4 +220,6 @@ def _library(name: str, method: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ScannerError(f"{method}() needs {name}, which is not installed: run `pip install {name}`, or use the Arrow table") from error
+        raise ScannerError(
+            f"{method}() needs {name}, which is not installed: run `pip install {name}`, or use the Arrow table"
+        ) from error
