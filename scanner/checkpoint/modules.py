@@ -69,6 +69,11 @@ def contents(module: "torch.nn.Module") -> Contents:
         CheckpointError: it cannot be listed.
     """
     module = unwrapped(module)
+    if any(type(inner).__name__ == "FullyShardedDataParallel" for inner in module.modules()):
+        raise CheckpointError(  # its state_dict() would wait for the other processes
+            "the model is sharded by FSDP: pass a full state dict, which every process has to gather "
+            "(torch.distributed.checkpoint.state_dict)"
+        )
     try:
         state = module.state_dict(keep_vars=True)
     except Exception as error:  # hooks of other packages run here
@@ -109,7 +114,16 @@ def _beginning(ordered: Sequence[str], start: str) -> Iterator[str]:
 
 
 def config_of(module: "torch.nn.Module") -> dict[str, Any]:
-    """Return the config of a transformers model as its config.json would have it; empty for other modules."""
+    """Return the config of a transformers model as its config.json would have it; empty for other modules.
+
+    A module around one such model, as those of Lightning often are, has the config of that model.
+    """
+    found = _own_config(module)
+    inner = [] if found else [own for child in module.children() if (own := _own_config(unwrapped(child)))]
+    return inner[0] if len(inner) == 1 else found
+
+
+def _own_config(module: "torch.nn.Module") -> dict[str, Any]:
     import json
 
     config = getattr(module, "config", None)
@@ -119,7 +133,7 @@ def config_of(module: "torch.nn.Module") -> dict[str, Any]:
         if as_json is not None:
             found = json.loads(as_json())
         elif isinstance(config, Mapping):
-            found = json.loads(json.dumps(config, default=str))
+            found = json.loads(json.dumps(dict(config), default=str))
     except Exception:  # an attribute of this name in a module that is not of transformers, with any content
         found = None
     if not isinstance(found, dict) or not found:

@@ -16,6 +16,7 @@ def tiny(kind: str) -> Any:
     import transformers
 
     torch.manual_seed(3)
+    config: Any
     if kind == "llama":
         sizes = {"hidden_size": 48, "intermediate_size": 80, "num_attention_heads": 4, "num_key_value_heads": 2}
         config = transformers.LlamaConfig(num_hidden_layers=2, vocab_size=96, **sizes)
