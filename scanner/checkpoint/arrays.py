@@ -112,14 +112,15 @@ def _of_tensor(tensor: "torch.Tensor") -> Array | str:
         )
     if kind == "DTensor":
         return "a DTensor, of which this process has one shard: gather it (full_tensor, or a full state dict)"
+    own_dispatch = getattr(type(tensor), "__torch_dispatch__", None) is not torch.Tensor.__torch_dispatch__
+    if is_traceable_wrapper_subclass(tensor) or own_dispatch:
+        package = type(tensor).__module__.partition(".")[0]
+        return f"a {printable(kind)} of {printable(package)}, not plain numbers: dequantize it, or pass the model from before"
     if tensor.is_quantized:
         return f"quantized by torch ({str(tensor.dtype).removeprefix('torch.')}): pass the model from before, or its dequantize()"
     if tensor.is_nested or tensor.layout != torch.strided:
         what = "nested" if tensor.is_nested else f"sparse ({str(tensor.layout).removeprefix('torch.')})"
         return f"{what}: pass its to_dense()" if not tensor.is_nested else "nested: not a matrix"
-    if is_traceable_wrapper_subclass(tensor):
-        package = type(tensor).__module__.partition(".")[0]
-        return f"a {printable(kind)} of {printable(package)}, not plain numbers: dequantize it, or pass the model from before"
     if tensor.dim() > MAX_DIMENSIONS:
         return f"{tensor.dim()}-D: not a matrix"
     plain = tensor.detach().as_subclass(torch.Tensor)

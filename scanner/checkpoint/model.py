@@ -25,7 +25,7 @@ ROLES = (
     "other",
 )
 
-MEMORY = "memory:"
+MEMORY = "in-memory:"
 """Start of the source of a model in memory. Local sources are absolute paths, so none of them begins like this."""
 
 MAX_TENSORS = 500_000

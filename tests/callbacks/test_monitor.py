@@ -114,9 +114,10 @@ def test_a_measurement_that_fails_does_not_end_the_training(tmp_path: Path, monk
 
 
 def test_weights_that_became_nan_are_counted() -> None:
-    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 8))
+    broken = torch.nn.Linear(8, 8)
+    model = torch.nn.Sequential(broken, torch.nn.Linear(8, 8))
     with torch.no_grad():
-        model[0].weight[0, 0] = torch.nan
+        broken.weight[0, 0] = torch.nan
     values = Monitor(every=1, budget=None, metrics="stable_rank").step(model, 1)
     assert values["rmt/failed"] == 1.0
     assert set(values) == {"rmt/failed", "rmt/other/stable_rank"}

@@ -20,7 +20,7 @@ OPTIONS: dict[str, Any] = {"name": "run", "every": 2, "budget": None, "roles": (
 METRIC = "rmt/query/stable_rank"
 
 
-class Texts(torch.utils.data.Dataset):
+class Texts(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     """Random tokens, which are their own labels."""
 
     def __len__(self) -> int:

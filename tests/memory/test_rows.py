@@ -82,7 +82,7 @@ def test_a_real_model(minilm: Path, tmp_path: Path) -> None:
     assert comparable(saved.sql("FROM all_vectors")) == comparable(result.vectors)
     stored = saved.scan_row(result.scan_id)
     assert stored is not None
-    assert (stored["format"], stored["source"]) == ("memory", f"memory:{row['model']}")
+    assert (stored["format"], stored["source"]) == ("memory", f"in-memory:{row['model']}")
 
 
 @pytest.mark.parametrize("name", CASES)

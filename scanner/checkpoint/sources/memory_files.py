@@ -1,8 +1,8 @@
 """Tensors in the memory of a process as a file source: what reads byte ranges of files reads them, too.
 
-A source `memory:TOKEN` is known to the process that holds the tensors. With `serve`, its name is `memory:PORT:TOKEN`, and other
-processes of this machine that know the name read from it over the loopback interface; the token is the secret with which both
-sides authenticate. Every read is a copy: nothing that is done with it changes the model.
+A source `in-memory:TOKEN` is known to the process that holds the tensors. If others may read, too, it is `in-memory:PORT:TOKEN`:
+processes of this machine that know the name read over the loopback interface, and the token is the secret with which both sides
+authenticate. Every read is a copy: nothing that is done with it changes the model.
 """
 
 import secrets
@@ -29,7 +29,7 @@ FILE = "memory"
 """Name of the one file of such a source."""
 
 _LOOPBACK = "127.0.0.1"
-_QUESTION, _SIZE = struct.Struct("<QQ"), struct.Struct("<Q")
+_QUESTION, _SIZE = struct.Struct("<qq"), struct.Struct("<q")
 
 
 @dataclass(frozen=True, kw_only=True)
