@@ -74,6 +74,8 @@ def described(value: object) -> Array | str:
             return f"{_named(value)} that cannot be converted to a numpy array ({_line(error)})"
     if isinstance(value, np.ndarray):
         return _of_array(value)
+    if isinstance(value, tuple) and any(isinstance(one, torch.Tensor) and one.is_quantized for one in value):
+        return "quantized by torch (packed parameters): pass the model from before"
     return f"{_named(value)}: not an array"
 
 
@@ -115,7 +117,9 @@ def _of_tensor(tensor: "torch.Tensor") -> Array | str:
     own_dispatch = getattr(type(tensor), "__torch_dispatch__", None) is not torch.Tensor.__torch_dispatch__
     if is_traceable_wrapper_subclass(tensor) or own_dispatch:
         package = type(tensor).__module__.partition(".")[0]
-        return f"a {printable(kind)} of {printable(package)}, not plain numbers: dequantize it, or pass the model from before"
+        return (
+            f"{_named(tensor)} of {printable(package)}, not plain numbers: dequantize it, or pass the model from before"
+        )
     if tensor.is_quantized:
         return f"quantized by torch ({str(tensor.dtype).removeprefix('torch.')}): pass the model from before, or its dequantize()"
     if tensor.is_nested or tensor.layout != torch.strided:

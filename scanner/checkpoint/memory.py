@@ -18,7 +18,7 @@ from scanner.checkpoint.formats import get_format
 from scanner.checkpoint.formats.format import check_name, check_tensor_count
 from scanner.checkpoint.metadata import architecture, base_model, model_name
 from scanner.checkpoint.model import Checkpoint, Skipped, TensorEntry
-from scanner.checkpoint.modules import Contents, contents
+from scanner.checkpoint.modules import Contents, as_config, contents
 from scanner.checkpoint.names import printable
 from scanner.checkpoint.opening import entries_by_dtype, most_common_dtype
 from scanner.checkpoint.sources import memory_files
@@ -34,7 +34,7 @@ _VERSION = 1  # of `identity_of`
 
 @contextmanager
 def opened_model(
-    model: object, *, name: str | None = None, config: Mapping[str, Any] | None = None, serve: bool = False
+    model: object, *, name: str | None = None, config: object = None, serve: bool = False
 ) -> Iterator[Checkpoint]:
     """Open a model in memory; its weights can be read until the context ends.
 
@@ -43,15 +43,20 @@ def opened_model(
     Args:
         model: a `torch.nn.Module`, or a mapping from names to tensors or arrays, such as a state dict.
         name: name of the model; None: the name in its config, or that of its class.
-        config: what a config.json would say about the architecture; None: the config of the module, if it has one.
+        config: what a config.json would say about the architecture, or a config of transformers; None: the config of the module, if
+            it has one.
         serve: let other processes of this machine read the weights.
 
     Raises:
-        ConfigError: `model` is neither, or a name in it is not text.
+        ConfigError: `model` is neither, a name in it is not text, or `config` is no config.
         CheckpointError: there are no tensors, or none can be read.
     """
     held = _contents(model)
-    own = dict(held.config if config is None else config)
+    own = dict(held.config) if config is None else as_config(config)
+    if own is None:
+        raise ConfigError(
+            "config", f"is a {type(config).__name__}: pass what config.json says, as a dict (`model.config.to_dict()`)"
+        )
     arrays, left_out = _readable(held)
     shown = name or _name_in(own) or held.name
     if not arrays:

@@ -124,21 +124,26 @@ def config_of(module: "torch.nn.Module") -> dict[str, Any]:
 
 
 def _own_config(module: "torch.nn.Module") -> dict[str, Any]:
+    found = as_config(getattr(module, "config", None))
+    # An attribute of this name may be anything in modules that are not of transformers.
+    return found | {"architectures": [type(module).__name__]} if found else {}
+
+
+def as_config(config: object) -> dict[str, Any] | None:
+    """Return a config as the JSON types of its config.json: a mapping, or a config of transformers; None if it is neither."""
     import json
 
-    config = getattr(module, "config", None)
     as_json = getattr(config, "to_json_string", None)
-    found: Any = None
     try:
         if as_json is not None:
             found = json.loads(as_json())
         elif isinstance(config, Mapping):
             found = json.loads(json.dumps(dict(config), default=str))
-    except Exception:  # an attribute of this name in a module that is not of transformers, with any content
-        found = None
-    if not isinstance(found, dict) or not found:
-        return {}
-    return found | {"architectures": [type(module).__name__]}
+        else:
+            return None
+    except Exception:  # of other packages, with any content
+        return None
+    return found if isinstance(found, dict) else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from scanner.checkpoint import Checkpoint
@@ -26,7 +26,7 @@ def analyze_model(
     model: object,
     *,
     name: str | None = None,
-    config: Mapping[str, Any] | None = None,
+    config: object = None,
     method: Method | None = None,
     ensembles: Sequence[Ensemble] = (),
     draws: int = 1,
@@ -47,8 +47,8 @@ def analyze_model(
         model: a `torch.nn.Module`, a state dict, or another mapping from names to arrays (torch, numpy, or anything that numpy
             converts), each of shape (out_features, in_features) or as its architecture stores it.
         name: name of the model in the results; None: the name in its config, or that of its class.
-        config: what its config.json says, for state dicts: the architecture, and the numbers of heads. None: the config of the
-            module, if it has one.
+        config: what its config.json says, for state dicts: the architecture, and the numbers of heads; a dict, or a config of
+            transformers. None: the config of the module, if it has one.
         method: what is computed; None: the defaults, with `options`.
         ensembles: random controls, as in a scan; none unless named here.
         draws: number of draws of each control.

@@ -282,6 +282,7 @@ def test_tensors_without_plain_numbers_are_skipped_with_the_reason() -> None:
         "words": np.array([["a", "b"]]),
         "objects": np.array([[1, None]], dtype=object),
         "extra": {"a": 1}.items(),
+        "packed": (quantized, None),
         "step": 7,
         "nothing": None,
         "lazy": torch.nn.LazyLinear(3).weight,
@@ -294,6 +295,7 @@ def test_tensors_without_plain_numbers_are_skipped_with_the_reason() -> None:
         "quantized": "quantized by torch (qint8): pass the model from before, or its dequantize()",
         "coded": "a Coded of tests, not plain numbers: dequantize it, or pass the model from before",
         "masked": "an array with a mask: fill it (numpy.ma.filled), or leave the mask out",
+        "packed": "quantized by torch (packed parameters): pass the model from before",
         "step": "an int: not an array",
         "nothing": "a NoneType: not an array",
     }
@@ -455,9 +457,12 @@ def test_a_state_dict_of_torch_load_and_a_sharded_model() -> None:
     torch.save(model.state_dict(), buffer)
     buffer.seek(0)
     loaded = torch.load(buffer, weights_only=True)
-    config = model.config.to_dict() | {"architectures": ["BertForMaskedLM"]}
-    result = scanner.analyze_model(loaded, config=config, name="bert")
-    assert comparable(result.matrices) == comparable(scanner.analyze_model(model, name="bert").matrices)
+    expected = comparable(scanner.analyze_model(model, name="bert").matrices)
+    for config in (model.config, model.config.to_dict() | {"architectures": ["BertForMaskedLM"]}):
+        assert comparable(scanner.analyze_model(loaded, config=config, name="bert").matrices) == expected
+    for wrong in ("bert", 3, [model.config]):
+        with pytest.raises(ConfigError, match=r"`config` is a (str|int|list): pass what config.json says"):
+            scanner.analyze_model(loaded, config=wrong)
 
     class FullyShardedDataParallel(torch.nn.Module):
         pass
