@@ -1,6 +1,7 @@
 """Where in a model is what it learned? Every weight matrix of a checkpoint, measured against random matrix theory.
 
-`analyze(array)` does one matrix, `scan(reference)` whole checkpoints on Ray, `open_store(url)` asks the results with SQL.
+`analyze(array)` does one matrix, `analyze_model(model)` a model in memory, `scan(reference)` whole checkpoints on Ray,
+`open_store(url)` asks the results with SQL.
 Names are imported when first used: `import scanner` costs nothing.
 """
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from scanner.engine import ScanReport as ScanReport
     from scanner.engine.compare import compare as compare
     from scanner.engine.scan import scan as scan
+    from scanner.memory import ModelAnalysis as ModelAnalysis
+    from scanner.memory import analyze_model as analyze_model
     from scanner.rmt.analysis import Analysis as Analysis
     from scanner.rmt.analysis import analyze as analyze
     from scanner.store import Store as Store
@@ -30,11 +33,13 @@ _LAZY = {
     "Analysis": "scanner.rmt.analysis",
     "ComparisonReport": "scanner.engine",
     "Method": "scanner.engine",
+    "ModelAnalysis": "scanner.memory",
     "PoolOptions": "scanner.engine",
     "ScanReport": "scanner.engine",
     "Selection": "scanner.checkpoint",
     "Store": "scanner.store",
     "analyze": "scanner.rmt.analysis",
+    "analyze_model": "scanner.memory",
     "compare": "scanner.engine.compare",
     "open_checkpoint": "scanner.checkpoint",
     "open_store": "scanner.store",

@@ -27,6 +27,8 @@ ALLOWED: dict[str, set[str]] = {
     "fleet": WORK | {"experiments"},
     "figures": DATA,
     "report": DATA | {"figures"},
+    "memory": WORK | {"figures", "report"},
+    "callbacks": WORK | {"memory"},
     "site": DATA | {"figures", "report"},
     "cli": WORK | {"experiments", "fleet", "figures", "report", "site"},
 }
@@ -122,7 +124,8 @@ def test_the_architecture_document_names_every_package(package: str) -> None:
         ("duckdb", {"store"}),
         ("typer", {"cli"}),
         ("rich", {"cli"}),
-        ("transformers", {"experiments"}),
+        ("transformers", {"experiments", "callbacks"}),
+        ("pytorch_lightning", {"callbacks"}),
         ("altair", {"figures"}),
         ("vl_convert", {"figures"}),
     ],

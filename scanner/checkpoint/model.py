@@ -25,6 +25,9 @@ ROLES = (
     "other",
 )
 
+MEMORY = "in-memory:"
+"""Start of the source of a model in memory. Local sources are absolute paths, so none of them begins like this."""
+
 MAX_TENSORS = 500_000
 """Limit for the tensors of a checkpoint: the largest quantized mixtures of experts have some 300,000."""
 
@@ -109,6 +112,11 @@ class Checkpoint:
     """Hash of names, headers, sizes and times of local files: the identity until their contents are hashed; else empty."""
     tuned: "Checkpoint | None" = None
     """The checkpoint from which `base` is subtracted."""
+
+    @property
+    def place(self) -> str:
+        """Where it is, as results record it: its source; of a model in memory, only that and its name."""
+        return f"{MEMORY}{self.model}" if self.source.startswith(MEMORY) else self.source
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,11 +10,13 @@ from scanner.checkpoint.differences import PREFIX, difference, split_reference
 from scanner.checkpoint.formats import Format, get_format
 from scanner.checkpoint.formats.weights import find_weights
 from scanner.checkpoint.metadata import architecture, base_model
-from scanner.checkpoint.model import Checkpoint, TensorEntry
+from scanner.checkpoint.model import MEMORY, Checkpoint, TensorEntry
+from scanner.checkpoint.names import printable
 from scanner.checkpoint.references import find_place
 from scanner.checkpoint.sources import hashes
 from scanner.checkpoint.sources.files import FileVersion, LocalFiles, open_files
 from scanner.checkpoint.sources.json_object import MAX_CONFIG_BYTES, read_json_object
+from scanner.errors import CheckpointError
 from scanner.extensions import load_extensions
 
 #: Local files of at most this many bytes in total are hashed at once: this takes less than Ray's start.
@@ -45,6 +47,10 @@ def open_checkpoint(
         CheckpointError: nothing is there, the format is unknown, or the checkpoint is damaged or incomplete.
     """
     load_extensions()
+    if reference.startswith(MEMORY):
+        raise CheckpointError(
+            f"{printable(reference)} was analyzed in memory and cannot be opened again: save the model, and name its folder"
+        )
     if reference.startswith(PREFIX):
         base, tuned = (
             open_checkpoint(part, download=download, identify=identify, hash_at_most=hash_at_most)
@@ -78,8 +84,8 @@ def open_checkpoint(
         format=form.name,
         architecture=architecture(config),
         base_model=base_model(place.model, config, files),
-        parameters=sum(_entries_by_dtype(weights.tensors, form, floating=True).values()),
-        dtype=_most_common_dtype(weights.tensors, form),
+        parameters=sum(entries_by_dtype(weights.tensors, form, floating=True).values()),
+        dtype=most_common_dtype(weights.tensors, form),
         identity=identity,
         config=config,
         tensors=weights.tensors,
@@ -127,12 +133,14 @@ def _provisional(source: str, versions: Iterable[FileVersion], tensors: Iterable
     return digest.hexdigest()
 
 
-def _most_common_dtype(tensors: Iterable[TensorEntry], form: Format) -> str:
-    counts = _entries_by_dtype(tensors, form, floating=True) or _entries_by_dtype(tensors, form, floating=False)
+def most_common_dtype(tensors: Iterable[TensorEntry], form: Format) -> str:
+    """Return the dtype that most floating-point entries have; of integers only if there are no others."""
+    counts = entries_by_dtype(tensors, form, floating=True) or entries_by_dtype(tensors, form, floating=False)
     return max(sorted(counts), key=lambda dtype: counts[dtype])
 
 
-def _entries_by_dtype(tensors: Iterable[TensorEntry], form: Format, *, floating: bool) -> Counter[str]:
+def entries_by_dtype(tensors: Iterable[TensorEntry], form: Format, *, floating: bool) -> Counter[str]:
+    """Return how many entries are stored in each dtype, of floating-point numbers (or codes of a format) or of others."""
     counts: Counter[str] = Counter()
     for entry in tensors:
         if (entry.dtype.startswith(("F", "BF")) or entry.dtype in form.codecs) == floating:

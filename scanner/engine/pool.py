@@ -53,7 +53,8 @@ _IDLE_SECONDS = 0.05
 #: Shortest wait for results, in seconds, when a time limit is about to expire.
 _SHORTEST_WAIT = 0.05
 
-_LIBRARIES = ("ray", "torch", "numpy", "scipy", "duckdb", "pyarrow")
+LIBRARIES = ("ray", "torch", "numpy", "scipy", "duckdb", "pyarrow")
+"""The packages whose versions are stored with every result."""
 
 _LOSSES = (
     ray_errors.RayActorError,
@@ -199,7 +200,7 @@ def environment(shape: PoolShape) -> dict[str, Any]:
         "nodes": nodes,
         "python": platform.python_version(),
         "machine": platform.machine(),
-    } | {name: version(name) for name in _LIBRARIES}
+    } | {name: version(name) for name in LIBRARIES}
 
 
 def run_tasks(

@@ -671,7 +671,7 @@ class ScanWork(Work):
                 "scan_id": job.final,
                 "model": checkpoint.model,
                 "revision": checkpoint.revision,
-                "source": checkpoint.source,
+                "source": checkpoint.place,
                 "format": checkpoint.format,
                 "architecture": checkpoint.architecture,
                 "base_model": checkpoint.base_model,
@@ -764,12 +764,7 @@ def scan(
     """
     named = _References(references)
     observer, options = observer or Observer(), pool or PoolOptions()
-    known = (*ENSEMBLES, *MATRIX_ENSEMBLES)
-    unknown = [ensemble for ensemble in ensembles if ensemble not in known]
-    if unknown:
-        raise ScannerError(f"unknown ensemble {unknown[0]!r}: choose from {', '.join(known)}")
-    if draws < 1:
-        raise ConfigError("draws", f"must be at least 1, got {draws}")
+    check_controls(ensembles, draws)
     target = open_store(os.fspath(store), create=True)
     work = ScanWork(
         target,
@@ -783,6 +778,16 @@ def scan(
     )
     run([work], options, observer)
     return work.report(named.seen)
+
+
+def check_controls(ensembles: Sequence[str], draws: int) -> None:
+    """Raise ScannerError if there is no such control, or no draw of it."""
+    known = (*ENSEMBLES, *MATRIX_ENSEMBLES)
+    unknown = [ensemble for ensemble in ensembles if ensemble not in known]
+    if unknown:
+        raise ScannerError(f"unknown ensemble {unknown[0]!r}: choose from {', '.join(known)}")
+    if draws < 1:
+        raise ConfigError("draws", f"must be at least 1, got {draws}")
 
 
 class _References:
@@ -823,8 +828,8 @@ class _References:
 def _not_a_reference(wrong: object) -> ConfigError:
     return ConfigError(
         "references",
-        f"has a {type(wrong).__name__}: name checkpoints by path, Hub id or URL. Save a model that is in memory first "
-        "(save_pretrained, safetensors), or pass a matrix to `scanner.analyze`",
+        f"has a {type(wrong).__name__}: name checkpoints by path, Hub id or URL, pass a model in memory or its state dict to "
+        "`scanner.analyze_model`, and a matrix to `scanner.analyze`",
     )
 
 

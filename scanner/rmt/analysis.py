@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -120,6 +120,10 @@ def _strided(tensor: torch.Tensor) -> torch.Tensor:
 
 def _native(array: ArrayLike) -> np.ndarray:
     """Return a contiguous, writable array of a type that torch knows, with the same numbers."""
+    if isinstance(array, torch.nn.Module | Mapping):
+        raise ValueError(
+            f"a matrix is required, got a {type(array).__name__}: pass a model or its state dict to `scanner.analyze_model`"
+        )
     if np.ma.is_masked(array):
         raise ValueError("a matrix without masked entries is required: fill them first (`array.filled(...)`)")
     try:

@@ -81,6 +81,7 @@ class StoreFiles:
         self.local = isinstance(self.fs, LocalFileSystem)
         protocols = {self.fs.protocol} if isinstance(self.fs.protocol, str) else {*self.fs.protocol}
         self._has_folders = not protocols & _OBJECT_STORES
+        self._in_memory = "memory" in protocols
         if "s3" in protocols:
             self.fs.retries = (
                 1  # requests are repeated here, for a limited time; s3fs would multiply that by its own tries
@@ -490,6 +491,11 @@ class StoreFiles:
         folder, _, name = full.rpartition("/")
         if self._has_folders:
             self.fs.makedirs(folder, exist_ok=True)
+        if self._in_memory:
+            buffer = io.BytesIO()
+            yield buffer
+            self._asked("written", lambda: self.fs.pipe_file(full, buffer.getvalue()))
+            return
         if not self.local:
             # Object stores have no rename, but an uploaded object becomes visible as a whole.
             with tempfile.NamedTemporaryFile() as file:

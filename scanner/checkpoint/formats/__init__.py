@@ -15,6 +15,7 @@ from scanner.checkpoint.formats.format import (
     register_format,
 )
 from scanner.checkpoint.formats.gguf import Gguf
+from scanner.checkpoint.formats.memory import Memory
 from scanner.checkpoint.formats.pytorch import PyTorch
 from scanner.checkpoint.formats.safetensors import Safetensors
 
@@ -30,5 +31,5 @@ __all__ = [
     "register_format",
 ]
 
-for _built_in in (Safetensors(), Gguf(), PyTorch(), PeftAdapter(), MlxAdapter()):
+for _built_in in (Safetensors(), Gguf(), PyTorch(), PeftAdapter(), MlxAdapter(), Memory()):
     register_format(_built_in)

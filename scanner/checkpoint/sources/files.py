@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from scanner.checkpoint.names import is_plain_name
 from scanner.checkpoint.sources.local_files import LocalFiles
+from scanner.checkpoint.sources.memory_files import MemoryFiles, is_memory
 from scanner.checkpoint.sources.ranges import ByteRange
 from scanner.checkpoint.sources.versions import FileVersion, versions_of
 
@@ -105,6 +106,8 @@ def open_files(source: str, versions: Iterable[FileVersion] = ()) -> Files:
         ChangedError: the source was removed.
         CheckpointError: the source does not exist.
     """
+    if is_memory(source):
+        return MemoryFiles(source)
     scheme = SCHEME.match(source)
     if scheme is None:
         return LocalFiles(source, versions_of(source, versions))
