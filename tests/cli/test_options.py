@@ -277,8 +277,8 @@ SELECTION = "--roles --layers --embeddings --heads --products"
 TEXT = "--text --column --second --where"
 MEASURE = f"{TEXT} --label --metric --tokens --window --examples --dtype"
 OPTIONS = {
-    "scan": f"--from --upgrade --store {SELECTION} --sigma --null --scale --head-mass --metrics --ensemble --control-draws --download "
-    f"--force {POOL} --format",
+    "scan": f"--from --upgrade --store {SELECTION} --sigma --null --scale --head-mass --metrics --ensemble --control-draws "
+    f"--download --force {POOL} --format",
     "inspect": f"{SELECTION} --format",
     "compare": f"--store {SELECTION} --sigma --null --scale --head-mass --metrics --download --force {POOL} --format",
     "query": "--param --list --store --format",
