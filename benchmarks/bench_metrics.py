@@ -52,14 +52,17 @@ def main() -> int:
             }
             | measure.at_most(times["default"] / times["none"], ASKED)
         )
-        each.append({"shape": f"{shape[0]} x {shape[1]}"} | milliseconds(found["none"], repeats))
+        alone = milliseconds(found["none"], repeats)
+        whole = sum(alone.values())
+        share = whole / 1e3 / times["none"]
+        each.append({"shape": f"{shape[0]} x {shape[1]}", **alone, "all": whole, "share": share})
     measure.table("Analysis of one matrix, seconds, median, one thread", rows)
-    measure.table("Milliseconds of each metric by itself, median", each)
+    measure.table("Milliseconds of each metric by itself, median; share of all in the analysis without them", each)
     measure.write_json(args.json, {"quick": args.quick, "machine": machine, "times": rows, "each": each})
     return int(any(row["failure"] for row in rows))
 
 
-def milliseconds(found: Analysis, repeats: int) -> measure.Row:
+def milliseconds(found: Analysis, repeats: int) -> dict[str, float]:
     """Return how long each metric takes, from the singular values of an analysis."""
     from scanner.rmt.spectrum import Spectrum, compute
 

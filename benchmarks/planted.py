@@ -138,13 +138,12 @@ def spectrum_edge(found: Analysis) -> float:
 
 def edges_of(found: Analysis, kind: str) -> tuple[float, float] | None:
     """Return the edges by one of `KINDS`, -inf without a lower one; None if the fit failed."""
-    above_only: dict[str, Callable[[], float | None]] = {
-        "BEMA": lambda: found.metrics["bema_upper"],
-        "WeightWatcher": lambda: weightwatcher_edge(found),
-        "Spectrum": lambda: spectrum_edge(found),
-    }
-    if kind in above_only:
-        high = above_only[kind]()
+    if kind == "BEMA":
+        return -np.inf, found.metrics["bema_upper"]
+    if kind == "Spectrum":
+        return -np.inf, spectrum_edge(found)
+    if kind == "WeightWatcher":
+        high = weightwatcher_edge(found)
         return None if high is None else (-np.inf, high)
     if kind.startswith("scale "):
         name = kind.removeprefix("scale ")

@@ -11,7 +11,7 @@ import numpy as np
 from scanner.rmt.marchenko_pastur import FloatArray
 
 # Entries of a block of rows of the table of distances: it stays in the cache of the processor.
-_BLOCK = 1 << 16
+_BLOCK = 1 << 15
 
 
 def excesses(logs: FloatArray) -> FloatArray:
@@ -38,15 +38,16 @@ def gaps(logs: FloatArray, rates: FloatArray, counts: FloatArray, first: int) ->
     size, tails = len(logs), len(rates)
     high, low = np.empty(tails), np.empty(tails)
     index = np.arange(size, dtype=np.float64)
+    lengths = logs - logs[-1]  # small numbers, whatever the scale of the sample
+    # -r_i l_j + r_i l_i as a product of two thin matrices; what depends on i alone is added after the extremes are found.
+    left, right = np.stack([-rates, rates * lengths[:tails]], axis=1), np.stack([lengths, np.ones(size)])
     start = 0
     while start < tails:
         stop = min(tails, start + max(1, _BLOCK // (size - start)))
         rows = slice(start, stop)
-        table = logs[None, start:] - logs[rows, None]
-        table *= -rates[rows, None]
+        table = left[rows] @ right[:, start:]
         np.exp(table, out=table)
-        table -= 1.0
-        table += (index[None, start:] - index[rows, None]) / counts[rows, None]
+        table += np.multiply.outer(1.0 / counts[rows], index[start:])
         # Entries with j < i + first are no part of the tail: they are in the first columns of the block alone.
         width = min(stop - start + first, table.shape[1])
         outside = np.tri(stop - start, width, first - 1, dtype=bool)
@@ -56,4 +57,5 @@ def gaps(logs: FloatArray, rates: FloatArray, counts: FloatArray, first: int) ->
         corner[outside] = np.inf
         low[rows] = table.min(axis=1)
         start = stop
-    return high, low
+    own = 1.0 + index[:tails] / counts
+    return high - own, low - own

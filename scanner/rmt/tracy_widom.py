@@ -38,7 +38,9 @@ def survival(s: float) -> float:
     # The kernel decays like exp(-sqrt(s) x) for large s, and begins to decay at 0 only.
     length = (_LENGTH - 2.0 * min(s, 0.0)) / np.sqrt(max(s, 1.0))
     x = s + length * nodes
-    kernel = 0.5 * length * roots[:, None] * airy((x[:, None] + x[None, :]) / 2.0)[0] * roots[None, :]
+    row, column = np.tril_indices(_NODES)  # the kernel is symmetric, and eigvalsh reads its lower triangle
+    kernel = np.zeros((_NODES, _NODES))
+    kernel[row, column] = 0.5 * length * roots[row] * roots[column] * airy((x[row] + x[column]) / 2.0)[0]
     eigenvalues = np.linalg.eigvalsh(kernel)
     return float(np.clip(-np.expm1(np.log1p(-eigenvalues).sum()), 0.0, 1.0))
 

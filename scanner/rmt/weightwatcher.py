@@ -140,14 +140,15 @@ def _residuals(sigmas: FloatArray, x: FloatArray, y: FloatArray, ratio: float) -
     """
     s = sigmas[:, None]
     if ratio == 1.0:
-        law = (1.0 / (np.pi * s * s)) * np.nan_to_num(np.sqrt(4.0 - x**2))
-        return np.asarray(np.sum((law - y) ** 2, axis=1))
+        law = np.sqrt(np.maximum(4.0 - x**2, 0.0)) / (np.pi * s * s)
+        return np.asarray(np.sum(np.square(law - y), axis=1))
     root = np.sqrt(1.0 / ratio)
-    upper, lower = (s * (1.0 + root)) ** 2, (s * (1.0 - root)) ** 2
-    law = np.nan_to_num((1.0 / (2.0 * np.pi * s * s * x / ratio)) * np.sqrt((upper - x) * (x - lower)))
+    upper, lower = np.square(s * (1.0 + root)), np.square(s * (1.0 - root))
+    inverse = np.divide(ratio, x, out=np.zeros(len(x)), where=x > 0.0)  # there is no density at 0
+    law = np.sqrt(np.maximum((upper - x) * (x - lower), 0.0)) * (inverse / (2.0 * np.pi * s * s))
     peak = x[int(np.argmax(y))]
-    outside = (upper < peak) | (upper > x.max()) | (lower > peak)
-    return np.where(outside[:, 0], 1000.0**2 * len(y), np.sum((law - y) ** 2, axis=1))
+    outside = (upper < peak) | (upper > x[-1]) | (lower > peak)
+    return np.where(outside[:, 0], 1000.0**2 * len(y), np.sum(np.square(law - y), axis=1))
 
 
 def fit_bulk(eigenvalues: FloatArray, ratio: float) -> float:

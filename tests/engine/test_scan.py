@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -22,6 +23,7 @@ from scanner.engine import ScanReport
 from scanner.engine.scan import scan as run_scan
 from scanner.engine.tasks import ControlTask, MatrixTask
 from scanner.rmt.ensembles import control, control_of
+from scanner.rmt.metric_set import MATRIX_COLUMNS, chosen, metric_named
 from tests.checkpoint.writing import checkpoint
 
 from .checkpoints import results, small, spectrum, tensors, weight
@@ -109,6 +111,26 @@ def test_the_rows_of_a_real_matrix_are_what_numpy_and_analyze_say(real: Scanned,
     for column in ("sigma", "sigma_std", "sigma_bulk", "mp_lower", "mp_upper", "mp_ks", "stable_rank", "u_p_mean"):
         assert row[column] == pytest.approx(getattr(alone, column), rel=1e-9), column
     assert row["sigma_std"] == pytest.approx(float(matrix.double().std(correction=0)), rel=1e-6)
+
+
+@pytest.mark.parametrize("metrics", [("none",), ("ww_D", "strength")])
+def test_a_scan_has_the_metrics_that_were_asked_for(metrics: tuple[str, ...], tmp_path: Path) -> None:
+    found = scanned(small(tmp_path / "model"), tmp_path / "store", method=Method(metrics=metrics), pool=ONE).store
+    matrices, vectors = (found.sql(f"from {table}") for table in ("matrices", "vectors"))
+    some = {column.name for column in metric_named("ww_alpha").matrix} if "none" not in metrics else set()
+    names = {column.name for column in MATRIX_COLUMNS}
+    assert {name for name in names if matrices[name].null_count < len(matrices)} == some
+    outliers = vectors.filter(pc.equal(vectors["region"], "right")) if some else vectors.slice(0, 0)
+    assert vectors["strength"].null_count == len(vectors) - len(outliers)
+
+
+def test_a_scan_with_defaults_has_every_default_metric(real: Scanned) -> None:
+    rows = real.store.sql("from matrices")
+    for name in chosen(["default"]):
+        for column in metric_named(name).matrix:
+            if column.name != "alpha_failure":
+                assert rows[column.name].null_count == 0, column.name
+    assert rows["alpha_farms"].null_count == rows["metrics_failure"].null_count == len(rows)
 
 
 def test_controls_are_stored_once_for_every_shape_and_ensemble(real: Scanned) -> None:

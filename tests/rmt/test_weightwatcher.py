@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.stats import entropy
 
 from scanner.checkpoint import list_matrices, open_checkpoint, read_matrix
 from scanner.rmt import weightwatcher
@@ -105,6 +106,12 @@ def test_a_fit_of_all_tails_is_that_of_each_tail_by_itself() -> None:
 def test_a_power_law_that_cannot_be_fitted_is_an_error(values: NDArray[np.float64]) -> None:
     with pytest.raises(MetricError):
         weightwatcher.fit_tail(values)
+
+
+def test_the_distance_is_that_of_lists_that_are_divided_by_their_sums_after_their_mean_is_formed() -> None:
+    p, q = np.array([1.0, 2.0, 0.0, 3.0]), np.array([5.0, 1.0, 1.0, 4.0])
+    expected = np.sqrt((entropy(p, (p + q) / 2) + entropy(q, (p + q) / 2)) / 2)
+    assert weightwatcher.jensen_shannon(p, q) == pytest.approx(expected, rel=1e-12)
 
 
 def test_equal_shares_have_no_distance() -> None:
