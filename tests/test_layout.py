@@ -27,8 +27,10 @@ ALLOWED: dict[str, set[str]] = {
     "fleet": WORK | {"experiments"},
     "figures": DATA,
     "report": DATA | {"figures"},
+    "export": DATA,
+    "compress": WORK | {"experiments"},
     "site": DATA | {"figures", "report"},
-    "cli": WORK | {"experiments", "fleet", "figures", "report", "site"},
+    "cli": WORK | {"experiments", "fleet", "figures", "report", "export", "compress", "site"},
 }
 """Which packages a package may import, beside itself and `SHARED`."""
 
