@@ -151,7 +151,7 @@ def peft(
     for line in found.left_out:
         note(line)
     advice = found.advice["model"]
-    note(f"begin at the {advice['components']} components: {advice['reason']}; {advice['means']}")
+    note(f"init_lora_weights {advice['init_lora_weights']!r} ({advice['components']} components): {advice['reason']}")
 
 
 def alphapruning(

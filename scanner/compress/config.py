@@ -10,8 +10,12 @@ from scanner.configuration import option
 from scanner.errors import ConfigError
 from scanner.experiments.nlp.options import DEFAULT_TOKENS, MeasureOptions, ModelOptions
 
-By = Literal["energy", "p", "p_scale", "importance"]
+TripletRule = Literal["energy", "p", "p_scale", "importance"]
+"""Rules that choose singular triplets."""
+By = Literal["energy", "p", "p_scale", "importance", "svd-llm"]
 RULES: tuple[By, ...] = get_args(By)
+ON_TEXT: tuple[By, ...] = ("importance", "svd-llm")
+"""Rules that need the activations of the model on a text."""
 Written = Literal["float32", "bfloat16", "float16"]
 
 
@@ -26,7 +30,8 @@ class Config(ModelOptions):
     budget m n / (m + n) singular triplets, of which each has m + n parameters."""
     by: By = option("p_scale")
     """Which triplets are kept: those with the largest singular values (energy), with the least random vectors (p; or p_scale, under
-    the scale null), or those that add most to the output of the matrix on a text (importance)."""
+    the scale null), or those that add most to the output of the matrix on a text (importance).
+    svd-llm truncates after whitening with the activations instead."""
     factored: bool = option(False)
     """Write both factors of each matrix instead of their product: fewer parameters, and scanner.compress.load opens it."""
     roles: tuple[str, ...] = option((), metavar="ROLE,...", choices=ROLES)
@@ -45,7 +50,7 @@ class Config(ModelOptions):
     window: int | None = option(None, min=2)
     """Tokens in a window; None: 512, or what the model takes."""
     calibration_tokens: int = option(DEFAULT_TOKENS, min=2)
-    """Tokens for the second moments of the activations (importance, and the comparison with SVD-LLM): the beginning of the text.
+    """Tokens for the second moments of the activations (importance and svd-llm): the beginning of the text.
     Perplexity is measured on what follows."""
     dtype: Written | None = option(None)
     """Type of the weights that are written; None: that of the checkpoint, or float32 for dequantized weights."""
@@ -57,8 +62,8 @@ class Config(ModelOptions):
             )
         if self.by not in RULES:
             raise ConfigError("by", f"must be one of {', '.join(RULES)}, got {self.by!r}")
-        if self.by == "importance" and not self.text:
-            raise ConfigError("text", "is missing: importance is measured on a text")
+        if self.by in ON_TEXT and not self.text:
+            raise ConfigError("text", f"is missing: {self.by} needs the activations of the model on a text")
 
     def measure(self) -> MeasureOptions:
         """Return the options of the measurement: the tokens of the calibration and those that follow."""

@@ -12,7 +12,7 @@ import scipy.linalg
 import torch
 from numpy.typing import NDArray
 
-from scanner.compress.config import By
+from scanner.compress.config import TripletRule
 from scanner.rmt.analysis import summarize
 from scanner.rmt.decomposition import Decomposition, decompose
 from scanner.rmt.ks_null import KsNull
@@ -69,7 +69,7 @@ def kept_ranks(scores: FloatArray, count: int) -> Indices:
 
 
 def scores_of(
-    by: By, parts: Decomposition, sum_of_entries: float, second: torch.Tensor | None
+    by: TripletRule, parts: Decomposition, sum_of_entries: float, second: torch.Tensor | None
 ) -> tuple[FloatArray, str]:
     """Return the score of each triplet, (r,), of which the largest are kept, and the rule that it comes from.
 

@@ -18,7 +18,7 @@ from scipy.stats import t as student
 from scanner.checkpoint import Checkpoint, MatrixRef, Selection
 from scanner.checkpoint.names import printable
 from scanner.compress import folder, rules
-from scanner.compress.config import By, Config
+from scanner.compress.config import Config, TripletRule
 from scanner.compress.factored import factor_layer, require_own_layers
 from scanner.compress.rules import Factors
 from scanner.errors import ScannerError
@@ -127,7 +127,7 @@ def compress(config: Config, *, tell: Callable[[str], None] = lambda _: None) ->
         scores[INTACT] = _measured(model, text)
     _round(model, dtype)  # what is not compressed is written in this type, too
     found = _Factored(config, text).of(model, placed, tell)
-    chosen = config.by
+    chosen: str = config.by
     for rule in [*(rule for rule in found.by_rule if rule != chosen), chosen]:  # the last one stays in the model
         with torch.no_grad():
             originals = _apply(model, placed, found.by_rule[rule], dtype, factored=config.factored and rule == chosen)
@@ -276,7 +276,8 @@ class _Factored:
 
     def __init__(self, config: Config, text: _Text | None) -> None:
         self.config, self.text = config, text
-        self.rules: tuple[By, ...] = tuple(dict.fromkeys((config.by, *(("energy",) if text else ()))))
+        own: tuple[TripletRule, ...] = () if config.by == "svd-llm" else (config.by,)
+        self.rules: tuple[TripletRule, ...] = tuple(dict.fromkeys((*own, *(("energy",) if text else ()))))
         self.by_rule: dict[str, dict[str, Factors]] = {rule: {} for rule in self.rules}
         if text:
             self.by_rule[WHITENED] = {}

@@ -28,6 +28,14 @@ RANDOM = 0.4
 #: Values of `init_lora_weights` that begin at these components; PEFT has none for the middle.
 INITS: dict[Part, str | bool] = {"largest": "pissa", "smallest": "mica", "middle": True}
 
+_REASONS: dict[Part, str] = {
+    "smallest": "in {count} of {total} matrices vectors of the smallest singular values are nearly random: little is lost there",
+    "middle": "in {count} of {total} matrices the smallest singular values carry information and those of the middle are nearly "
+    "random; PEFT has no initialization there, so its default is kept",
+    "largest": "in {count} of {total} matrices neither the smallest nor the middle ones are random: an adapter begins at "
+    "the strongest directions",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Advice:
@@ -80,12 +88,12 @@ def advise(smallest: Sequence[float], middle: Sequence[float], largest: Sequence
     low, mid, high = (float(np.mean(part)) if part else math.nan for part in (smallest, middle, largest))
     if low >= RANDOM:
         part: Part = "smallest"
-        reason = f"the vectors of the smallest singular values are random (mean p {low:.2f}): nothing is lost there"
+        reason = f"the vectors of the smallest singular values are nearly random (mean p {low:.2f})"
     elif mid >= RANDOM:
         part = "middle"
         reason = (
-            f"the vectors of the smallest singular values carry information (mean p {low:.2f}), those of the middle are random "
-            f"(mean p {mid:.2f})"
+            f"the vectors of the smallest singular values carry information (mean p {low:.2f}), those of the middle are nearly "
+            f"random (mean p {mid:.2f})"
         )
     else:
         part = "largest"
@@ -150,7 +158,7 @@ def peft(
     config = {
         "peft_type": "LORA",
         "task_type": None,
-        "base_model_name_or_path": model,
+        "base_model_name_or_path": None,  # PEFT fills it in when it wraps a model
         "target_modules": sorted(ranks),
         "r": usual,
         "lora_alpha": _alpha(alpha, usual),
@@ -170,15 +178,33 @@ def _alpha(alpha: float, rank: int) -> int | float:
 
 
 def _advice(matrices: Sequence[Matrix], ranks: dict[str, int]) -> dict[str, Any]:
-    every: tuple[list[float], list[float], list[float]] = ([], [], [])
+    """Return the advice for each matrix, and for the model that of most parameters: PEFT has one option for all."""
+    parts: dict[Part, list[list[float]]] = {"smallest": [], "middle": [], "largest": []}
+    votes: Counter[Part] = Counter()
+    agree: Counter[Part] = Counter()
     each: dict[str, Any] = {}
     for one in matrices:
         found = means_of_parts(one.p, ranks[one.name])
-        for total, values in zip(every, found, strict=True):
-            total += values
+        for part, values in zip(parts, found, strict=True):
+            parts[part].append(values)
+        own = advise(*found)
+        votes[own.components] += one.parameters
+        agree[own.components] += 1
         key = one.name if one.parts == 1 else f"{one.name} ({one.role})"
-        each[key] = {"rank": ranks[one.name], "outliers": one.outliers} | asdict(advise(*found))
-    whole = asdict(advise(*every))
-    init = INITS[whole["components"]]
-    told = "PEFT's default, because PEFT has no initialization at the middle" if init is True else repr(init)
-    return {"model": whole | {"init_lora_weights": init, "means": f"init_lora_weights is {told}"}, "matrices": each}
+        each[key] = {"rank": ranks[one.name], "outliers": one.outliers} | asdict(own)
+    chosen = max(parts, key=lambda part: votes[part])
+    pooled = {part: [p for values in parts[part] for p in values] for part in parts}
+    means = {part: float(np.mean(values)) if values else None for part, values in pooled.items()}
+    init = INITS[chosen]
+    return {
+        "model": {
+            "components": chosen,
+            "init_lora_weights": init,
+            "matrices": {part: agree[part] for part in parts},
+            "p": means,
+            "reason": _REASONS[chosen].format(count=agree[chosen], total=len(matrices))
+            + "; mean p of the components: "
+            + ", ".join(f"{part} {'-' if mean is None else f'{mean:.2f}'}" for part, mean in means.items()),
+        },
+        "matrices": each,
+    }

@@ -185,7 +185,9 @@ def unfilled_model(place: ModelPlace, config: Any, *, dtype: torch.dtype) -> Any
     model_class = _class_of(transformers, config, "own")
 
     def make() -> Any:
-        with transformers.initialization.no_init_weights():
+        from transformers.initialization import no_init_weights
+
+        with no_init_weights():
             if hasattr(model_class, "from_config"):
                 return model_class.from_config(config, dtype=dtype, trust_remote_code=False)
             return model_class._from_config(config, dtype=dtype)
