@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from scanner.checkpoint import ROLES
+from scanner.checkpoint.model import PRODUCT_ROLES
 from scanner.cli import options
 from scanner.cli.output import DEFAULT_STORE, StoreOption, note
+from scanner.configuration import option
 
 if TYPE_CHECKING:
     from scanner.store import Store
@@ -22,9 +26,6 @@ Output = Annotated[
     typer.Option("--output", "-o", metavar="FILE", help="File to write.", show_default="stdout"),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
-Roles = Annotated[
-    str, typer.Option("--roles", metavar="ROLE,...", help="Only these roles.", show_default="all that the tool knows")
-]
 By = Annotated[
     Literal["snr", "outliers", "p", "p_scale"],
     typer.Option(
@@ -34,6 +35,14 @@ By = Annotated[
     ),
 ]
 Top = Annotated[float, typer.Option("--top", metavar="PERCENT", help="Percent of the modules of each type.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Only:
+    """The roles of an export."""
+
+    roles: tuple[str, ...] = option((), metavar="ROLE,...", choices=(*ROLES, *PRODUCT_ROLES))
+    """Only these roles; none: all that the tool knows."""
 
 
 def register(app: typer.Typer) -> None:
@@ -59,7 +68,7 @@ def spectrum(
     output: Output = None,
     by: By = "snr",
     top: Top = 50.0,
-    roles: Roles = "",
+    only: Only,
     store: StoreOption = DEFAULT_STORE,
     force: Force = False,
 ) -> None:
@@ -80,9 +89,9 @@ def spectrum(
     if output is not None and output.lower().endswith(".json"):
         if by != "snr":
             raise typer.BadParameter("Spectrum's JSON file has the snr only: write YAML", param_hint="--by")
-        _write(output, force, lambda: snr_results(opened, name, roles=_roles(roles)))
+        _write(output, force, lambda: snr_results(opened, name, roles=only.roles))
     else:
-        _write(output, force, lambda: exported(opened, name, by=by, top=top, roles=_roles(roles)))
+        _write(output, force, lambda: exported(opened, name, by=by, top=top, roles=only.roles))
 
 
 def axolotl(
@@ -91,7 +100,7 @@ def axolotl(
     output: Output = None,
     by: By = "snr",
     top: Top = 50.0,
-    roles: Roles = "",
+    only: Only,
     store: StoreOption = DEFAULT_STORE,
     force: Force = False,
 ) -> None:
@@ -104,7 +113,7 @@ def axolotl(
     from scanner.export import axolotl as exported
 
     opened, name = _opened(store, model)
-    _write(output, force, lambda: exported(opened, name, by=by, top=top, roles=_roles(roles)))
+    _write(output, force, lambda: exported(opened, name, by=by, top=top, roles=only.roles))
 
 
 def peft(
@@ -123,7 +132,7 @@ def peft(
         Literal["advised", "default"],
         typer.Option("--init", help="Set init_lora_weights by what was measured, or leave PEFT's default."),
     ] = "advised",
-    roles: Roles = "",
+    only: Only,
     store: StoreOption = DEFAULT_STORE,
     force: Force = False,
 ) -> None:
@@ -141,7 +150,7 @@ def peft(
 
     opened, name = _opened(store, model)
     path = None if output is None else writing.check(output, folder=True, force=force)
-    found = exported(opened, name, roles=_roles(roles), least=least, most=most, alpha=alpha, init=init)
+    found = exported(opened, name, roles=only.roles, least=least, most=most, alpha=alpha, init=init)
     files = found.files()
     if path is None:
         print(files["adapter_config.json"], end="")
@@ -162,11 +171,13 @@ def alphapruning(
     epsilon: Annotated[
         float, typer.Option("--epsilon", help="Half of the range of sparsities, relative to the mean.")
     ] = 0.3,
-    metric: Annotated[
+    ww_metric: Annotated[
         Literal["alpha_peak", "alpha_mid"],
-        typer.Option("--metric", help="Where the power law begins: by the best fit, or at the middle of the spectrum."),
+        typer.Option(
+            "--ww-metric", help="Where the power law begins: by the best fit, or at the middle of the spectrum."
+        ),
     ] = "alpha_peak",
-    roles: Roles = "",
+    only: Only,
     store: StoreOption = DEFAULT_STORE,
     force: Force = False,
 ) -> None:
@@ -185,12 +196,12 @@ def alphapruning(
 
     opened, name = _opened(store, model)
     if output is not None and output.lower().endswith(".npy"):
-        _write(output, force, lambda: alpha_values(opened, name, metric=metric, roles=_roles(roles)))
+        _write(output, force, lambda: alpha_values(opened, name, ww_metric=ww_metric, roles=only.roles))
     else:
         _write(
             output,
             force,
-            lambda: exported(opened, name, sparsity=sparsity, epsilon=epsilon, metric=metric, roles=_roles(roles)),
+            lambda: exported(opened, name, sparsity=sparsity, epsilon=epsilon, ww_metric=ww_metric, roles=only.roles),
         )
 
 
@@ -245,10 +256,6 @@ def _opened(store: str, model: str) -> tuple[Store, str]:
 
     opened = open_store(store)
     return opened, choose_models(opened, [model])[0]
-
-
-def _roles(text: str) -> tuple[str, ...]:
-    return tuple(filter(None, (piece.strip() for piece in text.split(","))))
 
 
 def _write(output: str | None, force: bool, make: Callable[[], tuple[str | bytes, Sequence[str]]]) -> None:

@@ -52,7 +52,7 @@ class Config(ModelOptions):
     calibration_tokens: int = option(DEFAULT_TOKENS, min=2)
     """Tokens for the second moments of the activations (importance and svd-llm): the beginning of the text.
     Perplexity is measured on what follows."""
-    dtype: Written | None = option(None)
+    saved_dtype: Written | None = option(None)
     """Type of the weights that are written; None: that of the checkpoint, or float32 for dequantized weights."""
 
     def __post_init__(self) -> None:

@@ -197,8 +197,8 @@ def _refuse_quantized(checkpoint: Checkpoint, refs: Sequence[MatrixRef]) -> None
 
 
 def _written_type(config: Config, checkpoint: Checkpoint) -> torch.dtype:
-    if config.dtype is not None:
-        found: torch.dtype = getattr(torch, config.dtype)
+    if config.saved_dtype is not None:
+        found: torch.dtype = getattr(torch, config.saved_dtype)
         return found
     return _TYPES.get(checkpoint.dtype, torch.float32)
 

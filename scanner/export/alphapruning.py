@@ -131,7 +131,7 @@ def alphapruning(
     *,
     sparsity: float = 0.7,
     epsilon: float = 0.3,
-    metric: Alpha = "alpha_peak",
+    ww_metric: Alpha = "alpha_peak",
     roles: Sequence[str] = (),
 ) -> tuple[str, tuple[str, ...]]:
     """Return the sparsity of every block and module as JSON, and one line for what is left out.
@@ -143,14 +143,14 @@ def alphapruning(
         model: its name, as in `rmtscan models`.
         sparsity: mean over all parameters of these modules.
         epsilon: half of the range of sparsities, relative to the mean.
-        metric: `alpha_peak` or `alpha_mid`.
+        ww_metric: `alpha_peak` or `alpha_mid`, as AlphaPruning calls them.
         roles: use only these; empty: all linear layers of the blocks.
 
     Raises:
         ConfigError: an argument is not accepted.
         ScannerError: AlphaPruning knows none of the matrices, or a block has no alpha.
     """
-    found = _measure(store, model, metric, roles)
+    found = _measure(store, model, ww_metric, roles)
     blocks: dict[int, list[int]] = {}
     for index, one in enumerate(found.matrices):
         assert one.layer is not None, "only blocks are measured"
@@ -161,7 +161,7 @@ def alphapruning(
     mapped = sparsities(means, sizes, target=sparsity, epsilon=epsilon)
     content = {
         "model": model,
-        "metric": metric,
+        "ww_metric": ww_metric,
         "sparsity": sparsity,
         "epsilon": epsilon,
         "mapping_type": "block_wise",
@@ -179,7 +179,7 @@ def alphapruning(
 
 
 def alpha_values(
-    store: Store, model: str, *, metric: Alpha = "alpha_peak", roles: Sequence[str] = ()
+    store: Store, model: str, *, ww_metric: Alpha = "alpha_peak", roles: Sequence[str] = ()
 ) -> tuple[bytes, tuple[str, ...]]:
     """Return alpha of every module as the bytes of the file that AlphaPruning reads: `METRIC.npy` in its `--ww_metric_cache`.
 
@@ -190,7 +190,7 @@ def alpha_values(
         ConfigError: an argument is not accepted.
         ScannerError: as `alphapruning`, or blocks have different numbers of modules.
     """
-    found = _measure(store, model, metric, roles)
+    found = _measure(store, model, ww_metric, roles)
     counts = dict.fromkeys(sorted({one.layer or 0 for one in found.matrices}), 0)
     for one in found.matrices:
         counts[one.layer or 0] += 1
@@ -210,7 +210,7 @@ def alpha_values(
 
 def _measure(store: Store, model: str, metric: Alpha, roles: Sequence[str]) -> _Measured:
     if metric not in ALPHAS:
-        raise ConfigError("metric", f"must be one of {', '.join(ALPHAS)}, got {metric!r}")
+        raise ConfigError("ww_metric", f"must be one of {', '.join(ALPHAS)}, got {metric!r}")
     chosen = choose(store, model, tool="AlphaPruning", known=KNOWN, roles=roles, fused=False)
     matrices = tuple(one for one in chosen.matrices if one.layer is not None)
     if not matrices:

@@ -178,7 +178,7 @@ def test_an_encoder_is_compressed_without_a_text(checkpoints: Path, tmp_path: Pa
 
 
 def test_every_weight_is_rounded_to_the_type_that_is_written(checkpoints: Path, tmp_path: Path) -> None:
-    done = compress(config(checkpoints, "llama", tmp_path / "new", by="energy", dtype="bfloat16"))
+    done = compress(config(checkpoints, "llama", tmp_path / "new", by="energy", saved_dtype="bfloat16"))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "new").eval()
     assert model.dtype == torch.bfloat16
     ids = np.array([int(word[1:]) + 4 for word in (checkpoints / "text.txt").read_text("utf-8").split()[:1024]])

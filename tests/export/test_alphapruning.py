@@ -85,7 +85,7 @@ def test_the_sparsities_are_those_of_the_tool(store: Store) -> None:
         ({"sparsity": 1.0}, "`sparsity` must be between 0 and 1"),
         ({"epsilon": -0.1}, "`epsilon` must be at least 0"),
         ({"sparsity": 0.95, "epsilon": 0.9}, "0.9 is too large for a sparsity of 0.95"),
-        ({"metric": "alpha"}, "`metric` must be one of"),
+        ({"ww_metric": "alpha"}, "`ww_metric` must be one of"),
     ],
 )
 def test_unsuitable_arguments_are_refused(store: Store, more: dict[str, object], words: str) -> None:
@@ -101,4 +101,4 @@ def test_blocks_of_different_sizes_have_no_file_of_alphas(tmp_path: Path) -> Non
         alpha_values(made, "org/model")
     add_scan(made, "b", [Matrix(tensor="h.0.q.weight", singular_values=(1.0, 1.0, 1.0, 1.0))], model="org/flat")
     with pytest.raises(ScannerError, match=r"h\.0\.q has no alpha_mid"):
-        alphapruning(made, "org/flat", metric="alpha_mid")
+        alphapruning(made, "org/flat", ww_metric="alpha_mid")
