@@ -54,6 +54,8 @@ def complete(path: Path) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
         yield temporary
         temporary.chmod(0o777 & ~_umask())
+        for file in temporary.iterdir():  # safetensors makes files that only their owner can read
+            file.chmod(0o666 & ~_umask())
         temporary.replace(path)  # of an empty folder: that is replaced; of another: an error
         temporary = None
     except (OSError, SafetensorError) as error:
@@ -88,6 +90,7 @@ def write(
     with complete(path) as folder, quiet():
         model.to(dtype)
         model.config.dtype = dtype
+        model.config.architectures = [type(model).__name__]  # a GGUF file names none
         if factored:
             model.config.save_pretrained(folder)
             if getattr(model, "generation_config", None) is not None:

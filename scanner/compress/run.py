@@ -130,13 +130,10 @@ def compress(config: Config, *, tell: Callable[[str], None] = lambda _: None) ->
     chosen: str = config.by
     for rule in [*(rule for rule in found.by_rule if rule != chosen), chosen]:  # the last one stays in the model
         with torch.no_grad():
-            originals = _apply(model, placed, found.by_rule[rule], dtype, factored=config.factored and rule == chosen)
+            _apply(model, placed, found.by_rule[rule], dtype, factored=config.factored and rule == chosen)
         if text is not None:
             tell(f"measuring {rule}")
             scores[rule] = _measured(model, text)
-        if rule != chosen:
-            with torch.no_grad():
-                _restore(model, placed, originals)
     table = _rows(scores, found, placed, chosen)
     before = sum(parameter.numel() for parameter in model.parameters())
     compressed = sum(one.ref.rows * one.ref.cols for one in placed.values())
@@ -368,23 +365,15 @@ class _Factored:
 
 def _apply(
     model: Any, placed: dict[str, Placed], factors: dict[str, Factors], dtype: torch.dtype, *, factored: bool
-) -> dict[str, torch.Tensor]:
-    """Put factors into the model as they are written; returns the original matrices."""
-    originals: dict[str, torch.Tensor] = {}
+) -> None:
+    """Put factors into the model as they are written, in the place of the matrices or of other factors."""
     for key, one in placed.items():
         if factored:
             factor_layer(model, one, factors[key].to(dtype))
             continue
         view = one.view(model)
-        originals[key] = view.clone()
         product = (factors[key].left @ factors[key].right).to(dtype)
         view.copy_(product.to(view).view(view.shape))
-    return originals
-
-
-def _restore(model: Any, placed: dict[str, Placed], originals: dict[str, torch.Tensor]) -> None:
-    for key, original in originals.items():
-        placed[key].view(model).copy_(original)
 
 
 def _rows(scores: dict[str, Scores], found: _Factored, placed: dict[str, Placed], chosen: str) -> tuple[Row, ...]:

@@ -137,6 +137,23 @@ def test_transformers_alone_refuses_a_factored_checkpoint_instead_of_random_weig
         AutoModelForCausalLM.from_pretrained(tmp_path / "new")
 
 
+def test_the_class_of_the_model_is_kept_where_the_checkpoint_does_not_name_it(
+    checkpoints: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "unnamed"
+    AutoModelForCausalLM.from_pretrained(checkpoints / "llama").save_pretrained(copy)
+    about = json.loads((copy / "config.json").read_text("utf-8"))
+    (copy / "config.json").write_text(json.dumps(about | {"architectures": None}), "utf-8")
+    compress(Config(model=str(copy), output=str(tmp_path / "new"), by="energy", factored=True))
+    assert type(load(tmp_path / "new")).__name__ == "LlamaForCausalLM"
+
+
+def test_other_users_can_read_what_was_written(checkpoints: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", "utf-8")
+    compress(config(checkpoints, "llama", tmp_path / "new", by="energy", text=""))
+    assert {path.stat().st_mode for path in (tmp_path / "new").iterdir()} == {(tmp_path / "file").stat().st_mode}
+
+
 def test_layers_with_a_bias_and_transposed_ones_are_factored(checkpoints: Path, tmp_path: Path) -> None:
     roles = ("attn_out", "mlp_up", "mlp_down")
     compress(config(checkpoints, "gpt2", tmp_path / "merged", by="energy", roles=roles))
