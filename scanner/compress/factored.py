@@ -30,27 +30,27 @@ _LARGEST_REPORT = 64 << 20
 
 
 class FactoredLinear(torch.nn.Module):
-    """A linear layer W x + b with W = L R: `first` computes R x, `second` computes L (R x) + b."""
+    """A linear layer W x + b with W = L R: `factor_in` computes R x, `factor_out` computes L (R x) + b."""
 
     def __init__(self, cols: int, rank: int, rows: int, *, bias: bool) -> None:
         super().__init__()
         self.in_features, self.out_features = cols, rows
-        self.first = torch.nn.Linear(cols, rank, bias=False)
-        self.second = torch.nn.Linear(rank, rows, bias=bias)
+        self.factor_in = torch.nn.Linear(cols, rank, bias=False)
+        self.factor_out = torch.nn.Linear(rank, rows, bias=bias)
 
     @property
     def weight(self) -> torch.Tensor:
         """The product L R, (rows, cols), for models that look at the weight of a layer."""
-        return self.second.weight @ self.first.weight
+        return self.factor_out.weight @ self.factor_in.weight
 
     @property
     def bias(self) -> torch.nn.Parameter | None:
         """The vector b, (rows,)."""
-        return self.second.bias
+        return self.factor_out.bias
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """Apply the layer to states (..., cols)."""
-        found: torch.Tensor = self.second(self.first(states))
+        found: torch.Tensor = self.factor_out(self.factor_in(states))
         return found
 
 
@@ -83,10 +83,10 @@ def factor_layer(model: Any, placed: Placed, factors: Factors) -> None:
     bias = getattr(old, "bias", None)
     new = FactoredLinear(factors.right.shape[1], factors.rank, factors.left.shape[0], bias=bias is not None)
     new.requires_grad_(False)
-    new.first.weight.copy_(factors.right)
-    new.second.weight.copy_(factors.left)
+    new.factor_in.weight.copy_(factors.right)
+    new.factor_out.weight.copy_(factors.left)
     if bias is not None:
-        new.second.bias = torch.nn.Parameter(bias.detach().clone(), requires_grad=False)
+        new.factor_out.bias = torch.nn.Parameter(bias.detach().clone(), requires_grad=False)
     weight = model.get_parameter(placed.parameter)
     for name, module in [*model.named_modules(remove_duplicate=False)]:
         if module is old or (_is_linear(module) and getattr(module, "weight", None) is weight):
@@ -109,7 +109,9 @@ def load(folder: str | os.PathLike[str], *, device: str = "cpu") -> Any:
     except (SafetensorError, OSError) as error:
         raise ScannerError(f"{shown}/{WEIGHTS} cannot be read: {printable(str(error))}") from error
     model = unfilled_model(place, config, dtype=_common_type(tensors))
-    for name in sorted(name.removesuffix(".first.weight") for name in tensors if name.endswith(".first.weight")):
+    for name in sorted(
+        name.removesuffix(".factor_in.weight") for name in tensors if name.endswith(".factor_in.weight")
+    ):
         _replace(model, name, tensors, shown)
     _fill(model, tensors, shown)
     model.requires_grad_(False)
@@ -144,7 +146,7 @@ def _replace(model: Any, name: str, tensors: Mapping[str, torch.Tensor], shown: 
     Raises:
         ScannerError: there is no such layer, a factor is missing, or the shapes do not fit.
     """
-    first, second = tensors[f"{name}.first.weight"], tensors.get(f"{name}.second.weight")
+    first, second = tensors[f"{name}.factor_in.weight"], tensors.get(f"{name}.factor_out.weight")
     try:
         old = model.get_submodule(name)
     except AttributeError:

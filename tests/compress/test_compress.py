@@ -15,10 +15,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
 
+from scanner.checkpoint import list_matrices, open_checkpoint
+from scanner.checkpoint.formats import is_change
+from scanner.checkpoint.reading import read_matrix
 from scanner.compress import Config, compress, load
 from scanner.compress import folder as folders
 from scanner.compress.factored import FactoredLinear
 from scanner.errors import ConfigError, ScannerError
+from scanner.rmt.decomposition import LowRank
 from tests.experiments.tiny import VOCABULARY, save, text_file
 
 OPTIONS: dict[str, Any] = {"tokens": 512, "calibration_tokens": 512, "window": 32, "budget": 0.7}
@@ -154,6 +158,34 @@ def test_other_users_can_read_what_was_written(checkpoints: Path, tmp_path: Path
     assert {path.stat().st_mode for path in (tmp_path / "new").iterdir()} == {(tmp_path / "file").stat().st_mode}
 
 
+def test_a_scan_of_a_factored_checkpoint_has_the_products(checkpoints: Path, tmp_path: Path) -> None:
+    roles = ("attn_out", "mlp_up", "mlp_down")
+    for name, only in (("llama", ()), ("gpt2", roles)):
+        for kind in ("merged", "factored"):
+            to = tmp_path / f"{name}-{kind}"
+            compress(config(checkpoints, name, to, by="energy", roles=only, text="", factored=kind == "factored"))
+        merged, factored = (open_checkpoint(str(tmp_path / f"{name}-{kind}")) for kind in ("merged", "factored"))
+        inventory = list_matrices(factored)
+        kept = {(ref.tensor, ref.role): ref for ref in inventory.matrices}
+        assert {*kept} == {(ref.tensor, ref.role) for ref in list_matrices(merged).matrices}
+        assert sum(skip.reason.startswith("factor of ") for skip in inventory.skipped) == (14 if name == "llama" else 6)
+        assert not is_change(factored)
+        for ref in list_matrices(merged).matrices:
+            found = read_matrix(factored.source, kept[ref.tensor, ref.role])
+            dense = found.left @ found.right if isinstance(found, LowRank) else found.double()
+            torch.testing.assert_close(dense, read_matrix(merged.source, ref).double(), atol=1e-5, rtol=1e-4)
+
+
+def test_factors_that_do_not_fit_are_skipped_with_the_reason(factored: Path) -> None:
+    tensors = load_file(factored / "factors.safetensors")
+    tensors[NAME] = torch.zeros(3, 16)
+    save_file(tensors, factored / "factors.safetensors")
+    inventory = list_matrices(open_checkpoint(str(factored)))
+    reasons = [skip.reason for skip in inventory.skipped if skip.tensor == NAME]
+    assert reasons == ["factor of model.layers.0.self_attn.q_proj that has no fitting other one"]
+    assert len(inventory.matrices) == 13
+
+
 def test_layers_with_a_bias_and_transposed_ones_are_factored(checkpoints: Path, tmp_path: Path) -> None:
     roles = ("attn_out", "mlp_up", "mlp_down")
     compress(config(checkpoints, "gpt2", tmp_path / "merged", by="energy", roles=roles))
@@ -265,16 +297,16 @@ def factored(checkpoints: Path, tmp_path: Path) -> Path:
     return tmp_path / "new"
 
 
-NAME = "model.layers.0.self_attn.q_proj.first.weight"
+NAME = "model.layers.0.self_attn.q_proj.factor_in.weight"
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         (lambda tensors: tensors.pop("model.norm.weight"), r"model\.norm\.weight is missing"),
-        (lambda tensors: tensors.pop(NAME.replace("first", "second")), "do not make a matrix of 16 x 16"),
+        (lambda tensors: tensors.pop(NAME.replace("factor_in", "factor_out")), "do not make a matrix of 16 x 16"),
         (lambda tensors: tensors.update({NAME: torch.zeros(3, 16)}), "do not make a matrix of 16 x 16"),
-        (lambda tensors: tensors.update({"model.nothing.first.weight": torch.zeros(3, 16)}), "has no linear layer"),
+        (lambda tensors: tensors.update({"model.nothing.factor_in.weight": torch.zeros(3, 16)}), "has no linear layer"),
         (lambda tensors: tensors.update({"model.norm.weight": torch.zeros(3)}), "does not fit LlamaForCausalLM"),
         (lambda tensors: tensors.update({"more": torch.zeros(3)}), "more has no place in the model"),
     ],
