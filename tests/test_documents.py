@@ -56,7 +56,7 @@ def test_what_additions_are_declared_with_exists() -> None:
         assert hasattr(importlib.import_module(module), attribute), name
 
 
-@pytest.mark.parametrize("name", ["docs/findings.md", "docs/running-times.md", "docs/method.md"])
+@pytest.mark.parametrize("name", ["docs/findings.md", "docs/running-times.md", "docs/method.md", "docs/compress.md"])
 def test_documents_use_only_verbs_and_options_that_exist(name: str) -> None:
     text = (ROOT / name).read_text("utf-8").replace("\\\n", " ")
     for verb, rest in re.findall(r"(?:`|&& |^ +(?:\$ )?)rmtscan ([a-z-]+)([^\n`|#&>]*)", text, re.M):

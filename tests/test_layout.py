@@ -29,8 +29,10 @@ ALLOWED: dict[str, set[str]] = {
     "report": DATA | {"figures"},
     "memory": WORK | {"figures", "report"},
     "callbacks": WORK | {"memory"},
+    "export": DATA,
+    "compress": WORK | {"experiments"},
     "site": DATA | {"figures", "report"},
-    "cli": WORK | {"experiments", "fleet", "figures", "report", "site"},
+    "cli": WORK | {"experiments", "fleet", "figures", "report", "export", "compress", "site"},
 }
 """Which packages a package may import, beside itself and `SHARED`."""
 

@@ -83,7 +83,7 @@ def test_documents_use_only_verbs_and_options_that_there_are(document: str) -> N
     commands = [(verb, rest) for verb, rest in used if verb in VERBS]
     commands += [("scan", rest) for rest in re.findall(r"jobs/scan\.py([^\n`|#&>]*)", text)]
     for verb, rest in commands:
-        known = {name for param in VERBS[verb].params for name in param.opts} | {*VERBS[verb].aliases}
+        known = {name for param in VERBS[verb].params for name in param.opts} | {*getattr(VERBS[verb], "aliases", ())}
         asked = set(re.findall(r"(?<![\w-])(--?[a-z][a-z-]*)", re.sub(r'"[^"]*"', "", rest)))
         assert asked <= known | {"--help"}, f"{document}: rmtscan {verb}{rest}"
 

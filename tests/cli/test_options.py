@@ -303,6 +303,14 @@ OPTIONS = {
     "rm": "--store --yes --dry-run --format",
     "nightly": f"--config --init --dry-run {POOL} --format",
     "publish": "--to --name --license --force --format",
+    "export spectrum": "--output --by --top --roles --store --force",
+    "export axolotl": "--output --by --top --roles --store --force",
+    "export peft": "--output --least --most --alpha --init --roles --store --force",
+    "export alphapruning": "--output --sparsity --epsilon --ww-metric --roles --store --force",
+    "export csv": "--output --table --store --force",
+    "export json": "--output --table --store --force",
+    "compress": "--output --budget --by --factored --roles --layers --text --column --where --tokens --window --calibration-tokens "
+    "--saved-dtype --format",
 }
 """The options of every verb: users and scripts rely on these names."""
 ALIASES = {
@@ -319,7 +327,10 @@ ONE_MEANING = (
     "store roles layers tokens window lr seeds epochs batch examples address workers dtype metric column where format"
 )
 
-VERBS: dict[str, Any] = typer.main.get_command(application()).commands  # type: ignore[attr-defined]
+VERBS: dict[str, Any] = {}
+for name, command in typer.main.get_command(application()).commands.items():  # type: ignore[attr-defined]
+    VERBS |= {f"{name} {part}": one for part, one in getattr(command, "commands", {"": command}).items()}
+VERBS = {name.strip(): command for name, command in VERBS.items()}
 
 
 def shown(verb: str) -> dict[str, Any]:

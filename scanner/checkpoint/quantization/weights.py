@@ -9,6 +9,7 @@ from typing import Any
 from scanner.checkpoint.model import LogicalWeight, Skipped, TensorEntry
 from scanner.checkpoint.names import module_of, printable
 from scanner.checkpoint.quantization.config import quantization_settings
+from scanner.checkpoint.quantization.factored import factored_weights
 from scanner.checkpoint.quantization.low_rank import low_rank_weights, without_base_layer
 from scanner.checkpoint.quantization.modules import foreign_modules
 from scanner.checkpoint.quantization.names import FLOAT8, WHAT_TO_DO, find_parts, is_lone_part
@@ -48,10 +49,10 @@ def logical_weights(
     """Return the weights of a checkpoint, and the stored tensors that are not the main tensor of a weight.
 
     Every stored tensor is accounted for once: as the `entry` of a weight, or as skipped with the reason. Scales, zero
-    points and other companions are skipped as parts of their weight. The factors of adapters become products, and the
-    tensors of weight norm the weight that is computed from them. A weight whose parts are missing or contradict each
-    other is skipped. Every returned weight can be decoded to floating-point numbers and may have any number of dimensions.
-    Only headers and config are used.
+    points and other companions are skipped as parts of their weight. The factors of adapters and of factored layers become
+    products, and the tensors of weight norm the weight that is computed from them. A weight whose parts are missing or
+    contradict each other is skipped. Every returned weight can be decoded to floating-point numbers and may have any number
+    of dimensions. Only headers and config are used.
 
     Args:
         tensors: the tensors of one checkpoint, with distinct names.
@@ -63,7 +64,7 @@ def logical_weights(
     refused = _foreign(tensors, settings)
     skipped = dict(refused)
     found: dict[str, LogicalWeight] = {}
-    for combine in (reparametrized_weights, low_rank_weights):
+    for combine in (reparametrized_weights, factored_weights, low_rank_weights):
         rest = [entry for entry in tensors if entry.name not in found and entry.name not in skipped]
         weights, reasons = combine(rest, config, tensors)
         found |= {weight.entry.name: weight for weight in weights}

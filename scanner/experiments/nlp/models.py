@@ -175,6 +175,26 @@ def load_model(
     return model
 
 
+def unfilled_model(place: ModelPlace, config: Any, *, dtype: torch.dtype) -> Any:
+    """Return a model on the CPU of the class that a configuration names, whose weights mean nothing until they are filled.
+
+    Raises:
+        ScannerError: transformers does not know the class, or there is not enough memory.
+    """
+    transformers = _transformers()
+    model_class = _class_of(transformers, config, "own")
+
+    def make() -> Any:
+        from transformers.initialization import no_init_weights
+
+        with no_init_weights():
+            if hasattr(model_class, "from_config"):
+                return model_class.from_config(config, dtype=dtype, trust_remote_code=False)
+            return model_class._from_config(config, dtype=dtype)
+
+    return _explained(place, make)
+
+
 def resident_model(context: Context, place: ModelPlace, head: Head, dtype: Precision, config: Any = None) -> Any:
     """Return the model that a worker keeps, which is loaded at its first use; `config` as in `load_model`.
 
@@ -268,7 +288,7 @@ def _explained(place: ModelPlace, load: Callable[[], Result], what: str = "model
     """Return the result of `load`; errors of transformers become a ScannerError of one line."""
     shown = printable(place.model)
     try:
-        with _quiet():
+        with without_chatter():
             return load()
     except torch.OutOfMemoryError as error:
         raise ScannerError(
@@ -293,8 +313,8 @@ def _first_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress progress bars and advice of transformers while something is loaded."""
+def without_chatter() -> Iterator[None]:
+    """Suppress progress bars and advice of transformers while something is loaded or saved."""
     chatter: Any = _transformers().utils.logging
 
     before, bars = chatter.get_verbosity(), chatter.is_progress_bar_enabled()

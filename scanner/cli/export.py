@@ -1,0 +1,274 @@
+"""`rmtscan export`: what was measured in the formats of other tools, one command for each."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from scanner.checkpoint import ROLES
+from scanner.checkpoint.model import PRODUCT_ROLES
+from scanner.cli import options
+from scanner.cli.output import DEFAULT_STORE, StoreOption, note
+from scanner.configuration import option
+
+if TYPE_CHECKING:
+    from scanner.store import Store
+
+Model = Annotated[
+    str, typer.Argument(metavar="REF", help="A scanned model, by name or by the place from which it was scanned.")
+]
+Output = Annotated[
+    str | None,
+    typer.Option("--output", "-o", metavar="FILE", help="File to write.", show_default="stdout"),
+]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
+By = Annotated[
+    Literal["snr", "outliers", "p", "p_scale"],
+    typer.Option(
+        "--by",
+        help="What modules are ranked by: Spectrum's signal-to-noise ratio, the share of singular values outside the scale null, "
+        "or how far the mean p-value of the vectors is below 0.5 (p_scale: under the scale null).",
+    ),
+]
+Top = Annotated[float, typer.Option("--top", metavar="PERCENT", help="Percent of the modules of each type.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Only:
+    """The roles of an export."""
+
+    roles: tuple[str, ...] = option((), metavar="ROLE,...", choices=(*ROLES, *PRODUCT_ROLES))
+    """Only these roles; none: all that the tool knows."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb and its commands."""
+    group = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+    for name, command in (
+        ("spectrum", spectrum),
+        ("axolotl", axolotl),
+        ("peft", peft),
+        ("alphapruning", alphapruning),
+        ("csv", csv),
+        ("json", json),
+    ):
+        options.register(group, name, command)
+    app.add_typer(
+        group, name="export", help="Write what was measured in the formats of other tools; see docs/exports.md."
+    )
+
+
+def spectrum(
+    model: Model,
+    *,
+    output: Output = None,
+    by: By = "snr",
+    top: Top = 50.0,
+    only: Only,
+    store: StoreOption = DEFAULT_STORE,
+    force: Force = False,
+) -> None:
+    """Write the parameters to train as Spectrum does: a YAML file with `unfrozen_parameters`.
+
+    With a file FILE.json, the signal-to-noise ratio of every module is written instead, as Spectrum and axolotl's plugin read it.
+
+    Examples:
+
+        rmtscan export spectrum my-model --top 25 -o unfrozen.yaml
+
+        rmtscan export spectrum my-model -o snr_results_my-model.json
+    """
+    from scanner.export import snr_results
+    from scanner.export import spectrum as exported
+
+    opened, name = _opened(store, model)
+    if output is not None and output.lower().endswith(".json"):
+        if by != "snr":
+            raise typer.BadParameter("Spectrum's JSON file has the snr only: write YAML", param_hint="--by")
+        _write(output, force, lambda: snr_results(opened, name, roles=only.roles))
+    else:
+        _write(output, force, lambda: exported(opened, name, by=by, top=top, roles=only.roles))
+
+
+def axolotl(
+    model: Model,
+    *,
+    output: Output = None,
+    by: By = "snr",
+    top: Top = 50.0,
+    only: Only,
+    store: StoreOption = DEFAULT_STORE,
+    force: Force = False,
+) -> None:
+    """Write the parameters to train for a configuration of axolotl: `unfrozen_parameters` with patterns of whole names.
+
+    Examples:
+
+        rmtscan export axolotl my-model --by p_scale --top 25 >> config.yaml
+    """
+    from scanner.export import axolotl as exported
+
+    opened, name = _opened(store, model)
+    _write(output, force, lambda: exported(opened, name, by=by, top=top, roles=only.roles))
+
+
+def peft(
+    model: Model,
+    *,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output", "-o", metavar="DIR", help="Folder to write.", show_default="the configuration to stdout"
+        ),
+    ] = None,
+    least: Annotated[int, typer.Option("--least", min=1, help="Smallest rank.")] = 1,
+    most: Annotated[int, typer.Option("--most", min=1, help="Largest rank.")] = 64,
+    alpha: Annotated[float, typer.Option("--alpha", help="Scaling of the adapters: lora_alpha divided by r.")] = 1.0,
+    init: Annotated[
+        Literal["advised", "default"],
+        typer.Option("--init", help="Set init_lora_weights by what was measured, or leave PEFT's default."),
+    ] = "advised",
+    only: Only,
+    store: StoreOption = DEFAULT_STORE,
+    force: Force = False,
+) -> None:
+    """Write a LoRA configuration for PEFT: the rank of each matrix is its number of singular values outside the scale null.
+
+    The folder has adapter_config.json, which LoraConfig.from_pretrained reads, and advice.json, which says for each matrix whether
+    an adapter should begin at its largest, smallest or middle components, and why.
+
+    Examples:
+
+        rmtscan export peft my-model --most 32 -o lora
+    """
+    from scanner.export import peft as exported
+    from scanner.export import writing
+
+    opened, name = _opened(store, model)
+    path = None if output is None else writing.check(output, folder=True, force=force)
+    found = exported(opened, name, roles=only.roles, least=least, most=most, alpha=alpha, init=init)
+    files = found.files()
+    if path is None:
+        print(files["adapter_config.json"], end="")
+    else:
+        writing.write_folder(path, files)
+        note(f"{path}: {', '.join(files)}")
+    for line in found.left_out:
+        note(line)
+    advice = found.advice["model"]
+    note(f"init_lora_weights {advice['init_lora_weights']!r} ({advice['components']} components): {advice['reason']}")
+
+
+def alphapruning(
+    model: Model,
+    *,
+    output: Output = None,
+    sparsity: Annotated[float, typer.Option("--sparsity", help="Mean sparsity over all parameters.")] = 0.7,
+    epsilon: Annotated[
+        float, typer.Option("--epsilon", help="Half of the range of sparsities, relative to the mean.")
+    ] = 0.3,
+    ww_metric: Annotated[
+        Literal["alpha_peak", "alpha_mid"],
+        typer.Option(
+            "--ww-metric", help="Where the power law begins: by the best fit, or at the middle of the spectrum."
+        ),
+    ] = "alpha_peak",
+    only: Only,
+    store: StoreOption = DEFAULT_STORE,
+    force: Force = False,
+) -> None:
+    """Write the sparsity of every block as AlphaPruning assigns it: blocks with a heavier tail are pruned less.
+
+    With a file FILE.npy, the alpha of every module is written instead, as AlphaPruning reads it from its --ww_metric_cache.
+
+    Examples:
+
+        rmtscan export alphapruning my-model --sparsity 0.7 -o sparsities.json
+
+        rmtscan export alphapruning my-model -o cache/alpha_peak.npy
+    """
+    from scanner.export import alpha_values
+    from scanner.export import alphapruning as exported
+
+    opened, name = _opened(store, model)
+    if output is not None and output.lower().endswith(".npy"):
+        _write(output, force, lambda: alpha_values(opened, name, ww_metric=ww_metric, roles=only.roles))
+    else:
+        _write(
+            output,
+            force,
+            lambda: exported(opened, name, sparsity=sparsity, epsilon=epsilon, ww_metric=ww_metric, roles=only.roles),
+        )
+
+
+Rows = Annotated[
+    Literal["matrices", "vectors"], typer.Option("--table", help="One row per matrix, or per singular triplet.")
+]
+
+
+def csv(
+    model: Model,
+    *,
+    output: Output = None,
+    table: Rows = "matrices",
+    store: StoreOption = DEFAULT_STORE,
+    force: Force = False,
+) -> None:
+    """Write the rows of a model as CSV without infinity and NaN: such values are empty.
+
+    Examples:
+
+        rmtscan export csv my-model --table vectors -o vectors.csv
+    """
+    from scanner.export import flat_csv
+
+    opened, name = _opened(store, model)
+    _write(output, force, lambda: (flat_csv(opened, name, table=table), ()))
+
+
+def json(
+    model: Model,
+    *,
+    output: Output = None,
+    table: Rows = "matrices",
+    store: StoreOption = DEFAULT_STORE,
+    force: Force = False,
+) -> None:
+    """Write the rows of a model as JSON without infinity and NaN: such values are null.
+
+    Examples:
+
+        rmtscan export json my-model -o matrices.json
+    """
+    from scanner.export import flat_json
+
+    opened, name = _opened(store, model)
+    _write(output, force, lambda: (flat_json(opened, name, table=table), ()))
+
+
+def _opened(store: str, model: str) -> tuple[Store, str]:
+    from scanner.report.models import choose_models
+    from scanner.store import open_store
+
+    opened = open_store(store)
+    return opened, choose_models(opened, [model])[0]
+
+
+def _write(output: str | None, force: bool, make: Callable[[], tuple[str | bytes, Sequence[str]]]) -> None:
+    """Write to a file, which is checked before anything is computed, or to stdout; then say what was left out."""
+    from scanner.export import writing
+
+    path = None if output is None else writing.check(output, force=force)
+    content, left_out = make()
+    if path is None:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(content if isinstance(content, bytes) else content.encode())
+    else:
+        writing.write(path, content)
+        note(f"{path}: {len(content):,} bytes")
+    for line in left_out:
+        note(line)

@@ -1,0 +1,3 @@
+select tensor, outliers_left_scale + outliers_right_scale as outliers
+from matrices
+where model = $model
