@@ -250,7 +250,7 @@ class Database:
             self._run(f"newest_{table}")
             return
         if table == "vectors":
-            sources = self.connection.sql("select distinct source from files.metric_vector_sources").fetchall()
+            sources = self.connection.sql("from files.metric_source_names").fetchall()
             self._relation("files.metric_vectors", "vectors", [source for (source,) in sources])
         replaced = ", ".join(
             f"case when known.tensor is null then plain.{c} else known.{c} end as {c}" for c in columns
@@ -260,8 +260,7 @@ class Database:
     def _make_metric_sources(self) -> None:
         """Find out whether scans of one revision computed different metrics, and from which each column comes then."""
         self._run("metric_sets")
-        [(mixed,)] = self.connection.sql("select count(*) from files.mixed_metrics").fetchall()
-        self._mixed = mixed > 0
+        self._mixed = bool(self.connection.sql("from files.mixed_metrics limit 1").fetchall())
         if not self._mixed:
             return
         values = ", ".join(

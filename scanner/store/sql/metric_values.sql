@@ -28,3 +28,7 @@ join files.metric_sets as made using (scan_id)
 semi join files.mixed_metrics using (scan_id)
 where list_has_any(made.names, {vector_names})
 group by all;
+
+create view files.metric_source_names as
+select distinct source
+from files.metric_vector_sources;
