@@ -36,7 +36,11 @@ def compress(config: Config, *, form: FormatOption = "table") -> None:
     from scanner.compress import compress as write_compressed
 
     with terminate_like_interrupt():
-        done = write_compressed(config, tell=note)
+        try:
+            done = write_compressed(config, tell=note)
+        except KeyboardInterrupt:
+            note("interrupted: nothing was written")
+            raise
     schema = pa.schema([("rule", pa.string()), ("parameters", pa.int64())])
     numbers = "share perplexity nats nats_low nats_high versus_chosen versus_low versus_high".split()
     schema = pa.schema([*schema, *((name, pa.float64()) for name in numbers)])

@@ -62,7 +62,7 @@ def _choose(store: Store, reference: str, known: Sequence[dict[str, str | None]]
             else:
                 raise ScannerError(
                     f"the newest scan of {printable(name)!r} is of revision {str(newest['revision'])[:12]!r}, not "
-                    f"{printable(revision)!r}: a report covers the newest revision"
+                    f"{printable(revision)!r}: reports and exports cover the newest revision"
                 )
     if found and found[0]:
         return found[0]

@@ -34,6 +34,21 @@ def test_the_table_has_the_rule_and_what_it_is_compared_with(rmtscan: Run, folde
     assert "--factored writes fewer parameters" in told.err
 
 
+def test_an_interruption_leaves_nothing_and_says_so(
+    rmtscan: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scanner.compress import folder as folders
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(folders.json, "dumps", interrupt)  # the last file is written
+    told = rmtscan("compress", folder / "llama", "--by", "energy", "-o", tmp_path / "new")
+    assert told.status == 130
+    assert "interrupted: nothing was written" in told.err
+    assert [*tmp_path.iterdir()] == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
