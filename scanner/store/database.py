@@ -260,7 +260,7 @@ class Database:
     def _make_metric_sources(self) -> None:
         """Find out whether scans of one revision computed different metrics, and from which each column comes then."""
         self._run("metric_sets")
-        self._mixed = self.connection.sql("from files.mixed_metrics").fetchone() is not None
+        self._mixed = bool(self.connection.sql("from files.mixed_metrics").limit(1).fetchall())
         if not self._mixed:
             return
         values = ", ".join(
