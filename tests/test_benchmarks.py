@@ -124,7 +124,9 @@ def test_scale_null(tmp_path: Path) -> None:
 
 def test_metrics(tmp_path: Path) -> None:
     found = _run("metrics", tmp_path)
-    assert [row["shape"] for row in found["times"]] == ["96 x 96", "64 x 256"]
+    assert [(row["shape"], row["entries"]) for row in found["times"]] == [
+        (shape, entries) for shape in ("96 x 96", "64 x 256") for entries in ("spikes", "noise")
+    ]
     for row in found["times"]:
         assert row["ratio"] > 0
         assert row["failure"] == ""

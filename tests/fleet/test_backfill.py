@@ -34,7 +34,7 @@ def add(store: Store, identity: str, method: Method, *, scanner: str, version: i
 
 def test_a_scan_of_a_version_without_a_scale_null_is_computed_again_with_it(store: Store) -> None:
     heads = Selection(heads=True)
-    old = add(store, "a", Method(sigma="std", scale="none", selection=heads), scanner="0.1.0")
+    old = add(store, "a", Method(sigma="std", scale="none", metrics=("none",), selection=heads), scanner="0.1.0")
     add(store, "b", Method(scale="none"), scanner="0.2.0")  # asked for
     add(store, "c", Method(), scanner="0.2.0")
     add(store, "d", Method(scale="none"), scanner="0.1.3")
