@@ -112,7 +112,7 @@ def identity_of(checkpoint: Checkpoint, entries: Iterable[TensorEntry], *, label
     files = open_files(checkpoint.source)
     for entry in dict.fromkeys(entries):
         [content] = files.read_ranges([ByteRange(name=entry.file, start=entry.start, size=entry.size)])
-        digest.update(content)
+        digest.update(content.data)
     identity = digest.hexdigest()
     return dataclasses.replace(checkpoint, identity=identity, revision=checkpoint.revision or identity[:12])
 
