@@ -22,7 +22,7 @@ from scanner.checkpoint.modules import Contents, as_config, contents
 from scanner.checkpoint.names import printable
 from scanner.checkpoint.opening import entries_by_dtype, most_common_dtype
 from scanner.checkpoint.sources import memory_files
-from scanner.checkpoint.sources.files import open_files
+from scanner.checkpoint.sources.files import ByteRange, open_files
 from scanner.checkpoint.sources.memory_files import FILE, Extent
 from scanner.errors import CheckpointError, ConfigError
 
@@ -111,7 +111,8 @@ def identity_of(checkpoint: Checkpoint, entries: Iterable[TensorEntry], *, label
     digest.update(json.dumps(told, sort_keys=True, default=str).encode("utf-8", "surrogatepass"))
     files = open_files(checkpoint.source)
     for entry in dict.fromkeys(entries):
-        digest.update(files.read(entry.file, entry.start, entry.size))
+        [content] = files.read_ranges([ByteRange(name=entry.file, start=entry.start, size=entry.size)])
+        digest.update(content.data)
     identity = digest.hexdigest()
     return dataclasses.replace(checkpoint, identity=identity, revision=checkpoint.revision or identity[:12])
 

@@ -8,7 +8,7 @@ effective weight takes the place of these tensors. Nothing in the module changes
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 _MOST_WRAPPERS = 8
+_COMPILED = "_orig_mod."
 
 
 @dataclass(kw_only=True)
@@ -105,7 +106,19 @@ def contents(module: "torch.nn.Module") -> Contents:
                 values[effective[name][0]] = effective[name][1]
             values[name] = value
         found.values = values
-    return found
+    return _without_compiled(found)
+
+
+def _without_compiled(found: Contents) -> Contents:
+    """Return the contents without the name that torch.compile inserts where single blocks are compiled."""
+    if not any(_COMPILED in name for name in found.values):
+        return found
+    return replace(
+        found,
+        values={name.replace(_COMPILED, ""): value for name, value in found.values.items()},
+        reasons={name.replace(_COMPILED, ""): reason for name, reason in found.reasons.items()},
+        transposed={name.replace(_COMPILED, ""): turned for name, turned in found.transposed.items()},
+    )
 
 
 def _beginning(ordered: Sequence[str], start: str) -> Iterator[str]:

@@ -167,6 +167,9 @@ def test_wrappers_of_training_do_not_change_names() -> None:
     compiled: Any = torch.compile(model)
     for wrapped in (torch.nn.DataParallel(model), compiled, torch.nn.DataParallel(compiled)):
         assert comparable(scanner.analyze_model(wrapped).matrices) == plain
+    layers = model.bert.encoder.layer
+    layers[0] = torch.compile(layers[0])
+    assert comparable(scanner.analyze_model(model).matrices) == plain
 
 
 def test_conv1d_outside_of_gpt2_is_turned() -> None:

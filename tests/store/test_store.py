@@ -184,3 +184,26 @@ def test_a_control_lies_where_the_contract_says(store: Store) -> None:
 def test_an_ensemble_whose_name_is_no_file_name_is_refused(store: Store, ensemble: str) -> None:
     with pytest.raises(ValueError, match="ensemble"):
         store.has_control(1, 1, ensemble, 0)
+
+
+def test_a_file_that_another_process_created_and_removed_at_once_is_not_ours(
+    memory_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = open_store(memory_url, create=True).files
+
+    def refuse(*_: object, **__: object) -> None:
+        raise FileExistsError
+
+    monkeypatch.setattr(files.fs, "pipe_file", refuse)
+    assert files.create("leases/one.json", b"own") is False
+
+
+def test_a_folder_in_memory_is_removed_with_all_that_is_in_it_and_nothing_else(memory_url: str) -> None:
+    files = open_store(memory_url, create=True).files
+    for path in ("staging/one/a", "staging/one/deep/b", "staging/one-more/c"):
+        files.write_bytes(path, b"content")
+    files.remove_folder("staging/one")
+    assert (files.is_folder("staging/one"), files.read_bytes("staging/one/a")) == (False, None)
+    assert files.folders("staging") == ["one-more"]
+    assert files.read_bytes("staging/one-more/c") == b"content"
+    files.remove_folder("staging/none")
