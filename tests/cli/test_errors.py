@@ -162,7 +162,7 @@ def full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path
     """
     folder = tmp_path / "full"
     folder.mkdir()
-    if _mount(folder, "size=64k"):
+    if _mount(folder, "size=256k"):
         room = ["mount", "-o", "remount,size=8m", str(folder)]
         try:
             yield folder, lambda: subprocess.run(room, check=True) and None  # type: ignore[misc]
