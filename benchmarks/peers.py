@@ -158,7 +158,7 @@ def compared(name: str, checkpoint: Path, python: Path, repeats: int, *, everyth
         ),
         "numpy + scipy": partial(command, [*peer, "plain", str(checkpoint)], threads=None),
         "values only": partial(scanned, [*scan, "--values-only", "--ensemble", ""]),
-        "as 0.1.0": partial(scanned, [*scan, "--scale", "none"]),
+        "as 0.1.0": partial(scanned, [*scan, "--scale", "none", "--metrics", "none"]),
         "everything": partial(scanned, scan),
     }
     if everything and name != "7B block":
