@@ -589,7 +589,8 @@ class Pool(Generic[AnyTask]):
         if not self._queue:
             return
         fitting = [actor for actor in self._actors if not actor.leaving and self._fits(actor, self._queue[0])]
-        if any(actor.ready or _process_id(actor.handle) for actor in fitting):
+        # Without one that waits there is nothing to make room for: it may have been given up.
+        if not fitting or any(actor.ready or _process_id(actor.handle) for actor in fitting):
             return
         for actor in self._actors:
             if actor.ready and not actor.running and not any(self._fits(actor, task) for task in self._queue):

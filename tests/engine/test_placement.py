@@ -503,6 +503,17 @@ def test_a_task_for_which_no_worker_can_start_is_told_and_the_others_are_done(
     assert started == 5 if memory < GB else started >= 4
 
 
+def test_no_worker_makes_room_if_none_waits_for_it(tmp_path: Path) -> None:
+    """The one that would have fitted has been given up: this one has to do what comes later."""
+    pool = pool_of(1.3 * GB, 2, [], [], wanted=1)
+    state = Ready(device="cpu", node="the only one", device_memory=100.0)
+    idle = _Actor(handle=None, memory=0.6 * GB, ready=True, state=state)
+    pool._actors = [idle]
+    pool._queue.append(Sized(name="large", log=tmp_path / "log", needs=Needs(memory=0.6 * GB, device_memory=1000.0)))
+    pool._make_room()
+    assert (pool._actors, pool._ended, idle.leaving) == ([idle], [], False)
+
+
 @pytest.mark.parametrize(("share", "free"), [(0.5, 40.0), (1.0, 80.0), (2.0, 80.0)])
 def test_a_worker_counts_on_its_share_of_the_memory_of_a_gpu(
     share: float, free: float, monkeypatch: pytest.MonkeyPatch
