@@ -50,6 +50,7 @@ def test_every_benchmark_is_tried_here() -> None:
         "scaling",
         "queries",
         "store",
+        "values",
     }
     assert {path.stem.removeprefix("bench_") for path in BENCHMARKS.glob("bench_*.py")} == tried
 
@@ -120,6 +121,14 @@ def test_scale_null(tmp_path: Path) -> None:
     for row in found["times"]:
         assert row["ratio"] > 0
         assert row["failure"] == ""
+
+
+def test_values(tmp_path: Path) -> None:
+    found = _run("values", tmp_path)
+    assert [row["shape"] for row in found["times"]] == ["96 x 96", "64 x 256"]
+    for row in found["times"]:
+        assert row["ratio"] > 0
+        assert row["largest_difference"] < 1e-9
 
 
 def test_metrics(tmp_path: Path) -> None:
