@@ -4,7 +4,9 @@ Views are made when a statement needs them, so that a question about scans neith
 """
 
 import json
+import math
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -31,6 +33,8 @@ _NO_EFFECT = (
 
 #: Seconds after which a query that ignored an interruption, because it had not begun, is interrupted again.
 _AGAIN_SECONDS = 0.05
+#: Seconds after which Ctrl-C is noticed at the latest.
+_SIGNAL_SECONDS = 0.2
 #: Rows of scans that are read at the same time from an object store, where latency dominates.
 _READERS = 16
 
@@ -434,9 +438,12 @@ def _interruptible(
     """
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="rmtscan-query") as thread:
         answer = thread.submit(run)
+        ends = math.inf if timeout is None else time.monotonic() + timeout
         try:
-            if not wait([answer], timeout).done:
-                raise TimeoutError
+            # In steps: a signal that the system delivers to another thread does not end the wait of this one.
+            while not wait([answer], max(0.0, min(_SIGNAL_SECONDS, ends - time.monotonic()))).done:
+                if time.monotonic() >= ends:
+                    raise TimeoutError
         finally:
             while not answer.done():
                 connection.interrupt()
