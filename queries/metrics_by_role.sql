@@ -13,7 +13,7 @@
 -- column: role | role of the matrix in its block
 -- column: module | submodule such as cross_attention or shared experts, if a role occurs twice in a block
 -- column: matrices | number of matrices of this role
--- column: alpha | exponent of the power law
+-- column: alpha | exponent of the power law, of the matrices in which it means something
 -- column: alpha_fits | number of matrices in which alpha means something
 -- column: alpha_hill | exponent by the Hill estimator
 -- column: alpha_farms | exponent by FARMS, which does not depend on the aspect ratio
@@ -32,7 +32,7 @@ select
     role,
     module,
     count(*)::integer as matrices,
-    median(alpha) as alpha,
+    median(alpha) filter (where alpha_failure is null) as alpha,
     -- Without the metric, alpha_failure is NULL, too.
     case when count(alpha) + count(alpha_failure) > 0 then count(alpha) filter (where alpha_failure is null) end::integer as alpha_fits,
     median(alpha_hill) as alpha_hill,

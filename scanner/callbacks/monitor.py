@@ -23,7 +23,7 @@ from scanner.memory.analyzing import scan_opened
 from scanner.memory.options import method_of
 from scanner.memory.private import drop, private_store
 from scanner.store import Store, open_store
-from scanner.store.tables import SCHEMAS
+from scanner.store.tables import SCHEMAS, metric_columns
 
 METRICS = ("u_p_mean", "v_p_mean", "outliers_left", "outliers_right", "stable_rank", "spectral_norm")
 """Columns of table `matrices` that are logged unless others are named."""
@@ -73,15 +73,25 @@ class Monitor:
         """
         if type(every) is not int or every < 1:
             raise ConfigError("every", f"must be a number of steps of at least 1, got {every!r}")
-        if budget is not None and not 0 < budget <= 1:
+        number = isinstance(budget, int | float) and not isinstance(budget, bool)
+        if budget is not None and not (number and 0 < budget <= 1):
             raise ConfigError("budget", f"must be a share of the time of training above 0 and up to 1, got {budget!r}")
-        self.method = method_of(method, options)
         self.metrics = tuple([metrics] if isinstance(metrics, str) else metrics)
         known = [field.name for field in SCHEMAS["matrices"] if _is_number(field.type)]
         wrong = [metric for metric in self.metrics if metric not in known]
         if wrong or not self.metrics:
             told = f"has {wrong[0]!r}, which is no number" if wrong else "is empty: name one or more"
             raise ConfigError("metrics", f"{told} of table `matrices`: choose from {', '.join(known)}")
+        spectral = [metric for metric in self.metrics if metric in metric_columns("matrix")]
+        self.method = method_of(method, options if method is not None else {"metrics": tuple(spectral), **options})
+        without = _without(self.method)
+        if self.metrics == METRICS:
+            self.metrics = tuple(metric for metric in METRICS if metric not in without)
+        missing = [metric for metric in self.metrics if metric in without]
+        if missing:
+            raise ConfigError(
+                "metrics", f"has {missing[0]!r}, which this method does not compute: {without[missing[0]]}"
+            )
         self._url = None if store is None else os.fspath(store)
         self._name, self._prefix, self._by_layer = name, prefix, by_layer
         self._every, self._budget, self._clock = every, budget, clock
@@ -183,10 +193,31 @@ class Monitor:
         found: dict[str, float] = {}
         for group, own in groups.items():
             for metric in self.metrics:
-                numbers = [float(row[metric]) for row in own if row[metric] is not None and not math.isnan(row[metric])]
+                # A fit that is rejected counts in no mean.
+                fitted = [row for row in own if not (metric.startswith("alpha") and row.get(f"{metric}_failure"))]
+                numbers = [
+                    float(row[metric]) for row in fitted if row[metric] is not None and not math.isnan(row[metric])
+                ]
                 if numbers:
                     found[f"{self._prefix}/{group}/{metric}"] = math.fsum(numbers) / len(numbers)
         return found
+
+
+def _without(method: Method) -> dict[str, str]:
+    """Return the columns of `matrices` that a method leaves empty, each with the reason."""
+    found: dict[str, str] = {}
+    for field in SCHEMAS["matrices"]:
+        name = field.name
+        if name.startswith(("u_p_", "v_p_")) and method.values_only:
+            found[name] = "`values_only` leaves out the vectors"
+        elif "scale" in name and method.scale == "none":
+            found[name] = "there is no scale null"
+        elif name.startswith("heads_p") and not method.head_mass:
+            found[name] = "set `head_mass`"
+    columns = metric_columns("matrix")
+    return found | {
+        column: "it is not in `metrics` of it" for column in columns if columns[column] not in method.metrics
+    }
 
 
 def _is_number(kind: pa.DataType) -> bool:

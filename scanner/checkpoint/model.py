@@ -293,6 +293,9 @@ class Selection:
     mean, whatever the basis between them."""
 
     def __post_init__(self) -> None:
+        for name in ("embeddings", "heads", "products"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(name, f"must be true or false, got {getattr(self, name)!r}")
         known = (*ROLES, *PRODUCT_ROLES)
         unknown = [role for role in self.only if role not in known]
         if unknown:

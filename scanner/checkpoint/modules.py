@@ -239,6 +239,8 @@ def _computed(found: Contents, whole: str, effective: _Effective, parts: Sequenc
         value = compute()
         if value.device.type == "meta":
             raise CheckpointError("it is on the meta device, without numbers")
+        if not torch.equal(torch.nan_to_num(value), torch.nan_to_num(compute())):
+            raise CheckpointError("it has other numbers each time it is computed")
         array = computed(str(value.dtype).removeprefix("torch."), tuple(value.shape), compute)
     except Exception as error:  # code of a user's parametrization
         reason = f"part of {shown}, which is {effective.how} and cannot be computed ({_line(error)})"

@@ -34,6 +34,8 @@ By = Annotated[
         "or how far the mean p-value of the vectors is below 0.5 (p_scale: under the scale null).",
     ),
 ]
+#: Defaults of options that some files have no use for.
+_TOP, _SPARSITY, _EPSILON = 50.0, 0.7, 0.3
 Top = Annotated[float, typer.Option("--top", metavar="PERCENT", help="Percent of the modules of each type.")]
 
 
@@ -67,7 +69,7 @@ def spectrum(
     *,
     output: Output = None,
     by: By = "snr",
-    top: Top = 50.0,
+    top: Top = _TOP,
     only: Only,
     store: StoreOption = DEFAULT_STORE,
     force: Force = False,
@@ -89,6 +91,8 @@ def spectrum(
     if output is not None and output.lower().endswith(".json"):
         if by != "snr":
             raise typer.BadParameter("Spectrum's JSON file has the snr only: write YAML", param_hint="--by")
+        if top != _TOP:
+            raise typer.BadParameter("Spectrum's JSON file has every module: write YAML", param_hint="--top")
         _write(output, force, lambda: snr_results(opened, name, roles=only.roles))
     else:
         _write(output, force, lambda: exported(opened, name, by=by, top=top, roles=only.roles))
@@ -99,7 +103,7 @@ def axolotl(
     *,
     output: Output = None,
     by: By = "snr",
-    top: Top = 50.0,
+    top: Top = _TOP,
     only: Only,
     store: StoreOption = DEFAULT_STORE,
     force: Force = False,
@@ -167,10 +171,10 @@ def alphapruning(
     model: Model,
     *,
     output: Output = None,
-    sparsity: Annotated[float, typer.Option("--sparsity", help="Mean sparsity over all parameters.")] = 0.7,
+    sparsity: Annotated[float, typer.Option("--sparsity", help="Mean sparsity over all parameters.")] = _SPARSITY,
     epsilon: Annotated[
         float, typer.Option("--epsilon", help="Half of the range of sparsities, relative to the mean.")
-    ] = 0.3,
+    ] = _EPSILON,
     ww_metric: Annotated[
         Literal["alpha_peak", "alpha_mid"],
         typer.Option(
@@ -196,6 +200,10 @@ def alphapruning(
 
     opened, name = _opened(store, model)
     if output is not None and output.lower().endswith(".npy"):
+        if (sparsity, epsilon) != (_SPARSITY, _EPSILON):
+            raise typer.BadParameter(
+                "a file .npy has the alphas, without sparsities: write JSON", param_hint="--sparsity"
+            )
         _write(output, force, lambda: alpha_values(opened, name, ww_metric=ww_metric, roles=only.roles))
     else:
         _write(

@@ -56,6 +56,8 @@ class Config(ModelOptions):
     """Type of the weights that are written; None: that of the checkpoint, or float32 for dequantized weights."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.budget, bool) or not isinstance(self.budget, int | float):
+            raise ConfigError("budget", f"must be a number between 0 and 1, got {self.budget!r}")
         if not 0.0 < self.budget < 1.0:
             raise ConfigError(
                 "budget", f"must be between 0 and 1 (0.9 keeps 90 % of the parameters), got {self.budget:g}"

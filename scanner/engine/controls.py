@@ -43,6 +43,7 @@ class ControlQueue:
         self.ensembles = [ensemble for ensemble in dict.fromkeys(ensembles) if ensemble in MATRIX_ENSEMBLES]
         self._seeds = range(CONTROL_SEED, CONTROL_SEED + draws)
         self._open: dict[str, _Open] = {}  # by the id that the tasks have
+        self._copied: set[str] = set()  # ids of scans of which several checkpoints are copies
         self._without: list[str] = []
         self._more_without = 0
 
@@ -104,9 +105,15 @@ class ControlQueue:
         return queued
 
     def wanted(self, task: MatrixControlTask) -> bool:
-        """Whether somebody still waits for the result."""
+        """Whether somebody still waits for the result; of a copy of another checkpoint, unless that one has got it."""
         controls = self._open.get(task.scan_id)
-        return controls is not None and task.ref.key in controls.left
+        if controls is None or task.ref.key not in controls.left:
+            return False
+        if controls.final in self._copied and self._are_stored(controls.final, task.ref.key, task.wanted):
+            del controls.left[task.ref.key]
+            self._forget(task.scan_id)
+            return False
+        return True
 
     def done(self, task: MatrixControlTask, value: MatrixControls) -> Stored:
         """Write the controls of a matrix; while the id of the scan is not known, they are staged.
@@ -151,14 +158,10 @@ class ControlQueue:
         if controls.staged:
             controls.staged.clear()
             self._store.unstage(own)
-        elsewhere = {
-            key
-            for name, other in self._open.items()
-            if other.final == final and name != own  # a copy of the checkpoint
-            for key in other.left
-        }
+        if any(other.final == final and name != own for name, other in self._open.items()):
+            self._copied.add(final)
         for key, wanted in [*controls.left.items()]:
-            if key in elsewhere or all(self._store.has_matrix_control(final, key, *one) for one in wanted):
+            if self._are_stored(final, key, wanted):
                 del controls.left[key]  # `wanted` drops the task
         self._forget(own)
 
@@ -176,6 +179,9 @@ class ControlQueue:
             found.append(f"no draws of the scale null of {first}{others}")
         self._without, self._more_without = [], 0
         return found
+
+    def _are_stored(self, final: str, key: str, wanted: Iterable[tuple[Ensemble, int]]) -> bool:
+        return all(self._store.has_matrix_control(final, key, *one) for one in wanted)
 
     def _write(self, final: str, key: str, ensemble: Ensemble, seed: int, packed: bytes) -> None:
         table = rows.unpack(packed)

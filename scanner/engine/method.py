@@ -57,6 +57,9 @@ class Method:
             raise ConfigError("sigma", f"is {self.sigma!r}: choose from {', '.join(SIGMA_KINDS)}")
         if self.scale not in SCALE_KINDS:
             raise ConfigError("scale", f"is {self.scale!r}: choose from {', '.join(SCALE_KINDS)}")
+        for name in ("head_mass", "values_only"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(name, f"must be true or false, got {getattr(self, name)!r}")
         if self.values_only:
             self._without_vectors()
         try:

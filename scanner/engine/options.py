@@ -34,6 +34,8 @@ class PoolOptions:
     there is no memory. Singular values then agree to 1e-9 with those of one thread, and D to 1e-6, but not bit for bit."""
 
     def __post_init__(self) -> None:
+        if self.workers is not None and (isinstance(self.workers, bool) or not isinstance(self.workers, int)):
+            raise ConfigError("workers", f"must be a whole number, got {self.workers!r}")
         if self.workers is not None and self.workers < 1:
             raise ConfigError("workers", f"must be at least 1, got {self.workers}")
         if self.task_timeout is not None and not self.task_timeout > 0:

@@ -783,6 +783,10 @@ def scan(
 def check_controls(ensembles: Sequence[str], draws: int) -> None:
     """Raise ScannerError if there is no such control, or no draw of it."""
     known = (*ENSEMBLES, *MATRIX_ENSEMBLES)
+    if isinstance(ensembles, str):
+        raise ConfigError("ensembles", f"is the text {ensembles!r}: give a list of names")
+    if isinstance(draws, bool) or not isinstance(draws, int):
+        raise ConfigError("draws", f"must be a whole number, got {draws!r}")
     unknown = [ensemble for ensemble in ensembles if ensemble not in known]
     if unknown:
         raise ScannerError(f"unknown ensemble {unknown[0]!r}: choose from {', '.join(known)}")

@@ -108,11 +108,13 @@ class ModelAnalysis:
         Keys: `matrices`, `failed`, `skipped` (numbers of matrices and tensors), `parameters` (entries of the analyzed matrices),
         `singular_values`, `outliers_left`, `outliers_right` (values below and above the bulk), `u_p_mean`, `v_p_mean` (mean
         p-values: 0.5 for random matrices), `u_p_scale_mean`, `v_p_scale_mean` (the same under the scale null),
-        `stable_rank_mean`, and `seconds` (of computing).
+        `stable_rank_mean`, `alpha_mean` (over the `alpha_fits` matrices in which `alpha` means something), the means of
+        WeightWatcher's `ww_alpha_mean`, `ww_alpha_weighted_mean` and `ww_log_norm_mean`, and `seconds` (of computing).
         """
         table = self.matrices
         entries = pc.sum(pc.multiply(table["rows"].cast("int64"), table["cols"].cast("int64"))).as_py()
         smaller = pc.sum(pc.min_element_wise(table["rows"], table["cols"])).as_py()
+        fits = table.filter(pc.and_(pc.is_valid(table["alpha"]), pc.is_null(table["alpha_failure"])))
         return {
             "matrices": table.num_rows,
             "failed": self.failures.num_rows,
@@ -126,6 +128,9 @@ class ModelAnalysis:
             "u_p_scale_mean": mean(table["u_p_scale_mean"]),
             "v_p_scale_mean": mean(table["v_p_scale_mean"]),
             "stable_rank_mean": mean(table["stable_rank"]),
+            "alpha_mean": mean(fits["alpha"]),
+            "alpha_fits": fits.num_rows,
+            **{f"{name}_mean": mean(table[name]) for name in ("ww_alpha", "ww_alpha_weighted", "ww_log_norm")},
             "seconds": pc.sum(table["seconds"]).as_py() or 0.0,
         }
 

@@ -217,8 +217,8 @@ def analyze(
         heads: attention heads in the entries of the vectors of one side; None: none.
         head_mass: test whether the mass of these vectors is in few heads.
         metrics: names of metrics or groups of them (`default`, `rmt`, `weightwatcher`, `all`, `none`), see docs/method.md.
-        values_only: compute what follows from the singular values; all fields about vectors are NaN or None, `null`, `scale` and
-            `heads` do not matter. About half the time.
+        values_only: compute what follows from the singular values; all fields about vectors and the scale null are NaN or None.
+            About half the time.
         device: where to compute; None leaves a tensor where it is.
 
     Raises:
@@ -234,6 +234,8 @@ def analyze(
         raise ValueError(f"unknown scale {scale!r}; known: {', '.join(SCALE_KINDS)}")
     null = KsNull.parse(null) if isinstance(null, str) else null
     names = known_metrics(metrics)
+    if values_only and (scale == "total" or head_mass):
+        raise ValueError("`values_only` leaves out the vectors, which `scale` 'total' and `head_mass` need")
     if values_only:
         found, sum_of_entries = values_of(array, device)
         return summarize_values(found, sum_of_entries, sigma=sigma, metrics=names, entries=lambda: entries_of(array))
@@ -249,6 +251,8 @@ def known_metrics(metrics: Iterable[str]) -> tuple[str, ...]:
     Raises:
         ValueError: an unknown name, or a text in the place of a list.
     """
+    if not isinstance(metrics, Iterable):
+        raise ValueError(f"`metrics` is a list of names, got {metrics!r}: `[]` for none")
     if isinstance(metrics, str):
         raise ValueError(f"`metrics` is a list of names, got the text {metrics!r}: write [{metrics!r}]")
     try:

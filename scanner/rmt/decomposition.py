@@ -4,8 +4,9 @@ It uses the Gram matrix of the smaller side: A^T A = V L V^T, B = A V, s_k = |B 
 would lose half of the digits of a small singular value. The column norms of B do not, because an error of order eps in v_k enters
 |A v_k| only in second order. This holds while the Gram matrix resolves the small directions; from a condition number of 1e6 on it
 does not, and errors grow to 1e-5 and more. So the block of columns of B that belong to small values is decomposed once more in the
-same way (deflation): rounding is now relative to the largest value of the block, and errors stay below 1e-8 up to
-`GRAM_CONDITION_LIMIT`. Beyond it, mainly for rank-deficient matrices, a full float64 SVD is used.
+same way (deflation): rounding is now relative to the largest value of the block, and errors stay below 1e-9 up to a condition
+number of 1e7, and below 1e-7 up to `GRAM_CONDITION_LIMIT`. Beyond it, mainly for rank-deficient matrices, a full float64 SVD is
+used.
 `benchmarks/bench_decomposition.py` compares all of this with sqrt(L) and a float32 SVD.
 """
 
@@ -36,6 +37,8 @@ _DEFLATION = 1e-3
 _DEFLATION_CONDITION = 1e5
 # Above this share of the largest, the square root of an eigenvalue of the Gram matrix is right to 2e-10.
 _TRUSTED = 5e-3
+# Condition number up to which values are computed without all vectors.
+_VALUES_CONDITION = 1e8
 # The whole decomposition is faster if vectors of more than this share of the values are needed.
 _MOST_VECTORS = 0.25
 
@@ -294,7 +297,8 @@ def singular_values(matrix: torch.Tensor) -> Values:
 
     The square roots of the eigenvalues of the Gram matrix are right for large values: an eigenvalue has an error of about 1e-14 of
     the largest one. For values below `_TRUSTED` of the largest, the eigenvectors of this small end are computed, and the values are
-    those of the matrix in their space. If more than `_MOST_VECTORS` of the values are that small, they come from `decompose`.
+    those of the matrix in their space. If more than `_MOST_VECTORS` of the values are that small, or the condition number exceeds
+    `_VALUES_CONDITION`, they come from `decompose`.
 
     Raises:
         ValueError: not a matrix, empty, or with NaN or infinite entries.
@@ -376,4 +380,7 @@ def _small_end(entries: torch.Tensor) -> tuple[torch.Tensor | None, float]:
         block = _product(space, entries.T if tall else entries)
         s[-small:] = decompose(block).singular_values
         s = s.sort(descending=True).values
+    # Beyond, the space of the small end has rounding errors of the large one, as large as the values in it.
+    if not float(s[-1]) * _VALUES_CONDITION > float(s[0]):
+        return None, fourth
     return s, fourth

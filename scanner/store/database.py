@@ -271,7 +271,7 @@ class Database:
             f"arg_max_null(rescanned.{column}, made.finished) filter (where list_contains(made.names, '{name}')) as {column}"
             for column, name in metric_columns("matrix").items()
         )
-        values += f", string_agg(distinct rescanned.{FAILURE}, '; ') as {FAILURE}"
+        values += f", arg_max_null(rescanned.{FAILURE}, made.finished) filter (where made.names != []) as {FAILURE}"
         names = [*dict.fromkeys(metric_columns("vector").values())]
         self._run("metric_values", values=values, vector_names=str(names))
 

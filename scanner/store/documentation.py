@@ -24,7 +24,9 @@ Every file carries `rmtscan.schema_version`, `rmtscan.scanner_version` and `rmts
 descriptions and units in that of its columns. Files of earlier versions lack columns that were added since; these read as NULL,
 as do values that do not apply.
 
-Every table is a view in SQL. Where a matrix was scanned more than once, `matrices` and `vectors` hold the newest result;
+Every table is a view in SQL. Where a matrix was scanned more than once, `matrices` and `vectors` hold the newest result as a whole,
+with two exceptions: one with vectors comes before those of `--values-only`, and each column of a metric (`--metrics`) is that of
+the newest scan that computed it with the same `sigma_kind`, which may be another one than `scan_id`;
 `all_matrices` and `all_vectors` hold the results of every scan. In the same way `pairs`, `pair_vectors` and `pair_subspaces` hold
 the newest result for every pair of matrices, and `all_pairs`, `all_pair_vectors` and `all_pair_subspaces` those of every
 comparison, also of part of a model (`--roles`, `--heads`); select one by its `pair_id`. A matrix is identified by model, revision,

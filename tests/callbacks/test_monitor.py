@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from scanner import CheckpointError, StoreError, open_store
+from scanner import CheckpointError, Method, StoreError, open_store
 from scanner.callbacks import Monitor
 from scanner.callbacks import monitor as module
 from scanner.errors import ConfigError
@@ -150,3 +150,25 @@ def test_a_model_without_matrices_is_refused_before_training() -> None:
     ) as raised:
         monitor.begin(tiny("llama"))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "missing"),
+    [
+        ({"metrics": ["u_p_scale_mean"], "scale": "none"}, "u_p_scale_mean.*no scale null"),
+        ({"metrics": ["u_p_mean"], "values_only": True}, "u_p_mean.*leaves out the vectors"),
+        ({"metrics": ["alpha"], "method": Method(metrics=("none",))}, "alpha.*not in `metrics`"),
+        ({"budget": "5%"}, "share of the time"),
+    ],
+)
+def test_what_the_method_does_not_compute_is_refused(options: dict[str, Any], missing: str) -> None:
+    with pytest.raises(ConfigError, match=missing):
+        Monitor(**options)
+
+
+def test_logged_columns_choose_the_metrics() -> None:
+    assert Monitor(metrics=["alpha_farms", "ww_alpha"]).method.metrics == ("alpha_farms", "ww_alpha")
+    assert Monitor().method.metrics == ()
+    alone = Monitor(values_only=True)
+    assert "u_p_mean" not in alone.metrics
+    assert "stable_rank" in alone.metrics

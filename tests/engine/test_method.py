@@ -57,6 +57,13 @@ def test_without_vectors_only_what_needs_none_is_part_of_the_method() -> None:
             Method(values_only=True, **wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("kind", "name"), [(Method, "values_only"), (Method, "head_mass"), (Selection, "heads")])
+@pytest.mark.parametrize("value", [1, 0, "no", None])
+def test_a_flag_is_true_or_false(kind: type, name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"{name}.* must be true or false"):
+        kind(**{name: value})
+
+
 @pytest.mark.parametrize("method", [DEFAULT, *OTHERS], ids=str)
 def test_a_method_is_read_from_what_is_stored(method: Method) -> None:
     stored = json.loads(json.dumps(method.as_dict()))

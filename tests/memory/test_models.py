@@ -124,6 +124,18 @@ def test_a_parametrization_that_fails_is_a_reason() -> None:
     )
 
 
+def test_a_parametrization_that_changes_from_call_to_call_is_a_reason() -> None:
+    class Noisy(torch.nn.Module):
+        def forward(self, weight: torch.Tensor) -> torch.Tensor:
+            return weight + torch.randn_like(weight)
+
+    model: Any = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    parametrize.register_parametrization(model[0], "weight", Noisy())
+    result = scanner.analyze_model(model)
+    assert tensors(result) == ["1.weight"]
+    assert "other numbers each time" in result.skipped["0.parametrizations.weight.original"]
+
+
 def test_forward_hooks_do_not_matter() -> None:
     model: Any = torch.nn.Sequential(torch.nn.Linear(6, 6))
     plain = scanner.analyze_model(model)

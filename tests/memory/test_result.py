@@ -64,6 +64,12 @@ def test_the_summary_is_what_numpy_makes_of_the_weights(result: ModelAnalysis) -
     outliers = result.vectors["region"].to_pylist()
     assert (summary["outliers_left"], summary["outliers_right"]) == (outliers.count("left"), outliers.count("right"))
     assert 0.4 < (summary["v_p_mean"] or 0) < 0.6
+    norms = [np.log10((values**2).sum()) for values in spectra]
+    assert summary["ww_log_norm_mean"] == pytest.approx(np.mean(norms), rel=1e-9)
+    rows = result.matrices.to_pylist()
+    fits = [row["alpha"] for row in rows if row["alpha"] is not None and row["alpha_failure"] is None]
+    assert summary["alpha_fits"] == len(fits)
+    assert summary["alpha_mean"] == (pytest.approx(np.mean(fits)) if fits else None)
     assert all(value is None or isinstance(value, int | float) for value in summary.values())
 
 

@@ -49,6 +49,25 @@ def test_few_small_values_are_right_to_nine_digits(shape: tuple[int, int], condi
     assert found.residual < 1e-13
 
 
+@pytest.mark.parametrize("condition", [1e9, 1e12])
+def test_values_that_are_smaller_still_come_from_the_whole_decomposition(condition: float) -> None:
+    rng = np.random.default_rng(11)
+    spectrum = np.append(np.linspace(5.0, 1.0, 90), 5.0 / np.geomspace(300.0, condition, 10))
+    matrix = torch.from_numpy(with_spectrum(spectrum, 100, 100, rng))
+    assert np.array_equal(singular_values(matrix).singular_values, decompose(matrix).singular_values)
+
+
+@pytest.mark.parametrize("shape", [(100, 80), (60, 60), (40, 90)])
+def test_the_rank_is_that_of_the_whole_decomposition(shape: tuple[int, int]) -> None:
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        lo = min(shape)
+        spectrum = np.concatenate([[1.0], rng.uniform(5e-3, 8e-3, lo - 1 - lo // 5), np.zeros(lo // 5)])
+        matrix = with_spectrum(-np.sort(-spectrum), *shape, rng)
+        alone, whole = (analyze(matrix, values_only=only) for only in (True, False))
+        assert (alone.rank, alone.outliers_left) == (whole.rank, whole.outliers_left), seed
+
+
 @pytest.mark.parametrize("condition", [1e3, 1e5, 1e8])
 def test_many_small_values_come_from_the_whole_decomposition(condition: float) -> None:
     matrix = graded(24, 30, condition, np.random.default_rng(3))
@@ -154,3 +173,9 @@ def test_products_of_thin_factors_have_their_values() -> None:
         found = analyze(factors, values_only=True)
         np.testing.assert_allclose(found.singular_values, truth, rtol=1e-11)
         assert (found.rows, found.cols) == (50, 40)
+
+
+@pytest.mark.parametrize("options", [{"scale": "total"}, {"head_mass": True}])
+def test_what_needs_vectors_is_refused(options: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="leaves out the vectors"):
+        analyze(np.eye(4), values_only=True, **options)  # type: ignore[arg-type]

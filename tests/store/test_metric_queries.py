@@ -29,7 +29,7 @@ def test_medians_by_role(store: Store) -> None:
     add_scan(store, "one", [*matrices("query", values), *matrices("key", failed), *matrices("value", [{}])])
     query, key, value = store.query("metrics_by_role").to_pylist()
     assert query["matrices"] == 3
-    assert query["alpha"] == np.median(alphas)
+    assert query["alpha"] == np.median(alphas[:2]), "the third one is no power law"
     assert query["alpha_fits"] == 2
     assert query["ww_alpha"] == 4.5
     assert (query["tw_outliers"], query["outliers"], query["gd_rank"]) == (3, 3, 1)

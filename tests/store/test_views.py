@@ -59,6 +59,8 @@ def test_a_scan_without_vectors_supersedes_only_scans_without_vectors(store: Sto
     add_scan(store, "with-vectors", [C], hours=4, values_only=False)
     expected = {("whole", "a"), ("values", "b"), ("with-vectors", "c")}
     assert held(store, "matrices") == held(store, "vectors") == expected
+    add_scan(store, "flag-as-number", [A], hours=5, values_only=1)
+    assert held(store, "matrices") == expected
 
 
 def test_heads_and_experts_are_matrices_of_their_own(store: Store) -> None:
@@ -230,3 +232,21 @@ def test_other_models_are_not_changed_by_scans_with_different_metrics(store: Sto
     add_scan(store, "other", [A], model="org/other")
     found = store.sql("select model, scan_id, alpha from matrices where tensor = 'a' order by 1").to_pylist()
     assert [tuple(row.values()) for row in found] == [("org/model", "one", 2.0), ("org/other", "other", None)]
+
+
+def test_metrics_of_another_sigma_are_not_mixed_in(store: Store) -> None:
+    add_metrics(store, "median", 0, ["spacing_ratio", "strength"], spacing_ratio=0.5, strength=3.0)
+    add_metrics(store, "std", 1, [], sigma_kind="std")
+    found = store.sql("select distinct scan_id, spacing_ratio from matrices").to_pylist()
+    assert found == [{"scan_id": "std", "spacing_ratio": None}]
+    assert store.sql("select count(strength) as n from vectors").to_pylist() == [{"n": 0}]
+
+
+def test_reasons_are_those_of_the_newest_scan_with_metrics(store: Store) -> None:
+    add_metrics(store, "old", 0, ["alpha", "tw"], metrics_failure="alpha, tw: no bulk")
+    add_metrics(store, "new", 1, ["tw"], tw_p=0.5)
+    add_metrics(store, "none", 2, [])
+    found = store.sql(
+        "select distinct scan_id, tensor, metrics_failure, alpha, tw_p from matrices order by tensor"
+    ).to_pylist()
+    assert [tuple(row.values()) for row in found] == [("none", "a", None, None, 0.5), ("none", "b", None, None, 5.0)]

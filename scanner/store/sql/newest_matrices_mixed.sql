@@ -8,4 +8,5 @@ with plain as (
 select plain.* replace ({replaced})
 from plain
 left join files.metric_values as known
-    on plain.model = known.model and plain.revision is not distinct from known.revision and same_matrix(plain, known);
+    on plain.model = known.model and plain.revision is not distinct from known.revision
+    and plain.sigma_kind = known.sigma_kind and same_matrix(plain, known);

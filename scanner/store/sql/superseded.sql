@@ -1,6 +1,6 @@
 -- Whether a scan with this method has vectors: all but those of `--values-only`.
 create macro has_vectors(method) as
-not coalesce(case when json_valid(method) then json_extract_string(method, '$.values_only') = 'true' end, false);
+coalesce(case when json_valid(method) then json_extract_string(method, '$.values_only') end, 'false') in ('false', '0');
 
 -- Matrices that another scan of the same model and revision has a better result of. A result with vectors is better than one of
 -- `--values-only`; of two of a kind, that of the scan that finished last; scan_id decides a tie.
