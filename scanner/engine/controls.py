@@ -22,6 +22,7 @@ class _Open:
     """Controls of one checkpoint that are not in the store yet. They outlive the scan of it, which is committed earlier."""
 
     final: str  # id of the scan; empty while it is not known
+    model: str
     # Being computed, by key of the matrix.
     left: dict[str, tuple[tuple[Ensemble, int], ...]] = field(default_factory=dict)
     staged: list[tuple[str, Ensemble, int]] = field(default_factory=list)  # computed, and waiting for the id
@@ -44,6 +45,7 @@ class ControlQueue:
         self._seeds = range(CONTROL_SEED, CONTROL_SEED + draws)
         self._open: dict[str, _Open] = {}  # by the id that the tasks have
         self._copied: set[str] = set()  # ids of scans of which several checkpoints are copies
+        self._models: dict[str, str] = {}  # the first model that was identified as each scan, whose name the scan has
         self._without: list[str] = []
         self._more_without = 0
 
@@ -95,7 +97,7 @@ class ControlQueue:
         """Take the controls of a checkpoint into account; returns the tasks that have something to compute."""
         if not tasks:
             return []
-        controls = self._open.setdefault(own, _Open(final=final))
+        controls = self._open.setdefault(own, _Open(final=final, model=tasks[0].model))
         if not final:  # results of an interrupted run
             everything = [(ensemble, seed) for ensemble in self.ensembles for seed in self._seeds]
             for task in tasks:
@@ -151,6 +153,7 @@ class ControlQueue:
         if controls is None:
             return
         controls.final = final
+        self._models.setdefault(final, controls.model)
         for key, ensemble, seed in controls.staged:
             packed = self._store.staged(own, _name(key, ensemble, seed))
             if packed is not None and not self._store.has_matrix_control(final, key, ensemble, seed):
@@ -185,9 +188,11 @@ class ControlQueue:
 
     def _write(self, final: str, key: str, ensemble: Ensemble, seed: int, packed: bytes) -> None:
         table = rows.unpack(packed)
-        at = table.schema.get_field_index("scan_id")
-        field_of = table.schema.field(at)
-        table = table.set_column(at, field_of, pa.repeat(pa.scalar(final, field_of.type), table.num_rows))
+        known = {"scan_id": final} | ({"model": self._models[final]} if final in self._models else {})
+        for name, value in known.items():
+            at = table.schema.get_field_index(name)
+            field_of = table.schema.field(at)
+            table = table.set_column(at, field_of, pa.repeat(pa.scalar(value, field_of.type), table.num_rows))
         self._store.write_matrix_control(table, final, key, ensemble, seed)
 
     def _forget(self, own: str) -> None:

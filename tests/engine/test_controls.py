@@ -10,6 +10,7 @@ from scanner.engine.controls import ControlQueue
 from scanner.engine.method import Method
 from scanner.engine.tasks import MatrixControls, MatrixControlTask
 from scanner.store import Store, open_store
+from tests.store.rows import table
 
 from .checkpoints import small
 
@@ -50,3 +51,22 @@ def test_a_copy_does_not_compute_what_the_other_one_has_stored(tmp_path: Path) -
         if queue.wanted(task):
             queue.done(task, MatrixControls(drawn=(("sign", 0, packed),)))
     assert not queue.owners
+
+
+def test_rows_have_the_name_of_the_model_that_was_identified_first(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "store"), create=True)
+    queue, tasks = queued(tmp_path, store)
+    queue.identify("a", "same")
+    queue.identify("b", "same")
+    for task in [*tasks["b"], *tasks["a"]]:  # in whatever order they are computed
+        if queue.wanted(task):
+            row: dict[str, object] = {
+                "scan_id": task.scan_id,
+                "model": task.model,
+                "tensor": task.ref.tensor,
+                "role": task.ref.role,
+            }
+            row |= {"rows": 2, "cols": 2, "ensemble": "sign", "seed": 0, "k": 0, "singular_value": 1.0}
+            queue.done(task, MatrixControls(drawn=(("sign", 0, rows.pack(table("matrix_controls", [row]))),)))
+    models = {row["model"] for row in store.sql("select distinct model from matrix_controls").to_pylist()}
+    assert models == {tasks["a"][0].model}
