@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
-import time
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from scanner.callbacks.monitor import METRICS, Monitor
-from scanner.engine import Method
+from scanner.callbacks.monitor import Monitor
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback
@@ -39,38 +35,17 @@ class LightningCallback(Callback):
     Every logger of the trainer gets the values, and so do `trainer.callback_metrics`, which ModelCheckpoint and EarlyStopping read.
     """
 
-    def __init__(
-        self,
-        *,
-        store: str | os.PathLike[str] | None = None,
-        name: str | None = None,
-        every: int = 500,
-        metrics: Sequence[str] = METRICS,
-        by_layer: bool = False,
-        budget: float | None = 0.05,
-        prefix: str = "rmt",
-        method: Method | None = None,
-        clock: Callable[[], float] = time.perf_counter,
-        **options: Any,
-    ) -> None:
-        """Take the options of `Monitor`.
+    def __init__(self, **options: Any) -> None:
+        """Prepare.
+
+        Args:
+            options: those of `scanner.callbacks.Monitor`.
 
         Raises:
             ConfigError: an option has a value that is not accepted.
         """
         super().__init__()
-        self.monitor = Monitor(
-            store=store,
-            name=name,
-            every=every,
-            metrics=metrics,
-            by_layer=by_layer,
-            budget=budget,
-            prefix=prefix,
-            method=method,
-            clock=clock,
-            **options,
-        )
+        self.monitor = Monitor(**options)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Check that the model can be measured.

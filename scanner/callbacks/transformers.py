@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import time
 import warnings
-from collections.abc import Callable, Sequence
 from typing import Any
 
 from transformers import TrainerCallback
 
-from scanner.callbacks.monitor import METRICS, Monitor
-from scanner.engine import Method
+from scanner.callbacks.monitor import Monitor
 
 
 class TransformersCallback(TrainerCallback):
@@ -26,37 +22,16 @@ class TransformersCallback(TrainerCallback):
     it and `state.log_history` have them, but the reporters of `report_to`, which come before it, do not; a warning says so.
     """
 
-    def __init__(
-        self,
-        *,
-        store: str | os.PathLike[str] | None = None,
-        name: str | None = None,
-        every: int = 500,
-        metrics: Sequence[str] = METRICS,
-        by_layer: bool = False,
-        budget: float | None = 0.05,
-        prefix: str = "rmt",
-        method: Method | None = None,
-        clock: Callable[[], float] = time.perf_counter,
-        **options: Any,
-    ) -> None:
-        """Take the options of `Monitor`.
+    def __init__(self, **options: Any) -> None:
+        """Prepare.
+
+        Args:
+            options: those of `scanner.callbacks.Monitor`.
 
         Raises:
             ConfigError: an option has a value that is not accepted.
         """
-        self.monitor = Monitor(
-            store=store,
-            name=name,
-            every=every,
-            metrics=metrics,
-            by_layer=by_layer,
-            budget=budget,
-            prefix=prefix,
-            method=method,
-            clock=clock,
-            **options,
-        )
+        self.monitor = Monitor(**options)
         self._trainer: Any = None
         self._pending: dict[str, float] = {}
 

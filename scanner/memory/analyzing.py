@@ -67,6 +67,10 @@ def analyze_model(
         CheckpointError: no matrix can be analyzed; the message says why.
         ScannerError: with `workers`, Ray does not start.
     """
+    if name is not None and not isinstance(name, str):
+        raise ConfigError("name", f"must be a text, got {name!r}")
+    if observer is not None and not isinstance(observer, Observer):
+        raise ConfigError("observer", f"must be a `scanner.engine.Observer`, got {observer!r}")
     chosen = method_of(method, options)
     check_controls(ensembles, draws)
     check_device(device)

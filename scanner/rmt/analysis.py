@@ -20,6 +20,7 @@ from scanner.rmt.decomposition import (
     decompose,
     decompose_low_rank,
     singular_values,
+    unit_of,
     values_low_rank,
 )
 from scanner.rmt.entries import entry_statistics
@@ -335,8 +336,7 @@ def _spectrum(found: Values, sum_of_entries: float, sigma: SigmaKind) -> _Spectr
     spectrum = np.pad(s, (0, min(rows, cols) - len(s)))
     rank = numerical_rank(s, rows, cols)
     # In units of a power of two near the largest value, so that squares do not overflow or underflow; this does not round.
-    # Not smaller than 2^-1000, whose inverse is finite.
-    unit = 2.0 ** max(int(np.frexp(s[0])[1]) - 1, -1000) if s[0] > 0.0 else 1.0
+    unit = unit_of(float(s[0]))
     scaled = spectrum / unit
     bulk = fit_bulk(scaled, rows, cols)
     in_units: dict[SigmaKind, float] = {
@@ -562,7 +562,7 @@ def scale_profile(parts: Decomposition, kind: ScaleKind) -> Profile:
         ScaleError: it has none; the message is that of `scale_failure`.
     """
     largest = float(parts.singular_values.max())
-    unit = 2.0 ** max(int(np.frexp(largest)[1]) - 1, -1000) if largest > 0.0 else 1.0
+    unit = unit_of(largest)
     total, robust = fit_scale(parts.singular_values / unit, parts.left, parts.right)
     fit = total if kind == "total" else robust
     if isinstance(fit, ScaleError):

@@ -219,6 +219,11 @@ def relative_residual(matrix: torch.Tensor, s: torch.Tensor, left: torch.Tensor,
     return float(error) / norm if norm > 0.0 else float(error)
 
 
+def unit_of(largest: float) -> float:
+    """Return a power of two near a number, 1 for zero: dividing by it does not round. Its inverse is finite."""
+    return 2.0 ** max(int(np.frexp(largest)[1]) - 1, -1000) if largest > 0.0 else 1.0
+
+
 def _unit(matrix: torch.Tensor) -> float:
     """Return a power of two that scales the entries to about 1 without rounding, so that squares do not overflow or underflow.
 
@@ -230,8 +235,7 @@ def _unit(matrix: torch.Tensor) -> float:
     largest = float(matrix.abs().max())
     if not np.isfinite(largest):
         raise ValueError(f"a {tuple(matrix.shape)} matrix with NaN or infinite entries has no singular values")
-    # Not smaller than 2^-1000, whose inverse is finite.
-    return 2.0 ** max(int(np.frexp(largest)[1]) - 1, -1000) if largest > 0.0 else 1.0
+    return unit_of(largest)
 
 
 def decompose(matrix: torch.Tensor) -> Decomposition:

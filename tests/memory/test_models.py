@@ -435,6 +435,11 @@ def test_models_without_matrices_are_one_line(model: Any, message: str) -> None:
         ({"ensembles": ("white",)}, r"unknown ensemble 'white'"),
         ({"draws": 0}, r"`draws` must be at least 1"),
         ({"workers": 0}, r"`workers` must be at least 1"),
+        ({"workers": "2"}, r"`workers` must be a whole number"),
+        ({"draws": "a"}, r"`draws` must be a whole number"),
+        ({"ensembles": "permuted"}, r"`ensembles` is the text 'permuted'"),
+        ({"name": 3}, r"`name` must be a text"),
+        ({"observer": 3}, r"`observer` must be"),
         ({"workers": 1, "device": "cpu:0"}, r"`device` is where this process computes"),
     ],
 )
