@@ -2,8 +2,9 @@
 
     python -m tests.engine.driver CHECKPOINT STORE ADDRESS [MINE OTHER]
 
-One of two creates the file MINE after its first result, and goes on when the file OTHER is there. The environment variable
-HASHED_AT_ONCE stands for the size in bytes up to which files are hashed before their scan.
+One of two creates the file MINE after its first result, and goes on when the file OTHER is there. Environment variables:
+HASHED_AT_ONCE stands for the size in bytes up to which files are hashed before their scan. A driver goes no further after
+WAITS_AFTER results, so that the test that kills it finds it at work, however fast the machine is.
 """
 
 from __future__ import annotations
@@ -25,8 +26,11 @@ def main(checkpoint: str, store: str, address: str, mine: str = "", other: str =
         if done == 1 and mine:
             Path(mine).touch()
             wait_until(Path(other).exists, "the first result of the other driver")
+        if done == waits_after:
+            wait_until(lambda: False, "the end of this process")
 
     ahead.HASHED_AT_ONCE = int(os.environ.get("HASHED_AT_ONCE", ahead.HASHED_AT_ONCE))
+    waits_after = int(os.environ.get("WAITS_AFTER", 0))
     recorder = Recorder(meet)
     report = scan(
         checkpoint,

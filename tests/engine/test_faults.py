@@ -161,7 +161,7 @@ def test_drivers_that_are_killed_at_random_moments_cost_nothing_but_time(
     address = ray.get_runtime_context().gcs_address
     kept: list[int] = []
     for number in range(KILLS):
-        with driver(model, store, address) as process:
+        with driver(model, store, address, WAITS_AFTER="6") as process:
             if number % 3 == 0:  # at any time, often before the first result
                 time.sleep(chance.uniform(0.5, 6.0))
             else:
@@ -187,7 +187,7 @@ def test_a_killed_driver_of_a_large_checkpoint_loses_nothing_when_its_content_is
     store, cache = tmp_path / "store", str(tmp_path / "hashes.json")
     address = ray.get_runtime_context().gcs_address
     large = {"HASHED_AT_ONCE": "1000000", "RMTSCAN_HASH_CACHE": cache}
-    with driver(model, store, address, **large) as process:
+    with driver(model, store, address, WAITS_AFTER="20", **large) as process:
         wait_until(lambda: staged(store) >= 5 or process.poll() is not None, "five matrices")
         assert process.poll() is None, "it was still at work"
         process.kill()
