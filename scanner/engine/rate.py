@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import time
 
-import numpy as np
-import torch
-
 from scanner.engine.plan import decomposition_cost
-from scanner.rmt.decomposition import decompose
 
 #: Sizes of the matrices, until one takes so many seconds: small matrices do not show what a GPU can do, and large ones take too
 #: long on a core.
@@ -20,6 +16,11 @@ def measured_rate(device: str) -> float:
 
     On a CPU, the number of BLAS threads is that of the caller.
     """
+    import numpy as np
+    import torch
+
+    from scanner.rmt.decomposition import decompose  # the driver has this module, too, and needs no torch
+
     rate = 0.0
     for size in _SIZES:
         # On the device from the start: reading overlaps with computing.

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from scanner.checkpoint import MatrixRef
-from scanner.rmt.analysis import Analysis
 from scanner.store.tables import SCHEMAS, pack, unpack
 from scanner.store.tables import rows as build
 
@@ -26,6 +25,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from scanner.engine.tasks import ControlTask, MatrixControlTask, MatrixTask
+    from scanner.rmt.analysis import Analysis
 
 
 def _place(task: MatrixTask | MatrixControlTask, ref: MatrixRef) -> dict[str, object]:

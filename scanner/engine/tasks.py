@@ -1,13 +1,14 @@
-"""The tasks of a scan: matrices that are read and analyzed, random controls, and weights whose bytes are compared."""
+"""The tasks of a scan: matrices that are read and analyzed, random controls, and weights whose bytes are compared.
+
+What computes is in `scanner.engine.computing`, which only workers load: the driver has the tasks before torch could be imported.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
-
-import torch
 
 from scanner.checkpoint import MatrixRef, TensorEntry, TieCheck, read_matrices, resolve_ties
 from scanner.checkpoint.sources.files import FileVersion
@@ -16,29 +17,11 @@ from scanner.engine import rows
 from scanner.engine.plan import decomposition_cost, decomposition_limit, matrix_memory, spreads, task_memory
 from scanner.engine.task import Context, Task
 from scanner.errors import ChangedError
-from scanner.rmt.analysis import (
-    Analysis,
-    Heads,
-    analyze,
-    decomposed,
-    entries_of,
-    scale_profile,
-    summarize,
-    summarize_values,
-    values_of,
-)
-from scanner.rmt.decomposition import LowRank
-from scanner.rmt.ensembles import ENSEMBLES, Ensemble, control, control_of
-from scanner.rmt.ks_null import KsNull
-from scanner.rmt.marchenko_pastur import FloatArray
-from scanner.rmt.scale_null import Profile, ScaleError
-from scanner.rmt.vocabulary import ScaleKind, SigmaKind
+from scanner.rmt.vocabulary import ENSEMBLES, Ensemble, ScaleKind, SigmaKind
 from scanner.store import finished_part
 
 #: The seed of the first draw of all controls: they are stored by shape and shared by all scans.
 CONTROL_SEED = 0
-_DEFAULT_SIGMA: SigmaKind = "median"
-_DEFAULT_SCALE: ScaleKind = "robust"
 # Share of the time of a whole analysis that singular values alone take; see benchmarks/bench_values.py.
 _VALUES_SHARE = 0.45
 
@@ -140,16 +123,20 @@ class MatrixTask(Task):
         return [(ref, matrix, seconds) for ref, matrix in zip(refs, matrices, strict=True)]
 
     def _result(self, context: Context, ref: MatrixRef, matrix: Any, read_seconds: float) -> MatrixResult:
+        import torch
+
+        from scanner.engine import computing
+
         error, stage = matrix if isinstance(matrix, Exception) else None, "read"
         if error is None:
             try:
-                analysis, seconds = analyze_timed(
+                analysis, seconds = computing.analyze_timed(
                     context,
                     matrix,
                     sigma=self.sigma,
                     null=self.null,
                     scale=self.scale,
-                    heads=heads_of(ref),
+                    heads=computing.heads_of(ref),
                     head_mass=self.head_mass,
                     values_only=self.values_only,
                     metrics=self.metrics,
@@ -262,9 +249,9 @@ class ControlTask(Task):
 
     def run(self, context: Context) -> bytes:
         """Return the rows of `controls`, packed."""
-        drawn = control(self.ensemble, self.rows, self.cols, self.seed)
-        analysis, _ = analyze_timed(context, drawn, sigma=_DEFAULT_SIGMA, null="table", scale=_DEFAULT_SCALE)
-        return rows.pack(rows.control_rows(self, analysis))
+        from scanner.engine import computing
+
+        return computing.control(self, context)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,90 +323,9 @@ class MatrixControlTask(Task):
             ChangedError: the file is not the one that was hashed.
             CheckpointError: the matrix cannot be read.
         """
-        with context.stage("read"):
-            [read] = read_matrices(self.source, (self.ref,), self.versions)
-        context.count_bytes(bytes_of([self.ref]))
-        matrix, profile = self._prepared(context, read)
-        found = []
-        for ensemble, seed in self.wanted:
-            if ensemble == "scale" and not isinstance(profile, Profile):
-                drawn = rows.no_control_rows()
-            else:
-                random = control_of(ensemble, matrix, seed, profile if isinstance(profile, Profile) else None)
-                analysis, _ = analyze_timed(
-                    context,
-                    random,
-                    sigma=self.sigma,
-                    null=self.null,
-                    scale=self.scale,
-                    values_only=self.values_only,
-                )
-                drawn = rows.matrix_control_rows(self, ensemble, seed, analysis)
-            found.append((ensemble, seed, rows.pack(drawn)))
-        return MatrixControls(drawn=tuple(found), without_scale=str(profile) if isinstance(profile, ScaleError) else "")
+        from scanner.engine import computing
 
-    def _prepared(self, context: Context, read: Any) -> tuple[FloatArray, Profile | ScaleError | None]:
-        """Return the entries of the weight and, for draws of the scale null, its variances; the vectors are not kept."""
-        draws_scale = any(ensemble == "scale" for ensemble, _ in self.wanted)
-        if not draws_scale and not isinstance(read, LowRank):
-            return read.double().cpu().numpy(), None
-        with context.computing(), context.stage("decompose"):
-            parts, _ = decomposed(read, context.device)
-            matrix = parts.left.T.mul(parts.singular_values) @ parts.right if isinstance(read, LowRank) else read
-            entries: FloatArray = matrix.double().cpu().numpy()
-            if not draws_scale:
-                return entries, None
-            try:
-                return entries, scale_profile(parts, "total" if self.scale == "total" else "robust")
-            except ScaleError as error:
-                return entries, error
-
-
-def analyze_timed(
-    context: Context,
-    matrix: Any,
-    *,
-    sigma: SigmaKind,
-    null: str,
-    scale: ScaleKind,
-    heads: Heads | None = None,
-    head_mass: bool = False,
-    values_only: bool = False,
-    metrics: tuple[str, ...] = (),
-) -> tuple[Analysis, dict[str, float]]:
-    """Analyze a matrix on the worker's device; returns the seconds of the stages `decompose` and `test` beside it."""
-    before = {stage: context.seconds(stage) for stage in ("decompose", "test")}
-    with context.computing():
-        if values_only:
-            with context.stage("decompose"):
-                values, total = values_of(matrix, context.device)
-            with context.stage("test"):
-                analysis = summarize_values(
-                    values, total, sigma=sigma, metrics=metrics, entries=partial(entries_of, matrix)
-                )
-        else:
-            with context.stage("decompose"):
-                parts, total = decomposed(matrix, context.device)
-            with context.stage("test"):
-                tests = KsNull.parse(null)
-                analysis = summarize(
-                    parts,
-                    total,
-                    sigma=sigma,
-                    null=tests,
-                    scale=scale,
-                    heads=heads,
-                    head_mass=head_mass,
-                    metrics=metrics,
-                )
-    return analysis, {stage: context.seconds(stage) - seconds for stage, seconds in before.items()}
-
-
-def heads_of(ref: MatrixRef) -> Heads | None:
-    """Return which side of a whole attention projection is made of heads; None if it is not or if it is one head."""
-    if ref.heads is None or ref.heads < 2 or ref.head is not None:
-        return None
-    return Heads(side="v" if ref.role == "attn_out" else "u", count=ref.heads)
+        return computing.matrix_controls(self, context)
 
 
 def bytes_of(refs: Iterable[MatrixRef]) -> int:
@@ -461,4 +367,6 @@ def control_tasks(
 
 def warm_up() -> None:
     """Load the libraries of an analysis: this belongs to the start of a worker and not to its first matrix."""
-    rows.warm_up(analyze([[1.0, 0.0], [0.0, 2.0]]))
+    from scanner.engine import computing
+
+    computing.warm_up()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import zlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scanner.rmt.scale_null import Profile
 from scanner.rmt.vocabulary import ENSEMBLES as ENSEMBLES
 from scanner.rmt.vocabulary import MATRIX_ENSEMBLES as MATRIX_ENSEMBLES
 from scanner.rmt.vocabulary import Ensemble as Ensemble
+
+if TYPE_CHECKING:
+    from scanner.rmt.scale_null import Profile
 
 
 def kaiming_uniform(rows: int, cols: int, rng: np.random.Generator, gain: float = 1.0) -> NDArray[np.float64]:

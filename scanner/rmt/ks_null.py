@@ -12,10 +12,7 @@ from functools import lru_cache
 from importlib import resources
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-
-from scanner.rmt.entries import entry_statistics
 
 FloatArray = NDArray[np.float64]
 
@@ -45,6 +42,12 @@ def simulate(length: int, draws: int, seed: int = DEFAULT_SEED) -> NDArray[np.fl
     Raises:
         ValueError: length < 2 (the entry of a unit vector of length 1 is +-1, which cannot be tested) or draws < 1.
     """
+    import torch
+
+    from scanner.rmt.entries import (
+        entry_statistics,  # the rest of this module does without torch, which takes long to load
+    )
+
     if length < 2 or draws < 1:
         raise ValueError(f"the null needs `length` >= 2 and `draws` >= 1, got length {length}, draws {draws}")
     rng = np.random.default_rng([seed, length])

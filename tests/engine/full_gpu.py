@@ -18,7 +18,7 @@ import ray
 import torch
 
 from scanner.engine import PoolOptions
-from scanner.engine import tasks as module
+from scanner.engine import computing as module
 from scanner.engine.scan import scan
 
 from .observer import Recorder

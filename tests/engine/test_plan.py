@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +12,8 @@ from hypothesis import strategies as st
 from scanner.engine.plan import decomposition_cost, decomposition_limit, expected_seconds, largest_first
 from scanner.engine.tasks import ControlTask, control_tasks
 from scanner.rmt.ensembles import ENSEMBLES, control
+
+from .checkpoints import small
 
 SHAPES = st.tuples(st.integers(1, 8192), st.integers(1, 8192))
 
@@ -72,3 +77,29 @@ def test_a_hung_worker_is_noticed_within_hours_and_a_slow_one_has_ten_times_what
     """docs/cluster.md: the embedding of a 70B model takes 26 minutes on one core."""
     limit = decomposition_limit(decomposition_cost(128_256, 8192))
     assert 10 * 26 * 60 <= limit <= 5 * 3600
+
+
+def test_the_driver_of_a_scan_does_not_load_torch(tmp_path: Path) -> None:
+    """It takes longer than reading the headers, and the workers load it at the same time."""
+    code = """
+import sys
+from scanner.checkpoint import Selection, list_matrices
+from scanner.engine.ahead import open_reference
+from scanner.engine.method import Method
+from scanner.engine.scan import ScanWork
+from scanner.engine.work import Observer
+from scanner.store import open_store
+
+work = ScanWork(open_store(sys.argv[2], create=True), Method(null="mc:100"), Observer())
+work.add(sys.argv[1], force=False, download=False)
+print(len(work.tasks()), [name for name in ("torch", "scipy.optimize", "transformers") if name in sys.modules])
+"""
+    model = small(tmp_path / "model", layers=1)
+    done = subprocess.run(
+        [sys.executable, "-c", code, model, str(tmp_path / "store")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.stdout, done.returncode) == ("10 []\n", 0), done.stderr

@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from scanner.checkpoint import Checkpoint, MatrixRef, Selection, list_matrices, open_checkpoint, read_matrix
 from scanner.engine import rows
-from scanner.engine.tasks import ControlTask, MatrixTask, heads_of
+from scanner.engine.computing import heads_of
+from scanner.engine.tasks import ControlTask, MatrixTask
 from scanner.experiments.lazy_learning import Outcome, Point, write_point
 from scanner.experiments.mlp import Regime, Removal, Training
 from scanner.rmt.analysis import Analysis, analyze
