@@ -108,7 +108,10 @@ def checkpoints(folder: Path, *, quick: bool, whole: bool) -> dict[str, Path]:
     encoder = BertModel(BertConfig(**small if quick else {}))
     found["encoder 768"] = written(encoder, folder / "encoder")
     if not quick:
-        llama = AutoModelForCausalLM.from_pretrained(str(LLAMA.parent), gguf_file=LLAMA.name, dtype=torch.float32)
+        stored = AutoModelForCausalLM.from_pretrained(str(LLAMA.parent), gguf_file=LLAMA.name, dtype=torch.float32)
+        del stored.config.quantization_config  # its weights are float32 now
+        llama = AutoModelForCausalLM.from_config(stored.config)
+        llama.load_state_dict(stored.state_dict())
         found["SmolLM2"] = written(llama, folder / "smollm2")
     if whole and not quick:
         block = LlamaConfig(num_hidden_layers=1, vocab_size=64, hidden_size=4096, intermediate_size=11008)
