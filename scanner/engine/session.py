@@ -34,6 +34,8 @@ _CONNECT_SECONDS = 15.0
 #: Seconds between two looks at the head of a cluster, and without an answer until it is given up. Its head may be restarted in the
 #: meantime; after 60 seconds Ray ends this process.
 _HEAD_LOOK, _HEAD_PATIENCE = 5.0, 40.0
+#: Seconds between two looks whether the local Ray has started, and their number; then Ray's own, slower looks follow.
+_NODE_LOOK_SECONDS, _NODE_LOOKS = 0.02, 100
 #: Program of a process that waits until its stdin is closed, because the driver has ended in whatever way, and then ends the
 #: processes with the given ids. Ray's own agents would look for the others for a minute.
 _WATCHER = """
@@ -207,7 +209,7 @@ def _start_local(settings: dict[str, Any]) -> None:
     constants = ray._private.ray_constants
     before, constants.ENABLE_RAY_CLUSTER = constants.ENABLE_RAY_CLUSTER, False
     try:
-        with _essential_processes_only(), _no_python_after_fork():
+        with _essential_processes_only(), _no_python_after_fork(), _no_long_wait():
             ray.init(
                 address=LOCAL,
                 include_dashboard=False,
@@ -235,15 +237,41 @@ def _essential_processes_only() -> Iterator[None]:
         pass
 
     unused = ("start_monitor", "start_api_server", "start_log_monitor")
-    node = ray._private.node.Node
+    node, utilities = ray._private.node.Node, ray._private.utils
     before = {name: getattr(node, name) for name in unused}
+    looked: Any = utilities.get_dashboard_dependency_error
     try:
         for name in unused:
             setattr(node, name, nothing)
+        # The agent of the node then loads no server of its own, as in an installation of Ray without the dashboard.
+        utilities.get_dashboard_dependency_error = lambda: ImportError("no dashboard")
         yield
     finally:
         for name, method in before.items():
             setattr(node, name, method)
+        utilities.get_dashboard_dependency_error = looked
+
+
+@contextlib.contextmanager
+def _no_long_wait() -> Iterator[None]:
+    """Look often whether the local Ray has started: Ray looks once a second, and it needs about half a second."""
+    services: Any = ray._private.services
+    plain = services.get_node
+
+    def get_node(gcs_address: str, node_id: str) -> Any:
+        state: Any = ray._private.state.GlobalState()  # type: ignore[no-untyped-call]
+        state._initialize_global_state(services._get_gcs_client_options(gcs_address))
+        for _ in range(_NODE_LOOKS):
+            if any(node["NodeID"] == node_id for node in state.node_table()):
+                break
+            time.sleep(_NODE_LOOK_SECONDS)
+        return plain(gcs_address, node_id)
+
+    services.get_node = get_node
+    try:
+        yield
+    finally:
+        services.get_node = plain
 
 
 @contextlib.contextmanager
