@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from scanner.errors import ConfigError
 
 _KEY = "option"
+#: Longest text of a value in a message.
+_SHOWN = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +110,80 @@ def _as_json(value: Any, about: Option) -> Any:
         values = [_as_json(one, about) for one in value]
         return sorted(set(values)) if about.unordered else values
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+# ---- values of fields
+
+
+class Checked:
+    """Base of the configurations: an instance whose values do not fit what its fields declare cannot be made.
+
+    A subclass with its own `__post_init__` calls that of this class first.
+
+    Raises:
+        ConfigError: a value of another type, a number out of range, or a name that is not one of the choices.
+    """
+
+    def __post_init__(self) -> None:
+        hints = _hints(type(self))  # type: ignore[arg-type]
+        for declared in fields(self):  # type: ignore[arg-type]
+            about = declaration(declared)
+            value = getattr(self, declared.name)
+            found = _broken(value, hints[declared.name], about)
+            if found is None:
+                continue
+            rule, wrong = found
+            problem = f"must {rule}, got {shown(value)}" if wrong is value else f"has {shown(wrong)}, which must {rule}"
+            raise ConfigError(declared.name, problem)
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _broken(value: Any, hint: Any, about: Option) -> tuple[str, Any] | None:
+    """Return the rule that a value breaks, and what breaks it: the value or an item of it. None: it breaks none."""
+    if get_origin(hint) in (Union, UnionType):
+        kinds = [kind for kind in get_args(hint) if kind is not NoneType]
+        if len(kinds) > 1 or (value is None and len(kinds) < len(get_args(hint))):
+            return None
+        hint = kinds[0]
+    if get_origin(hint) is tuple:
+        if isinstance(value, str | bytes) or not isinstance(value, Sequence | Set):
+            return "be a list", value
+        items = (_broken(item, get_args(hint)[0], about) for item in value)
+        return next((found for found in items if found is not None), None)
+    names = get_args(hint) if get_origin(hint) is Literal else about.choices
+    rule = _rule_of_names(value, names) if names else _rule(value, hint, about)
+    return None if rule is None else (rule, value)
+
+
+def _rule_of_names(value: Any, names: Sequence[str]) -> str | None:
+    return None if isinstance(value, str) and value in names else f"be one of {', '.join(names)}"
+
+
+def _rule(value: Any, kind: Any, about: Option) -> str | None:
+    if kind is bool:
+        return None if isinstance(value, bool) else "be true or false"
+    if kind is str:
+        return None if isinstance(value, str | os.PathLike) else "be text"
+    if kind not in (int, float):
+        return None
+    # Numbers of numpy would enter identities as text.
+    if not isinstance(value, int if kind is int else (int, float)) or isinstance(value, bool) or math.isnan(value):
+        return "be a whole number" if kind is int else "be a number"
+    if about.min is not None and value < about.min:
+        return f"be at least {about.min:g}"
+    if about.max is not None and value > about.max:
+        return f"be at most {about.max:g}"
+    return None
+
+
+def shown(value: object) -> str:
+    """Return a value for a message: short ones as Python writes them, of others the type."""
+    text = repr(value) if isinstance(value, str | bytes | bool | int | float | tuple | list | set | NoneType) else ""
+    return text if text and len(text) <= _SHOWN else f"an object of type {type(value).__name__}"
 
 
 # ---- docstrings of fields

@@ -54,6 +54,7 @@ class LightningCallback(Callback):
             CheckpointError: it has no matrix that can be measured.
             StoreError: the store cannot be written.
         """
+        self.monitor.check(pl_module)
         if trainer.is_global_zero:
             self.monitor.begin(pl_module)
 

@@ -11,9 +11,11 @@ from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
+import torch
 
 from scanner.checkpoint import Checkpoint, Inventory, list_matrices
 from scanner.checkpoint.memory import identity_of, opened_model
+from scanner.checkpoint.modules import check_whole, unwrapped
 from scanner.engine import Method
 from scanner.engine.ahead import nothing_to_scan
 from scanner.engine.plan import expected_seconds
@@ -104,6 +106,15 @@ class Monitor:
         """Seconds that the next one is expected to take."""
         self.skipped = 0
         """Number of measurements that were left out to stay within the budget."""
+
+    def check(self, model: object) -> None:
+        """Check that this process has whole weights. Each process has to call it: one that stops alone leaves the others waiting.
+
+        Raises:
+            CheckpointError: the model is sharded.
+        """
+        if isinstance(model, torch.nn.Module):
+            check_whole(unwrapped(model))
 
     def begin(self, model: object) -> None:
         """Check that there is something to measure, and start the clock; called again, it does nothing.

@@ -52,6 +52,7 @@ class TransformersCallback(TrainerCallback):
             CheckpointError: it has no matrix that can be measured.
             StoreError: the store cannot be written.
         """
+        self.monitor.check(kwargs["model"])
         if not state.is_world_process_zero:
             return
         self.monitor.begin(kwargs["model"])

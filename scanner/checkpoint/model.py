@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from scanner.checkpoint.names import printable
 from scanner.checkpoint.sources.versions import FileVersion
-from scanner.configuration import option
+from scanner.configuration import Checked, option
 from scanner.errors import ConfigError
 
 ROLES = (
@@ -262,7 +262,7 @@ class Skipped:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Selection:
+class Selection(Checked):
     """Which matrices to scan: roles and layers (empty: all of them), and whether to include embeddings and output heads.
 
     With `heads`, attention projections are split into one matrix per head, and nothing else is selected.
@@ -293,18 +293,9 @@ class Selection:
     mean, whatever the basis between them."""
 
     def __post_init__(self) -> None:
-        for name in ("embeddings", "heads", "products"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(name, f"must be true or false, got {getattr(self, name)!r}")
-        known = (*ROLES, *PRODUCT_ROLES)
-        unknown = [role for role in self.only if role not in known]
-        if unknown:
-            raise ConfigError("only", f"has an unknown role {unknown[0]!r}: choose from {', '.join(known)}")
+        super().__post_init__()
         if self.products and self.only and not self.product_roles:
             raise ConfigError("products", f"adds the roles {' and '.join(PRODUCT_ROLES)}, which `roles` leaves out")
-        wrong = [layer for layer in self.layers if type(layer) is not int or layer < 0]
-        if wrong:
-            raise ConfigError("layers", f"has {wrong[0]!r}, which is not a layer index: layers count from 0")
 
     @property
     def vocabulary(self) -> bool:

@@ -63,6 +63,31 @@ def unwrapped(module: "torch.nn.Module") -> "torch.nn.Module":
     return module
 
 
+def check_whole(module: "torch.nn.Module") -> None:
+    """Check that this process has whole weights, not its shards of them.
+
+    Raises:
+        CheckpointError: the model is sharded; the message says how to gather it.
+    """
+    if any(type(inner).__name__ == "FullyShardedDataParallel" for inner in module.modules()):
+        raise CheckpointError(  # its state_dict() would wait for the other processes
+            "the model is sharded by FSDP: pass a full state dict, which every process has to gather "
+            "(torch.distributed.checkpoint.state_dict)"
+        )
+    weights = [*module.parameters()]
+    if any(type(weight).__name__ == "DTensor" or type(weight.data).__name__ == "DTensor" for weight in weights):
+        raise CheckpointError(
+            "the weights are DTensors, of which this process has one shard: pass a full state dict, which every process has to "
+            "gather (torch.distributed.checkpoint.state_dict)"
+        )
+    # DeepSpeed leaves an empty tensor in the place of a weight whose shards the processes hold.
+    if any(hasattr(weight, "ds_id") and not weight.numel() for weight in weights):
+        raise CheckpointError(
+            "the model is sharded by ZeRO-3: pass a full state dict, which every process has to gather "
+            "(deepspeed.zero.GatheredParameters)"
+        )
+
+
 def contents(module: "torch.nn.Module") -> Contents:
     """Return what a module holds.
 
@@ -70,11 +95,7 @@ def contents(module: "torch.nn.Module") -> Contents:
         CheckpointError: it cannot be listed.
     """
     module = unwrapped(module)
-    if any(type(inner).__name__ == "FullyShardedDataParallel" for inner in module.modules()):
-        raise CheckpointError(  # its state_dict() would wait for the other processes
-            "the model is sharded by FSDP: pass a full state dict, which every process has to gather "
-            "(torch.distributed.checkpoint.state_dict)"
-        )
+    check_whole(module)
     try:
         state = module.state_dict(keep_vars=True)
     except Exception as error:  # hooks of other packages run here

@@ -56,14 +56,14 @@ class Config(ModelOptions):
     """Type of the weights that are written; None: that of the checkpoint, or float32 for dequantized weights."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.budget, bool) or not isinstance(self.budget, int | float):
-            raise ConfigError("budget", f"must be a number between 0 and 1, got {self.budget!r}")
+        super().__post_init__()
         if not 0.0 < self.budget < 1.0:
             raise ConfigError(
                 "budget", f"must be between 0 and 1 (0.9 keeps 90 % of the parameters), got {self.budget:g}"
             )
-        if self.by not in RULES:
-            raise ConfigError("by", f"must be one of {', '.join(RULES)}, got {self.by!r}")
+        unused = [name for name in ("column", "where", "window") if getattr(self, name) is not None and not self.text]
+        if unused:
+            raise ConfigError(unused[0], "has no effect without `text`: give a text, or leave it out")
         if self.by in ON_TEXT and not self.text:
             raise ConfigError("text", f"is missing: {self.by} needs the activations of the model on a text")
 

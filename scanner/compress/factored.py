@@ -72,6 +72,19 @@ def require_own_layers(model: Any, placed: Mapping[str, Placed]) -> None:
         )
 
 
+def require_whole(model: str) -> None:
+    """Check that a model is not a factored one.
+
+    Raises:
+        ScannerError: it is a folder that `rmtscan compress --factored` wrote.
+    """
+    if all((Path(model) / name).is_file() for name in (WEIGHTS, REPORT)):
+        raise ScannerError(
+            f"{printable(model)} holds factors of matrices, written by `rmtscan compress --factored`: compress the model that it "
+            f"was made from, which {REPORT} names"
+        )
+
+
 def _is_linear(module: torch.nn.Module) -> bool:
     """Whether a layer computes W x + b: `Linear`, and the `Conv1D` of GPT-2, which stores the transpose."""
     return type(module) is torch.nn.Linear or type(module).__name__ == "Conv1D"

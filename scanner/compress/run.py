@@ -19,7 +19,7 @@ from scanner.checkpoint import Checkpoint, MatrixRef, Selection
 from scanner.checkpoint.names import printable
 from scanner.compress import folder, rules
 from scanner.compress.config import Config, TripletRule
-from scanner.compress.factored import factor_layer, require_own_layers
+from scanner.compress.factored import factor_layer, require_own_layers, require_whole
 from scanner.compress.rules import Factors
 from scanner.errors import ScannerError
 from scanner.experiments.nlp.evaluation import Scores, Windows, require_finite, summarize
@@ -101,6 +101,7 @@ class _Text:
 def compress(config: Config, *, tell: Callable[[str], None] = lambda _: None) -> Compression:
     """As `scanner.compress.compress`."""
     path = folder.check_output(config.output)
+    require_whole(config.model)
     target = open_target(config.model, Selection(only=config.roles, layers=config.layers))
     checkpoint = target.checkpoint
     refs = [ref for ref in target.inventory.matrices if ref.layer is not None]
@@ -119,8 +120,10 @@ def compress(config: Config, *, tell: Callable[[str], None] = lambda _: None) ->
     if tokenizer is None:
         try:
             tokenizer = load_tokenizer(place)
-        except ScannerError as error:
-            notes.append(f"the new checkpoint has no tokenizer: {error}")
+        except ScannerError:
+            notes.append(
+                f"the new checkpoint has no tokenizer: {printable(checkpoint.model)} has none that transformers can read"
+            )
     scores: dict[str, Scores] = {}
     if text is not None:
         tell(f"measuring the intact model: {text.described}")

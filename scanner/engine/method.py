@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scanner.checkpoint import Selection
-from scanner.configuration import option, parameters
+from scanner.configuration import Checked, option, parameters
 from scanner.errors import ConfigError, ScannerError
 from scanner.rmt import vocabulary
 from scanner.rmt.metric_set import DEFAULT, chosen
-from scanner.rmt.vocabulary import SCALE_KINDS, SIGMA_KINDS, ScaleKind, SigmaKind
+from scanner.rmt.vocabulary import ScaleKind, SigmaKind
 
 
 def _null(text: str) -> str:
@@ -29,7 +29,7 @@ def _null(text: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method:
+class Method(Checked):
     """Every parameter that determines the rows of a scan.
 
     Raises:
@@ -53,21 +53,13 @@ class Method:
     """Which matrices are scanned."""
 
     def __post_init__(self) -> None:
-        if self.sigma not in SIGMA_KINDS:
-            raise ConfigError("sigma", f"is {self.sigma!r}: choose from {', '.join(SIGMA_KINDS)}")
-        if self.scale not in SCALE_KINDS:
-            raise ConfigError("scale", f"is {self.scale!r}: choose from {', '.join(SCALE_KINDS)}")
-        for name in ("head_mass", "values_only"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(name, f"must be true or false, got {getattr(self, name)!r}")
+        super().__post_init__()
         if self.values_only:
             self._without_vectors()
         try:
             _null(self.null)
         except ValueError as error:
             raise ConfigError("null", f"is {self.null!r}: {error}") from error
-        if isinstance(self.metrics, str):
-            raise ConfigError("metrics", f"is the text {self.metrics!r}: give a list of names")
         try:
             # The names of single metrics: what a group stands for may grow, and the rows of a scan do not.
             object.__setattr__(self, "metrics", chosen(self.metrics))

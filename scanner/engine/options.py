@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scanner.configuration import option
+from scanner.configuration import Checked, option
 from scanner.errors import ConfigError
 from scanner.rmt.vocabulary import ENSEMBLES, Ensemble
 
 
 @dataclass(frozen=True, kw_only=True)
-class PoolOptions:
+class PoolOptions(Checked):
     """Where and on how many workers a command runs.
 
     Raises:
@@ -34,14 +34,9 @@ class PoolOptions:
     there is no memory. Singular values then agree to 1e-9 with those of one thread, and D to 1e-6, but not bit for bit."""
 
     def __post_init__(self) -> None:
-        if self.workers is not None and (isinstance(self.workers, bool) or not isinstance(self.workers, int)):
-            raise ConfigError("workers", f"must be a whole number, got {self.workers!r}")
-        if self.workers is not None and self.workers < 1:
-            raise ConfigError("workers", f"must be at least 1, got {self.workers}")
+        super().__post_init__()
         if self.task_timeout is not None and not self.task_timeout > 0:
             raise ConfigError("task_timeout", f"must be a positive number of seconds, got {self.task_timeout:g}")
-        if self.gpus_per_worker is not None and self.gpus_per_worker < 0:
-            raise ConfigError("gpus_per_worker", f"cannot be negative, got {self.gpus_per_worker}")
         share = self.gpus_per_worker or 0.0
         if round(share, 4) != share or (share > 1 and share != int(share)):
             raise ConfigError(
@@ -50,7 +45,7 @@ class PoolOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReuseOptions:
+class ReuseOptions(Checked):
     """Whether existing results are reused."""
 
     force: bool = False
@@ -78,7 +73,3 @@ class ScanOptions(ReadOptions):
     entries in random order), sign (random signs), scale (a draw of the scale null). `--ensemble ""`: none."""
     control_draws: int = option(1, min=1)
     """Draws of each control, with the seeds 0, 1, ..."""
-
-    def __post_init__(self) -> None:
-        if self.control_draws < 1:
-            raise ConfigError("control_draws", f"must be at least 1, got {self.control_draws}")

@@ -50,15 +50,6 @@ class Config(MeasureOptions, ModelOptions):
     dtype: Precision = option("float32")
     """Precision of the weights and activations of the model."""
 
-    def __post_init__(self) -> None:
-        if self.random_sets < 0:
-            raise ScannerError(f"`random_sets` cannot be negative, got {self.random_sets}")
-        for control in self.controls:
-            if control not in CONTROLS:
-                raise ScannerError(f"control {control!r} does not exist: choose from {', '.join(CONTROLS)}")
-        if self.control_draws < 1:
-            raise ScannerError(f"`control_draws` must be at least 1, got {self.control_draws}")
-
 
 @dataclass(frozen=True, kw_only=True)
 class AblationTask(PointTask):

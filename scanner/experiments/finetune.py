@@ -32,7 +32,7 @@ from scanner.engine.task import Context, Failure, Task, TaskError, fatal_errors,
 from scanner.engine.work import Stored
 from scanner.errors import ScannerError
 from scanner.experiments.experiment import Call, Experiment, ExperimentWork, Report, register_experiment, run_hash
-from scanner.experiments.nlp.options import SHORTEST, ModelOptions, TextOptions
+from scanner.experiments.nlp.options import ModelOptions, TextOptions
 
 if TYPE_CHECKING:
     from scanner.experiments.nlp.labels import Dataset
@@ -87,16 +87,9 @@ class Config(TextOptions, ModelOptions):
     """Keep the tuned models in this folder, as RUN-none-seed0 and so on, to be scanned and compared; None: not kept."""
 
     def __post_init__(self) -> None:
-        for order in self.order:
-            if order not in ORDERS:
-                raise ScannerError(f"`order` {order!r} does not exist: choose from {', '.join(ORDERS)}")
-        for decile in self.deciles:
-            if not 1 <= decile <= 10:
-                raise ScannerError(f"`deciles` are 1 (the smallest singular values) to 10, got {decile}")
+        super().__post_init__()
         if any(order != "none" for order in self.order) and not self.deciles:
             raise ScannerError("`deciles` is empty: choose from 1 (the smallest singular values) to 10")
-        if self.remove not in REMOVES:
-            raise ScannerError(f"`remove` {self.remove!r} does not exist: choose from {', '.join(REMOVES)}")
         if self.remove != "singular-values" and self.roles:
             raise ScannerError(
                 f"`roles` choose matrices, but `remove` {self.remove} changes none: it acts at every norm"
@@ -105,14 +98,8 @@ class Config(TextOptions, ModelOptions):
             raise ScannerError(
                 f"`keep` cannot be given with `remove` {self.remove}: the projection is not part of the weights of a checkpoint"
             )
-        if self.seeds < 1 or (self.examples is not None and self.examples < 2):
-            raise ScannerError(
-                f"`seeds` must be at least 1 and `examples` at least 2, got {self.seeds} and {self.examples}"
-            )
         if not 0.0 < self.test_share < 1.0:
             raise ScannerError(f"`test_share` must be between 0 and 1, got {self.test_share:g}")
-        if self.window < SHORTEST:
-            raise ScannerError(f"`window` must be at least {SHORTEST} tokens, got {self.window}")
 
 
 @dataclass(frozen=True, kw_only=True)

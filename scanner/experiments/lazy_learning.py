@@ -15,12 +15,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
-from scanner.configuration import option
+from scanner.configuration import Checked, option
 from scanner.engine.task import Context, Failure, Task, TaskError
 from scanner.engine.work import Stored
-from scanner.errors import ScannerError
+from scanner.errors import ConfigError, ScannerError
 from scanner.experiments.experiment import Call, Experiment, ExperimentWork, Report, register_experiment, write_run
 from scanner.experiments.regimes import HIDDEN, ORDERINGS, Normalize, Regime, Training
 
@@ -39,7 +39,7 @@ SHARES = tuple(i / 20 for i in range(1, 20))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Checked):
     """Options of `rmtscan lazy-learning`."""
 
     data: str | None = option(None, metavar="PATH")
@@ -66,11 +66,9 @@ class Config:
     """Shares of the singular values that are removed, between 0 and 1."""
 
     def __post_init__(self) -> None:
-        if not self.widths or not all(1 <= width <= MOST_WIDTH for width in self.widths):
-            given = ", ".join(map(str, self.widths)) or "none"
-            raise ScannerError(f"`widths` must be one or more numbers from 1 to {MOST_WIDTH}, got {given}")
-        if self.normalize not in get_args(Normalize):
-            raise ScannerError(f"`normalize` {self.normalize!r} does not exist: choose from pixels, images")
+        super().__post_init__()
+        if not self.widths:
+            raise ConfigError("widths", f"must be one or more numbers from 1 to {MOST_WIDTH}, got none")
         layers = len(self.widths) + 1
         for alpha in self.alpha:
             if not 0.0 < alpha < float("inf"):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from scanner.checkpoint import Selection
 from scanner.configuration import option
 from scanner.engine.task import Context
-from scanner.errors import ScannerError
+from scanner.errors import ConfigError, ScannerError
 from scanner.experiments.damage import DamageWork, PointTask
 from scanner.experiments.experiment import Call, Experiment, register_experiment
 from scanner.experiments.nlp.options import DEFAULT_WINDOW, HARNESS, MeasureOptions, ModelOptions, Precision
@@ -50,11 +50,9 @@ class Config(MeasureOptions, ModelOptions):
     """Precision of the weights and activations of the model."""
 
     def __post_init__(self) -> None:
-        if self.order not in (*ORDERS, "both"):
-            raise ScannerError(f"`order` must be before, after or both, got {self.order!r}")
-        if not self.deciles or not set(self.deciles) <= set(DECILES):
-            given = ", ".join(map(str, self.deciles)) or "nothing"
-            raise ScannerError(f"`deciles` must be 1 to 10, got {given}")
+        super().__post_init__()
+        if not self.deciles:
+            raise ConfigError("deciles", "must be one or more numbers from 1 to 10, got none")
 
 
 @dataclass(frozen=True, kw_only=True)

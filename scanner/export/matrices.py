@@ -84,6 +84,8 @@ def choose(
         if role not in known:
             raise ConfigError("roles", f"has {role!r}, which {tool} does not know: it knows {', '.join(known)}")
     formats = store.sql((SQL / "formats.sql").read_text("utf-8"), {"model": model})["format"].to_pylist()
+    if not formats:
+        raise ScannerError(f"no model {printable(model)!r} is scanned in {store.url} (rmtscan models lists them)")
     if any(one in _OTHER_NAMES for one in formats):
         raise ScannerError(
             f"{printable(model)} is a GGUF file, whose tensors have other names than the modules that {tool} looks for: scan the "

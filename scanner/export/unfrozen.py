@@ -163,7 +163,13 @@ def _selected(
         raise ScannerError(
             f"the scan of {printable(model)} {without}: scan it again, or choose another `by`, such as snr"
         )
-    return chosen, top_of_types(values, top)
+    found = top_of_types(values, top)
+    if values and not any(found.values()):
+        most = max(len(names) for names in top_of_types(values, 100.0).values())
+        raise ConfigError(
+            "top", f"{top:g} selects no module: a type has at most {most}, so it must be at least {100.0 / most:.3g}"
+        )
+    return chosen, found
 
 
 def _pattern(name: str) -> str:

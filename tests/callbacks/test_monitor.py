@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from scanner import CheckpointError, Method, StoreError, open_store
-from scanner.callbacks import Monitor
+from scanner.callbacks import LightningCallback, Monitor, TransformersCallback
 from scanner.callbacks import monitor as module
 from scanner.errors import ConfigError
 from tests.memory.models import tiny
@@ -134,13 +135,27 @@ def test_weights_that_became_nan_are_counted() -> None:
             r"`metrics` has 'tensor', which is no number of table `matrices`: choose from layer, ",
         ),
         ({"metrics": ()}, r"`metrics` is empty"),
-        ({"roles": "querry"}, r"unknown role 'querry'"),
+        ({"roles": "querry"}, r"`only` has 'querry', which must be one of query, key, "),
         ({"layer": 3}, r"`layer` is no option of a scan: did you mean 'layers'\?"),
     ],
 )
 def test_options_that_are_not_accepted(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Monitor(**options)
+
+
+def test_every_process_refuses_a_sharded_model() -> None:
+    """A process that refuses alone leaves the others waiting for it."""
+
+    class FullyShardedDataParallel(torch.nn.Module):
+        pass
+
+    model = torch.nn.Sequential(FullyShardedDataParallel())
+    other = SimpleNamespace(is_world_process_zero=False, is_global_zero=False)
+    with pytest.raises(CheckpointError, match="sharded by FSDP"):
+        TransformersCallback().on_train_begin(None, other, None, model=model)
+    with pytest.raises(CheckpointError, match="sharded by FSDP"):
+        LightningCallback().on_train_start(other, model)
 
 
 def test_a_model_without_matrices_is_refused_before_training() -> None:

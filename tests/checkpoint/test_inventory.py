@@ -255,10 +255,10 @@ def test_encoder_and_decoder_are_told_apart_where_a_model_has_both(tmp_path: Pat
 
 
 def test_unknown_roles_and_layers_are_refused() -> None:
-    with pytest.raises(ScannerError, match=r"'querry': choose from query, key, "):
+    with pytest.raises(ScannerError, match=r"`only` has 'querry', which must be one of query, key, "):
         Selection(only=("query", "querry"))
     for layer in (-1, True, 1.0, "3"):
-        with pytest.raises(ScannerError, match="is not a layer index"):
+        with pytest.raises(ScannerError, match=r"`layers` has .*, which must be (a whole number|at least 0)"):
             Selection(layers=(layer,))  # type: ignore[arg-type]
 
 

@@ -279,6 +279,8 @@ def test_an_empty_folder_is_used(checkpoints: Path, tmp_path: Path) -> None:
         ({"by": "size"}, "`by` must be one of"),
         ({"by": "importance", "text": ""}, "`text` is missing"),
         ({"by": "svd-llm", "text": ""}, "`text` is missing"),
+        ({"column": "review", "text": ""}, "`column` has no effect without `text`"),
+        ({"window": 64, "text": ""}, "`window` has no effect without `text`"),
     ],
 )
 def test_unsuitable_options_are_refused(checkpoints: Path, tmp_path: Path, more: dict[str, Any], words: str) -> None:
@@ -319,6 +321,13 @@ def test_a_factored_checkpoint_whose_files_contradict_each_other_is_refused(
     save_file(tensors, factored / "factors.safetensors")
     with pytest.raises(ScannerError, match=words):
         load(factored)
+
+
+def test_a_factored_checkpoint_is_not_compressed_again(factored: Path, tmp_path: Path) -> None:
+    again = Config(model=str(factored), output=str(tmp_path / "new"), by="energy")
+    with pytest.raises(ScannerError, match=r"holds factors of matrices.*: compress the model that it was made from"):
+        compress(again)
+    assert not (tmp_path / "new").exists()
 
 
 def test_damaged_and_other_folders_are_refused(factored: Path, checkpoints: Path) -> None:

@@ -151,7 +151,7 @@ def test_controls_are_points_that_resume_and_are_compared_with_their_set(tmp_pat
     in_process.clear()
     more = run(folder, text, store, random_sets=3, control_draws=3, **wanted)
     assert (more.run_id, len(in_process)) == (report.run_id, 4)
-    with pytest.raises(ScannerError, match=r"control 'none' does not exist: choose from energy, directions, scale"):
+    with pytest.raises(ScannerError, match=r"`controls` has 'none', which must be one of energy, directions, scale"):
         run(folder, text, store, controls=("none",))
 
 
@@ -285,7 +285,7 @@ def test_bad_input_ends_before_a_worker_starts(tmp_path: Path, in_process: list[
         run(folder, text_file(tmp_path), tmp_path / "store", roles=("router",))
     with pytest.raises(ScannerError, match="unknown set of singular values 'tenths'"):
         run(folder, text_file(tmp_path), tmp_path / "store", sets="tenths")
-    with pytest.raises(ScannerError, match="cannot be negative"):
+    with pytest.raises(ScannerError, match="`random_sets` must be at least 0, got -1"):
         run(folder, text_file(tmp_path), tmp_path / "store", random_sets=-1)
     assert in_process == []
 

@@ -269,7 +269,7 @@ def test_points_stand_beside_those_of_singular_values_and_share_the_untouched_ru
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"remove": "norm"}, "`remove` 'norm' does not exist: choose from singular-values, before-norm, after-norm"),
+        ({"remove": "norm"}, "`remove` must be one of singular-values, before-norm, after-norm, got 'norm'"),
         (
             {"remove": "after-norm", "roles": ("query",)},
             "`roles` choose matrices, but `remove` after-norm changes none",

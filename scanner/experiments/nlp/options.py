@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-from scanner.configuration import option
+from scanner.configuration import Checked, option
 from scanner.errors import ScannerError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def _unescaped(text: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
+class ModelOptions(Checked):
     """The model of an experiment."""
 
     model: str = option(positional=True, metavar="REF")
@@ -39,7 +39,7 @@ class ModelOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextOptions:
+class TextOptions(Checked):
     """The text of an experiment."""
 
     text: str = option(flags=("--task",), metavar="FILE|DATASET")
