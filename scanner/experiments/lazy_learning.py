@@ -77,10 +77,10 @@ class Config(Checked):
             raise ScannerError(
                 f"`frozen` must be some of the {layers} layers 0 to {layers - 1}, not all, got {self.frozen}"
             )
-        if self.seeds < 1 or self.epochs < 1 or self.batch < 1 or not self.lr > 0.0 or not self.regimes:
-            raise ScannerError(
-                "at least one `alpha` or `frozen` network, seed, epoch and image per `batch`, and a positive `lr` are needed"
-            )
+        if not self.lr > 0.0:
+            raise ConfigError("lr", f"must be positive, got {self.lr:g}")
+        if not self.regimes:
+            raise ScannerError("`alpha` or `frozen` must name at least one network")
         if not self.shares or not all(0.0 < share < 1.0 for share in self.shares):
             given = ", ".join(map(str, self.shares)) or "none"
             raise ScannerError(f"`shares` must be between 0 and 1, got {given}")

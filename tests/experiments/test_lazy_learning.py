@@ -347,7 +347,8 @@ def test_the_command_prints_the_table(
     [
         ({"regimes": (Regime(alpha=0.0),)}, "alpha"),
         ({"regimes": (Regime(frozen=(4,)),)}, "frozen"),
-        ({"seeds": 0}, "at least one"),
+        ({"seeds": 0}, "`seeds` must be at least 1, got 0"),
+        ({"regimes": ()}, "`alpha` or `frozen` must name at least one network"),
         ({"training": Training(rate=-1.0)}, "lr"),
         ({"shares": (1.0,)}, "between 0 and 1"),
         ({"widths": ()}, "`widths` must be one or more numbers from 1 to 16384, got none"),
