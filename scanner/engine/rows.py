@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from scanner.checkpoint import MatrixRef
-from scanner.store.tables import SCHEMAS, pack, unpack
+from scanner.store.tables import SCHEMAS, no_rows, pack, unpack
 from scanner.store.tables import rows as build
 
 __all__ = [
@@ -102,4 +102,4 @@ def matrix_control_rows(task: MatrixControlTask, ensemble: str, seed: int, analy
 
 def no_control_rows() -> pa.Table:
     """Return no row of `matrix_controls`: a file of them says that there is nothing to draw from."""
-    return SCHEMAS["matrix_controls"].empty_table()
+    return no_rows("matrix_controls")

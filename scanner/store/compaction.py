@@ -45,7 +45,15 @@ from scanner.store.lease import Lease, lease
 from scanner.store.row_groups import write_row_groups
 from scanner.store.staging import ComparisonWriter, ScanWriter
 from scanner.store.store import Store
-from scanner.store.tables import GROUPED_SCHEMA_VERSION, SCHEMAS, TABLES, complete, described, file_metadata, tables_of
+from scanner.store.tables import (
+    GROUPED_SCHEMA_VERSION,
+    TABLES,
+    complete,
+    described,
+    file_metadata,
+    no_rows,
+    tables_of,
+)
 from scanner.store.verification import commit_row
 
 GROUP_BYTES = 1 << 30
@@ -402,9 +410,7 @@ class _Run:
         }
         new = Catalog(
             commits=self.table,
-            rows=pa.concat_tables(
-                [SCHEMAS[self.table].empty_table(), *(row for _, row in sorted(rows.items()) if row is not None)]
-            ),
+            rows=pa.concat_tables([no_rows(self.table), *(row for _, row in sorted(rows.items()) if row is not None)]),
             group_of=group_of,
             row_sha256=digests,
             groups=stay | {group.name: group for group in groups if group.name in remaining},

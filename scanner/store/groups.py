@@ -27,12 +27,12 @@ from scanner.store.checksums import SEAL, FileRecord, is_safe_id, record_in, sea
 from scanner.store.files import StoreFiles
 from scanner.store.tables import (
     GROUPED_SCHEMA_VERSION,
-    SCHEMAS,
     TABLES,
     complete,
     described,
     file_metadata,
     json_object,
+    no_rows,
     tables_of,
     to_json,
 )
@@ -122,7 +122,7 @@ class Catalog:
 
 def empty(commits: str) -> Catalog:
     """Return the catalog of a store without groups."""
-    return Catalog(commits=commits, rows=SCHEMAS[commits].empty_table(), group_of={}, row_sha256={})
+    return Catalog(commits=commits, rows=no_rows(commits), group_of={}, row_sha256={})
 
 
 def catalog(files: StoreFiles, commits: str) -> Catalog:
@@ -180,7 +180,7 @@ def _together(files: StoreFiles, commits: str, contents: Mapping[str, bytes]) ->
                 dead[group].add(result)
     return Catalog(
         commits=commits,
-        rows=pa.concat_tables([SCHEMAS[commits].empty_table(), *(row for row in rows if row is not None)]),
+        rows=pa.concat_tables([no_rows(commits), *(row for row in rows if row is not None)]),
         group_of=group_of,
         row_sha256=row_sha256,
         groups={
@@ -417,7 +417,7 @@ def rows_of(files: StoreFiles, commits: str) -> pa.Table:
     grouped = [found.row(result) for result in sorted({*found.group_of} - {*own})]
     with ThreadPoolExecutor(1 if files.local else _READERS) as pool:
         rows = [*pool.map(read, own), *grouped]
-    together = pa.concat_tables([SCHEMAS[commits].empty_table(), *(row for row in rows if row is not None)])
+    together = pa.concat_tables([no_rows(commits), *(row for row in rows if row is not None)])
     return together.sort_by(together.column_names[0])
 
 
@@ -449,5 +449,5 @@ def write_notices(files: StoreFiles) -> None:
     if not files.is_file(f"scans/{NOTICE}.parquet"):
         files.write_bytes(f"scans/{NOTICE}.parquet", text.encode())
     if not files.is_file(f"controls/{NOTICE}.parquet"):
-        rows = described("controls", SCHEMAS["controls"].empty_table())
+        rows = described("controls", no_rows("controls"))
         files.write(f"controls/{NOTICE}.parquet", rows, file_metadata({}, schema_version=str(GROUPED_SCHEMA_VERSION)))

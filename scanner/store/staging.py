@@ -37,7 +37,7 @@ from scanner.store.parts import (
     sorted_by_rank,
 )
 from scanner.store.row_groups import ROW_GROUP, write_row_groups
-from scanner.store.tables import MATRIX_KEY, SCHEMAS, TABLES, complete, described, file_metadata, to_json
+from scanner.store.tables import MATRIX_KEY, SCHEMAS, TABLES, complete, described, file_metadata, no_rows, to_json
 from scanner.version import __version__
 
 _FIRST = "first"
@@ -394,7 +394,7 @@ class ScanWriter(Staging):
 
     def _by_matrix(self) -> Iterator[pa.Table]:
         """Yield the rows of `vectors` of each matrix, in the order of the file, a row group at a time."""
-        waiting = SCHEMAS["vectors"].empty_table()
+        waiting = no_rows("vectors")
         for rows in read_result(self._files, "vectors", self.scan_id):
             waiting = pa.concat_tables([waiting, complete("vectors", rows)]).combine_chunks()
             starts = pc.indices_nonzero(pc.equal(waiting["k"], 0)).to_pylist()
@@ -567,4 +567,4 @@ def unfinished_scan(files: StoreFiles, scan_id: str) -> Unfinished:
 
 
 def _stack(name: str, parts: list[pa.Table]) -> pa.Table:
-    return pa.concat_tables([SCHEMAS[name].empty_table(), *(complete(name, part) for part in parts)])
+    return pa.concat_tables([no_rows(name), *(complete(name, part) for part in parts)])

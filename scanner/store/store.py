@@ -30,6 +30,7 @@ from scanner.store.tables import (
     file_metadata,
     fleet_tables,
     method_in,
+    no_rows,
 )
 from scanner.store.verification import Verified, commit_row, problem_of, tables_around, verify
 
@@ -248,7 +249,7 @@ class Store:
             raise ValueError(f"scan {scan_id!r} has no vectors in store {self.url!r}")
         if not at.grouped:
             return self._files.read_columns(at.path, columns)
-        empty = SCHEMAS["vectors"].empty_table().select([*columns])
+        empty = no_rows("vectors").select([*columns])
         found = (rows.cast(empty.schema) for rows in read_result(self._files, "vectors", scan_id, columns))
         return pa.concat_tables([empty, *found])
 

@@ -74,6 +74,11 @@ SCHEMAS: Mapping[str, pa.Schema] = _Schemas()
 """Name of a table to its Arrow schema."""
 
 
+def no_rows(name: str) -> pa.Table:
+    """Return a table without rows. `pa.Schema.empty_table` would import pandas, which takes a quarter of a second."""
+    return pa.Table.from_batches([], SCHEMAS[name])
+
+
 def rows(name: str, columns: Mapping[str, object], length: int) -> pa.Table:
     """Build rows of a table.
 
