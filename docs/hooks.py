@@ -1,4 +1,4 @@
-"""Hooks of the documentation site: documents of the top folder become pages, and files outside this folder that pages link to go along.
+"""Hooks of the documentation site: documents of the top folder become pages, and files that pages link to are copied.
 
 The Markdown files are written to be read in the repository, where `../cluster.yaml` is a file beside this folder. On the site the
 link leads to a copy, or to a page.
@@ -23,6 +23,9 @@ PAGES = {
 }
 _LINK = re.compile(r"(\]\()([^)#\s]+)(#[^)\s]*)?(\))")
 _COPIES = "files"
+#: Where `docs/gallery.py` writes its page and images.
+GALLERY = ROOT / "build" / "gallery"
+_NO_GALLERY = "# Gallery\n\n`make docs` draws the figures of this page.\n"
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -30,6 +33,9 @@ def on_files(files: Files, config: Any) -> Files:
     for name, page in PAGES.items():
         if name != "README.md":
             files.append(File.generated(config, page, content=(ROOT / name).read_text("utf-8")))
+    files.append(File.generated(config, "gallery/index.md", content=_gallery()))
+    for image in sorted(GALLERY.glob("*.svg")):
+        files.append(File.generated(config, f"gallery/{image.name}", abs_src_path=str(image)))
     linked: set[Path] = set()
     for file in files.documentation_pages():
         if file.src_uri.endswith(".md"):
@@ -39,6 +45,11 @@ def on_files(files: Files, config: Any) -> Files:
         if path.is_file() and inside not in PAGES and not inside.startswith("docs/"):
             files.append(File.generated(config, f"{_COPIES}/{inside}", abs_src_path=str(path)))
     return files
+
+
+def _gallery() -> str:
+    page = GALLERY / "index.md"
+    return page.read_text("utf-8") if page.is_file() else _NO_GALLERY
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
