@@ -114,8 +114,12 @@ types: install
 tests: install samples $(REVIEWS)
 	@$(BIN)/python -m slipcover --source scanner --skip-covered --missing-width 40 -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-docs: install ## regenerate the generated documentation
+docs: install ## regenerate the generated documents, draw the gallery from the demo, and build the site of the documentation
 	@$(BIN)/python docs/generate.py
+	@test -d $(DEMO_STORE)/scans || $(MAKE) --no-print-directory demo
+	@$(BIN)/python docs/gallery.py build/gallery $(DEMO_STORE) $(wildcard $(CAUSAL_STORE))
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "Open the documentation in a browser: $(CURDIR)/build/site/index.html"
 
 docs-check: install
 	@$(BIN)/python docs/generate.py --check

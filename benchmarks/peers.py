@@ -64,6 +64,7 @@ def main() -> int:
     parser.add_argument(
         "--peers", type=Path, default=ROOT / ".cache/peers", metavar="DIR", help="environment of WeightWatcher"
     )
+    parser.add_argument("--only", metavar="NAME", help="only this checkpoint, such as SmolLM2")
     parser.add_argument(
         "--all", action="store_true", help="also WeightWatcher with mp_fit and randomize, and the 7B block"
     )
@@ -73,10 +74,12 @@ def main() -> int:
     rows: list[measure.Row] = []
     with tempfile.TemporaryDirectory() as folder:
         for name, checkpoint in checkpoints(Path(folder), quick=args.quick, whole=args.all).items():
-            rows += compared(
-                name, checkpoint, python, 1 if args.quick else args.repeats, everything=args.all and not args.quick
-            )
-    measure.table("End to end, median", rows)
+            if args.only not in (None, name):
+                continue
+            repeats, everything = 1 if args.quick else args.repeats, args.all and not args.quick
+            found = compared(name, checkpoint, python, repeats, everything=everything)
+            measure.table(f"{name}: end to end, median of {repeats}", found)
+            rows += found
     measure.write_json(args.json, {"quick": args.quick, "machine": machine, "times": rows})
     return 0
 

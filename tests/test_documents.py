@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ from scanner.cli.main import application
 from scanner.version import __version__
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks" / "README.md"])
 VERBS = typer.main.get_command(application()).commands  # type: ignore[attr-defined]
 
 #: Named in the documents, and not written yet.
@@ -48,6 +51,25 @@ def test_the_files_that_a_developer_is_sent_to_exist(name: str) -> None:
     assert [path for path in named if not (ROOT / path).exists()] == []
 
 
+def test_the_site_of_the_documentation_is_built_without_a_warning_and_asks_no_other_host(tmp_path: Path) -> None:
+    """`--strict` makes a broken link, a missing anchor, and a page that no menu has into errors."""
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
+        cwd=ROOT,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert built.returncode == 0, built.stderr
+    pages = [*tmp_path.rglob("*.html")]
+    assert len(pages) >= 25
+    loaded = re.compile(r'<(?:script|img|iframe|source)[^>]*\ssrc="([^"]+)"|<link[^>]*\bhref="([^"]+)"')
+    for page in pages:
+        links = [src or href for src, href in loaded.findall(page.read_text("utf-8"))]
+        assert [link for link in links if "//" in link.partition("?")[0]] == [], page.name
+    assert 'id="scanner.memory.analyze_model"' in (tmp_path / "api.html").read_text("utf-8")
+
+
 def test_what_additions_are_declared_with_exists() -> None:
     names = re.findall(r"`(scanner(?:\.\w+)+)`", (ROOT / "CONTRIBUTING.md").read_text("utf-8"))
     assert len(names) >= 5
@@ -56,7 +78,10 @@ def test_what_additions_are_declared_with_exists() -> None:
         assert hasattr(importlib.import_module(module), attribute), name
 
 
-@pytest.mark.parametrize("name", ["docs/findings.md", "docs/running-times.md", "docs/method.md", "docs/compress.md"])
+WITH_COMMANDS = ["docs/findings.md", "docs/running-times.md", "docs/method.md", "docs/compress.md", "docs/start.md"]
+
+
+@pytest.mark.parametrize("name", [*WITH_COMMANDS, *(shown(path) for path in (ROOT / "docs" / "guides").glob("*.md"))])
 def test_documents_use_only_verbs_and_options_that_exist(name: str) -> None:
     text = (ROOT / name).read_text("utf-8").replace("\\\n", " ")
     for verb, rest in re.findall(r"(?:`|&& |^ +(?:\$ )?)rmtscan ([a-z-]+)([^\n`|#&>]*)", text, re.M):

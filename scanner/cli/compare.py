@@ -22,7 +22,7 @@ _NAMED = 8
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the command."""
-    options.register(app, "compare", compare)
+    options.register(app, "compare", compare, without=("values_only",))
 
 
 def compare(

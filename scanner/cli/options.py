@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -28,6 +28,7 @@ def register(
     *,
     help: str | None = None,
     aliases: Mapping[str, str] | None = None,
+    without: Collection[str] = (),
 ) -> None:
     """Add a command to an application.
 
@@ -40,8 +41,9 @@ def register(
         function: what the command does.
         help: text of the help; None: the docstring of the function.
         aliases: flags that are accepted, but not shown, and the flags that they stand for.
+        without: fields of the configurations that are no options of this command.
     """
-    expanded = _Expanded(function)
+    expanded = _Expanded(function, without)
 
     class Verb(_Command):
         pass
@@ -113,7 +115,7 @@ def _as_help(text: str, flags: Mapping[str, str]) -> str:
 class _Expanded:
     """A function with the options of its configurations as parameters."""
 
-    def __init__(self, function: Callable[..., None]) -> None:
+    def __init__(self, function: Callable[..., None], without: Collection[str]) -> None:
         self.aliases: dict[str, str] = {}
         self._function = function
         self._configs: dict[str, _Config] = {}
@@ -124,6 +126,7 @@ class _Expanded:
             if config is None:
                 added = {name: parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)}
             else:
+                config = replace(config, own=tuple(one for one in config.own if one.name not in without))
                 self._configs[name] = config
                 self.aliases |= {alias: one.flag for one in config.options for alias in one.aliases}
                 flags = {one.name: one.flag for one in config.options}

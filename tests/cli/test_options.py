@@ -274,13 +274,14 @@ def test_a_field_without_a_declaration_is_a_plain_option() -> None:
 
 POOL = "--address --workers --gpus-per-worker --task-timeout --share-cores --log-format"
 SELECTION = "--roles --layers --embeddings --heads --products"
-METHOD = "--sigma --null --scale --head-mass --metrics --values-only"
+WITH_VECTORS = "--sigma --null --scale --head-mass --metrics"
+METHOD = f"{WITH_VECTORS} --values-only"
 TEXT = "--text --column --second --where"
 MEASURE = f"{TEXT} --label --metric --tokens --window --examples --dtype"
 OPTIONS = {
     "scan": f"--from --upgrade --store {SELECTION} {METHOD} --ensemble --control-draws --download --force {POOL} --format",
     "inspect": f"{SELECTION} --format",
-    "compare": f"--store {SELECTION} {METHOD} --download --force {POOL} --format",
+    "compare": f"--store {SELECTION} {WITH_VECTORS} --download --force {POOL} --format",
     "query": "--param --list --store --format",
     "sql": "--store --timeout --format",
     "models": "--store --format",
