@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from scanner.store import Store
 
 Model = Annotated[
-    str, typer.Argument(metavar="REF", help="A scanned model, by name or by the place from which it was scanned.")
+    str, typer.Argument(metavar="REF", help="A scanned model: its name or a unique part of it, or the place from which it was scanned.")
 ]
 Output = Annotated[
     str | None,
@@ -259,11 +259,12 @@ def json(
 
 
 def _opened(store: str, model: str) -> tuple[Store, str]:
+    from scanner.cli.choosing import whole_name
     from scanner.report.models import choose_models
     from scanner.store import open_store
 
     opened = open_store(store)
-    return opened, choose_models(opened, [model])[0]
+    return opened, choose_models(opened, [whole_name(opened, model)])[0]
 
 
 def _write(output: str | None, force: bool, make: Callable[[], tuple[str | bytes, Sequence[str]]]) -> None:

@@ -34,7 +34,7 @@ def plot(
     listed: Annotated[
         bool, typer.Option("--list", "-l", help="List the figures, or describe FIGURE and its options.")
     ] = False,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Name of a scanned model.")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="A scanned model: its name, or a unique part of it.")] = None,
     revision: Annotated[
         str | None, typer.Option("--revision", help="The newest revision that begins with this, instead of the newest.")
     ] = None,
@@ -84,6 +84,7 @@ def plot(
 
         rmtscan plot depth --model my-model -o depth.html
     """
+    from scanner.cli.choosing import whole_name
     from scanner.cli.progress import steps
     from scanner.figures import all_figures, find_figure, save
     from scanner.figures.rendering import check_path
@@ -129,6 +130,9 @@ def plot(
             raise typer.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--param")
         parameters[name] = chosen.convert(name, value)
     opened = open_store(store) if chosen.needs_store else None
+    if opened is not None:
+        named = [name for name in ("model", "base", "tuned") if isinstance(parameters.get(name), str)]
+        parameters |= {name: whole_name(opened, str(parameters[name])) for name in named}
     with steps(sys.stderr, "drawing") as progress:
         chart = chosen.draw(opened, interactive=output.suffix.lower() == ".html", progress=progress, **parameters)
     note(f"{chosen.title}: {save(chart, output)}")

@@ -50,6 +50,12 @@ def scan(
             show_default=False,
         ),
     ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--name", metavar="NAME", help="Name of the model in the store, of a single REF.", show_default="that of the checkpoint"
+        ),
+    ] = None,
     upgrade: Annotated[
         bool,
         typer.Option(
@@ -77,6 +83,8 @@ def scan(
 
         rmtscan scan ./my-model --address auto --gpus-per-worker 0.5
 
+        rmtscan scan ./run/checkpoint-500 --name run/step-500
+
         rmtscan scan --from models.txt --store s3://bucket/results
 
         rmtscan scan --upgrade --store results
@@ -88,6 +96,8 @@ def scan(
             f"--upgrade repeats every scan with its own parameters: leave out {', '.join(ignored)}, or name checkpoints instead",
             param_hint=ignored[0],
         )
+    if name is not None and (upgrade or listed is not None):
+        raise typer.BadParameter("--name names the model of a single REF", param_hint="--name")
     if not (upgrade or references or listed is not None):
         raise typer.BadParameter("name a checkpoint, or a file of references with --from", param_hint="REF")
 
@@ -115,10 +125,11 @@ def scan(
             pool=pool,
             force=how.force,
             download=how.download,
+            name=name,
             observer=observer,
         )
 
-    run_verb(call, lambda report: _show(report, form), store=store, log_format=log_format)
+    run_verb(call, lambda report: _show(report, form, name), store=store, log_format=log_format)
 
 
 def _named(references: list[str], listed: str | None) -> Iterable[str]:
@@ -165,7 +176,7 @@ def _references_in(lines: Iterable[str]) -> Iterator[str]:
             yield reference
 
 
-def _show(report: ScanReport, form: Format) -> None:
+def _show(report: ScanReport, form: Format, name: str | None) -> None:
     import pyarrow as pa
 
     from scanner.checkpoint.formats.commands import beside_note
@@ -190,6 +201,8 @@ def _show(report: ScanReport, form: Format) -> None:
     )
     write(pa.table(columns, schema=schema), form)
     for model in scanned:
+        if name is not None and model.model != name:
+            note(f"  the store has this content as {printable(model.model)}; --force scans it again under the name {name}")
         if len(scanned) <= _MOST_NOTES:
             note_skipped({reason: len(names) for reason, names in model.skipped.items()}, before=f"{model.model}: ")
         if model.beside:
