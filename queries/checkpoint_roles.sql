@@ -28,7 +28,7 @@
 -- column: above_percent | singular values above the Marchenko-Pastur bulk, percent
 -- column: spectral_norm | largest singular value, mean
 -- column: stable_rank | stable rank, mean
--- show: family, role, place, model, revision, step, matrices, p, p_change, p_since_first, below_percent, above_percent
+-- show: model, role, place, revision, step, matrices, p, p_change, p_since_first, below_percent, above_percent
 with checkpoints as (
     select
         model,

@@ -10,7 +10,7 @@
 -- column: tokens | number of tokens that were read
 -- column: points | number of measured points; for activations, of matrices
 -- column: finished_at [UTC] | when the newest point or the run finished
--- show: kind, model, dataset, tokens, points, finished_at, run_id
+-- show: kind, model, dataset, points, finished_at, run_id
 with measured as (
     select run_id, arg_max(model, (finished_at, model)) as model, count(*) as points, max(finished_at) as finished_at
     from ablations

@@ -29,7 +29,7 @@
 -- column: mlp_gate | mean over the gates
 -- column: mlp_down | mean over the down-projections
 -- column: other | mean over all other matrices (embedding, lm_head, router, other)
--- show: model, place, step, revision, overall, since_first, query, key, value, attn_out, mlp_up, mlp_gate, mlp_down, other
+-- show: model, step, revision, overall, since_first, query, key, value, attn_out, mlp_up, mlp_gate, mlp_down, other
 with checkpoints as (
     select
         model,

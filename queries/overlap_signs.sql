@@ -36,7 +36,7 @@ select
     avg((signs_p < 0.05)::integer) as small,
     avg((overlap > random_overlap(cols, 0.99865))::integer) as above,
     avg((overlap > random_overlap(cols, 0.99865) and signs_bound < 0.001)::integer) as directed
-from chosen_overlaps($model, $run, $role, $centred) as overlaps
+from chosen_overlaps($model, $run, $role, $centred) as found
 where signs_bound is not null
-group by model, role, rows, cols, overlaps.region
-order by model, role_order(role), role, rows, cols, list_position(['left', 'bulk', 'right', 'null'], overlaps.region);
+group by model, role, rows, cols, found.region
+order by model, role_order(role), role, rows, cols, list_position(['left', 'bulk', 'right', 'null'], found.region);

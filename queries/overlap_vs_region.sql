@@ -33,6 +33,6 @@ select
     random_overlap(cols, 0.00135) as random_low,
     random_overlap(cols, 0.5) as random_middle,
     random_overlap(cols, 0.99865) as random_high
-from chosen_overlaps($model, $run, $role, $centred) as overlaps
-group by model, role, rows, cols, overlaps.region
-order by model, role_order(role), role, rows, cols, list_position(['left', 'bulk', 'right', 'null'], overlaps.region);
+from chosen_overlaps($model, $run, $role, $centred) as found
+group by model, role, rows, cols, found.region
+order by model, role_order(role), role, rows, cols, list_position(['left', 'bulk', 'right', 'null'], found.region);

@@ -15,8 +15,8 @@
 -- column: seconds | duration of the scan
 -- column: finished_at [UTC] | when it finished
 -- column: scan_id | identity of what was scanned and how
--- show: model, revision, matrices, failed, skipped, seconds, finished_at
--- total: matrices, failed, skipped, seconds
+-- show: model, revision, matrices, failed, skipped, finished_at
+-- total: matrices, failed, skipped
 select
     model,
     left(revision, 12) as revision,

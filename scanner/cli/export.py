@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from scanner.store import Store
 
 Model = Annotated[
-    str, typer.Argument(metavar="REF", help="A scanned model: its name or a unique part of it, or the place from which it was scanned.")
+    str,
+    typer.Argument(
+        metavar="REF", help="A scanned model: its name or a unique part of it, or the place from which it was scanned."
+    ),
 ]
 Output = Annotated[
     str | None,

@@ -130,9 +130,7 @@ def _write_summary(inventory: Inventory, costs: list[float], form: Format) -> No
     kinds = {"role": pa.string(), "matrices": pa.int32(), "shapes": pa.string()}
     kinds |= dict.fromkeys(("cost_gflop", "percent", "core_seconds"), pa.float64())
     totals = ("matrices", "cost_gflop", "percent", "core_seconds")
-    write(
-        pa.Table.from_pylist(rows, schema=pa.schema(kinds)), form, view=View(caption=False, totals=totals), rows=None
-    )
+    write(pa.Table.from_pylist(rows, schema=pa.schema(kinds)), form, view=View(caption=False, totals=totals), rows=None)
     if inventory.skipped:
         print()
         tensors: dict[str, list[str]] = {}
@@ -144,7 +142,13 @@ def _write_summary(inventory: Inventory, costs: list[float], form: Format) -> No
             "reason": pa.array([reason for reason, _ in reasons], pa.string()),
             "example": pa.array([names[0] for _, names in reasons], pa.string()),
         }
-        write(pa.table(skipped), form, view=View(caption=False, totals=("skipped",)), rows=50, more="--all lists every tensor")
+        write(
+            pa.table(skipped),
+            form,
+            view=View(caption=False, totals=("skipped",)),
+            rows=50,
+            more="--all lists every tensor",
+        )
 
 
 def _shapes(refs: Iterable[MatrixRef]) -> str:

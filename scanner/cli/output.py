@@ -83,7 +83,7 @@ def write(
         sys.stdout.flush()
         if rows is not None and table.num_rows > rows:
             note(f"... {table.num_rows - rows:,} more rows, {table.num_rows:,} in all; {more}")
-        if drawn.left_out:
+        if drawn.left_out and table.num_rows:
             note(f"no room for {', '.join(drawn.left_out)}; {wider}")
     elif form == "json":
         _write_json(table)

@@ -34,7 +34,9 @@ def plot(
     listed: Annotated[
         bool, typer.Option("--list", "-l", help="List the figures, or describe FIGURE and its options.")
     ] = False,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="A scanned model: its name, or a unique part of it.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="A scanned model: its name, or a unique part of it.")
+    ] = None,
     revision: Annotated[
         str | None, typer.Option("--revision", help="The newest revision that begins with this, instead of the newest.")
     ] = None,

@@ -47,7 +47,12 @@ def query(
     rows: Annotated[
         int | None,
         typer.Option(
-            "--rows", "-n", metavar="N", min=1, help="Rows that format table shows.", show_default="200; 10 of a query for charts"
+            "--rows",
+            "-n",
+            metavar="N",
+            min=1,
+            help="Rows that format table shows.",
+            show_default="200; 10 of a query for charts",
         ),
     ] = None,
     all_rows: Annotated[bool, typer.Option("--all", help="Show all rows in format table.")] = False,

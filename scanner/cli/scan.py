@@ -53,7 +53,10 @@ def scan(
     name: Annotated[
         str | None,
         typer.Option(
-            "--name", metavar="NAME", help="Name of the model in the store, of a single REF.", show_default="that of the checkpoint"
+            "--name",
+            metavar="NAME",
+            help="Name of the model in the store, of a single REF.",
+            show_default="that of the checkpoint",
         ),
     ] = None,
     upgrade: Annotated[
@@ -202,7 +205,9 @@ def _show(report: ScanReport, form: Format, name: str | None) -> None:
     write(pa.table(columns, schema=schema), form)
     for model in scanned:
         if name is not None and model.model != name:
-            note(f"  the store has this content as {printable(model.model)}; --force scans it again under the name {name}")
+            note(
+                f"  the store has this content as {printable(model.model)}; --force scans it again under the name {name}"
+            )
         if len(scanned) <= _MOST_NOTES:
             note_skipped({reason: len(names) for reason, names in model.skipped.items()}, before=f"{model.model}: ")
         if model.beside:

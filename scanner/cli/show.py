@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.cells import cell_len
 
 from scanner.cli import options
 from scanner.cli.output import DEFAULT_STORE, FormatOption, StoreOption, line_width, write
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 _WIDTH, _MOST = 80, 120
 #: Findings that are shown, and lines of strips.
 _FINDINGS, _STRIPS = 6, 24
+#: Cells of a line below which the strip has shorter numbers, and no outliers.
+_NARROW = 76
 #: Mean p-values at which the color of a cell changes, from learned to random, and the colors (of 256): a red and blue scale that
 #: stays apart for color-blind readers.
 _COLORS = ((0.05, 88), (0.15, 124), (0.25, 167), (0.35, 209), (0.42, 223), (0.58, 254), (0.65, 153), (1.01, 74))
@@ -49,7 +52,7 @@ def show(
     store: StoreOption = DEFAULT_STORE,
     form: FormatOption = "table",
 ) -> None:
-    """Show a scanned model on one screen: coverage, what stands out, p-values by role and part of the spectrum, and what to do next.
+    """Show a scanned model on one screen: coverage, what stands out, p-values by role and decile, and what to do next.
 
     The strip has one line per role and side (v: input side, u: output side) and one cell per decile, from the smallest to the
     largest singular values, with the mean p-value of the singular vectors: 0.5 for random ones, and 0 where training shaped them.
@@ -120,7 +123,9 @@ def _screen(store: Store, model: str, revision: str | None, width: int) -> list[
         raise ScannerError(
             f"{printable(model)!r} has no scan of a revision that begins with {printable(str(revision))!r}"
         )
-    lines = [Text(line, style="bold" if at == 0 else "") for at, line in enumerate(_coverage(store, model, scans, width))]
+    lines = [
+        Text(line, style="bold" if at == 0 else "") for at, line in enumerate(_coverage(store, model, scans, width))
+    ]
     lines += [Text(""), Text("What stands out", style="bold")]
     lines += [Text(line) for line in _stands_out(store, model, revision, width)]
     return [*lines, Text(""), *_strip(store, model, revision, width)]
@@ -188,35 +193,37 @@ def _strip(store: Store, model: str, revision: str | None, width: int) -> list[T
     if not rows:
         return []
     names = [escaped(f"{row['role']} {row['module'] or ''}".strip()) for row in rows]
-    room = min(max(map(len, names)), max(8, width - 2 - 2 - 10 * 5 - 9))
-    head = f"  {'':{room}}   " + "".join(f"{decile:>5}" for decile in range(1, 11)) + "  outliers"
-    lines = [
-        Text("Mean p-value by role and decile of the spectrum (1: smallest singular values)", style="bold"),
-        Text(head),
-    ]
+    narrow = width < _NARROW
+    cells = 4 if narrow else 5
+    room = min(max(map(cell_len, names)), max(4, width - 2 - 3 - 10 * cells - (0 if narrow else 11)))
+    head = f"  {'':{room}}   " + "".join(f"{decile:>{cells}}" for decile in range(1, 11)) + "  outliers" * (not narrow)
+    lines = [Text("Mean p-value by role and decile", style="bold"), Text(head)]
     last = None
     for row, name in list(zip(rows, names, strict=True))[:_STRIPS]:
-        line = Text(f"  {elide(name if name != last else '', room):{room}} {row['side']} ")
+        shown = elide(name if name != last else "", room)
+        line = Text(f"  {shown}{' ' * (room - cell_len(shown))} {row['side']} ")
         for decile in range(1, 11):
-            line.append(*_heat(row[f"d{decile}"]))
+            line.append(*_heat(row[f"d{decile}"], cells))
         below, above = row["outliers_below"], row["outliers_above"]
-        if name != last and above is not None:
+        if name != last and above is not None and not narrow:
             line.append(f"  {below or 0:.0f}|{above:.0f}")
         lines.append(line)
         last = name
     if len(rows) > _STRIPS:
-        lines.append(Text(f"  ... {len(rows) - _STRIPS} more lines: rmtscan query role_table -p model=..."))
-    legend = "u: output side, v: input side. Random vectors have 0.50. Outliers: below|above the bulk, mean per matrix."
+        lines.append(Text(f"  ... {len(rows) - _STRIPS} more lines: rmtscan query role_table"))
+    legend = "decile 1: smallest singular values; v: input side, u: output side; random vectors have 0.50"
+    legend += "" if narrow else "; outliers: below|above the bulk, mean per matrix"
     lines += [Text(f"  {line}") for line in _wrapped(legend, width - 2)]
     return lines
 
 
-def _heat(p: float | None) -> tuple[str, str]:
+def _heat(p: float | None, cells: int) -> tuple[str, str]:
     """Return the cell of a mean p-value and its style: the number, black or white on the color of the scale."""
     if p is None:
-        return f"{'':>5}", ""
+        return " " * cells, ""
     color = next((color for limit, color in _COLORS if p < limit), _COLORS[-1][1])
-    return f" {p:.2f}", f"{'white' if color in (88, 124) else 'black'} on color({color})"
+    text = f"{p:.2f}" if cells > 4 else f"{p:.2f}".removeprefix("0")
+    return f"{text:>{cells}}", f"{'white' if color in (88, 124) else 'black'} on color({color})"
 
 
 def _next(store: Store, model: str, named: str, url: str) -> list[str]:

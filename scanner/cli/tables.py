@@ -14,12 +14,14 @@ if TYPE_CHECKING:
 
     from scanner.store.queries import Query, Shown
 
-#: Cells to which the text of a column is elided, and the text of an id, which is needed as it is.
-_LEAST, _LEAST_OF_ID = 12, 24
+#: Cells to which the text of a column is elided, the name of a model, and an id, which is needed as it is.
+_LEAST, _LEAST_OF_MODEL, _LEAST_OF_ID = 12, 16, 24
 #: Cells of the narrowest column of sentences.
 _LEAST_OF_PROSE = 24
 #: Columns of sentences, which are broken between words.
-PROSE = frozenset({"answers", "reason", "detail", "message", "example_message", "problems", "failed_upgrades", "problem"})
+PROSE = frozenset(
+    {"answers", "reason", "detail", "message", "example_message", "problems", "failed_upgrades", "problem"}
+)
 #: Columns that name a model: totals of a query may mean something for one model only.
 _MODELS = ("model", "base_model", "tuned_model")
 
@@ -62,8 +64,8 @@ def view_of(query: Query) -> View:
 def draw(table: pa.Table, *, width: int | None, view: View | None = None, rows: int | None = None) -> Drawn:
     """Write a table as lines.
 
-    Rows of one model stand below its name, if most models have several. Numbers are never cut. If the table is too wide, headers are broken after underscores, then texts are elided in the middle, then
-    columns are left out, the last ones first.
+    Rows of one model stand below its name, if most models have several. Numbers are never cut. If the table is too wide, headers
+    are broken after underscores, then texts are elided in the middle, then columns are left out, the last ones first.
 
     Args:
         table: the rows; columns have distinct names.
@@ -165,6 +167,8 @@ class _Column:
     total: str | None
     numeric: bool
     prose: bool = False
+    fixed: bool = False
+    """Whether texts are never elided: times."""
     width: int = 0
 
     @property
@@ -176,9 +180,10 @@ class _Column:
     def least(self) -> int:
         """Cells below which the column is not narrowed."""
         least = max(map(cell_len, _pieces(self.header)), default=0)
-        if self.numeric:
+        if self.numeric or self.fixed:
             return max(least, self.natural)
         wanted = _LEAST_OF_PROSE if self.prose else _LEAST_OF_ID if self.header.endswith("_id") else _LEAST
+        wanted = max(wanted, _LEAST_OF_MODEL if self.header in _MODELS else 0)
         return max(least, min(self.natural, wanted))
 
 
@@ -194,7 +199,8 @@ def _columns(table: pa.Table, view: View, rows: int) -> tuple[list[_Column], lis
         made = _column(name, [value.slice(0, rows) for value in values], between, [sums.get(part) for part in parts])
         unit = next((view.units[part] for part in parts if part in view.units), "")
         made = replace(made, header=escaped(name) + (f" [{unit}]" if unit else ""))
-        if view.caption and table.num_rows > 1 and all(_is_constant(value) for value in values):
+        one_row = table.num_rows == 1 and (name in _MODELS or all(value.null_count for value in values))
+        if view.caption and (one_row or (table.num_rows > 1 and all(map(_is_constant, values)))):
             constant.append(made)
         else:
             shown.append(made)
@@ -206,7 +212,8 @@ def _column(name: str, values: Sequence[pa.ChunkedArray], between: str, sums: Se
     texts = [[cell(one) for one in value.to_pylist()] for value in values]
     total = sums[0] if len(sums) == 1 else None
     if len(texts) == 1:
-        return _Column(header=name, cells=texts[0], total=total, numeric=numeric, prose=name in PROSE)
+        fixed = str(values[0].type).startswith("timestamp")
+        return _Column(header=name, cells=texts[0], total=total, numeric=numeric, prose=name in PROSE, fixed=fixed)
     pairs = list(zip(*texts, strict=True))
     if all(one is not None for one in sums):
         pairs.append((str(sums[0]), str(sums[1])))
@@ -267,7 +274,7 @@ def _grouped(columns: Sequence[_Column], width: int | None) -> tuple[list[_Colum
     """
     names = [one for one in columns if one.header in _MODELS]
     others = [one for one in columns if one.header not in _MODELS]
-    if not names or not others:
+    if not names or not others or not names[0].cells:
         return [*columns], []
     keys = list(zip(*(one.cells for one in names), strict=True))
     starts = [at for at, key in enumerate(keys) if at == 0 or key != keys[at - 1]]
@@ -323,9 +330,7 @@ def _widened(columns: Sequence[_Column], room: int) -> list[_Column]:
     return [replace(one, width=own) for one, own in zip(columns, widths, strict=True)]
 
 
-def _lines(
-    columns: Sequence[_Column], gap: int, groups: Sequence[tuple[int, list[str]]] = ()
-) -> Iterator[str]:
+def _lines(columns: Sequence[_Column], gap: int, groups: Sequence[tuple[int, list[str]]] = ()) -> Iterator[str]:
     headers = [_broken(one.header, one.width) for one in columns]
     tall = max(map(len, headers))
     for line in range(tall):  # the last lines of all headers stand side by side

@@ -195,7 +195,9 @@ class ScanWork(Work):
         self._opener: Opener | None = None
         if references is not None:
             selection = self.method.selection
-            self._opener = Opener(references, lambda named: open_reference(named, selection, download=download, name=name))
+            self._opener = Opener(
+                references, lambda named: open_reference(named, selection, download=download, name=name)
+            )
         self._hasher = Hasher()
         self._beside: dict[str, tuple[str, ...]] = {}
         self._listed: set[str] | None = None

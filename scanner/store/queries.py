@@ -232,7 +232,9 @@ def _suggest(name: str, known: Mapping[str, object]) -> str:
 def _parse_parameter(query: str, text: str) -> Parameter:
     match = _PARAMETER.fullmatch(text)
     if match is None or match[2] not in _CONVERSIONS:
-        raise ValueError(f"query {query!r}: {text!r} is not 'NAME VARCHAR|MODEL|INTEGER|DOUBLE|BOOLEAN [= DEFAULT] | help'")
+        raise ValueError(
+            f"query {query!r}: {text!r} is not 'NAME VARCHAR|MODEL|INTEGER|DOUBLE|BOOLEAN [= DEFAULT] | help'"
+        )
     name, kind, default, help_text = match.groups()
     try:
         value = None if default in (None, "NULL") else _CONVERSIONS[kind](default)

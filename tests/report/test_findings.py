@@ -262,7 +262,14 @@ def test_outliers_gained_and_lost(tuned: int, headline: str) -> None:
 
 def test_the_decile_that_turned_most_weighs_roles_by_their_matrices() -> None:
     rows = [
-        {"decile": decile, "matrices": n, "u_subspace_turned": u, "v_subspace_turned": u, "u_turned": 0.9, "v_turned": 0.9}
+        {
+            "decile": decile,
+            "matrices": n,
+            "u_subspace_turned": u,
+            "v_subspace_turned": u,
+            "u_turned": 0.9,
+            "v_turned": 0.9,
+        }
         for n, values in ((3, (0.4, 0.1)), (1, (0.0, 0.5)))
         for decile, u in zip((1, 10), values, strict=True)
     ]
