@@ -15,7 +15,7 @@
 -- column: family | name of the model, or the common prefix
 -- column: place | 1 = the first checkpoint
 -- column: model | name of the model
--- column: revision | commit, tag or content hash, first 12 characters
+-- column: revision | commit, tag or content hash
 -- column: step | step in the name of the revision or model; NULL if there is none
 -- column: finished_at [UTC] | when its first scan finished
 -- column: matrices | number of matrices
@@ -112,7 +112,7 @@ select
     family,
     (row_number() over in_time)::integer as place,
     trend.model,
-    left(trend.revision, 12) as revision,
+    trend.revision,
     step,
     finished_at,
     matrices,

@@ -12,9 +12,9 @@ import typer
 
 from scanner.checkpoint import Selection
 from scanner.cli import options
-from scanner.cli.output import Format, FormatOption, note, note_skipped, write
+from scanner.cli.output import Format, FormatOption, line_width, note, note_skipped, write
 from scanner.cli.progress import waiting
-from scanner.cli.tables import View, duration
+from scanner.cli.tables import View, duration, escaped, wrapped
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -66,7 +66,8 @@ def inspect(
     )
     counts = f"{len(inventory.matrices)} matrices to analyze ({sum(costs):,.1f} GFLOP), {len(inventory.skipped)} tensors skipped"
     if form == "table" and not all_tensors:
-        print(f"{summary}\n")
+        width = line_width()
+        print("\n".join([*([escaped(summary)] if width is None else wrapped(summary, width)), ""]))
         _write_summary(inventory, costs, form)
     else:
         write(_tensors(inventory, costs), form, rows=None, whole=True)

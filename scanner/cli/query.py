@@ -176,11 +176,11 @@ def _describe(name: str) -> None:
         for param in found.params:
             default = "NULL" if param.default is None else param.default
             print(f"  {param.name} {param.type} = {default}   {' '.join(param.help.split())}")
+    if found.figures:
+        print(f"Made for charts: rmtscan plot {', '.join(found.figures)}")
     print("Columns:")
     shown = {part for one in found.shown for part in one.columns}
     for column in found.columns:
         unit = f" [{column.unit}]" if column.unit else ""
         more = "" if column.name in shown or not shown else "  (--columns, --wide)"
         print(f"  {column.name}{unit}   {' '.join(column.help.split())}{more}")
-    if found.figures:
-        print(f"Made for charts: rmtscan plot {', '.join(found.figures)}")

@@ -13,6 +13,7 @@ from scanner.cli import options
 from scanner.cli.logs import LogFormatOption, say_error
 from scanner.cli.output import DEFAULT_STORE, Format, FormatOption, StoreOption, note, note_skipped, write
 from scanner.cli.run import run_verb
+from scanner.cli.tables import View
 from scanner.engine.method import Method
 from scanner.engine.options import PoolOptions, ReuseOptions, ScanOptions
 from scanner.errors import ConfigError, ScannerError
@@ -184,6 +185,7 @@ def _show(report: ScanReport, form: Format, name: str | None) -> None:
 
     from scanner.checkpoint.formats.commands import beside_note
     from scanner.checkpoint.names import printable
+    from scanner.store.queries import Shown
 
     scanned = [model for model in report.models if model.error is None]
     if not report.models:
@@ -202,7 +204,14 @@ def _show(report: ScanReport, form: Format, name: str | None) -> None:
     schema = pa.schema(
         [(name, pa.int32() if name in {"analysed", "skipped", "failed"} else pa.string()) for name in columns]
     )
-    write(pa.table(columns, schema=schema), form)
+    order = ("model", "state", "analysed", "skipped", "failed", "scan_id")
+    shown = tuple(Shown(name=name, columns=(name,)) for name in order)
+    write(
+        pa.table(columns, schema=schema),
+        form,
+        view=View(shown=shown, totals=("analysed", "skipped", "failed")),
+        rows=None,
+    )
     for model in scanned:
         if name is not None and model.model != name:
             note(

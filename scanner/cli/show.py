@@ -13,7 +13,7 @@ from rich.cells import cell_len
 from scanner.cli import options
 from scanner.cli.output import DEFAULT_STORE, FormatOption, StoreOption, line_width, write
 from scanner.cli.progress import waiting
-from scanner.cli.tables import elide, escaped, number, view_of
+from scanner.cli.tables import elide, escaped, number, view_of, wrapped
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -150,7 +150,7 @@ def _coverage(store: Store, model: str, scans: Sequence[Mapping[str, Any]], widt
     begun = sum(scan.parts for scan in store.unfinished() if scan.model == model)
     counted += [f"{begun:,} matrices of a scan that is not finished"] if begun else []
     lines = [elide(escaped(model), width)]
-    return lines + _wrapped(" · ".join(filter(None, about)), width) + _wrapped(" · ".join(filter(None, counted)), width)
+    return lines + wrapped(" · ".join(filter(None, about)), width) + wrapped(" · ".join(filter(None, counted)), width)
 
 
 def _stands_out(store: Store, model: str, revision: str | None, width: int) -> list[str]:
@@ -213,7 +213,7 @@ def _strip(store: Store, model: str, revision: str | None, width: int) -> list[T
         lines.append(Text(f"  ... {len(rows) - _STRIPS} more lines: rmtscan query role_table"))
     legend = "decile 1: smallest singular values; v: input side, u: output side; random vectors have 0.50"
     legend += "" if narrow else "; outliers: below|above the bulk, mean per matrix"
-    lines += [Text(f"  {line}") for line in _wrapped(legend, width - 2)]
+    lines += [Text(f"  {line}") for line in wrapped(legend, width - 2)]
     return lines
 
 
@@ -245,14 +245,8 @@ def _next(store: Store, model: str, named: str, url: str) -> list[str]:
 
 
 def _bullet(text: str, width: int) -> list[str]:
-    first, *rest = _wrapped(text, width - 4)
+    first, *rest = wrapped(text, width - 4)
     return [f"  • {first}", *(f"    {line}" for line in rest)]
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    import textwrap
-
-    return [elide(line, width) for line in textwrap.wrap(escaped(text), max(20, width))] or [""]
 
 
 def _print(lines: Sequence[Text]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -143,6 +144,12 @@ def elided(texts: Sequence[str], width: int) -> list[str]:
         if len({*others.values()}) > len({*found.values()}):
             found = others
     return [found[text] for text in texts]
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """Break a text between words into lines of at most `width` cells; a longer word is elided."""
+    found = textwrap.wrap(escaped(text), max(20, width), break_long_words=False, break_on_hyphens=False)
+    return [elide(line, width) for line in found] or [""]
 
 
 def _start(text: str, width: int) -> str:
@@ -350,17 +357,16 @@ def _lines(columns: Sequence[_Column], gap: int, groups: Sequence[tuple[int, lis
     if any(one.total is not None for one in columns):
         yield rule
         totals = [one.total or "" for one in columns]
-        if not totals[0]:
-            totals[0] = _start("total", columns[0].width)
+        free = next((at for at, one in enumerate(columns) if one.total is None and one.width >= len("total")), None)
+        if free is not None:
+            totals[free] = "total"
         yield _joined(totals, columns, gap)
 
 
 def _texts(column: _Column) -> list[list[str]]:
     """Return the lines of every value."""
     if column.prose and column.natural > column.width:
-        from textwrap import wrap
-
-        return [[elide(line, column.width) for line in wrap(text, column.width)] or [""] for text in column.cells]
+        return [wrapped(text, column.width) for text in column.cells]
     if column.natural > column.width:
         return [[text] for text in elided(column.cells, column.width)]
     return [[text] for text in column.cells]

@@ -80,9 +80,7 @@ def test_a_name_may_be_any_part_that_no_other_name_has(rmtscan: Run, store: Stor
     told = rmtscan("show", "minilm-bsae", "--store", store.url)
     assert told.errors == ["error: there is no model 'minilm-bsae': did you mean org/minilm-base, org/minilm-tuned?"]
     told = rmtscan("show", "--store", store.url)
-    assert told.errors == [
-        "error: the store has 3 models: name one of org/minilm-base, org/minilm-tuned, org/other"
-    ]
+    assert told.errors == ["error: the store has 3 models: name one of org/minilm-base, org/minilm-tuned, org/other"]
 
 
 def test_queries_match_names_in_the_same_way(rmtscan: Run, store: Store) -> None:
@@ -98,7 +96,12 @@ def test_a_name_that_is_given_as_a_whole_wins_over_longer_ones(tmp_path: Path) -
     store = open_store(str(tmp_path / "store"), create=True)
     for scan_id, name in enumerate(("a", "ab", "delta:a..ab")):
         add_scan(store, str(scan_id), [Matrix()], model=name)
-    assert [store.find_model(text) for text in ("a", "b", "delta:", "..ab")] == ["a", "ab", "delta:a..ab", "delta:a..ab"]
+    assert [store.find_model(text) for text in ("a", "b", "delta:", "..ab")] == [
+        "a",
+        "ab",
+        "delta:a..ab",
+        "delta:a..ab",
+    ]
 
 
 def test_removal_without_a_question_needs_the_whole_name(rmtscan: Run, store: Store) -> None:
