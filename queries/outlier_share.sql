@@ -1,5 +1,5 @@
 -- title: Share of the singular values outside the Marchenko-Pastur bulk, by role
--- about: Percentage of all min(rows, cols) singular values that lie below (left) and above (right) the bulk, over all matrices
+-- about: Percentage of all min(rows, cols) singular values that lie below and above the bulk, over all matrices
 --   of one role and shape. Random matrices have none except a few values next to the edges. In square matrices no value
 --   lies below the bulk, which begins at zero. Values that are outside the edges of the scale null, too, are not explained by
 --   unequal rows and columns; these shares are NULL in scans without a scale null. Matrices for which the chosen sigma has no edges

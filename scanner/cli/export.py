@@ -13,6 +13,7 @@ from scanner.checkpoint import ROLES
 from scanner.checkpoint.model import PRODUCT_ROLES
 from scanner.cli import options
 from scanner.cli.output import DEFAULT_STORE, StoreOption, note
+from scanner.cli.progress import waiting
 from scanner.configuration import option
 
 if TYPE_CHECKING:
@@ -275,7 +276,8 @@ def _write(output: str | None, force: bool, make: Callable[[], tuple[str | bytes
     from scanner.export import writing
 
     path = None if output is None else writing.check(output, force=force)
-    content, left_out = make()
+    with waiting(sys.stderr, "reading the store"):
+        content, left_out = make()
     if path is None:
         sys.stdout.flush()
         sys.stdout.buffer.write(content if isinstance(content, bytes) else content.encode())

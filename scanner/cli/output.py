@@ -24,6 +24,8 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _SHOWN = 200
 #: Number of reasons that are listed: those of adapters name a single tensor each.
 _REASONS = 12
+#: Number of columns that a note names.
+_NAMED = 8
 
 Format = Literal["table", "json", "csv", "parquet"]
 FormatOption = Annotated[Format, typer.Option("--format", "-f", help="Format of the printed table.", show_default=True)]
@@ -84,7 +86,9 @@ def write(
         if rows is not None and table.num_rows > rows:
             note(f"... {table.num_rows - rows:,} more rows, {table.num_rows:,} in all; {more}")
         if drawn.left_out and table.num_rows:
-            note(f"no room for {', '.join(drawn.left_out)}; {wider}")
+            names = ", ".join(drawn.left_out[:_NAMED])
+            others = f" and {len(drawn.left_out) - _NAMED} more columns" if len(drawn.left_out) > _NAMED else ""
+            note(f"no room for {names}{others}; {wider}")
     elif form == "json":
         _write_json(table)
     elif form == "csv":

@@ -10,6 +10,7 @@ import typer
 
 from scanner.cli import options
 from scanner.cli.output import DEFAULT_STORE, FormatOption, StoreOption, note, write
+from scanner.cli.tables import View
 
 if TYPE_CHECKING:
     from scanner.figures import Figure
@@ -95,9 +96,13 @@ def plot(
     if listed and figure is None:
         import pyarrow as pa
 
+        from scanner.store.queries import Shown
+
         known = list(all_figures().values())
         columns = {"figure": [one.name for one in known], "shows": [one.title for one in known]}
-        write(pa.table(columns | {"options": [" ".join(map(_option, one.parameters)) for one in known]}), form)
+        listing = pa.table(columns | {"options": [" ".join(map(_option, one.parameters)) for one in known]})
+        shown = tuple(Shown(name=name, columns=(name,)) for name in columns)
+        write(listing, form, view=View(shown=shown, caption=False), rows=None)
         return
     if figure is None:
         raise typer.BadParameter("give the name of a figure; --list shows all figures", param_hint="FIGURE")

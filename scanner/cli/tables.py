@@ -20,9 +20,7 @@ _LEAST, _LEAST_OF_MODEL, _LEAST_OF_ID = 12, 16, 24
 #: Cells of the narrowest column of sentences.
 _LEAST_OF_PROSE = 24
 #: Columns of sentences, which are broken between words.
-PROSE = frozenset(
-    {"answers", "reason", "detail", "message", "example_message", "problems", "failed_upgrades", "problem"}
-)
+PROSE = frozenset("answers shows reason detail message example_message problem problems remedy failed_upgrades".split())
 #: Columns that name a model: totals of a query may mean something for one model only.
 _MODELS = ("model", "base_model", "tuned_model")
 
@@ -66,7 +64,8 @@ def draw(table: pa.Table, *, width: int | None, view: View | None = None, rows: 
     """Write a table as lines.
 
     Rows of one model stand below its name, if most models have several. Numbers are never cut. If the table is too wide, headers
-    are broken after underscores, then texts are elided in the middle, then columns are left out, the last ones first.
+    are broken after underscores, then texts are elided in the middle, then columns are left out, the last ones first;
+    a single row is then written as a list.
 
     Args:
         table: the rows; columns have distinct names.
@@ -79,6 +78,8 @@ def draw(table: pa.Table, *, width: int | None, view: View | None = None, rows: 
     caption = _caption(constant, width)
     columns, groups = _grouped(columns, width) if view.caption else (columns, [])
     kept, gap, left_out = _fitted(columns, width)
+    if left_out and table.num_rows == 1:
+        return Drawn(lines=(*caption, *_listed(columns, width)))
     return Drawn(lines=(*caption, *([""] if caption else []), *_lines(kept, gap, groups)), left_out=tuple(left_out))
 
 
@@ -361,6 +362,15 @@ def _lines(columns: Sequence[_Column], gap: int, groups: Sequence[tuple[int, lis
         if free is not None:
             totals[free] = "total"
         yield _joined(totals, columns, gap)
+
+
+def _listed(columns: Sequence[_Column], width: int | None) -> Iterator[str]:
+    """Write one row as a line per column; what is empty is left out."""
+    room = max(cell_len(one.header) for one in columns)
+    for one in columns:
+        if one.cells[0]:
+            line = f"{one.header}{' ' * (room - cell_len(one.header))}  {one.cells[0].strip()}"
+            yield line if width is None else elide(line, width)
 
 
 def _texts(column: _Column) -> list[list[str]]:

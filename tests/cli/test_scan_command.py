@@ -62,9 +62,7 @@ def test_all_analysed_is_status_0_and_only_the_summary_is_on_stdout(rmtscan: Run
         ("listed", ["--from", "models.txt"], "of a single REF"),
     ],
 )
-def test_a_name_is_one_line_for_one_model(
-    rmtscan: Run, tmp_path: Path, name: str, more: list[str], said: str
-) -> None:
+def test_a_name_is_one_line_for_one_model(rmtscan: Run, tmp_path: Path, name: str, more: list[str], said: str) -> None:
     told = rmtscan("scan", "model", *more, "--name", name, "--store", tmp_path / "store")
     assert told.status in (1, 2)
     assert said in told.told

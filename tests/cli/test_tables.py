@@ -185,9 +185,14 @@ def test_rows_of_a_model_stand_below_its_name() -> None:
 
 
 def test_columns_without_room_are_named() -> None:
-    drawn = draw(pa.table({f"column{i}": [10**17 + i] for i in range(9)}), width=80)
+    drawn = draw(pa.table({f"column{i}": [10**17 + i, i] for i in range(9)}), width=80)
     assert max(map(wcswidth, drawn.lines)) <= 80
     assert drawn.left_out == tuple(f"column{i}" for i in range(4, 9))
+    alone = draw(pa.table({f"column{i}": [10**17 + i] for i in range(9)} | {"text": ["x" * 99]}), width=80)
+    assert alone.left_out == ()
+    assert [line.split() for line in alone.lines[:9]] == [[f"column{i}", str(10**17 + i)] for i in range(9)]
+    assert re.fullmatch("text     x+…x+", alone.lines[9])
+    assert wcswidth(alone.lines[9]) == 80
 
 
 @given(st.text(max_size=60), st.integers(1, 40))
