@@ -6,6 +6,7 @@ import math
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
@@ -114,8 +115,8 @@ def cell(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, float):
         return number(value)
-    if hasattr(value, "strftime"):
-        return str(value.strftime("%Y-%m-%d %H:%M"))
+    if isinstance(value, datetime):
+        return value.strftime("%Y-%m-%d %H:%M")
     return escaped(str(value))
 
 
@@ -124,27 +125,35 @@ def escaped(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
 
 
-def elide(text: str, width: int) -> str:
-    """Replace the middle of a text by an ellipsis, so that it takes at most `width` cells."""
+def elide(text: str, width: int, tail: int | None = None) -> str:
+    """Replace the middle of a text by an ellipsis, so that it takes at most `width` cells.
+
+    Args:
+        text: the text.
+        width: cells.
+        tail: how many of them the end of the text takes at most; None: half.
+    """
     if cell_len(text) <= width:
         return text
     if width <= 1:
         return "…"[:width]
-    tail = (width - 1) // 2
+    tail = (width - 1) // 2 if tail is None else tail
     return f"{_start(text, width - 1 - tail)}…{_start(text[::-1], tail)[::-1]}"
 
 
 def elided(texts: Sequence[str], width: int) -> list[str]:
-    """Elide texts so that different ones stay different, if that can be done by leaving out what all of them begin with."""
-    distinct = dict.fromkeys(texts)
-    found = {text: elide(text, width) for text in distinct}
-    if len({*found.values()}) < len(distinct):
-        common = _common_start([text for text in distinct if cell_len(text) > width])
-        own = {text: f"…{text[common:]}" if common and cell_len(text) > width else text for text in distinct}
-        others = {text: elide(short, width) for text, short in own.items()}
-        if len({*others.values()}) > len({*found.values()}):
-            found = others
-    return [found[text] for text in texts]
+    """Elide texts so that as many as possible of those that differ stay different: the ellipsis need not be in the middle."""
+    distinct = [text for text in dict.fromkeys(texts) if cell_len(text) > width]
+    half = max(0, (width - 1) // 2)
+    most, found = 0, dict[str, str]()
+    for tail in sorted(range(max(1, width)), key=lambda tail: abs(tail - half)):
+        shown = {text: elide(text, width, tail) for text in distinct}
+        different = len({*shown.values()})
+        if different > most:
+            most, found = different, shown
+        if different == len(distinct):
+            break
+    return [found.get(text, text) for text in texts]
 
 
 def wrapped(text: str, width: int) -> list[str]:
@@ -161,11 +170,6 @@ def _start(text: str, width: int) -> str:
             break
         end += 1
     return text[:end]
-
-
-def _common_start(texts: Sequence[str]) -> int:
-    low, high = min(texts, default=""), max(texts, default="")
-    return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
 
 
 @dataclass(frozen=True, kw_only=True)
