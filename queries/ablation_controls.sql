@@ -7,7 +7,7 @@
 --   points and therefore paired, and that over the draws of the control; the interval is 95 % of Student's t with the degrees of freedom of
 --   Welch and Satterthwaite. Intervals are not corrected for the number of rows. Points of version 0.1 have no values by
 --   window and are left out. The points come from `rmtscan ablate --controls energy,directions,scale`.
--- param: model VARCHAR = NULL | this model only
+-- param: model MODEL = NULL | this model only
 -- param: run VARCHAR = NULL | this run only (one model, metric, text and precision)
 -- param: metric VARCHAR = NULL | this metric only: perplexity, accuracy or kl
 -- param: control VARCHAR = NULL | this control only: random, energy, directions or scale
@@ -31,6 +31,7 @@
 -- column: high | upper end
 -- column: exceeded | number of draws that do less damage than the set
 -- column: differs | more or less: the interval of the difference does not contain 0; NULL if it does
+-- show: model, metric, roles, set, control, damage, control_damage, difference, interval = low .. high, differs
 with points as (from damage($model, $run, $metric)),
 
 sets as (from points where beside is null),

@@ -1,7 +1,7 @@
 -- title: Damage from removing a set of singular values
 -- about: delta = value - baseline, with random sets of the same size from the same matrices. stderr is the standard error of
 --   delta over windows or examples, paired with those of the intact model. Decile 1 has the smallest singular values.
--- param: model VARCHAR = NULL | this model only
+-- param: model MODEL = NULL | this model only
 -- param: run VARCHAR = NULL | this run only (one model, metric, text and precision)
 -- param: metric VARCHAR = NULL | this metric only: perplexity, accuracy or kl
 -- column: run_id | one model, metric, text and precision
@@ -18,6 +18,7 @@
 -- column: stderr | standard error of delta
 -- column: random_delta | mean delta of random sets of the same size
 -- column: random_sets | number of random sets
+-- show: model, metric, roles, layers, baseline, set, removed, value, delta, stderr, random_delta, run_id
 with points as (from ablation_points($model, $run, $metric))
 
 select

@@ -8,7 +8,7 @@
 --   which they do not. given_size is a partial correlation: of the ranks without what is linear in the decile. The columns ending
 --   in _p are two-sided p-values of these by 1,999 permutations (of the remainders, for a partial correlation), the same ones
 --   everywhere; a simulation gives 4 to 6 % below 0.05. With ten deciles a correlation below 0.65 is not significant at 5 %. They are not corrected for the number of rows.
--- param: model VARCHAR = NULL | this model only
+-- param: model MODEL = NULL | this model only
 -- param: run VARCHAR = NULL | this run only (one model, metric, text and precision)
 -- param: metric VARCHAR = NULL | this metric only: perplexity, accuracy or kl
 -- column: run_id | one model, metric, text and precision
@@ -32,6 +32,8 @@
 -- column: second | decile with the second largest damage
 -- column: damage_1 | damage without decile 1, the smallest singular values
 -- column: damage_middle | mean damage without deciles 4 to 7
+-- show: model, metric, roles, p_correlation, p_correlation_p, p_given_size, p_given_size_p, outlier_correlation,
+--   decile_correlation, worst
 with points as (
     -- Damage decreases accuracy, but increases the other metrics.
     select *, case when metric = 'accuracy' or starts_with(metric, 'lm-eval:') then -delta else delta end as damage

@@ -3,7 +3,7 @@
 --   activations that enter it. importance_percent is the share of a decile in the whole, energy_percent its share in the sum of s_k^2,
 --   which would be the same if all directions of the input were equal. ratio above 1: the inputs point along the decile more than
 --   they point elsewhere. Decile 1 holds the smallest singular values. Shares are averaged over the matrices of a role and shape.
--- param: model VARCHAR = NULL | this model only
+-- param: model MODEL = NULL | this model only
 -- param: run VARCHAR = NULL | this run instead of the newest run of each matrix
 -- param: role VARCHAR = NULL | this role only
 -- param: centred BOOLEAN = TRUE | the covariance of the activations; if false, their second moments
@@ -17,6 +17,7 @@
 -- column: energy_percent | share of the decile in the sum of s_k^2, percent
 -- column: importance_percent | share of the decile in the mean square of the output, percent
 -- column: ratio | importance_percent / energy_percent
+-- show: model, role, shape = rows x cols, matrices, decile, energy_percent, importance_percent, ratio
 with measured as (
     select
         *,

@@ -12,6 +12,7 @@
 -- column: of | number of matrices of the model that could be judged
 -- column: share | matrices / of
 -- column: example | name of one such tensor
+-- show: model, revision, defect, matrices, of, share, example
 with chosen as (
     select scan_id, model, left(revision, 12) as revision, matrices, failed
     from scans

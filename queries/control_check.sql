@@ -23,6 +23,7 @@
 -- column: largest_excess | distance of the most extreme singular value from its edge, relative to the edge; 0 = inside
 -- column: excess_widths | the same in Tracy-Widom widths of the edge; the larger of both ends
 -- column: verdict | ok or off
+-- show: shape = rows x cols, ensemble, seed, u_p, v_p, u_deviation, v_deviation, outside, verdict
 with measured as (
     select
         rows,

@@ -11,7 +11,7 @@
 --   entries of one variance are, and nothing otherwise. Only vectors with p and p_scale count; scans without a scale null are left
 --   out. outside counts the singular values beyond the edge of the Marchenko-Pastur law at this end, outside_scale those beyond the
 --   support of the scale null: what only the first counts is scale.
--- param: model VARCHAR = NULL | this model only
+-- param: model MODEL = NULL | this model only
 -- param: revision VARCHAR = NULL | the newest revision that begins with this, instead of the newest
 -- param: role VARCHAR = NULL | this role only
 -- param: heads BOOLEAN = FALSE | one row per attention head, from scans with --heads, instead of whole matrices
@@ -41,6 +41,7 @@
 -- column: outside | singular values outside the Marchenko-Pastur bulk at this end of the spectrum; NULL in the middle
 -- column: outside_scale | singular values outside the support of the scale null at this end; NULL in the middle
 -- column: inequality | mean(a²)/mean(a)² of the row (for v: column) variances a, mean over matrices: 1 if all are equal
+-- show: model, stack, role, layer, module, head, part, side, p, scale, head_structure, direction, differs_by
 with unequal as (
     select
         model,

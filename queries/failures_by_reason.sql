@@ -1,7 +1,7 @@
 -- title: Why tensors could not be analyzed
 -- about: Failures in the newest revision of every model, the most frequent reason first. Messages that differ only in numbers
 --   or quoted names count as one reason, and are shown with # and '...' in their place.
--- param: model VARCHAR = NULL | this model only
+-- param: model MODEL = NULL | this model only
 -- param: revision VARCHAR = NULL | the newest revision that begins with this, instead of the newest
 -- param: stage VARCHAR = NULL | this stage only (read or analyse)
 -- column: stage | stage of the failure: read or analyse
@@ -12,6 +12,8 @@
 -- column: example_model | first of these models
 -- column: example_tensor | first tensor of that model; NULL if the checkpoint itself could not be opened
 -- column: example_message | message of that failure
+-- show: stage, error, reason, failures, models, example_model
+-- total: failures
 with failed as (
     select
         *,

@@ -5,7 +5,7 @@
 --   more than chance, but sigma is imprecise if there are few seeds. paired_delta compares each run with the untouched run of the
 --   same seed (the same head, dropout and order of the examples), so that differences between seeds cancel; its 95 % interval is
 --   Student's t over the seeds, and is not corrected for the number of rows.
--- param: base VARCHAR = NULL | this base model only
+-- param: base MODEL = NULL | this base model only
 -- param: dataset VARCHAR = NULL | this dataset only
 -- param: roles VARCHAR = NULL | removal from these roles only (`all`, names separated by commas, `before norm` or `after norm`)
 -- param: run VARCHAR = NULL | this run only (run_id)
@@ -30,6 +30,7 @@
 -- column: examples | number of training texts
 -- column: epochs | number of passes over them
 -- column: finished_at | when the newest of these runs finished
+-- show: base_model, dataset, roles, order, decile, seeds, accuracy, untouched, delta, interval = low .. high
 with untouched as (
     select
         run_id,

@@ -2,7 +2,7 @@
 -- about: Damage from removing the same share of the singular values of every matrix: those whose vectors look most random
 --   (largest local p-values, mean of both sides), the smallest (a truncated SVD), and random ones. The points come from
 --   `rmtscan ablate --sets pruning`.
--- param: model VARCHAR = NULL | this model only
+-- param: model MODEL = NULL | this model only
 -- param: run VARCHAR = NULL | this run only (one model, metric, text and precision)
 -- param: metric VARCHAR = NULL | this metric only: perplexity, accuracy or kl
 -- column: run_id | one model, metric, text and precision
@@ -18,6 +18,8 @@
 -- column: smallest_stderr | its standard error
 -- column: random | delta without random singular values, mean over the random sets
 -- column: random_stderr | upper bound of its standard error, since the sets share windows or examples
+-- show: model, metric, roles, layers, baseline, percent, most_random, most_random_stderr, smallest, smallest_stderr, random,
+--   random_stderr
 with pruned as (
     select
         *,

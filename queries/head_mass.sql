@@ -4,7 +4,7 @@
 --   random vectors (0.5 on average, small if the mass is in fewer heads), with simulated masses. Heads whose weights are larger than
 --   those of others concentrate the mass, too: p_scale tests what is left if entries are divided by their standard deviation under
 --   the scale null. One row per role and region of the singular value, from scans with --head-mass.
--- param: model VARCHAR = NULL | this model only
+-- param: model MODEL = NULL | this model only
 -- param: revision VARCHAR = NULL | the newest revision that begins with this, instead of the newest
 -- param: role VARCHAR = NULL | this role only
 -- param: layers BOOLEAN = FALSE | one row for each layer
@@ -14,13 +14,15 @@
 -- column: role | query, key, value or attn_out
 -- column: module | cross_attention, if the block has it in addition to self-attention
 -- column: side | v: right singular vectors, u: left singular vectors
--- column: region | left (below the bulk), bulk or right (above the bulk)
+-- column: region | below, bulk (inside) or above
 -- column: vectors | number of singular vectors
 -- column: heads_effective | mean effective number of heads
 -- column: p | mean p-value against random vectors
 -- column: small | share of vectors with p below 0.01; 0.01 for random vectors
 -- column: p_scale | mean p-value under the scale null
 -- column: small_scale | share of vectors with p_scale below 0.01
+-- show: model, stack, layer, role, module, side, region, vectors, heads_effective, p, p_scale
+-- total of one model: vectors
 with tested as (
     select
         vectors.* replace (case when $layers then layer end as layer),
@@ -37,7 +39,7 @@ select
     role,
     module,
     side,
-    region,
+    case region when 'left' then 'below' when 'right' then 'above' else region end as region,
     count(*)::integer as vectors,
     avg(heads_effective) as heads_effective,
     avg(heads_p) as p,
@@ -45,7 +47,7 @@ select
     avg(heads_p_scale) as p_scale,
     avg((heads_p_scale < 0.01)::integer) filter (where heads_p_scale is not null) as small_scale
 from tested
-group by model, stack, layer, role, module, side, region
+group by model, stack, layer, role, module, side, tested.region
 order by
     model,
     stack desc nulls first,
@@ -53,4 +55,4 @@ order by
     role_order(role),
     role,
     module nulls first,
-    list_position(['left', 'bulk', 'right'], region);
+    list_position(['left', 'bulk', 'right'], tested.region);

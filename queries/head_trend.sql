@@ -4,7 +4,7 @@
 --   head differs more from i.i.d. Key and value have fewer heads than query in models with grouped-query attention.
 --   Scans with --products
 --   also have the products qk and ov of each head: see head_products.
--- param: model VARCHAR = NULL | this model only
+-- param: model MODEL = NULL | this model only
 -- param: revision VARCHAR = NULL | the newest revision that begins with this, instead of the newest
 -- param: role VARCHAR = NULL | this role only
 -- column: model | name of the model
@@ -15,11 +15,13 @@
 -- column: head | index of the head
 -- column: rows | output features of the slice
 -- column: cols | input features of the slice
--- column: outliers_left | singular values below the bulk
--- column: outliers_right | singular values above the bulk
+-- column: outliers_below | singular values below the bulk
+-- column: outliers_above | singular values above the bulk
 -- column: u_p | left singular vectors: mean p-value
 -- column: v_p | right singular vectors: mean p-value
 -- column: p | mean of u_p and v_p
+-- show: model, stack, role, layer, module, head, shape = rows x cols, outliers = outliers_below | outliers_above, u_p, v_p, p
+-- total of one model: outliers_below, outliers_above
 select
     model,
     stack,
@@ -29,8 +31,8 @@ select
     head,
     rows,
     cols,
-    outliers_left,
-    outliers_right,
+    outliers_left as outliers_below,
+    outliers_right as outliers_above,
     u_p_mean as u_p,
     v_p_mean as v_p,
     (u_p_mean + v_p_mean) / 2 as p

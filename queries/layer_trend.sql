@@ -1,7 +1,7 @@
 -- title: Randomness of the singular vectors by depth
 -- about: Mean p-value of the Kolmogorov-Smirnov test over all singular vectors of a matrix, by layer and role. Random matrices
 --   have a mean of 0.5; lower values mean that a layer differs more from i.i.d.
--- param: model VARCHAR = NULL | this model only
+-- param: model MODEL = NULL | this model only
 -- param: revision VARCHAR = NULL | the newest revision that begins with this, instead of the newest
 -- param: role VARCHAR = NULL | this role only
 -- param: heads BOOLEAN = FALSE | slices of attention heads instead of whole matrices
@@ -14,6 +14,8 @@
 -- column: u_p | left singular vectors: mean p-value
 -- column: v_p | right singular vectors: mean p-value
 -- column: p | mean of u_p and v_p
+-- show: model, stack, layer, role, module, matrices, u_p, v_p, p
+-- total of one model: matrices
 select
     model,
     stack,

@@ -22,6 +22,7 @@
 -- column: delta | mean change
 -- column: spread | standard deviation of the change over the seeds
 -- column: finished_at | when the newest of these networks finished
+-- show: dataset, model, ordering, percent, networks, baseline, value, delta, spread
 with runs as (
     select
         run_id,

@@ -5,7 +5,7 @@
 --   the bulk are medians as well, by the edges of the scan, of Tracy-Widom tests, of BEMA, of WeightWatcher (num_spikes) and
 --   by the optimal threshold of Gavish and Donoho. A value is NULL if no matrix has it: the scan was made without this
 --   metric (`scan --metrics`), or metrics_failure in matrices says why.
--- param: model VARCHAR = NULL | this model only
+-- param: model MODEL = NULL | this model only
 -- param: revision VARCHAR = NULL | the newest revision that begins with this, instead of the newest
 -- param: role VARCHAR = NULL | this role only
 -- param: heads BOOLEAN = FALSE | slices of attention heads instead of whole matrices
@@ -27,6 +27,7 @@
 -- column: ww_num_spikes | WeightWatcher's num_spikes
 -- column: gd_rank | singular values above the optimal hard threshold
 -- column: spacing_ratio | mean ratio of neighboring gaps in the bulk, 0.5307 for random matrices
+-- show: model, role, module, matrices, alpha, alpha_fits, alpha_hill, ww_alpha, stable_rank, outliers, tw_outliers
 select
     model,
     role,

@@ -1,69 +1,98 @@
--- title: Models side by side, role by role
--- about: One row per role and model, models of a role next to each other. With a and b, two models are compared; the result is
---   empty if one of them is not scanned. Differences (delta:BASE..TUNED) are left out unless named. Means are over the
---   matrices of the role, whatever their shape. p_difference is how much more random a role is in one model than on
---   average over the models shown.
--- param: a VARCHAR = NULL | compare this model with b
--- param: b VARCHAR = NULL | compare this model with a
+-- title: Models side by side: one measure, role by role
+-- about: One row per model, the lowest overall value first; with a and b, two models. The result is empty if one of them is not
+--   scanned. Differences (delta:BASE..TUNED) are left out unless named. Means are over the matrices of a role, whatever their shape.
+--   differs_in is the role in which a model is farthest from the mean of the other models, and differs_by how far: the difference if
+--   there are two. `model_roles` has all measures at once.
+-- param: a MODEL = NULL | compare this model with b
+-- param: b MODEL = NULL | compare this model with a
+-- param: measure VARCHAR = p | p (mean p-value of both sides), u_p, v_p, p_scale (under the scale null), below_percent and above_percent
+--   (singular values outside the bulk), mp_ks, stable_rank, stable_rank_percent, effective_rank_percent or spectral_norm
 -- param: revision VARCHAR = NULL | the newest revision of each model that begins with this, instead of the newest
--- param: role VARCHAR = NULL | this role only
 -- param: heads BOOLEAN = FALSE | slices of attention heads instead of whole matrices
--- column: role | role of the matrix in its block
 -- column: model | name of the model
--- column: matrices | number of matrices of this role
--- column: shapes | their rows x cols
--- column: parameters | number of entries of these matrices
--- column: p | mean of u_p and v_p
--- column: p_difference | p minus the mean of the models shown; NULL for a single model
--- column: u_p | left singular vectors: mean p-value; 0.5 for random matrices
--- column: v_p | right singular vectors: mean p-value
--- column: left_percent | singular values below the Marchenko-Pastur bulk, percent
--- column: right_percent | singular values above the Marchenko-Pastur bulk, percent
--- column: mp_ks | largest distance between a spectrum and its Marchenko-Pastur law, mean
--- column: stable_rank_percent | stable rank, percent of min(rows, cols), mean
--- column: effective_rank_percent | effective rank, percent of min(rows, cols), mean
-with roles as (
+-- column: matrices | number of matrices
+-- column: overall | mean over all matrices
+-- column: query | mean over the query matrices
+-- column: key | mean over the key matrices
+-- column: value | mean over the value matrices
+-- column: attn_out | mean over the output matrices of attention
+-- column: mlp_up | mean over the up-projections
+-- column: mlp_gate | mean over the gates
+-- column: mlp_down | mean over the down-projections
+-- column: other | mean over all other matrices (embedding, lm_head, router, other)
+-- column: differs_in | role in which the model is farthest from the mean of the others; NULL for a single model
+-- column: differs_by | its value minus that mean
+-- show: model, overall, query, key, value, attn_out, mlp_up, mlp_gate, mlp_down, other, differs_in, differs_by
+with chosen as (
     select
-        role,
-        model,
-        count(*)::integer as matrices,
-        string_agg(distinct rows || 'x' || cols, ', ' order by rows || 'x' || cols) as shapes,
-        sum(rows::bigint * cols)::bigint as parameters,
-        (avg(u_p_mean) + avg(v_p_mean)) / 2 as p,
-        avg(u_p_mean) as u_p,
-        avg(v_p_mean) as v_p,
-        100 * sum(outliers_left) / sum(least(rows, cols)) as left_percent,
-        100 * sum(outliers_right) / sum(least(rows, cols)) as right_percent,
-        avg(mp_ks) as mp_ks,
-        100 * avg(stable_rank / least(rows, cols)) as stable_rank_percent,
-        100 * avg(effective_rank / least(rows, cols)) as effective_rank_percent
+        *,
+        case
+            when role in ('query', 'key', 'value', 'attn_out', 'mlp_up', 'mlp_gate', 'mlp_down') then role
+            else 'other'
+        end as place
     from matrices
     semi join (
         from chosen_scans(coalesce($a, $b), $revision)
         union
         from chosen_scans(coalesce($b, $a), $revision)
     ) using (scan_id)
-    where
-        ($role is null or role = $role)
-        and (head is not null) = $heads and role not in ('qk', 'ov')
-    group by role, model
+    where (head is not null) = $heads and role not in ('qk', 'ov')
+),
+
+cells as (
+    select
+        model,
+        place,
+        count(*)::integer as matrices,
+        case $measure
+            when 'p' then (avg(u_p_mean) + avg(v_p_mean)) / 2
+            when 'u_p' then avg(u_p_mean)
+            when 'v_p' then avg(v_p_mean)
+            when 'p_scale' then (avg(u_p_scale_mean) + avg(v_p_scale_mean)) / 2
+            when 'below_percent' then 100 * sum(outliers_left) / sum(least(rows, cols))
+            when 'above_percent' then 100 * sum(outliers_right) / sum(least(rows, cols))
+            when 'mp_ks' then avg(mp_ks)
+            when 'stable_rank' then avg(stable_rank)
+            when 'stable_rank_percent' then 100 * avg(stable_rank / least(rows, cols))
+            when 'effective_rank_percent' then 100 * avg(effective_rank / least(rows, cols))
+            when 'spectral_norm' then avg(spectral_norm)
+            else error('measure must be one of p, u_p, v_p, p_scale, below_percent, above_percent, mp_ks, stable_rank, '
+                || 'stable_rank_percent, effective_rank_percent, spectral_norm')
+        end as measured
+    from chosen
+    group by grouping sets ((model), (model, place))
+),
+
+apart as (
+    select
+        *,
+        case
+            when place is not null and count(measured) over of_place > 1
+                then measured - (sum(measured) over of_place - measured) / (count(measured) over of_place - 1)
+        end as distance
+    from cells
+    window of_place as (partition by place)
+),
+
+models as (
+    select
+        model,
+        max(matrices) as matrices,
+        max(measured) filter (where place is null) as overall,
+        max(measured) filter (where place = 'query') as query,
+        max(measured) filter (where place = 'key') as key,
+        max(measured) filter (where place = 'value') as value,
+        max(measured) filter (where place = 'attn_out') as attn_out,
+        max(measured) filter (where place = 'mlp_up') as mlp_up,
+        max(measured) filter (where place = 'mlp_gate') as mlp_gate,
+        max(measured) filter (where place = 'mlp_down') as mlp_down,
+        max(measured) filter (where place = 'other') as other,
+        arg_max(place, abs(distance)) as differs_in,
+        arg_max(distance, abs(distance)) as differs_by
+    from apart
+    group by model
 )
 
-select
-    role,
-    model,
-    matrices,
-    shapes,
-    parameters,
-    p,
-    case when count(*) over (partition by role) > 1 then p - avg(p) over (partition by role) end as p_difference,
-    u_p,
-    v_p,
-    left_percent,
-    right_percent,
-    mp_ks,
-    stable_rank_percent,
-    effective_rank_percent
-from roles
-where $a is null or $b is null or $a = $b or (select count(distinct model) from roles) = 2
-order by role_order(role), role, model;
+from models
+where $a is null or $b is null or $a = $b or (select count(*) from models) = 2
+order by overall nulls last, model;

@@ -3,7 +3,7 @@
 --   a mean of 0.5. z is the deviation from 0.5 in standard errors, sqrt(1 / 24 / rank) for independent uniform p-values of
 --   the vectors of both sides. The order is by p, the size of the effect, since z increases with the size of the matrix.
 --   outlier_percent and mp_ks describe the singular values.
--- param: model VARCHAR = NULL | this model only
+-- param: model MODEL = NULL | this model only
 -- param: revision VARCHAR = NULL | the newest revision that begins with this, instead of the newest
 -- param: role VARCHAR = NULL | this role only
 -- param: heads BOOLEAN = FALSE | slices of attention heads instead of whole matrices
@@ -25,6 +25,7 @@
 -- column: z | p - 0.5, in standard errors
 -- column: outlier_percent | singular values outside the Marchenko-Pastur bulk, percent
 -- column: mp_ks | largest distance between the spectrum and its Marchenko-Pastur law
+-- show: model, place, stack, layer, role, module, head, expert, p, u_p, v_p, z, outlier_percent
 with measured as (
     select
         *,

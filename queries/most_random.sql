@@ -4,7 +4,7 @@
 --   necessarily useless: it can carry much information in a few singular values (see outlier_percent), so measure before
 --   pruning. Values well above 0.5 are not random either: if some vectors share a mean, orthogonality keeps the others
 --   away from it.
--- param: model VARCHAR = NULL | this model only
+-- param: model MODEL = NULL | this model only
 -- param: revision VARCHAR = NULL | the newest revision that begins with this, instead of the newest
 -- param: role VARCHAR = NULL | this role only
 -- param: heads BOOLEAN = FALSE | slices of attention heads instead of whole matrices
@@ -29,6 +29,7 @@
 -- column: mp_ks | largest distance between the spectrum and its Marchenko-Pastur law
 -- column: parameters_percent | entries of this matrix and of those above it, percent of the analyzed entries of the
 --   model in that role (or in all roles): the share that pruning down to this row removes
+-- show: model, place, stack, layer, role, module, head, expert, p, z, outlier_percent, mp_ks, parameters_percent
 with measured as (
     select
         *,

@@ -16,6 +16,7 @@
 -- column: near | those that agree to tolerance, the identical ones included
 -- column: share | near / matrices
 -- column: declared | whether one of them names the other as its base
+-- show: model, other_model, matrices, identical, near, share, declared
 with places as (
     select
         matrices.scan_id,

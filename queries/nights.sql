@@ -5,9 +5,9 @@
 -- column: night_id | night: the time of its start, and random digits
 -- column: watch_id | what was watched: hash of section watch of the config
 -- column: state | planned (running, or interrupted) or done
--- column: started_at | start of the night, UTC
--- column: finished_at | end of its last run, UTC
--- column: watermark | the newest change on the Hub that is recorded, UTC
+-- column: started_at [UTC] | start of the night
+-- column: finished_at [UTC] | end of its last run
+-- column: watermark [UTC] | the newest change on the Hub that is recorded
 -- column: listed | models that the Hub listed
 -- column: new | releases that were not known before
 -- column: planned | releases that were planned
@@ -23,6 +23,7 @@
 -- column: failed_upgrades | scans of an earlier method that could not be computed again, with the reason (JSON)
 -- column: config | the configuration (JSON)
 -- column: scanner_version | version of rmtscan
+-- show: state, night_id, listed, new, planned, scanned, failed, skipped, waiting
 select *
 from nights
 where $watch is null or watch_id = $watch

@@ -2,7 +2,8 @@
 -- about: overlap is O_k = max_j |v_k . f_j|, the largest overlap of a right singular vector with a principal direction of the
 --   activations that enter its matrix; mean over the matrices of one role and shape. Random vectors lie in the band from
 --   random_low to random_high (0.135 and 99.865 %). peak is the largest |entry| of v_k, the same for the standard basis.
--- param: model VARCHAR = NULL | this model only
+-- chart: activation_overlap
+-- param: model MODEL = NULL | this model only
 -- param: run VARCHAR = NULL | this run instead of the newest run of each matrix
 -- param: role VARCHAR = NULL | this role only
 -- param: centred BOOLEAN = TRUE | the covariance of the activations; if false, their second moments
@@ -21,6 +22,7 @@
 -- column: random_low | 0.135 % quantile of O_k for random vectors
 -- column: random_middle | median of O_k for random vectors
 -- column: random_high | 99.865 % quantile of O_k for random vectors
+-- show: model, role, shape = rows x cols, k, singular_value, overlap, match, peak, band = random_low .. random_high
 select
     model,
     role,

@@ -3,7 +3,7 @@
 --   that of both over the singular vectors, reliability the correlation to be expected of two whole texts, 2 r / (1 + r)
 --   (Spearman and Brown). difference is the mean of |difference|; above_both the share of vectors that are above the band of random
 --   vectors in both halves, above_one in only one of them.
--- param: model VARCHAR = NULL | this model only
+-- param: model MODEL = NULL | this model only
 -- param: run VARCHAR = NULL | this run instead of the newest run of each matrix
 -- param: role VARCHAR = NULL | this role only
 -- param: centred BOOLEAN = TRUE | the covariance of the activations; if false, their second moments
@@ -19,6 +19,7 @@
 -- column: reliability | correlation to be expected of two texts of the whole length
 -- column: above_both | share of vectors above the band in both halves
 -- column: above_one | share of vectors above the band in one half only
+-- show: model, role, shape = rows x cols, vectors, tokens, overlap, difference, correlation, reliability, above_both
 with halves as (
     select
         *,

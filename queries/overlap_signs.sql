@@ -4,7 +4,7 @@
 --   p-value of O_k under these signs (0.5 on average if direction plays no role), bound a bound on it that does not depend on the
 --   number of draws. above is the share of vectors above the band of random vectors; directed is the share that is above it and has a
 --   bound below 0.001: these overlap by direction and not by localization alone.
--- param: model VARCHAR = NULL | this model only
+-- param: model MODEL = NULL | this model only
 -- param: run VARCHAR = NULL | this run instead of the newest run of each matrix
 -- param: role VARCHAR = NULL | this role only
 -- param: centred BOOLEAN = TRUE | the covariance of the activations; if false, their second moments
@@ -12,7 +12,7 @@
 -- column: role | role of the matrix in its block
 -- column: rows | output features
 -- column: cols | input features
--- column: region | left (below the bulk), bulk, right (above the bulk), or null (numerically zero)
+-- column: region | below, bulk (inside), above, or null (numerically zero)
 -- column: vectors | number of singular vectors
 -- column: overlap | mean O_k
 -- column: random_middle | median of O_k for random vectors
@@ -21,12 +21,13 @@
 -- column: small | share of vectors with p below 0.05
 -- column: above | share of vectors above the band of random vectors
 -- column: directed | share of vectors that are above the band by direction
+-- show: model, role, shape = rows x cols, region, vectors, overlap, signs_median, p, above, directed
 select
     model,
     role,
     rows,
     cols,
-    region,
+    case region when 'left' then 'below' when 'right' then 'above' else region end as region,
     count(*)::integer as vectors,
     avg(overlap) as overlap,
     random_overlap(cols, 0.5) as random_middle,
@@ -35,7 +36,7 @@ select
     avg((signs_p < 0.05)::integer) as small,
     avg((overlap > random_overlap(cols, 0.99865))::integer) as above,
     avg((overlap > random_overlap(cols, 0.99865) and signs_bound < 0.001)::integer) as directed
-from chosen_overlaps($model, $run, $role, $centred)
+from chosen_overlaps($model, $run, $role, $centred) as found
 where signs_bound is not null
-group by model, role, rows, cols, region
-order by model, role_order(role), role, rows, cols, list_position(['left', 'bulk', 'right', 'null'], region);
+group by model, role, rows, cols, found.region
+order by model, role_order(role), role, rows, cols, list_position(['left', 'bulk', 'right', 'null'], found.region);

@@ -21,6 +21,7 @@
 -- column: random_low | 0.135 % quantile of O_k for random vectors
 -- column: random_middle | median of O_k for random vectors
 -- column: random_high | 99.865 % quantile of O_k for random vectors
+-- show: model, role, shape = rows x cols, place, step, part, overlap, above, signs_p, band = random_low .. random_high
 with named as (
     select
         model,

@@ -1,10 +1,10 @@
 -- title: Where in the spectrum fine-tuning changed a model
 -- about: One row per role and decile of the spectrum; decile 1 has the smallest singular values. u_turned and v_turned are the
 --   mean of 1 - overlap of each tuned vector with the most similar base vector: 0 = the vector is unchanged. Adjacent
---   vectors mix easily where singular values are close together, as in the bulk. u_left and v_left do not depend on such
+--   vectors mix easily where singular values are close together, as in the bulk. u_subspace_turned and v_subspace_turned do not depend on such
 --   mixing: they are the part of the subspace of a decile that has left that of the same decile of the base model.
--- param: base VARCHAR = NULL | pairs with this pretrained model only
--- param: tuned VARCHAR = NULL | pairs with this fine-tuned model only
+-- param: base MODEL = NULL | pairs with this pretrained model only
+-- param: tuned MODEL = NULL | pairs with this fine-tuned model only
 -- param: role VARCHAR = NULL | this role only
 -- param: heads BOOLEAN = FALSE | slices of attention heads instead of whole matrices
 -- param: pair_id VARCHAR = NULL | this comparison only, with all of its results, even if a later comparison has newer ones
@@ -15,8 +15,8 @@
 -- column: matrices | number of matrices in the average
 -- column: u_turned | left singular vectors: mean of 1 - overlap
 -- column: v_turned | right singular vectors: mean of 1 - overlap
--- column: u_left | left singular vectors: mean of 1 - overlap of the subspaces of the deciles; NULL if they were not compared
--- column: v_left | right singular vectors: mean of 1 - overlap of the subspaces; NULL if they were not compared
+-- column: u_subspace_turned | left singular vectors: mean of 1 - overlap of the subspaces of the deciles; NULL if they were not compared
+-- column: v_subspace_turned | right singular vectors: mean of 1 - overlap of the subspaces; NULL if they were not compared
 -- column: singular_value_change | mean of tuned / base - 1; a base value of zero is left out
 -- column: singular_value_moved | mean of |tuned / base - 1|
 -- column: u_p_base | left singular vectors before: mean p-value
@@ -26,6 +26,8 @@
 -- column: p_change | mean of both sides, after minus before; negative = less random
 -- column: base_revision | revision of the pretrained model, first 12 characters
 -- column: tuned_revision | revision of the fine-tuned model, first 12 characters
+-- show: base_model, tuned_model, matrices, role, decile, u_turned, v_turned, u_subspace_turned, v_subspace_turned,
+--   singular_value_change, p_change
 with per_decile as (
     select
         model_pair,
@@ -56,8 +58,8 @@ subspaces as (
         model_pair,
         role,
         decile,
-        1 - avg(overlap) filter (where side = 'u') as u_left,
-        1 - avg(overlap) filter (where side = 'v') as v_left
+        1 - avg(overlap) filter (where side = 'u') as u_subspace_turned,
+        1 - avg(overlap) filter (where side = 'v') as v_subspace_turned
     from chosen_pair_subspaces($base, $tuned, $pair_id)
     where (head is not null) = $heads
     group by model_pair, role, decile
@@ -71,8 +73,8 @@ select
     counts.matrices,
     u_turned,
     v_turned,
-    u_left,
-    v_left,
+    u_subspace_turned,
+    v_subspace_turned,
     singular_value_change,
     singular_value_moved,
     u_p_base,

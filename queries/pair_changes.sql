@@ -5,8 +5,8 @@
 --   outlier on the same side of the bulk, or if that overlap is below 0.5; a base outlier is lost if it is not the match
 --   of any tuned outlier in this sense. The columns delta_ describe the difference W_tuned - W_base itself: a random
 --   difference has p 0.5 and no outliers.
--- param: base VARCHAR = NULL | pairs with this pretrained model only
--- param: tuned VARCHAR = NULL | pairs with this fine-tuned model only
+-- param: base MODEL = NULL | pairs with this pretrained model only
+-- param: tuned MODEL = NULL | pairs with this fine-tuned model only
 -- param: role VARCHAR = NULL | this role only
 -- param: heads BOOLEAN = FALSE | slices of attention heads instead of whole matrices
 -- param: pair_id VARCHAR = NULL | this comparison only, with all of its results, even if a later comparison has newer ones
@@ -21,19 +21,24 @@
 -- column: relative_change | Frobenius norm of the change over that of the base matrix
 -- column: cosine | cosine of the angle between both matrices as vectors
 -- column: identical | whether both are equal bit by bit
--- column: left | singular values below the bulk, before -> after
--- column: right | singular values above the bulk, before -> after
--- column: left_gained | singular values below the bulk that were not outliers before
--- column: left_lost | singular values below the bulk before that are no longer outliers
--- column: right_gained | singular values above the bulk that were not outliers before
--- column: right_lost | singular values above the bulk before that are no longer outliers
+-- column: below_base | singular values below the bulk before
+-- column: below_tuned | singular values below the bulk after
+-- column: above_base | singular values above the bulk before
+-- column: above_tuned | singular values above the bulk after
+-- column: below_gained | singular values below the bulk that were not outliers before
+-- column: below_lost | singular values below the bulk before that are no longer outliers
+-- column: above_gained | singular values above the bulk that were not outliers before
+-- column: above_lost | singular values above the bulk before that are no longer outliers
 -- column: intruders | intruder dimensions among the ten largest tuned left vectors
 -- column: delta_effective_rank | effective rank of the change
--- column: delta_right | singular values of the change above its bulk
+-- column: delta_above | singular values of the change above its bulk
 -- column: delta_u_p | left singular vectors of the change: mean p-value
 -- column: delta_v_p | right singular vectors of the change: mean p-value
 -- column: base_revision | revision of the pretrained model, first 12 characters
 -- column: tuned_revision | revision of the fine-tuned model, first 12 characters
+-- show: base_model, tuned_model, stack, layer, role, head, expert, relative_change, below = below_base -> below_tuned,
+--   above = above_base -> above_tuned, intruders, delta_effective_rank, delta_above
+-- total of one model: intruders
 with changes as (
     from chosen_pairs($base, $tuned, $pair_id)
     where ($role is null or role = $role) and (head is not null) = $heads
@@ -126,15 +131,17 @@ select
     relative_change,
     cosine,
     identical,
-    outliers_left_base || ' -> ' || outliers_left_tuned as "left",
-    outliers_right_base || ' -> ' || outliers_right_tuned as "right",
-    left_gained::integer as left_gained,
-    (outliers_left_base - left_kept)::integer as left_lost,
-    right_gained::integer as right_gained,
-    (outliers_right_base - right_kept)::integer as right_lost,
+    outliers_left_base as below_base,
+    outliers_left_tuned as below_tuned,
+    outliers_right_base as above_base,
+    outliers_right_tuned as above_tuned,
+    left_gained::integer as below_gained,
+    (outliers_left_base - left_kept)::integer as below_lost,
+    right_gained::integer as above_gained,
+    (outliers_right_base - right_kept)::integer as above_lost,
     intruders,
     delta_effective_rank,
-    delta_outliers_right as delta_right,
+    delta_outliers_right as delta_above,
     delta_u_p_mean as delta_u_p,
     delta_v_p_mean as delta_v_p,
     base_revision,

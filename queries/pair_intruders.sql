@@ -2,8 +2,8 @@
 -- about: An intruder is one of the top tuned left singular vectors whose largest overlap with any base vector is below
 --   threshold. One row per matrix with intruders, by decreasing number; matrices without intruders are left out. Full
 --   fine-tuning produces few intruders, low-rank adapters produce many.
--- param: base VARCHAR = NULL | pairs with this pretrained model only
--- param: tuned VARCHAR = NULL | pairs with this fine-tuned model only
+-- param: base MODEL = NULL | pairs with this pretrained model only
+-- param: tuned MODEL = NULL | pairs with this fine-tuned model only
 -- param: role VARCHAR = NULL | this role only
 -- param: heads BOOLEAN = FALSE | slices of attention heads instead of whole matrices
 -- param: top INTEGER = 10 | number of largest singular values to examine
@@ -24,9 +24,12 @@
 -- column: smallest_overlap | overlap of the intruder that is least similar to any base vector
 -- column: u_p | mean p-value of the left singular vectors of the intruders
 -- column: relative_change | |W_tuned - W_base| / |W_base|
--- column: right_gained | singular values above the Marchenko-Pastur bulk, after minus before
+-- column: above_gained | singular values above the Marchenko-Pastur bulk, after minus before
 -- column: base_revision | revision of the pretrained model, first 12 characters
 -- column: tuned_revision | revision of the fine-tuned model, first 12 characters
+-- show: base_model, tuned_model, stack, layer, role, module, head, expert, intruders, examined, smallest_overlap, u_p,
+--   relative_change, ranks
+-- total of one model: intruders
 with counted as (
     select
         pair_id,
@@ -56,7 +59,7 @@ changes as (
         head,
         expert,
         relative_change,
-        outliers_right_tuned - outliers_right_base as right_gained
+        outliers_right_tuned - outliers_right_base as above_gained
     from chosen_pairs($base, $tuned, $pair_id)
 )
 
@@ -76,7 +79,7 @@ select
     counted.smallest_overlap,
     counted.u_p,
     changes.relative_change,
-    changes.right_gained,
+    changes.above_gained,
     base_revision,
     tuned_revision
 from counted

@@ -1,8 +1,8 @@
 -- title: Matrices of a pair of models that were not compared, and why
 -- about: Matrices that only one of the models has, whose shapes differ, or whose comparison failed. A failure is left out if a
 --   later comparison has a result for the matrix.
--- param: base VARCHAR = NULL | pairs with this pretrained model only
--- param: tuned VARCHAR = NULL | pairs with this fine-tuned model only
+-- param: base MODEL = NULL | pairs with this pretrained model only
+-- param: tuned MODEL = NULL | pairs with this fine-tuned model only
 -- param: pair_id VARCHAR = NULL | this comparison only, even if a later comparison has newer results
 -- column: base_model | the pretrained model
 -- column: tuned_model | the fine-tuned model
@@ -15,6 +15,7 @@
 -- column: detail | both shapes, or the error
 -- column: base_revision | revision of the pretrained model, first 12 characters
 -- column: tuned_revision | revision of the fine-tuned model, first 12 characters
+-- show: base_model, tuned_model, side, reason, tensor, role, head, expert, detail
 with reasons as (
     select
         pair_id,

@@ -14,9 +14,9 @@
 -- column: state | waiting, planned, scanned, failed or skipped
 -- column: reason | why it waits, failed or was skipped
 -- column: attempts | nights in which it was tried and failed
--- column: first_seen_at | when it was listed first, UTC
--- column: updated_at | when this state was recorded, UTC
--- column: last_modified | time of the change, according to the Hub, UTC
+-- column: first_seen_at [UTC] | when it was listed first
+-- column: updated_at [UTC] | when this state was recorded
+-- column: last_modified [UTC] | time of the change, according to the Hub
 -- column: parameters | number of parameters, according to the Hub
 -- column: bytes | expected size of the weights, bytes
 -- column: expected_seconds | expected duration of scan and comparison, s
@@ -31,6 +31,7 @@
 -- column: pair_id | its comparison with the base
 -- column: matrices | number of analyzed matrices
 -- column: failed_tensors | number of tensors that could not be analyzed
+-- show: repository, state, parameters, downloads, last_modified, attempts, reason
 with newest as (
     select *
     from releases

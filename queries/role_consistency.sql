@@ -3,7 +3,7 @@
 --   the profiles of the blocks agree. A role that is the same in all blocks has a correlation near 1, and a spread that is
 --   near noise or small compared with range. Several matrices of one role in one block (such as experts) are averaged
 --   first. Roles that occur in a single block, and matrices outside the blocks, are left out.
--- param: model VARCHAR = NULL | this model only
+-- param: model MODEL = NULL | this model only
 -- param: revision VARCHAR = NULL | the newest revision that begins with this, instead of the newest
 -- param: role VARCHAR = NULL | this role only
 -- param: heads BOOLEAN = FALSE | slices of attention heads instead of whole matrices
@@ -26,6 +26,7 @@
 -- column: noise | spread for p-values of random vectors
 -- column: correlation | correlation of the profile of a block with the mean profile of the others, mean over blocks; NULL if one
 --   of the profiles is flat
+-- show: model, stack, role, module, shape = rows x cols, blocks, side, p, spread, noise, range, correlation
 with per_block as (
     select
         model,

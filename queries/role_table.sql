@@ -3,7 +3,7 @@
 --   each matrix: d1 is the smallest tenth, d10 the largest. Each value is the mean p-value of the Kolmogorov-Smirnov test
 --   of the singular vectors, over a matrix and then over matrices. Random vectors have a mean of 0.5. A low d1 means
 --   that the smallest singular values differ from i.i.d.; `decompose` tells by what.
--- param: model VARCHAR = NULL | this model only
+-- param: model MODEL = NULL | this model only
 -- param: revision VARCHAR = NULL | the newest revision that begins with this, instead of the newest
 -- param: role VARCHAR = NULL | this role only
 -- param: heads BOOLEAN = FALSE | slices of attention heads instead of whole matrices
@@ -13,7 +13,8 @@
 -- column: matrices | number of matrices of this role
 -- column: shapes | rows x cols of the matrices
 -- column: sigma | standard deviation of an entry that determines the edges of the bulk, mean
--- column: outliers | singular values below|above the bulk, mean per matrix
+-- column: outliers_below | singular values below the bulk, mean per matrix
+-- column: outliers_above | singular values above the bulk, mean per matrix
 -- column: side | v: right singular vectors (input side), u: left singular vectors (output side)
 -- column: d1 | decile 1 (smallest singular values): mean p-value
 -- column: d2 | decile 2: mean p-value
@@ -25,6 +26,7 @@
 -- column: d8 | decile 8: mean p-value
 -- column: d9 | decile 9: mean p-value
 -- column: d10 | decile 10 (largest): mean p-value
+-- show: model, role, module, side, outliers = outliers_below | outliers_above, d1, d2, d3, d5, d8, d9, d10
 with summary as (
     select
         model,
@@ -33,7 +35,8 @@ with summary as (
         count(*)::integer as matrices,
         string_agg(distinct rows || 'x' || cols, ', ' order by rows || 'x' || cols) as shapes,
         avg(sigma) as sigma,
-        format('{:.1f}|{:.1f}', avg(outliers_left), avg(outliers_right)) as outliers
+        avg(outliers_left) as outliers_below,
+        avg(outliers_right) as outliers_above
     from matrices
     semi join chosen_scans($model, $revision) using (scan_id)
     where ($role is null or role = $role) and (head is not null) = $heads and role not in ('qk', 'ov')

@@ -1,7 +1,7 @@
 -- title: Cost of scanning, by shape, role and device
 -- about: Worker seconds over all scans, the most expensive row first. The work of decomposing a matrix is proportional to rows
 --   cols min(rows, cols); rate is this work per second, so that devices can be compared over shapes.
--- param: model VARCHAR = NULL | this model only
+-- param: model MODEL = NULL | this model only
 -- param: role VARCHAR = NULL | this role only
 -- param: heads BOOLEAN = FALSE | slices of attention heads instead of whole matrices
 -- column: rows | output features
@@ -14,7 +14,9 @@
 -- column: percent | share of the seconds of all rows
 -- column: median_seconds | median seconds of a matrix
 -- column: largest_seconds | seconds of the slowest matrix
--- column: rate | 10^9 rows cols min(rows, cols) per second
+-- column: rate [1e9/s] | 10^9 rows cols min(rows, cols) per second
+-- show: role, shape = rows x cols, device, svd_method, matrices, seconds, percent, median_seconds, rate
+-- total: matrices, seconds, percent
 select
     rows,
     cols,

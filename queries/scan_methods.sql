@@ -1,7 +1,7 @@
 -- title: Scans, with the version of the method that computed them
 -- about: A scan of an earlier method is brought to the current one by `rmtscan scan --upgrade`; its results stay. The newest
 --   scan comes first.
--- param: model VARCHAR = NULL | this model only
+-- param: model MODEL = NULL | this model only
 -- column: scan_id | identity of what was scanned and how
 -- column: model | name of the model
 -- column: base_model | model that it was made from, if the checkpoint says so
@@ -12,7 +12,8 @@
 -- column: method_version | version of the method
 -- column: scanner_version | version of rmtscan
 -- column: method | parameters that the id is made of (JSON)
--- column: finished_at | when it finished, UTC
+-- column: finished_at [UTC] | when it finished
+-- show: model, method_version, scanner_version, finished_at, scan_id
 with sizes as (
     select scan_id, sum(bytes_read)::bigint as bytes
     from all_matrices

@@ -5,6 +5,7 @@
 -- param: at_least DOUBLE = 1e6 | parameters of the smallest model that counts
 -- column: scans | number of scans
 -- column: seconds_per_work | median of seconds / parameters^(4/3), s
+-- show: scans, seconds_per_work
 select
     count(*)::integer as scans,
     median(seconds / power(parameters, 4 / 3)) as seconds_per_work

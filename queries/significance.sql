@@ -9,7 +9,7 @@
 --   effect is the size of the deviation, D (sqrt(n) + 0.12 + 0.11 / sqrt(n)) minus its mean for random vectors (0 +- 0.25), which does
 --   not saturate as p-values do. Matrices without a scale null are left out of the columns whose names end with _scale, and scans of
 --   versions that did not store these columns are left out altogether.
--- param: model VARCHAR = NULL | this model only
+-- param: model MODEL = NULL | this model only
 -- param: revision VARCHAR = NULL | the newest revision that begins with this, instead of the newest
 -- param: role VARCHAR = NULL | this role only
 -- param: heads BOOLEAN = FALSE | slices of attention heads instead of whole matrices
@@ -31,6 +31,8 @@
 -- column: effect | mean size of the deviation from i.i.d.
 -- column: effect_scale | mean size of the deviation from the scale null; NULL if none has one
 -- column: tests | number of matrices and sides of the model, for which p-values are corrected
+-- show: model, stack, role, layer, module, side, matrices, matrices_iid, matrices_scale, vectors, vectors_iid, vectors_scale,
+--   effect_scale
 with tested as (
     select
         *,

@@ -1,7 +1,7 @@
 -- title: Damage from removing a tenth of the directions at the norms
 -- about: One row per run, order and decile of the eigenvalues of the activation covariance (appendix F of arXiv 2410.17770v1,
 --   the construction of SliceGPT). Decile 1 has the smallest eigenvalues.
--- param: model VARCHAR = NULL | this model only
+-- param: model MODEL = NULL | this model only
 -- param: run VARCHAR = NULL | this run only
 -- column: model | name of the model
 -- column: dataset | text of the measurement
@@ -14,6 +14,7 @@
 -- column: delta | value - baseline
 -- column: stderr | standard error of delta
 -- column: run_id | id of the run
+-- show: model, dataset, metric, baseline, place, decile, removed, value, delta, stderr
 select
     a.model,
     a.dataset,

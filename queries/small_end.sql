@@ -8,7 +8,7 @@
 --   family_p_value < 0.01 is significant for any selected row. The columns with _scale are the same test of the p-values under the
 --   scale null (row and column variances of the matrix): if it rejects, too, the deviation is direction, and otherwise unequal
 --   rows and columns explain it. They are NULL if a scan of the row has no scale null.
--- param: model VARCHAR = NULL | this model only
+-- param: model MODEL = NULL | this model only
 -- param: revision VARCHAR = NULL | the newest revision that begins with this, instead of the newest
 -- param: role VARCHAR = NULL | this role only
 -- param: heads BOOLEAN = FALSE | slices of attention heads instead of whole matrices
@@ -32,6 +32,7 @@
 -- column: p_scale | mean p-value of these vectors under the scale null
 -- column: z_scale | its difference from 0.5 in standard errors
 -- column: family_p_value_scale | family_p_value of p_scale
+-- show: model, stack, role, layer, module, side, vectors, p, z, family_p_value, p_scale, z_scale, family_p_value_scale
 with control as (
     select
         rows,

@@ -2,7 +2,8 @@
 -- about: Singular values of all matrices of one role and shape, averaged rank by rank, in units of sigma sqrt(hi) with hi =
 --   max(rows, cols), so that matrices of different scale can be averaged. Those of random matrices lie between mp_lower
 --   and mp_upper, which are 1 -/+ sqrt(min / max) if the whole spectrum is one bulk; values outside come from training.
--- param: model VARCHAR = NULL | this model only
+-- chart: spectra_by_role
+-- param: model MODEL = NULL | this model only
 -- param: revision VARCHAR = NULL | the newest revision that begins with this, instead of the newest
 -- param: role VARCHAR = NULL | this role only
 -- param: heads BOOLEAN = FALSE | slices of attention heads instead of whole matrices
@@ -12,10 +13,11 @@
 -- column: cols | input features
 -- column: k | rank of the singular value, 0 = largest
 -- column: matrices | number of matrices in the average
--- column: singular_value | mean singular value, in units of sigma sqrt(hi)
+-- column: singular_value [σ√hi] | mean singular value, in units of sigma sqrt(hi)
 -- column: singular_value_std | sample standard deviation over the matrices, same units; NULL for a single matrix
 -- column: mp_lower | lower edge of the Marchenko-Pastur law, mean, same units
 -- column: mp_upper | upper edge of the Marchenko-Pastur law, mean, same units
+-- show: model, role, shape = rows x cols, matrices, k, singular_value, singular_value_std, mp_lower, mp_upper
 with scales as (
     select
         scan_id,

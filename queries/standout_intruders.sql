@@ -10,6 +10,7 @@
 -- column: matrices | number of compared matrices
 -- column: per_matrix | intruders per matrix
 -- column: relative_change | median of |W_tuned - W_base| / |W_base|
+-- show: base_model, tuned_model, intruders, matrices, per_matrix, relative_change
 select
     base_model,
     tuned_model,

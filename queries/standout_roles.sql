@@ -16,6 +16,7 @@
 -- column: z | distance in robust standard deviations
 -- column: models | number of other models
 -- column: matrices | number of matrices of the role
+-- show: model, role, measure, value, median, z, models
 with roles as (
     select
         matrices.scan_id,

@@ -16,6 +16,7 @@
 -- column: matrices | number of matrices
 -- column: p_scale | mean p-value of these vectors under the scale null; NULL if a scan has none
 -- column: differs_by | direction or scale; NULL if a scan has no scale null
+-- show: model, role, side, p, z, vectors, p_scale, differs_by
 with measured as (
     select
         model,

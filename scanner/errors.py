@@ -57,3 +57,7 @@ class StoreWarning(UserWarning):
 
 class QueryError(StoreError):
     """An unknown query, parameter or column, or SQL that is not one SELECT statement."""
+
+
+class AmbiguousError(QueryError):
+    """A part of a name that several models have."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from scanner.cli import options
 from scanner.cli.output import FormatOption, note, write
+from scanner.cli.progress import waiting
 
 
 def register(app: typer.Typer) -> None:
@@ -41,7 +43,8 @@ def calibrate(
     if output is not None and not output.resolve().parent.is_dir():
         raise ScannerError(f"{output.parent} is not a folder: create it, or choose another `output`")
     note(f"simulating {draws:,} vectors for each of {len(ks_null.TABLE_LENGTHS)} lengths")
-    table = ks_null.make_table(draws, seed=ks_null.DEFAULT_SEED if seed is None else seed)
+    with waiting(sys.stderr, "simulating"):
+        table = ks_null.make_table(draws, seed=ks_null.DEFAULT_SEED if seed is None else seed)
     shipped = ks_null.shipped_table()
     rows = []
     for length, new, old in zip(table.lengths, table.quantiles, shipped.quantiles, strict=True):

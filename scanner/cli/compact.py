@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
 
 from scanner.cli import options
 from scanner.cli.output import DEFAULT_STORE, FormatOption, StoreOption, note, write
+from scanner.cli.progress import steps
 
 
 def register(app: typer.Typer) -> None:
@@ -61,13 +63,16 @@ def compact(
     from scanner.store import open_store
     from scanner.store.compaction import compact as compact_store
 
-    done = compact_store(
-        open_store(named or store),
-        older_than=timedelta(hours=older_than),
-        grace=timedelta(hours=grace),
-        group_bytes=group_bytes,
-        dry_run=dry_run,
-    )
+    opened = open_store(named or store)
+    with steps(sys.stderr, "compacting") as progress:
+        done = compact_store(
+            opened,
+            older_than=timedelta(hours=older_than),
+            grace=timedelta(hours=grace),
+            group_bytes=group_bytes,
+            dry_run=dry_run,
+            progress=progress,
+        )
     columns = {"table": pa.string()} | dict.fromkeys(
         ("results", "groups", "merged", "files", "files_written", "bytes", "bytes_written"), pa.int64()
     )

@@ -10,6 +10,7 @@ from scanner.cli import options
 from scanner.cli.logs import LogFormatOption
 from scanner.cli.output import DEFAULT_STORE, Format, FormatOption, StoreOption, note, write
 from scanner.cli.run import run_verb
+from scanner.cli.tables import view_of
 from scanner.engine.method import Method
 from scanner.engine.options import PoolOptions, ReadOptions
 
@@ -42,7 +43,7 @@ def compare(
 
     Both models and their difference are scanned if the store does not have them. Matrices are matched by stack, layer, role, head
     and expert; matrices without a counterpart are listed. Prints one line per role; the tables pairs, pair_vectors and
-    pair_subspaces have the rest (queries pair_changes, pair_shift, pair_by_decile, pair_intruders).
+    pair_subspaces have the rest (queries pair_changes, pair_shift, pair_by_decile, pair_ranks, pair_intruders).
 
     Models that are named as in the store are compared as they were scanned, unless an option selects matrices or a method.
 
@@ -73,8 +74,10 @@ def compare(
 def _show(report: ComparisonReport, form: Format) -> None:
     from scanner.checkpoint.names import printable
     from scanner.store import open_store
+    from scanner.store.queries import find_query
 
-    write(open_store(report.store).query("pair_summary", pair_id=report.pair_id, heads=report.heads), form)
+    answer = open_store(report.store).query("pair_summary", pair_id=report.pair_id, heads=report.heads)
+    write(answer, form, view=view_of(find_query("pair_summary")), rows=None)
     state = "" if report.new else " (already in the store)"
     note(f"{report.matrices} pairs of matrices compared{state}; {len(report.identical)} exactly unchanged")
     if report.change_median is not None:

@@ -11,6 +11,7 @@ from scanner.cli import options
 from scanner.cli.logs import LogFormatOption
 from scanner.cli.output import DEFAULT_STORE, FormatOption, StoreOption, note, write
 from scanner.cli.run import run_verb
+from scanner.cli.tables import view_of
 from scanner.engine.options import PoolOptions, ReuseOptions
 from scanner.experiments import Experiment, Report, experiments, run_experiment
 
@@ -38,13 +39,15 @@ def add_experiment(app: typer.Typer, experiment: Experiment[Any], run: Callable[
     ) -> None:
         from scanner.checkpoint.names import printable
         from scanner.store import open_store
+        from scanner.store.queries import find_query
 
         def call(observer: Observer) -> Report:
             return run(experiment, config, store=store, pool=pool, force=reuse.force, observer=observer)
 
         def show(report: Report) -> None:
             shorter = experiment.table_parameters if form == "table" else {}
-            write(open_store(report.store).query(experiment.query, **{**report.parameters, **shorter}), form)
+            answer = open_store(report.store).query(experiment.query, **{**report.parameters, **shorter})
+            write(answer, form, view=view_of(find_query(experiment.query)))
             if shorter:
                 note(f"all results: rmtscan query {experiment.query} --store {report.store}")
             for item, reason in sorted(report.failed.items()):

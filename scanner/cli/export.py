@@ -13,13 +13,17 @@ from scanner.checkpoint import ROLES
 from scanner.checkpoint.model import PRODUCT_ROLES
 from scanner.cli import options
 from scanner.cli.output import DEFAULT_STORE, StoreOption, note
+from scanner.cli.progress import waiting
 from scanner.configuration import option
 
 if TYPE_CHECKING:
     from scanner.store import Store
 
 Model = Annotated[
-    str, typer.Argument(metavar="REF", help="A scanned model, by name or by the place from which it was scanned.")
+    str,
+    typer.Argument(
+        metavar="REF", help="A scanned model: its name or a unique part of it, or the place from which it was scanned."
+    ),
 ]
 Output = Annotated[
     str | None,
@@ -259,11 +263,12 @@ def json(
 
 
 def _opened(store: str, model: str) -> tuple[Store, str]:
+    from scanner.cli.choosing import whole_name
     from scanner.report.models import choose_models
     from scanner.store import open_store
 
     opened = open_store(store)
-    return opened, choose_models(opened, [model])[0]
+    return opened, choose_models(opened, [whole_name(opened, model)])[0]
 
 
 def _write(output: str | None, force: bool, make: Callable[[], tuple[str | bytes, Sequence[str]]]) -> None:
@@ -271,7 +276,8 @@ def _write(output: str | None, force: bool, make: Callable[[], tuple[str | bytes
     from scanner.export import writing
 
     path = None if output is None else writing.check(output, force=force)
-    content, left_out = make()
+    with waiting(sys.stderr, "reading the store"):
+        content, left_out = make()
     if path is None:
         sys.stdout.flush()
         sys.stdout.buffer.write(content if isinstance(content, bytes) else content.encode())

@@ -1,14 +1,30 @@
-"""`rmtscan inspect`: list what a scan would analyze, from headers alone."""
+"""`rmtscan inspect`: what a scan would analyze, what it costs, and what it would skip, from headers alone."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from scanner.checkpoint import Selection
 from scanner.cli import options
-from scanner.cli.output import FormatOption, note, note_skipped, write
+from scanner.cli.output import Format, FormatOption, line_width, note, note_skipped, write
+from scanner.cli.progress import waiting
+from scanner.cli.tables import View, duration, escaped, wrapped
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from scanner.checkpoint import Inventory, MatrixRef
+
+#: Units of cost per second of a core, as those of the nodes in docs/cluster.md.
+_RATE = 2e10
+#: Shapes that the summary names for a role.
+_SHAPES = 3
 
 
 def register(app: typer.Typer) -> None:
@@ -20,11 +36,14 @@ def inspect(
     reference: Annotated[str, typer.Argument(metavar="REF", help="A checkpoint, as for scan.", show_default=False)],
     *,
     selection: Selection,
+    all_tensors: Annotated[bool, typer.Option("--all", help="List every tensor in format table, too.")] = False,
     form: FormatOption = "table",
 ) -> None:
-    """List the matrices that a scan would analyze, and the tensors it would skip and why, without reading weights.
+    """Say what a scan would analyze and what it costs, by role, and what it would skip and why, without reading weights.
 
-    The cost of a matrix is that of its decomposition, in GFLOP and as a percentage of the total.
+    Formats json, csv and parquet, and format table with --all, have one row per matrix and skipped tensor. Cost is that of the
+    decomposition, in GFLOP and as a percentage of the total; the time is that of one core that does 2e10 units of cost per second
+    (docs/cluster.md), tests of the singular vectors included.
 
     Examples:
 
@@ -32,18 +51,46 @@ def inspect(
 
         rmtscan inspect ./my-model --format csv | grep expert
     """
-    from collections import Counter
-
-    import pyarrow as pa
-
     from scanner.checkpoint import list_matrices, open_checkpoint
     from scanner.checkpoint.formats.commands import beside_note
     from scanner.checkpoint.names import printable
     from scanner.engine.plan import decomposition_cost
 
-    checkpoint = open_checkpoint(reference, identify=False)
-    inventory = list_matrices(checkpoint, selection, compare_bytes=False)
+    with waiting(sys.stderr, f"reading headers of {reference}"):
+        checkpoint = open_checkpoint(reference, identify=False)
+        inventory = list_matrices(checkpoint, selection, compare_bytes=False)
     costs = [decomposition_cost(ref.rows, ref.cols) / 1e9 for ref in inventory.matrices]
+    summary = (
+        f"{checkpoint.model}: {checkpoint.format}, {checkpoint.architecture or 'no config'}, "
+        f"{checkpoint.parameters:,} parameters ({checkpoint.dtype})"
+    )
+    counts = f"{len(inventory.matrices)} matrices to analyze ({sum(costs):,.1f} GFLOP), {len(inventory.skipped)} tensors skipped"
+    if form == "table" and not all_tensors:
+        width = line_width()
+        print("\n".join([*([escaped(summary)] if width is None else wrapped(summary, width)), ""]))
+        _write_summary(inventory, costs, form)
+    else:
+        write(_tensors(inventory, costs), form, rows=None, whole=True)
+        note_skipped(Counter(skip.reason for skip in inventory.skipped))
+    for copy, original in inventory.perhaps_tied:
+        note(
+            f"  {printable(copy)} may be tied with {printable(original)}: they have the same shape; "
+            "scan compares their weights and skips a copy"
+        )
+    if checkpoint.beside:
+        note(f"  {beside_note(checkpoint.beside)}")
+    if form == "table" and not all_tensors:
+        note(f"{counts}; {_expected(inventory)}; --all lists every tensor")
+    else:
+        note(f"{summary}; {counts}")
+
+
+def _tensors(inventory: Inventory, costs: list[float]) -> pa.Table:
+    """Return one row per matrix and skipped tensor."""
+    import pyarrow as pa
+
+    from scanner.checkpoint.names import printable
+
     total = sum(costs)
     columns = ("stack", "layer", "role", "module", "head", "expert", "rows", "cols", "dtype", "role_source")
     # Columns, because a dictionary for each row takes most of the memory of large checkpoints.
@@ -59,18 +106,67 @@ def inspect(
     numbers = {name: pa.int32() for name in ("layer", "head", "expert", "rows", "cols")}
     numbers |= {name: pa.float64() for name in ("cost_gflop", "cost_percent")}
     names = ("tensor", *columns, "cost_gflop", "cost_percent", "skipped")
-    schema = pa.schema([(name, numbers.get(name, pa.string())) for name in names])
-    write(pa.table(table, schema=schema), form, whole=True)
-    note_skipped(Counter(skip.reason for skip in inventory.skipped))
-    for copy, original in inventory.perhaps_tied:
-        note(
-            f"  {printable(copy)} may be tied with {printable(original)}: they have the same shape; "
-            "scan compares their weights and skips a copy"
+    return pa.table(table, schema=pa.schema([(name, numbers.get(name, pa.string())) for name in names]))
+
+
+def _write_summary(inventory: Inventory, costs: list[float], form: Format) -> None:
+    """Print one row per role, the most expensive first, then one row per reason for which tensors are skipped."""
+    import pyarrow as pa
+
+    groups: dict[str, list[tuple[MatrixRef, float]]] = {}
+    for ref, cost in zip(inventory.matrices, costs, strict=True):
+        groups.setdefault(ref.role, []).append((ref, cost))
+    total = sum(costs)
+    rows = [
+        {
+            "role": role,
+            "matrices": len(of_role),
+            "shapes": _shapes(ref for ref, _ in of_role),
+            "cost_gflop": sum(cost for _, cost in of_role),
+            "percent": 100.0 * sum(cost for _, cost in of_role) / total if total else None,
+            "core_seconds": sum(_seconds(ref) for ref, _ in of_role),
+        }
+        for role, of_role in sorted(groups.items(), key=lambda item: -sum(cost for _, cost in item[1]))
+    ]
+    kinds = {"role": pa.string(), "matrices": pa.int32(), "shapes": pa.string()}
+    kinds |= dict.fromkeys(("cost_gflop", "percent", "core_seconds"), pa.float64())
+    totals = ("matrices", "cost_gflop", "percent", "core_seconds")
+    write(pa.Table.from_pylist(rows, schema=pa.schema(kinds)), form, view=View(caption=False, totals=totals), rows=None)
+    if inventory.skipped:
+        print()
+        tensors: dict[str, list[str]] = {}
+        for skip in inventory.skipped:
+            tensors.setdefault(skip.reason, []).append(skip.tensor)
+        reasons = sorted(tensors.items(), key=lambda item: -len(item[1]))
+        skipped = {
+            "skipped": pa.array([len(names) for _, names in reasons], pa.int32()),
+            "reason": pa.array([reason for reason, _ in reasons], pa.string()),
+            "example": pa.array([names[0] for _, names in reasons], pa.string()),
+        }
+        write(
+            pa.table(skipped),
+            form,
+            view=View(caption=False, totals=("skipped",)),
+            rows=50,
+            more="--all lists every tensor",
         )
-    if checkpoint.beside:
-        note(f"  {beside_note(checkpoint.beside)}")
-    note(
-        f"{checkpoint.model}: {checkpoint.format}, {checkpoint.architecture or 'no config'}, "
-        f"{checkpoint.parameters:,} parameters ({checkpoint.dtype}); "
-        f"{len(inventory.matrices)} matrices to analyze ({total:,.1f} GFLOP), {len(inventory.skipped)} tensors skipped"
-    )
+
+
+def _shapes(refs: Iterable[MatrixRef]) -> str:
+    counts = Counter((ref.rows, ref.cols) for ref in refs)
+    shown = [f"{rows}×{cols}" for (rows, cols), _ in counts.most_common(_SHAPES)]
+    return ", ".join(shown) + (f" and {len(counts) - _SHAPES} more" if len(counts) > _SHAPES else "")
+
+
+def _seconds(ref: MatrixRef) -> float:
+    from scanner.engine.plan import expected_seconds
+
+    return expected_seconds(ref.rows, ref.cols, _RATE)
+
+
+def _expected(inventory: Inventory) -> str:
+    """Say how long the cores of this machine take, which share the matrices but not one of them."""
+    seconds = [_seconds(ref) for ref in inventory.matrices]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wall = max(max(seconds, default=0.0), sum(seconds) / cores)
+    return f"about {duration(wall)} on the {cores} cores of this machine, without random controls"

@@ -25,6 +25,7 @@ VERBS = (
     "query",
     "sql",
     "models",
+    "show",
     "status",
     "calibrate",
     "experiments",

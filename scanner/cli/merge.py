@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
 
 from scanner.cli import options
 from scanner.cli.output import FormatOption, note, write
+from scanner.cli.progress import waiting
 
 
 def register(app: typer.Typer) -> None:
@@ -47,7 +49,8 @@ def merge(
     target = open_store(into, create=not dry_run)
     done: list[Merged] = []
     for one in sources:
-        done += merge_stores(one, target, dry_run=dry_run)
+        with waiting(sys.stderr, f"copying from {one.url}"):
+            done += merge_stores(one, target, dry_run=dry_run)
     states = ("copied", "kept", "replaced", "damaged", "busy")
     kinds = sorted({(entry.source, entry.table) for entry in done})
     counts = {

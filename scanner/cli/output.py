@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from decimal import Decimal
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from scanner.cli.logs import say
+from scanner.cli.tables import View, draw, escaped
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -21,6 +24,8 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _SHOWN = 200
 #: Number of reasons that are listed: those of adapters name a single tensor each.
 _REASONS = 12
+#: Number of columns that a note names.
+_NAMED = 8
 
 Format = Literal["table", "json", "csv", "parquet"]
 FormatOption = Annotated[Format, typer.Option("--format", "-f", help="Format of the printed table.", show_default=True)]
@@ -52,13 +57,38 @@ def note_skipped(counts: Mapping[str, int], *, before: str = "") -> None:
         )
 
 
-def write(table: pa.Table, form: Format, *, whole: bool = False) -> None:
-    """Print a table to stdout; the format `table` shows the first rows only, unless `whole` is true."""
+def write(
+    table: pa.Table,
+    form: Format,
+    *,
+    view: View | None = None,
+    rows: int | None = _SHOWN,
+    whole: bool = False,
+    more: str = "--format csv, json or parquet prints all",
+    wider: str = "a wider terminal or --format csv shows them",
+) -> None:
+    """Print a table to stdout.
+
+    Args:
+        table: the rows; all formats but `table` print all of them, with all columns.
+        form: the format.
+        view: what the format `table` shows; None: all columns.
+        rows: number of rows that the format `table` shows; None: all.
+        whole: do not limit the length of lines.
+        more: how to see the rows that are not shown, for a note.
+        wider: how to see the columns for which there is no room, likewise.
+    """
     table = _with_distinct_names(table)
-    if form == "table" and whole and table.num_rows > _SHOWN:
-        _write_lines(table)
-    elif form == "table":
-        _write_text(table)
+    if form == "table":
+        drawn = draw(table, width=None if whole else line_width(), view=view, rows=rows)
+        print("\n".join(drawn.lines))
+        sys.stdout.flush()
+        if rows is not None and table.num_rows > rows:
+            note(f"... {table.num_rows - rows:,} more rows, {table.num_rows:,} in all; {more}")
+        if drawn.left_out and table.num_rows:
+            names = ", ".join(drawn.left_out[:_NAMED])
+            others = f" and {len(drawn.left_out) - _NAMED} more columns" if len(drawn.left_out) > _NAMED else ""
+            note(f"no room for {names}{others}; {wider}")
     elif form == "json":
         _write_json(table)
     elif form == "csv":
@@ -75,6 +105,14 @@ def write(table: pa.Table, form: Format, *, whole: bool = False) -> None:
 
         pq.write_table(_with_text_for(table, nested=False), sys.stdout.buffer)
     sys.stdout.flush()
+
+
+def line_width() -> int | None:
+    """Return the cells of a line: those of the terminal, or of `COLUMNS`; None in a pipe, where grep and less need whole lines."""
+    if sys.stdout.isatty():
+        return shutil.get_terminal_size().columns
+    columns = os.environ.get("COLUMNS", "")
+    return int(columns) if columns.isdecimal() and int(columns) > 0 else None
 
 
 def _with_distinct_names(table: pa.Table) -> pa.Table:
@@ -153,61 +191,6 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _printable(text: str) -> str:
-    """Escape control characters: names come from untrusted checkpoints."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
-
-
 def _inert(text: str) -> str:
     """Escape control characters, and put `'` before a text that a spreadsheet would run as a formula: names are untrusted."""
-    return ("'" if text.startswith(_FORMULA) else "") + _printable(text)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.3g}" if abs(value) < 100 else f"{value:.1f}"
-    if hasattr(value, "strftime"):
-        return str(value.strftime("%Y-%m-%d %H:%M:%S"))
-    return _printable(str(value))
-
-
-def _is_number(field: pa.Field) -> bool:
-    return str(field.type) not in {"string", "bool"} and not str(field.type).startswith("timestamp")
-
-
-def _write_lines(table: pa.Table) -> None:
-    """Print one line per row, without a limit on rows or width; `_write_text` would take minutes."""
-    from rich.cells import cell_len
-
-    columns = []
-    for field, column in zip(table.schema, table.columns, strict=True):
-        cells = [_printable(field.name), *map(_cell, column.to_pylist())]
-        width = max(map(cell_len, cells))
-        gaps = [" " * (width - cell_len(cell)) for cell in cells]
-        number = _is_number(field)
-        padded = [gap + cell if number else cell + gap for cell, gap in zip(cells, gaps, strict=True)]
-        columns.append([padded[0], "─" * width, *padded[1:]])
-    for line in zip(*columns, strict=True):
-        print(" ".join(line).rstrip())
-
-
-def _write_text(table: pa.Table) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    shown = table.slice(0, _SHOWN)
-    drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for field in table.schema:
-        justify: Literal["left", "right"] = "right" if _is_number(field) else "left"
-        drawn.add_column(Text(_printable(field.name)), justify=justify, overflow="fold")
-    for row in shown.to_pylist():
-        drawn.add_row(*(Text(_cell(value)) for value in row.values()))
-    # Not limited to 80 columns outside of a terminal: grep and less need whole lines.
-    console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)
-    console.print(drawn)
-    if table.num_rows > _SHOWN:
-        note(f"... {table.num_rows - _SHOWN:,} more rows; --format csv, json or parquet prints all")
+    return ("'" if text.startswith(_FORMULA) else "") + escaped(text)

@@ -10,6 +10,7 @@ import typer
 
 from scanner.cli import options
 from scanner.cli.output import DEFAULT_STORE, FormatOption, StoreOption, note, write
+from scanner.cli.tables import View
 
 if TYPE_CHECKING:
     from scanner.figures import Figure
@@ -34,7 +35,9 @@ def plot(
     listed: Annotated[
         bool, typer.Option("--list", "-l", help="List the figures, or describe FIGURE and its options.")
     ] = False,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Name of a scanned model.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="A scanned model: its name, or a unique part of it.")
+    ] = None,
     revision: Annotated[
         str | None, typer.Option("--revision", help="The newest revision that begins with this, instead of the newest.")
     ] = None,
@@ -84,6 +87,7 @@ def plot(
 
         rmtscan plot depth --model my-model -o depth.html
     """
+    from scanner.cli.choosing import whole_name
     from scanner.cli.progress import steps
     from scanner.figures import all_figures, find_figure, save
     from scanner.figures.rendering import check_path
@@ -92,9 +96,13 @@ def plot(
     if listed and figure is None:
         import pyarrow as pa
 
+        from scanner.store.queries import Shown
+
         known = list(all_figures().values())
         columns = {"figure": [one.name for one in known], "shows": [one.title for one in known]}
-        write(pa.table(columns | {"options": [" ".join(map(_option, one.parameters)) for one in known]}), form)
+        listing = pa.table(columns | {"options": [" ".join(map(_option, one.parameters)) for one in known]})
+        shown = tuple(Shown(name=name, columns=(name,)) for name in columns)
+        write(listing, form, view=View(shown=shown, caption=False), rows=None)
         return
     if figure is None:
         raise typer.BadParameter("give the name of a figure; --list shows all figures", param_hint="FIGURE")
@@ -129,6 +137,9 @@ def plot(
             raise typer.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--param")
         parameters[name] = chosen.convert(name, value)
     opened = open_store(store) if chosen.needs_store else None
+    if opened is not None:
+        named = [name for name in ("model", "base", "tuned") if isinstance(parameters.get(name), str)]
+        parameters |= {name: whole_name(opened, str(parameters[name])) for name in named}
     with steps(sys.stderr, "drawing") as progress:
         chart = chosen.draw(opened, interactive=output.suffix.lower() == ".html", progress=progress, **parameters)
     note(f"{chosen.title}: {save(chart, output)}")

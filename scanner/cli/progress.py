@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -62,6 +63,31 @@ def steps(stream: TextIO, what: str) -> Iterator[Callable[[int, int], None]]:
     finally:
         if task is not None:
             bar.stop()
+
+
+@contextmanager
+def waiting(stream: TextIO, what: str) -> Iterator[None]:
+    """Show on a terminal that something without steps takes time; nothing is printed within a second, nor elsewhere.
+
+    Args:
+        stream: where to print.
+        what: the work, as a present participle.
+    """
+    console = Console(file=stream, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        yield
+        return
+    bar = Bar(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True)
+    bar.add_task(printable(what), total=None)
+    timer = threading.Timer(1.0, bar.start)  # what is done at once needs no bar
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+        bar.stop()
 
 
 class Progress(Observer):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
 
 from scanner.cli import options
 from scanner.cli.output import FormatOption, note, write
+from scanner.cli.progress import waiting
 
 
 def register(app: typer.Typer) -> None:
@@ -48,7 +50,8 @@ def publish(
     from scanner.store.publish import publish as publish_store
 
     opened = open_store(store)
-    tables = publish_store(opened, to, name=name, license_id=license_id, force=force)
+    with waiting(sys.stderr, f"publishing {opened.url}"):
+        tables = publish_store(opened, to, name=name, license_id=license_id, force=force)
     columns: dict[str, list[object]] = {
         "table": [found.table for found in tables],
         "files": [found.files for found in tables],

@@ -21,7 +21,7 @@ def report(
         list[str] | None,
         typer.Argument(
             metavar="REF",
-            help="Scanned models, by name or by the place from which they were scanned.",
+            help="Scanned models: their names or unique parts of them, or the places from which they were scanned.",
             show_default="all models of the store",
         ),
     ] = None,
@@ -39,6 +39,7 @@ def report(
 
         rmtscan report ./base ./tuned -o pair.html --store results
     """
+    from scanner.cli.choosing import whole_name
     from scanner.report import write_report
     from scanner.store import open_store
 
@@ -46,7 +47,9 @@ def report(
         if sys.stderr.isatty():
             note(f"reporting on {text}")
 
-    written = write_report(open_store(store), references or [], output, progress=tell)
+    opened = open_store(store)
+    named = [whole_name(opened, reference) for reference in references or []]
+    written = write_report(opened, named, output, progress=tell)
     models = "1 model" if len(written.models) == 1 else f"{len(written.models)} models"
     pairs = f", {written.pairs} compared {'pair' if written.pairs == 1 else 'pairs'}" if written.pairs else ""
     note(f"{written.path}: {models}{pairs}, {written.bytes / 1e6:.1f} MB; open it in a browser")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from scanner.cli import options
 from scanner.cli.output import DEFAULT_STORE, FormatOption, StoreOption, note, write
+
+if TYPE_CHECKING:
+    from scanner.store import Store
 
 
 def register(app: typer.Typer) -> None:
@@ -21,7 +25,7 @@ def rm(
         list[str],
         typer.Argument(
             metavar="WHAT...",
-            help="MODEL, MODEL@REVISION, or the id of a scan, comparison or run.",
+            help="MODEL or a unique part of its name, MODEL@REVISION, or the id of a scan, comparison or run.",
             show_default=False,
         ),
     ],
@@ -43,12 +47,18 @@ def rm(
     """
     import pyarrow as pa
 
+    from scanner.checkpoint.names import printable
+    from scanner.cli.choosing import whole_name
     from scanner.errors import ScannerError
     from scanner.store import open_store
     from scanner.store.removal import plan_removal, remove
 
     opened = open_store(store)
-    planned = plan_removal(opened, what)
+    named = [_whole(opened, one, whole_name) for one in what]
+    for one, name in zip(what, named, strict=True):
+        if yes and not dry_run and one != name:
+            raise ScannerError(f"{printable(one)!r} is a part of {printable(name)!r}: with `yes`, write the whole name")
+    planned = plan_removal(opened, named)
     columns = {
         "table": pa.string(),
         "result": pa.string(),
@@ -74,3 +84,12 @@ def rm(
         )
     remove(opened, planned)
     note(f"removed: {count}")
+
+
+def _whole(store: Store, text: str, whole_name: Callable[[Store, str], str]) -> str:
+    """Return the whole name of a model, with its revision if there is one."""
+    name = whole_name(store, text)
+    if name != text or "@" not in text:
+        return name
+    model, _, revision = text.rpartition("@")
+    return f"{whole_name(store, model)}@{revision}"

@@ -13,6 +13,7 @@ from scanner.cli import options
 from scanner.cli.logs import LogFormatOption, say_error
 from scanner.cli.output import DEFAULT_STORE, Format, FormatOption, StoreOption, note, note_skipped, write
 from scanner.cli.run import run_verb
+from scanner.cli.tables import View
 from scanner.engine.method import Method
 from scanner.engine.options import PoolOptions, ReuseOptions, ScanOptions
 from scanner.errors import ConfigError, ScannerError
@@ -50,6 +51,15 @@ def scan(
             show_default=False,
         ),
     ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--name",
+            metavar="NAME",
+            help="Name of the model in the store, of a single REF.",
+            show_default="that of the checkpoint",
+        ),
+    ] = None,
     upgrade: Annotated[
         bool,
         typer.Option(
@@ -77,6 +87,8 @@ def scan(
 
         rmtscan scan ./my-model --address auto --gpus-per-worker 0.5
 
+        rmtscan scan ./run/checkpoint-500 --name run/step-500
+
         rmtscan scan --from models.txt --store s3://bucket/results
 
         rmtscan scan --upgrade --store results
@@ -88,6 +100,8 @@ def scan(
             f"--upgrade repeats every scan with its own parameters: leave out {', '.join(ignored)}, or name checkpoints instead",
             param_hint=ignored[0],
         )
+    if name is not None and (upgrade or listed is not None):
+        raise typer.BadParameter("--name names the model of a single REF", param_hint="--name")
     if not (upgrade or references or listed is not None):
         raise typer.BadParameter("name a checkpoint, or a file of references with --from", param_hint="REF")
 
@@ -115,10 +129,11 @@ def scan(
             pool=pool,
             force=how.force,
             download=how.download,
+            name=name,
             observer=observer,
         )
 
-    run_verb(call, lambda report: _show(report, form), store=store, log_format=log_format)
+    run_verb(call, lambda report: _show(report, form, name), store=store, log_format=log_format)
 
 
 def _named(references: list[str], listed: str | None) -> Iterable[str]:
@@ -165,11 +180,12 @@ def _references_in(lines: Iterable[str]) -> Iterator[str]:
             yield reference
 
 
-def _show(report: ScanReport, form: Format) -> None:
+def _show(report: ScanReport, form: Format, name: str | None) -> None:
     import pyarrow as pa
 
     from scanner.checkpoint.formats.commands import beside_note
     from scanner.checkpoint.names import printable
+    from scanner.store.queries import Shown
 
     scanned = [model for model in report.models if model.error is None]
     if not report.models:
@@ -188,8 +204,19 @@ def _show(report: ScanReport, form: Format) -> None:
     schema = pa.schema(
         [(name, pa.int32() if name in {"analysed", "skipped", "failed"} else pa.string()) for name in columns]
     )
-    write(pa.table(columns, schema=schema), form)
+    order = ("model", "state", "analysed", "skipped", "failed", "scan_id")
+    shown = tuple(Shown(name=name, columns=(name,)) for name in order)
+    write(
+        pa.table(columns, schema=schema),
+        form,
+        view=View(shown=shown, totals=("analysed", "skipped", "failed")),
+        rows=None,
+    )
     for model in scanned:
+        if name is not None and model.model != name:
+            note(
+                f"  the store has this content as {printable(model.model)}; --force scans it again under the name {name}"
+            )
         if len(scanned) <= _MOST_NOTES:
             note_skipped({reason: len(names) for reason, names in model.skipped.items()}, before=f"{model.model}: ")
         if model.beside:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
 
 from scanner.cli import options
 from scanner.cli.output import DEFAULT_STORE, FormatOption, StoreOption, write
+from scanner.cli.progress import waiting
 
 
 def register(app: typer.Typer) -> None:
@@ -43,4 +45,6 @@ def sql(
     """
     from scanner.store import open_store
 
-    write(open_store(store).sql(statement, timeout=timeout), form)
+    with waiting(sys.stderr, "asking"):
+        answer = open_store(store).sql(statement, timeout=timeout)
+    write(answer, form)

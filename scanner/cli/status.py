@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import sys
+import time
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from scanner.cli import options
-from scanner.cli.output import DEFAULT_STORE, FormatOption, StoreOption, note, write
+from scanner.cli.output import DEFAULT_STORE, FormatOption, StoreOption, line_width, note, write
+from scanner.cli.tables import View, draw, duration
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from scanner.store import Store
+    from scanner.store import Heartbeat, Store
+
+#: Seconds between two looks of --watch: heartbeats are five seconds apart, on a network twenty.
+_LOOK_SECONDS = 2.0
+#: Rows of scans that --watch shows, so that running work stays on the screen.
+_WATCHED = 10
+#: Share of the cost from which on the rate says how long the rest takes.
+_LEAST_SHARE = 0.01
 
 
 def register(app: typer.Typer) -> None:
@@ -23,18 +34,33 @@ def register(app: typer.Typer) -> None:
 def status(
     store: StoreOption = DEFAULT_STORE,
     running: Annotated[bool, typer.Option("--running", help="List only running work, in any format.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show running work again and again until nothing runs, or Ctrl-C.")
+    ] = False,
     form: FormatOption = "table",
 ) -> None:
     """Show what is scanned, running, unfinished or failed.
 
     Scans come first; running work of any process and machine follows in a second table, which the formats json, csv and parquet
-    print with --running. `rmtscan query experiments` lists the runs of experiments.
+    print with --running: finished and all items, matrices and controls of a scan, items per minute, and the time that is left,
+    from the cost of the items. `rmtscan query experiments` lists the runs of experiments.
+
+    Examples:
+
+        rmtscan status --store results
+
+        rmtscan status --watch --store s3://bucket/results
     """
     from scanner.store import open_store
 
+    if watch and form != "table":
+        raise typer.BadParameter("--watch needs format table; a script can repeat --running", param_hint="--watch")
     opened = open_store(store)
+    if watch:
+        _watch(opened)
+        return
     if running:
-        write(_running(opened), form)
+        write(_running(opened), form, view=_view())
         return
     scans, work = _scans(opened), _running(opened)
     runs = opened.query("experiments").num_rows
@@ -47,12 +73,67 @@ def status(
         )
     if not scans.num_rows:
         note(f"nothing has been scanned into {opened.url}; start with: rmtscan scan REF --store {store}")
-    write(scans, form)
+    write(scans, form, view=View(caption=False, totals=("matrices", "failed")))
     if work.num_rows and form == "table":
         print()
-        write(work, form)
+        write(work, form, view=_view())
     elif work.num_rows:
         note(f"running: {work.num_rows} (rmtscan status --running --store {store})")
+
+
+def _view() -> View:
+    """Return what the table of running work shows."""
+    from scanner.store.queries import Shown
+
+    names = (
+        "running",
+        "models",
+        "done",
+        "total",
+        "percent",
+        "per_minute",
+        "remaining",
+        "failed",
+        "workers",
+        "state",
+        "host",
+    )
+    return View(shown=tuple(Shown(name=name, columns=(name,)) for name in names), caption=False)
+
+
+def _watch(store: Store) -> None:
+    """Print the running work until there is none: in the same place on a terminal, elsewhere one table after the other."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    def screen() -> tuple[str, bool]:
+        work = _running(store)
+        drawn = draw(work, width=line_width(), view=_view(), rows=_WATCHED)
+        more = f"\n... {work.num_rows - _WATCHED} more" if work.num_rows > _WATCHED else ""
+        at = datetime.now(UTC).strftime("%H:%M:%S UTC")
+        return "\n".join([*drawn.lines, f"{more}{at}, {store.url}"]), any(
+            state == "running" for state in work["state"].to_pylist()
+        )
+
+    text, busy = screen()
+    if not busy:
+        print(text)
+        note("nothing is running")
+        return
+    if not sys.stdout.isatty():
+        while busy:
+            print(text, flush=True)
+            time.sleep(_LOOK_SECONDS)
+            text, busy = screen()
+    else:
+        with Live(Text(text), console=Console(highlight=False), auto_refresh=False) as live:
+            while busy:
+                live.update(Text(text), refresh=True)
+                time.sleep(_LOOK_SECONDS)
+                text, busy = screen()
+    print(text)
+    note("nothing is running any more")
 
 
 def _scans(store: Store) -> pa.Table:
@@ -103,6 +184,9 @@ def _running(store: Store) -> pa.Table:
             "done": run.done,
             "total": run.total,
             "percent": 100.0 * run.cost_done / run.cost if run.cost else None,
+            "per_minute": _rate(run),
+            "seconds_left": seconds,
+            "remaining": None if seconds is None else duration(seconds),
             "failed": run.failed,
             "workers": run.workers,
             "since": run.started_at,
@@ -112,8 +196,9 @@ def _running(store: Store) -> pa.Table:
             "pid": run.pid,
         }
         for run in store.running()
+        for seconds in [_seconds_left(run)]
     ]
-    time = pa.timestamp("us", tz="UTC")
+    when = pa.timestamp("us", tz="UTC")
     schema = pa.schema(
         {
             "running": pa.string(),
@@ -121,13 +206,35 @@ def _running(store: Store) -> pa.Table:
             "done": pa.int64(),
             "total": pa.int64(),
             "percent": pa.float64(),
+            "per_minute": pa.float64(),
+            "seconds_left": pa.float64(),
+            "remaining": pa.string(),
             "failed": pa.int64(),
             "workers": pa.int64(),
-            "since": time,
-            "updated": time,
+            "since": when,
+            "updated": when,
             "state": pa.string(),
             "host": pa.string(),
             "pid": pa.int64(),
         }
     )
     return pa.Table.from_pylist(rows, schema=schema)
+
+
+def _lasted(run: Heartbeat) -> float:
+    """Return the seconds from the start of a run to its last heartbeat."""
+    return (run.updated_at - run.started_at) / timedelta(seconds=1)
+
+
+def _rate(run: Heartbeat) -> float | None:
+    """Return the finished items per minute; None before the first."""
+    seconds = _lasted(run)
+    return 60.0 * run.done / seconds if run.done and seconds > 0 else None
+
+
+def _seconds_left(run: Heartbeat) -> float | None:
+    """Return how long the rest of a run takes if its cost is done as fast as before; None if that is not known, or it stalls."""
+    seconds = _lasted(run)
+    if run.stalled or seconds <= 0 or run.cost_done <= 0 or run.cost_done < _LEAST_SHARE * run.cost:
+        return None
+    return max(0.0, seconds * (run.cost - run.cost_done) / run.cost_done)

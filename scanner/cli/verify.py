@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
 
 from scanner.cli import options
 from scanner.cli.output import DEFAULT_STORE, FormatOption, StoreOption, note, write
+from scanner.cli.progress import waiting
 
 
 def register(app: typer.Typer) -> None:
@@ -39,7 +41,9 @@ def verify(
 
     from scanner.store import open_store
 
-    checked = open_store(named or store).verify()
+    opened = open_store(named or store)
+    with waiting(sys.stderr, f"checking the files of {opened.url}"):
+        checked = opened.verify()
     damaged = [found for found in checked if found.state == "damaged"]
     unsure = sum(found.state == "readable" for found in checked)
     listed = checked if everything else damaged

@@ -10,7 +10,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scanner.checkpoint import Checkpoint, Inventory, Selection, identified, list_matrices, open_checkpoint
@@ -37,14 +37,18 @@ class Opened:
     error: CheckpointError | None = None
 
 
-def open_reference(reference: str, selection: Selection, *, download: bool) -> Opened:
+def open_reference(reference: str, selection: Selection, *, download: bool, name: str | None = None) -> Opened:
     """Open a checkpoint and list its matrices; an error that concerns only this reference is returned.
+
+    With `name`, the model has this name instead of its own, which is not part of its identity.
 
     Large local files are not hashed: the checkpoint then has a provisional identity (see `scanner.checkpoint.opening`).
     """
     checkpoint: Checkpoint | None = None
     try:
         checkpoint = open_checkpoint(reference, download=download, hash_at_most=HASHED_AT_ONCE)
+        if name is not None:
+            checkpoint = replace(checkpoint, model=name)
         inventory = list_matrices(checkpoint, selection, compare_bytes=False)
         if not inventory.matrices:
             raise CheckpointError(nothing_to_scan(checkpoint, inventory))

@@ -25,6 +25,7 @@ from scanner.checkpoint import (
     list_matrices,
 )
 from scanner.checkpoint.metadata import initializer_range
+from scanner.checkpoint.names import MAX_SHOWN, printable
 from scanner.checkpoint.sources.files import FileVersion, check_unchanged
 from scanner.engine import rows
 from scanner.engine.ahead import Hasher, Opened, Opener, nothing_to_scan, open_reference
@@ -51,6 +52,7 @@ from scanner.errors import ChangedError, CheckpointError, ConfigError, ScannerEr
 from scanner.rmt.ensembles import ENSEMBLES, MATRIX_ENSEMBLES, Ensemble
 from scanner.rmt.vocabulary import ScaleKind, SigmaKind
 from scanner.store import ScanWriter, Store, open_store
+from scanner.store.references import DIFFERENCE
 from scanner.store.tables import MATRIX_KEY, lists_of_text
 from scanner.version import __version__
 
@@ -168,6 +170,7 @@ class ScanWork(Work):
         force: bool = False,
         download: bool = False,
         strict: bool = False,
+        name: str | None = None,
     ) -> None:
         """Prepare; nothing is opened yet.
 
@@ -181,6 +184,7 @@ class ScanWork(Work):
             force: scan `references` again even if the store has the results.
             download: download whole files of `references` from the Hub.
             strict: a model that cannot be scanned ends the run with an error, because other work needs its scan.
+            name: name of the model of `references`; None: its own.
         """
         self.store, self.method, self.observer, self.ensembles = store, method, observer, ensembles
         self.jobs: dict[str, _Job] = {}
@@ -191,7 +195,9 @@ class ScanWork(Work):
         self._opener: Opener | None = None
         if references is not None:
             selection = self.method.selection
-            self._opener = Opener(references, lambda named: open_reference(named, selection, download=download))
+            self._opener = Opener(
+                references, lambda named: open_reference(named, selection, download=download, name=name)
+            )
         self._hasher = Hasher()
         self._beside: dict[str, tuple[str, ...]] = {}
         self._listed: set[str] | None = None
@@ -739,6 +745,7 @@ def scan(
     pool: PoolOptions | None = None,
     force: bool = False,
     download: bool = False,
+    name: str | None = None,
     observer: Observer | None = None,
 ) -> ScanReport:
     """Scan checkpoints into a store, on a local Ray or a running cluster; existing results are reused.
@@ -753,6 +760,7 @@ def scan(
         pool: where and on how many workers; None: this machine, one worker per core (or GPU).
         force: scan again even if the store has the results.
         download: download whole files of the Hub into its cache instead of reading byte ranges.
+        name: name of the model in the store, of a single reference; None: that of the checkpoint. It is not part of the identity.
         observer: receives the progress.
 
     Returns:
@@ -763,6 +771,8 @@ def scan(
         KeyboardInterrupt: interrupted; finished matrices are in the store, and the same call resumes.
     """
     named = _References(references)
+    if name is not None:
+        check_name(name, named.count)
     observer, options = observer or Observer(), pool or PoolOptions()
     check_controls(ensembles, draws)
     target = open_store(os.fspath(store), create=True)
@@ -775,9 +785,32 @@ def scan(
         references=iter(named),
         force=force,
         download=download,
+        name=name,
     )
     run([work], options, observer)
     return work.report(named.seen)
+
+
+def check_name(name: str, references: int | None) -> None:
+    """Check a name for a model.
+
+    Args:
+        name: the name.
+        references: number of references that it is for; None: not known.
+
+    Raises:
+        ConfigError: it is no name, or there is not one reference.
+    """
+    if not isinstance(name, str) or not name.strip():
+        raise ConfigError("name", "is empty: give the model a name, or leave it out")
+    if name != name.strip() or printable(name) != name or "@" in name:
+        raise ConfigError(
+            "name", f"is {printable(name)!r}: at most {MAX_SHOWN} printable characters, no @, and no space at the ends"
+        )
+    if name.startswith(DIFFERENCE):
+        raise ConfigError("name", f"is {printable(name)!r}: names of differences begin like this")
+    if references != 1:
+        raise ConfigError("name", "names one model: give one reference")
 
 
 def check_controls(ensembles: Sequence[str], draws: int) -> None:
@@ -809,6 +842,11 @@ class _References:
             raise _not_a_reference(self._named)
         if not isinstance(self._named, Iterator):
             self._named = [self._checked(one) for one in self._named]
+
+    @property
+    def count(self) -> int | None:
+        """Number of references; None if they come from an iterator."""
+        return None if isinstance(self._named, Iterator) else len({*self._named})
 
     @property
     def seen(self) -> list[str]:

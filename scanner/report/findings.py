@@ -125,18 +125,18 @@ def outliers(rows: Sequence[Row], model: str) -> Finding | None:
     total = sum(_values(row) for row in rows)
     if not total:
         return None
-    left = sum(row["left_percent"] * _values(row) for row in rows) / total
-    right = sum(row["right_percent"] * _values(row) for row in rows) / total
-    most_right = max(rows, key=lambda row: row["right_percent"])
+    left = sum(row["below_percent"] * _values(row) for row in rows) / total
+    right = sum(row["above_percent"] * _values(row) for row in rows) / total
+    most_right = max(rows, key=lambda row: row["above_percent"])
     oblong = [row for row in rows if row["rows"] != row["cols"]]
-    detail = f"Most above the bulk: {most_right['role']}, {most_right['right_percent']:.1f} %."
+    detail = f"Most above the bulk: {most_right['role']}, {most_right['above_percent']:.1f} %."
     if oblong:
         oblong_total = sum(_values(row) for row in oblong)
-        share = sum(row["left_percent"] * _values(row) for row in oblong) / oblong_total
-        most_left = max(oblong, key=lambda row: row["left_percent"])
+        share = sum(row["below_percent"] * _values(row) for row in oblong) / oblong_total
+        most_left = max(oblong, key=lambda row: row["below_percent"])
         detail += (
             f" Only matrices that are not square can have values below the bulk: {share:.1f} % of their values, most in "
-            f"{most_left['role']}, {most_left['left_percent']:.1f} %."
+            f"{most_left['role']}, {most_left['below_percent']:.1f} %."
         )
     else:
         detail += " All matrices are square, so no value can lie below the bulk."
@@ -363,8 +363,8 @@ def change(rows: Sequence[Row], shown_by: str = "") -> Finding | None:
 def turned(rows: Sequence[Row], base: str, tuned: str) -> Finding | None:
     """Return the decile in which the singular vectors turned most; rows of query `pair_by_decile`."""
     deciles: dict[int, list[tuple[int, float]]] = {}
-    inside = all(row["u_left"] is not None and row["v_left"] is not None for row in rows)
-    columns = ("u_left", "v_left") if inside else ("u_turned", "v_turned")
+    inside = all(row["u_subspace_turned"] is not None and row["v_subspace_turned"] is not None for row in rows)
+    columns = ("u_subspace_turned", "v_subspace_turned") if inside else ("u_turned", "v_turned")
     for row in rows:
         values = [row[column] for column in columns if row[column] is not None]
         if values:

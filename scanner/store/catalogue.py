@@ -16,7 +16,9 @@ Generated from the headers of `queries/*.sql` by `make docs`; a test compares.
     store = scanner.open_store("results")
     store.query("NAME", model="org/model").to_pandas()
 
-A parameter without a value given has its default; NULL stands for all.
+A parameter without a value given has its default; NULL stands for all. A parameter of type MODEL takes the name of a model, or a
+part of it that no other name has. A terminal shows the columns in bold; `--columns` and `--wide` show others, and the formats json,
+csv and parquet have all. Answers that are made for charts have a figure, and a terminal shows their first rows.
 """
 
 
@@ -34,8 +36,14 @@ def _section(query: Query) -> list[str]:
         lines += ["| parameter | type | default | |", "|---|---|---|---|"]
         lines += [f"| `{p.name}` | {p.type} | {_default(p)} | {_cell(p.help)} |" for p in query.params]
         lines += [""]
-    lines += ["| column | |", "|---|---|"]
-    return lines + [f"| `{column.name}` | {_cell(column.help)} |" for column in query.columns]
+    if query.figures:
+        lines += [f"Made for charts: {', '.join(f'`rmtscan plot {name}`' for name in query.figures)}.", ""]
+    shown = {part for one in query.shown for part in one.columns}
+    lines += ["| column | unit | |", "|---|---|---|"]
+    return lines + [
+        f"| {f'**`{column.name}`**' if column.name in shown else f'`{column.name}`'} | {column.unit} | {_cell(column.help)} |"
+        for column in query.columns
+    ]
 
 
 def _default(param: Parameter) -> str:

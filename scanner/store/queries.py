@@ -1,4 +1,4 @@
-"""Named queries: `.sql` files with a header that describes the answer, the parameters and the columns."""
+"""Named queries: `.sql` files with a header that describes the answer, the parameters, the columns, and what a terminal shows."""
 
 import difflib
 import math
@@ -12,11 +12,14 @@ from scanner.extensions import load_extensions
 
 _STORE = Path(__file__).resolve().parent
 _FOLDERS = (_STORE.parent / "queries", _STORE.parent.parent / "queries")  # in an installed wheel; in a checkout
-_ENTRY = re.compile(r"-- (title|about|param|column): (\S.*)")
+_ENTRY = re.compile(r"-- (title|about|chart|param|column|show|total of one model|total): (\S.*)")
 _CONTINUED = re.compile(r"--   +(\S.*)")
 _PARAMETER = re.compile(r"([a-z]\w*) ([A-Z]+)(?: = (.*?))? \| (\S.*)", re.DOTALL)
-_COLUMN = re.compile(r"([a-z]\w*) \| (\S.*)", re.DOTALL)
-_TAGS = ("title", "about", "param", "column")
+_COLUMN = re.compile(r"([a-z]\w*)(?: \[([^\]]+)\])? \| (\S.*)", re.DOTALL)
+_SHOWN = re.compile(r"([a-z]\w*)(?: = ([a-z]\w*) (\||->|x|\.\.) ([a-z]\w*))?")
+_TAGS = ("title", "about", "chart", "param", "column", "show", "total", "total of one model")
+#: What stands between two values in one cell, by the sign in the header.
+_BETWEEN = {"|": "|", "->": " → ", "x": "×", "..": "…"}
 
 Value = str | int | float | bool | None
 
@@ -27,7 +30,7 @@ class Parameter:
 
     name: str
     type: str
-    """VARCHAR, INTEGER, DOUBLE or BOOLEAN."""
+    """VARCHAR, INTEGER, DOUBLE, BOOLEAN, or MODEL: the name of a model of the store, or a part of it that no other name has."""
     required: bool
     """Whether it has no default."""
     default: Value
@@ -48,6 +51,19 @@ class Column:
 
     name: str
     help: str
+    unit: str = ""
+    """Unit of the values; empty if they have none, or the name says it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """One column of the table that a terminal shows: a column of the answer, or two of them in one cell."""
+
+    name: str
+    columns: tuple[str, ...]
+    """The column, or both."""
+    between: str = ""
+    """What stands between the values of two columns."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +77,14 @@ class Query:
     params: tuple[Parameter, ...]
     columns: tuple[Column, ...]
     sql: str
+    figures: tuple[str, ...] = ()
+    """Figures that draw the answer, which has too many rows to be read; empty for other queries."""
+    shown: tuple[Shown, ...] = ()
+    """Columns that a terminal shows by default; empty: all."""
+    totals: tuple[str, ...] = ()
+    """Columns whose sum over all rows means something."""
+    totals_of_one: bool = False
+    """Whether it means something only if all rows are of one model (or pair of models)."""
 
     def bind(self, values: Mapping[str, object]) -> dict[str, Value]:
         """Return a value for every parameter, with defaults filled in.
@@ -101,10 +125,12 @@ def parse_query(name: str, text: str) -> Query:
         elif (match := _CONTINUED.fullmatch(line)) and entries:
             entries[-1] = (entries[-1][0], f"{entries[-1][1]}\n{match[1]}")
         else:
-            raise ValueError(f"query {name!r}: header line {line!r} is not '-- title|about|param|column: ...'")
+            raise ValueError(f"query {name!r}: header line {line!r} is not '-- {'|'.join(_TAGS)}: ...'")
     tags = [tag for tag, _ in entries]
     if tags != sorted(tags, key=_TAGS.index) or tags.count("title") != 1 or tags.count("about") != 1:
         raise ValueError(f"query {name!r}: the header needs one title, one about, then params, then columns")
+    if any(tags.count(tag) > 1 for tag in ("chart", "show")) or sum(tag.startswith("total") for tag in tags) > 1:
+        raise ValueError(f"query {name!r}: chart, show and total can occur once")
     params = tuple(_parse_parameter(name, value) for tag, value in entries if tag == "param")
     columns = tuple(_parse_column(name, value) for tag, value in entries if tag == "column")
     for names in ([param.name for param in params], [column.name for column in columns]):
@@ -115,7 +141,40 @@ def parse_query(name: str, text: str) -> Query:
     title, about = entries[0][1], entries[1][1]
     if "\n" in title:
         raise ValueError(f"query {name!r}: the title must be one line")
-    return Query(name=name, title=title, about=about, params=params, columns=columns, sql=text)
+    shown = tuple(_parse_shown(name, item) for item in _items(entries, "show"))
+    totals = (*_items(entries, "total"), *_items(entries, "total of one model"))
+    figures = tuple(_items(entries, "chart"))
+    known = {column.name for column in columns}
+    wrong = [one for one in (*totals, *(part for item in shown for part in item.columns)) if one not in known]
+    if wrong:
+        raise ValueError(f"query {name!r}: {wrong[0]!r} is shown or summed, and is not a column")
+    return Query(
+        name=name,
+        title=title,
+        about=about,
+        params=params,
+        columns=columns,
+        sql=text,
+        figures=figures,
+        shown=shown,
+        totals=totals,
+        totals_of_one="total of one model" in tags,
+    )
+
+
+def _items(entries: list[tuple[str, str]], wanted: str) -> list[str]:
+    """Return the items of the entry with this tag, which are separated by commas."""
+    return [item.strip() for tag, text in entries if tag == wanted for item in " ".join(text.split()).split(",")]
+
+
+def _parse_shown(query: str, text: str) -> Shown:
+    match = _SHOWN.fullmatch(text)
+    if match is None:
+        raise ValueError(f"query {query!r}: {text!r} is not 'COLUMN' or 'NAME = COLUMN | COLUMN' (or ->, x, ..)")
+    name, first, sign, second = match.groups()
+    if first is None:
+        return Shown(name=name, columns=(name,))
+    return Shown(name=name, columns=(first, second), between=_BETWEEN[sign])
 
 
 _REGISTERED: dict[str, str] = {}
@@ -173,7 +232,9 @@ def _suggest(name: str, known: Mapping[str, object]) -> str:
 def _parse_parameter(query: str, text: str) -> Parameter:
     match = _PARAMETER.fullmatch(text)
     if match is None or match[2] not in _CONVERSIONS:
-        raise ValueError(f"query {query!r}: {text!r} is not 'NAME VARCHAR|INTEGER|DOUBLE|BOOLEAN [= DEFAULT] | help'")
+        raise ValueError(
+            f"query {query!r}: {text!r} is not 'NAME VARCHAR|MODEL|INTEGER|DOUBLE|BOOLEAN [= DEFAULT] | help'"
+        )
     name, kind, default, help_text = match.groups()
     try:
         value = None if default in (None, "NULL") else _CONVERSIONS[kind](default)
@@ -185,8 +246,8 @@ def _parse_parameter(query: str, text: str) -> Parameter:
 def _parse_column(query: str, text: str) -> Column:
     match = _COLUMN.fullmatch(text)
     if match is None:
-        raise ValueError(f"query {query!r}: {text!r} is not 'NAME | what it is, unit'")
-    return Column(name=match[1], help=match[2])
+        raise ValueError(f"query {query!r}: {text!r} is not 'NAME | what it is' or 'NAME [UNIT] | what it is'")
+    return Column(name=match[1], unit=match[2] or "", help=match[3])
 
 
 def _to_text(value: object) -> str:
@@ -228,6 +289,7 @@ def _to_boolean(value: object) -> bool:
 
 _CONVERSIONS: dict[str, Callable[[object], Value]] = {
     "VARCHAR": _to_text,
+    "MODEL": _to_text,
     "INTEGER": _to_integer,
     "DOUBLE": _to_double,
     "BOOLEAN": _to_boolean,

@@ -17,7 +17,8 @@ DIFFERENCE = "delta:"
 
 def scans_of(store: Store, model: str) -> list[dict[str, Any]]:
     """Return the rows of table `scans` of a model by its name, the newest first."""
-    rows = (store.scan_row(scan_id) for scan_id in store.query("scans", model=model)["scan_id"].to_pylist())
+    known = store.query("scans").select(["model", "scan_id"]).to_pylist()
+    rows = (store.scan_row(row["scan_id"]) for row in known if row["model"] == model)
     return [row for row in rows if row is not None]
 
 

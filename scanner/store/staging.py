@@ -444,6 +444,14 @@ class ScanWriter(Staging):
             for name, value in filled.items()
         }
 
+    def _renamed(self, table: pa.Table) -> pa.Table:
+        """Fill in also the name of the model, which may be another one than that of the run that staged a part."""
+        table = super()._renamed(table)
+        if "model" not in table.column_names:
+            return table
+        at, kind = table.column_names.index("model"), table.schema.field("model")
+        return table.set_column(at, kind, pa.repeat(pa.scalar(self._model, kind.type), table.num_rows))
+
     def _merged_failures(self, names: Sequence[str]) -> Tables:
         parts = self._read_many(self._files.read, (self._failure_path(name) for name in names))
         if any(part is None for part in parts):

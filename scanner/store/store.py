@@ -4,6 +4,7 @@ import re
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import duckdb
@@ -12,7 +13,8 @@ import pyarrow as pa
 from scanner.errors import ConfigError, QueryError, StoreError, StoreWarning
 from scanner.extensions import load_extensions
 from scanner.store import heartbeat
-from scanner.store.checksums import FileRecord, checked, damage, is_safe_id, records_as_json, with_checksum
+from scanner.store.checksums import FileRecord, checked, damage, is_safe_id, printable, records_as_json, with_checksum
+from scanner.store.choosing import match_model
 from scanner.store.database import Database, Params, listing, parts, read, refuse_all_but_select
 from scanner.store.files import StoreFiles
 from scanner.store.groups import FOLDER, GROUPED, has_row, place, read_result, results, row_of
@@ -40,6 +42,9 @@ _STAGED = "staging-experiments"
 _OF_FILES = (duckdb.IOException, duckdb.InvalidInputException, duckdb.InternalException, duckdb.SerializationException)
 #: Number of times that a store is opened again for one question, because other processes change it.
 _REOPENED = 3
+_SQL = Path(__file__).resolve().parent / "sql"
+_KNOWN_MODELS = (_SQL / "known_models.sql").read_text("utf-8")
+_IS_SCANNED = (_SQL / "is_scanned.sql").read_text("utf-8")
 _ENSEMBLE = re.compile(r"[a-z][a-z0-9_]*")
 
 Answer = TypeVar("Answer")
@@ -384,15 +389,50 @@ class Store:
 
         Args:
             name: one of `queries()`.
-            params: its parameters; text is converted to the type of the parameter.
+            params: its parameters; text is converted to the type of the parameter, and a part of the name of a model to the name
+                (see `find_model`).
 
         Raises:
-            QueryError: unknown query or parameter, invalid value, or files that cannot be read.
+            QueryError: unknown query or parameter, invalid value, no such model or several, or files that cannot be read.
             StoreError: the store cannot be read.
         """
         query = find_query(name)
         values = query.bind(params)
+        for param in query.params:
+            named = values[param.name]
+            if param.type == "MODEL" and isinstance(named, str):
+                values[param.name] = self.find_model(named)
         return self._read(query.sql, values)
+
+    def models(self) -> list[str]:
+        """Return the sorted names of all models with results: of scans, comparisons and experiments, differences included.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        return sorted({*self._read(_KNOWN_MODELS, None)["model"].to_pylist()} - {None})
+
+    def find_model(self, text: str) -> str:
+        """Return the name of the model with results that is meant: the whole name, or a part that no other name has.
+
+        Raises:
+            QueryError: there is no such model, several names have this part, or its scan is not finished; the message lists
+                candidates.
+            StoreError: the store cannot be read.
+        """
+        if self._read(_IS_SCANNED, {"model": text})["scanned"][0].as_py():
+            return text
+        known = self.models()
+        try:
+            return match_model(text, known)
+        except QueryError:
+            begun = [scan for scan in self.unfinished() if scan.model is not None and text in scan.model]
+            if not begun or any(text.casefold() in name.casefold() for name in known):
+                raise
+            raise QueryError(
+                f"the scan of {printable(str(begun[0].model))!r} is not finished ({begun[0].parts} matrices so far): "
+                "the same scan resumes it"
+            ) from None
 
     def sql(self, text: str, params: Params = None, *, timeout: float | None = None) -> pa.Table:
         """Run one SELECT statement.

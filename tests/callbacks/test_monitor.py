@@ -26,7 +26,7 @@ class Clock:
         return self.now
 
 
-def test_rows_are_kept_under_the_step_and_family_trend_reads_them(tmp_path: Path) -> None:
+def test_rows_are_kept_under_the_step_and_queries_of_checkpoints_read_them(tmp_path: Path) -> None:
     model = tiny("llama")
     monitor = Monitor(store=tmp_path / "store", name="run", every=2, budget=None, roles=("query", "mlp_down"), layers=1)
     monitor.begin(model)
@@ -37,7 +37,9 @@ def test_rows_are_kept_under_the_step_and_family_trend_reads_them(tmp_path: Path
     kept = {"model": "run", "format": "memory", "matrices": 2}
     # Nothing was trained between the two steps: they are two checkpoints all the same.
     assert scans == [kept | {"revision": "step-2"}, kept | {"revision": "step-4"}]
-    trend = store.query("family_trend", model="run", by_step=True).to_pylist()
+    checkpoints = store.query("family_trend", model="run", by_step=True).to_pylist()
+    assert [(row["step"], row["place"], row["since_first"]) for row in checkpoints] == [(2, 1, 0.0), (4, 2, 0.0)]
+    trend = store.query("checkpoint_roles", model="run", by_step=True).to_pylist()
     assert [(row["role"], row["step"], row["place"]) for row in trend] == [
         ("query", 2, 1),
         ("query", 4, 2),

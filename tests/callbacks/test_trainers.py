@@ -87,7 +87,7 @@ def test_transformers_logs_through_its_trainer(tmp_path: Path) -> None:
     last = analyze_model(training.model, roles="query").matrices["stable_rank"].to_pylist()
     assert seen[6][METRIC] == pytest.approx(sum(last) / len(last), rel=1e-12)
     assert len({logs[METRIC] for logs in seen.values()}) == 3
-    trend = open_store(str(tmp_path / "store")).query("family_trend", model="run", role="query", by_step=True)
+    trend = open_store(str(tmp_path / "store")).query("checkpoint_roles", model="run", role="query", by_step=True)
     assert trend["step"].to_pylist() == [2, 4, 6]
     assert trend["stable_rank"].to_pylist() == [seen[step][METRIC] for step in (2, 4, 6)]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from wcwidth import wcswidth
 
 from scanner.checkpoint.sources.files import LocalFiles
 from tests.checkpoint.writing import checkpoint
@@ -33,7 +34,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_the_table_shows_every_matrix_and_every_skipped_tensor(rmtscan: Run, model: str) -> None:
-    told = rmtscan("inspect", model)
+    told = rmtscan("inspect", model, "--all")
     lines = told.out.decode().splitlines()
     assert told.status == 0
     assert len(lines) == 2 + len(MODEL)
@@ -51,6 +52,36 @@ def test_the_table_shows_every_matrix_and_every_skipped_tensor(rmtscan: Run, mod
         assert sum(reason in line for line in lines) == count
     assert "240 matrices to analyze" in told.err
     assert "123 tensors skipped" in told.err
+
+
+def test_the_answer_comes_first_by_role_and_by_reason(
+    rmtscan: Run, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    told = rmtscan("inspect", model)
+    lines = told.out.decode().splitlines()
+    assert (told.status, max(map(wcswidth, lines))) == (0, 80)
+    assert all(line.isprintable() for line in lines)
+    assert " ".join(lines[: lines.index("")]).endswith(
+        f"{sum(tensor.numel() for tensor in MODEL.values()):,} parameters (F32)"
+    )
+    words = [line.split() for line in lines]
+    rows = {line[0]: line for line in words if line}
+    assert rows["mlp_up"][1:3] == ["120", "8×4"]
+    assert rows["query"][1:3] == ["120", "6×4"]
+    assert rows["total"][1] == "240"
+    cost = {"mlp_up": 16 * (24 + 36) / 1e9, "query": 16 * (18 + 36) / 1e9}
+    for role, of_one in cost.items():
+        assert float(rows[role][3]) == pytest.approx(120 * of_one, rel=5e-3)
+        assert float(rows[role][4]) == pytest.approx(100 * of_one / sum(cost.values()), rel=5e-3)
+        seconds = 120 * (1e9 * of_one + 800 * 4 * (4 + int(rows[role][2][0])) + 1.5e8) / 2e10
+        assert float(rows[role][5]) == pytest.approx(seconds, rel=5e-3)
+    skipped = [" ".join(line) for line in words[words.index(rows["total"]) + 1 :]]
+    assert skipped[3].startswith("120 1-D: not a matrix model.layers.0")
+    assert sum("ask with --embeddings" in line for line in skipped) == 2
+    assert skipped[-1] == "123 total"
+    assert "240 matrices to analyze" in told.err
+    assert "--all lists every tensor" in told.err
 
 
 def test_every_matrix_has_its_module_and_its_cost(rmtscan: Run, model: str) -> None:

@@ -279,13 +279,14 @@ METHOD = f"{WITH_VECTORS} --values-only"
 TEXT = "--text --column --second --where"
 MEASURE = f"{TEXT} --label --metric --tokens --window --examples --dtype"
 OPTIONS = {
-    "scan": f"--from --upgrade --store {SELECTION} {METHOD} --ensemble --control-draws --download --force {POOL} --format",
-    "inspect": f"{SELECTION} --format",
+    "scan": f"--from --name --upgrade --store {SELECTION} {METHOD} --ensemble --control-draws --download --force {POOL} --format",
+    "inspect": f"{SELECTION} --all --format",
     "compare": f"--store {SELECTION} {WITH_VECTORS} --download --force {POOL} --format",
-    "query": "--param --list --store --format",
+    "query": "--param --list --columns --wide --rows --all --store --format",
     "sql": "--store --timeout --format",
     "models": "--store --format",
-    "status": "--store --running --format",
+    "show": "--revision --store --format",
+    "status": "--store --running --watch --format",
     "calibrate": "--output --draws --seed --format",
     "activations": f"{TEXT} --store --tokens --window --roles --layers --dtype --sign-draws --halves --map {POOL} "
     "--force --format",

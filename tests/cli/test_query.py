@@ -59,7 +59,9 @@ def test_parameters_choose(rmtscan: Run, store: Store) -> None:
     assert models() == ["org/two", "org/one"]
     assert models("-p", "model=org/one") == ["org/one"]
     assert models("--param", "model=org/two", "-p", "revision=r") == ["org/two"]
-    assert models("-p", "model=org/one' OR 1=1 --") == []
+    assert models("-p", "model=ONE") == ["org/one"]
+    told = rmtscan("query", "scans", "-p", "model=org/one' OR 1=1 --", "--store", store.url)
+    assert (told.status, told.err.count("error: there is no model")) == (1, 1)
 
 
 def test_the_store_can_come_from_the_environment(rmtscan: Run, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,36 @@ def test_all_analysed_is_status_0_and_only_the_summary_is_on_stdout(rmtscan: Run
     assert (row["scan_id"], row["state"], row["analysed"]) == (scan_id, "already scanned", "8")
     assert "starting workers" not in again.err
 
+    # A name is no part of the identity: the scan is the same under another one.
+    named = rmtscan("scan", model, "--name", "org/mine", "--store", store, *QUICK, "--format", "json")
+    assert [(row["model"], row["scan_id"]) for row in json.loads(named.out)] == [("my-model", scan_id)]
+    assert "the store has this content as my-model; --force scans it again under the name org/mine" in named.err
+    forced = rmtscan("scan", model, "--name", "org/mine", "--force", "--store", store, *QUICK, "--format", "json")
+    assert [(row["model"], row["scan_id"]) for row in json.loads(forced.out)] == [("org/mine", scan_id)]
+    opened = open_store(str(store))
+    for table in ("scans", "matrices", "vectors"):
+        assert opened.sql(f"SELECT DISTINCT model FROM {table}").to_pylist() == [{"model": "org/mine"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "said"),
+    [
+        ("", [], "--name is empty"),
+        (" spaces ", [], "no space at the ends"),
+        ("a\x1b[31m", [], "printable characters"),
+        ("x" * 201, [], "at most 200"),
+        ("org/model@main", [], "no @"),
+        ("delta:a..b", [], "names of differences"),
+        ("two", ["other"], "give one reference"),
+        ("listed", ["--from", "models.txt"], "of a single REF"),
+    ],
+)
+def test_a_name_is_one_line_for_one_model(rmtscan: Run, tmp_path: Path, name: str, more: list[str], said: str) -> None:
+    told = rmtscan("scan", "model", *more, "--name", name, "--store", tmp_path / "store")
+    assert told.status in (1, 2)
+    assert said in told.told
+    assert not (tmp_path / "store").exists()
+
 
 def test_some_that_failed_are_status_3_and_listed_now_and_later(rmtscan: Run, tmp_path: Path) -> None:
     broken: dict[str, Any] = tensors(layers=1)

@@ -8,7 +8,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from wcwidth import wcswidth
 
+from scanner.cli.tables import duration
 from scanner.store import Store, open_store
 from scanner.store.heartbeat import Heartbeat
 
@@ -51,9 +53,48 @@ def test_running_work_is_a_second_table(rmtscan: Run, store: Store) -> None:
     scans, _, work = told.out.decode().partition("\n\n")
     assert "scan_id" in scans
     lines = [line.split() for line in work.splitlines()]
-    assert lines[0][:7] == ["running", "models", "done", "total", "percent", "failed", "workers"]
-    assert lines[2][:8] == ["scan", "org/one,", "org/two", "3", "10", "25", "1", "2"]
-    assert ["running" in lines[2], "stalled" in lines[3]] == [True, True]
+    assert " ".join(lines[0]) == "running models done total percent per_minute remaining failed workers state host"
+    assert " ".join(lines[2]) == "scan org/one, org/two 3 10 25.0 0.0500 3 h 00 min 1 2 running node1"
+    assert " ".join(lines[3]) == "ablate org/three 3 10 25.0 1 2 stalled node1", "it has no rate: it does nothing"
+
+
+def test_running_work_fits_a_terminal(rmtscan: Run, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(Store, "running", lambda _: [beat("scan", ("org/" + "long" * 60, "\x1b[2J"), 0)])
+    lines = rmtscan("status", "--running", "--store", store.url).out.decode().splitlines()
+    assert max(map(wcswidth, lines)) <= 80
+    assert all(line.isprintable() for line in lines)
+    assert "3 h 00 min" in lines[-1]
+
+
+def test_watching_ends_when_nothing_runs_any_more(rmtscan: Run, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = [[beat("scan", ("org/one",), 0)], [beat("scan", ("org/two",), 0), beat("ablate", ("old",), 60)], []]
+    monkeypatch.setattr(Store, "running", lambda _: looks.pop(0))
+    monkeypatch.setattr("scanner.cli.status.time.sleep", lambda _: None)
+    told = rmtscan("status", "--watch", "--store", store.url)
+    text = told.out.decode()
+    assert (told.status, told.err, looks) == (0, "nothing is running any more\n", [])
+    assert [text.count(f"org/{name}") for name in ("one", "two")] == [1, 1]
+    assert text.count(f" UTC, {store.url}") == 3
+    monkeypatch.setattr(Store, "running", lambda _: [beat("ablate", ("old",), 60)])
+    told = rmtscan("status", "--watch", "--store", store.url)
+    assert (told.status, told.err, "stalled" in told.out.decode()) == (0, "nothing is running\n", True)
+    assert rmtscan("status", "--watch", "--format", "json", "--store", store.url).status == 2
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.4, "0 s"),
+        (59.4, "59 s"),
+        (60, "1 min 00 s"),
+        (3599, "59 min 59 s"),
+        (3600, "1 h 00 min"),
+        (273600, "3 d 04 h"),
+    ],
+)
+def test_durations_have_two_units(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 def test_other_formats_print_one_table_and_name_the_option_for_the_other(rmtscan: Run, store: Store) -> None:

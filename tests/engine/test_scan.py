@@ -525,6 +525,6 @@ def test_a_scan_records_the_standard_deviation_of_the_config_and_edges_that_foll
     assert store.sql("SELECT initializer_range AS i FROM scans").to_pylist() == [{"i": 0.02}]
     [row] = store.query("outliers", sigma="init").to_pylist()
     s = np.linalg.svd(tensors(layers=1)["model.layers.0.self_attn.q_proj.weight"].double().numpy(), compute_uv=False)
-    assert row["query"] == f"0|{(s > 0.02 * 2 * np.sqrt(24)).sum()}"
+    assert (row["query_below"], row["query_above"]) == (0, (s > 0.02 * 2 * np.sqrt(24)).sum())
     [omnibus] = store.sql("SELECT u_p_omnibus AS p FROM matrices WHERE role = 'query'").to_pylist()
     assert 0.0 < omnibus["p"] <= 1.0

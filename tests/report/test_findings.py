@@ -135,7 +135,7 @@ def test_layers_differ_by_direction_only_if_the_scale_null_is_rejected() -> None
 
 
 def test_outliers_say_what_the_scale_null_leaves() -> None:
-    row = {"role": "query", "rows": 10, "cols": 10, "matrices": 2, "left_percent": 0.0, "right_percent": 20.0}
+    row = {"role": "query", "rows": 10, "cols": 10, "matrices": 2, "below_percent": 0.0, "above_percent": 20.0}
     found = findings.outliers([row | {"left_scale_percent": 0.0, "right_scale_percent": 5.0}], "m")
     assert found is not None
     assert "5.0 % lie above and 0.0 % below: direction. Unequal scales explain the others." in found.detail
@@ -145,8 +145,8 @@ def test_outliers_say_what_the_scale_null_leaves() -> None:
 
 
 def test_outliers_are_shares_of_all_values_and_left_ones_of_oblong_matrices() -> None:
-    square = {"role": "query", "rows": 10, "cols": 10, "matrices": 2, "left_percent": 0.0, "right_percent": 20.0}
-    oblong = {"role": "mlp_up", "rows": 40, "cols": 10, "matrices": 2, "left_percent": 8.0, "right_percent": 10.0}
+    square = {"role": "query", "rows": 10, "cols": 10, "matrices": 2, "below_percent": 0.0, "above_percent": 20.0}
+    oblong = {"role": "mlp_up", "rows": 40, "cols": 10, "matrices": 2, "below_percent": 8.0, "above_percent": 10.0}
     found = findings.outliers([square, oblong], "m")
     assert found is not None
     assert found.headline.startswith("15.0 % of the singular values lie above the i.i.d. bulk, 4.0 % below")
@@ -262,7 +262,14 @@ def test_outliers_gained_and_lost(tuned: int, headline: str) -> None:
 
 def test_the_decile_that_turned_most_weighs_roles_by_their_matrices() -> None:
     rows = [
-        {"decile": decile, "matrices": n, "u_left": u, "v_left": u, "u_turned": 0.9, "v_turned": 0.9}
+        {
+            "decile": decile,
+            "matrices": n,
+            "u_subspace_turned": u,
+            "v_subspace_turned": u,
+            "u_turned": 0.9,
+            "v_turned": 0.9,
+        }
         for n, values in ((3, (0.4, 0.1)), (1, (0.0, 0.5)))
         for decile, u in zip((1, 10), values, strict=True)
     ]
@@ -270,7 +277,7 @@ def test_the_decile_that_turned_most_weighs_roles_by_their_matrices() -> None:
     assert found is not None
     assert found.headline == "The singular vectors of the smallest singular values turned most"
     assert "no longer in it is 0.3 on average" in found.detail
-    unknown = findings.turned([row | {"u_left": None} for row in rows], "b", "t")
+    unknown = findings.turned([row | {"u_subspace_turned": None} for row in rows], "b", "t")
     assert unknown is not None
     assert "1 - overlap of a vector" in unknown.detail
     assert findings.turned([], "b", "t") is None

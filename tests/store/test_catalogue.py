@@ -37,7 +37,9 @@ def test_every_parameter_and_column_has_its_line() -> None:
 --   and c
 -- param: heads BOOLEAN = FALSE | heads
 -- param: above DOUBLE | the least value
--- column: cell | left|right
+-- column: cell [1/s] | left|right
+-- column: more | other
+-- show: cell
 select 1
 """
     shown = catalogue([parse_query("how_many", text)])
@@ -60,8 +62,9 @@ and the second.
 | `heads` | BOOLEAN | false | heads |
 | `above` | DOUBLE | required | the least value |
 
-| column | |
-|---|---|
-| `cell` | left\|right |
+| column | unit | |
+|---|---|---|
+| **`cell`** | 1/s | left\|right |
+| `more` |  | other |
 """
     )

@@ -64,7 +64,7 @@ def test_overlaps_are_averaged_by_rank_and_by_region_beside_the_band(store: Stor
     np.testing.assert_allclose([row["overlap"] for row in by_rank], [0.7, 0.5, 0.3, 0.1], rtol=1e-6)
     np.testing.assert_allclose([by_rank[0][f"random_{name}"] for name in ("low", "middle", "high")], band, rtol=1e-8)
     by_region = store.query("overlap_vs_region").to_pylist()
-    assert [(row["region"], row["vectors"]) for row in by_region] == [("bulk", 4), ("right", 4)]
+    assert [(row["region"], row["vectors"]) for row in by_region] == [("bulk", 4), ("above", 4)]
     np.testing.assert_allclose([row["overlap"] for row in by_region], [0.2, 0.6], rtol=1e-6)
     assert band[2] == pytest.approx(0.318, abs=0.001)
     assert [row["above"] for row in by_region] == [0.25, 0.75]
@@ -163,7 +163,7 @@ def test_overlaps_by_direction_are_told_from_those_of_localization(store: Store)
     add_overlaps(store, "run", [0.9, 0.9], tensor="localized", signs_p=0.8, signs_bound=1.0, signs_median=0.95)
     add_overlaps(store, "run", [0.9, 0.9], tensor="unknown")
     [row] = store.query("overlap_signs").to_pylist()
-    assert (row["region"], row["vectors"], row["above"], row["directed"], row["small"]) == ("right", 4, 1.0, 0.5, 0.5)
+    assert (row["region"], row["vectors"], row["above"], row["directed"], row["small"]) == ("above", 4, 1.0, 0.5, 0.5)
     assert (row["p"], row["signs_median"]) == (pytest.approx(0.4125), pytest.approx(0.575))
 
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 import scipy.stats
 
+from scanner.errors import QueryError
 from scanner.store import Store
 
 from .rows import NOON, Matrix, add_scan, control, scan_values, table
@@ -235,10 +236,10 @@ def test_flat_profiles_have_no_correlation(store: Store) -> None:
     ]
 
 
-# ---- model_compare, family_trend
+# ---- model_roles, model_compare, checkpoint_roles, family_trend
 
 
-def test_model_compare_puts_models_under_one_another_by_role(store: Store) -> None:
+def test_model_roles_puts_models_under_one_another_by_role(store: Store) -> None:
     ranks = {"stable_rank": 1.0, "effective_rank": 2.0, "mp_ks": 0.2}
     add_scan(
         store,
@@ -252,7 +253,7 @@ def test_model_compare_puts_models_under_one_another_by_role(store: Store) -> No
     )
     add_scan(store, "two", [measured("a", 0, "query", 0.2), measured("k", 0, "key", 0.3)], model="m2")
     add_scan(store, "three", [measured("a", 0, "query", 0.6)], model="m3")
-    answer = store.query("model_compare")
+    answer = store.query("model_roles")
     assert rows(answer, "role", "model", "matrices") == [
         ("query", "m1", 2),
         ("query", "m2", 1),
@@ -270,19 +271,53 @@ def test_model_compare_puts_models_under_one_another_by_role(store: Store) -> No
         "p_difference": pytest.approx(0.4 - (0.4 + 0.2 + 0.6) / 3),
         "u_p": pytest.approx(0.3),
         "v_p": pytest.approx(0.5),
-        "left_percent": pytest.approx(100 / 6),
-        "right_percent": pytest.approx(50),
+        "below_percent": pytest.approx(100 / 6),
+        "above_percent": pytest.approx(50),
         "mp_ks": pytest.approx(0.3),
         "stable_rank_percent": pytest.approx((25 + 50) / 2),
         "effective_rank_percent": pytest.approx((50 + 100) / 2),
     }
-    two = store.query("model_compare", a="m1", b="m3", role="query")
+    two = store.query("model_roles", a="m1", b="m3", role="query")
     assert rows(two, "model", "p_difference") == [("m1", pytest.approx(-0.1)), ("m3", pytest.approx(0.1))]
-    assert rows(store.query("model_compare", b="m3"), "model") == [("m3",)]
-    assert rows(store.query("model_compare", heads=True), "model", "p") == [("m1", 0.9)]
+    assert rows(store.query("model_roles", b="m3"), "model") == [("m3",)]
+    assert rows(store.query("model_roles", heads=True), "model", "p") == [("m1", 0.9)]
 
 
-def test_family_trend_follows_the_revisions_of_a_model_in_time(store: Store) -> None:
+def test_model_compare_has_one_row_a_model_and_says_where_it_differs(store: Store) -> None:
+    measures = {"mp_ks": 0.2, "stable_rank": 1.0}
+    add_scan(
+        store,
+        "one",
+        [
+            measured("a", 0, "query", (0.2, 0.4), outliers_left=1, outliers_right=2, **measures),
+            measured("b", 1, "query", (0.4, 0.6), rows=2, cols=8, outliers_right=1, **(measures | {"mp_ks": 0.4})),
+            measured("l", None, "lm_head", 0.7, **measures),
+            measured("h", 1, "query", 0.9, head=0),
+        ],
+        model="m1",
+    )
+    add_scan(store, "two", [measured("a", 0, "query", 0.2), measured("k", 0, "key", 0.3)], model="m2")
+    add_scan(store, "three", [measured("a", 0, "query", 0.6), measured("k", 0, "key", 0.2)], model="m3")
+    near = pytest.approx
+    columns = ("model", "matrices", "overall", "query", "key", "value", "other", "differs_in", "differs_by")
+    assert rows(store.query("model_compare"), *columns) == [
+        ("m2", 2, near(0.25), near(0.2), near(0.3), None, None, "query", near(0.2 - (0.4 + 0.6) / 2)),
+        ("m3", 2, near(0.4), near(0.6), near(0.2), None, None, "query", near(0.6 - (0.4 + 0.2) / 2)),
+        ("m1", 3, near((0.3 + 0.5 + 0.7) / 3), near(0.4), None, None, near(0.7), "query", near(0.0)),
+    ]
+    two = store.query("model_compare", a="m1", b="m3")
+    assert rows(two, "model", "differs_in", "differs_by") == [("m3", "query", near(0.2)), ("m1", "query", near(-0.2))]
+    [alone] = store.query("model_compare", a="m3").to_pylist()
+    assert (alone["model"], alone["differs_in"], alone["differs_by"]) == ("m3", None, None)
+    shares = rows(store.query("model_compare", a="m1", measure="above_percent"), "overall", "query", "other")
+    assert shares == [(near(100 * 3 / (4 + 2 + 4)), near(100 * 3 / (4 + 2)), near(0.0))]
+    assert rows(store.query("model_compare", a="m1", measure="mp_ks"), "query") == [(near(0.3),)]
+    assert rows(store.query("model_compare", heads=True), "model", "overall") == [("m1", near(0.9))]
+    with pytest.raises(QueryError, match="measure must be one of p, u_p, v_p"):
+        store.query("model_compare", measure="q")
+
+
+def test_checkpoints_are_the_revisions_of_a_model_in_time(store: Store) -> None:
     def at(p: float, **more: object) -> list[Matrix]:
         return [measured("a", 0, "query", p, outliers_left=1, spectral_norm=8 * p, stable_rank=4 * p, **more)]
 
@@ -292,32 +327,46 @@ def test_family_trend_follows_the_revisions_of_a_model_in_time(store: Store) -> 
     add_scan(store, "s20b", [measured("k", 0, "key", 0.3)], model="m", revision="step20000", hours=9)
     add_scan(store, "s1b", at(0.4, outliers_right=2), model="m", revision="step1000", hours=4)  # replaces s1
     add_scan(store, "x", at(0.7), model="other")
-    columns = ("role", "place", "revision", "step", "matrices", "p", "p_change", "p_since_first", "left_percent")
-    found = store.query("family_trend", model="m", role="query")
+    columns = ("role", "place", "revision", "step", "matrices", "p", "p_change", "p_since_first", "below_percent")
+    found = store.query("checkpoint_roles", model="m", role="query")
     near = pytest.approx
     assert rows(found, *columns) == [
         ("query", 1, "step3000", 3000, 1, 0.2, None, 0.0, 25.0),
         ("query", 2, "step1000", 1000, 1, 0.4, near(0.2), near(0.2), 25.0),
         ("query", 3, "step20000", 20000, 1, 0.1, near(-0.3), near(-0.1), 25.0),
     ]
-    assert rows(found, "right_percent", "spectral_norm", "stable_rank")[1] == (50.0, near(3.2), near(1.6))
+    assert rows(found, "above_percent", "spectral_norm", "stable_rank")[1] == (50.0, near(3.2), near(1.6))
     assert [(time - NOON).total_seconds() / 3600 for time in found["finished_at"].to_pylist()] == [1, 2, 3]
-    by_step = rows(store.query("family_trend", model="m", by_step=True), "role", "place", "step", "p_since_first")
+    by_step = rows(store.query("checkpoint_roles", model="m", by_step=True), "role", "place", "step", "p_since_first")
     assert by_step == [
         ("query", 1, 1000, 0.0),
         ("query", 2, 3000, near(-0.2)),
         ("query", 3, 20000, near(-0.3)),
         ("key", 1, 20000, 0.0),
     ]
-    assert set(rows(store.query("family_trend"), "family")) == {("m",), ("other",)}
+    assert set(rows(store.query("checkpoint_roles"), "family")) == {("m",), ("other",)}
+    columns = ("place", "revision", "step", "matrices", "overall", "since_first", "query", "key", "mlp_up")
+    assert rows(store.query("family_trend", model="m"), *columns) == [
+        (1, "step3000", 3000, 1, near(0.2), 0.0, near(0.2), None, None),
+        (2, "step1000", 1000, 1, near(0.4), near(0.2), near(0.4), None, None),
+        (3, "step20000", 20000, 2, near(0.2), near(0.0), near(0.1), near(0.3), None),
+    ]
+    by_step = rows(store.query("family_trend", model="m", by_step=True, measure="spectral_norm"), "step", "query")
+    assert by_step == [(1000, near(3.2)), (3000, near(1.6)), (20000, near(0.8))]
+    assert rows(store.query("family_trend"), "family") == [("m",)] * 3 + [("other",)]
 
 
-def test_family_trend_can_follow_checkpoints_with_names_of_their_own(store: Store) -> None:
+def test_checkpoints_can_be_models_with_names_of_their_own(store: Store) -> None:
     for hours, (step, p) in enumerate(((1000, 0.3), (200, 0.4))):
         one = [measured("a", 0, "query", p)]
         add_scan(store, f"s{step}", one, model=f"run/checkpoint-{step}", revision=f"r{9 - hours}", hours=hours)
     add_scan(store, "y", [measured("a", 0, "query", 0.9)], model="other/checkpoint-5")
-    found = store.query("family_trend", family="run/", by_step=True)
+    trend = store.query("family_trend", family="run/", by_step=True)
+    assert rows(trend, "place", "step", "query", "since_first") == [
+        (1, 200, pytest.approx(0.4), 0.0),
+        (2, 1000, pytest.approx(0.3), pytest.approx(-0.1)),
+    ]
+    found = store.query("checkpoint_roles", family="run/", by_step=True)
     assert rows(found, "family", "place", "model", "step", "p_change") == [
         ("run/", 1, "run/checkpoint-200", 200, None),
         ("run/", 2, "run/checkpoint-1000", 1000, pytest.approx(-0.1)),
@@ -356,8 +405,9 @@ def test_fleet_overview_has_one_line_a_model_whatever_was_scanned_how_often(stor
         "matrices": 4,
         "slices": 1,
         "p": pytest.approx((0.2 + 0.4 + 0.6 + 0.5) / 4),
-        "left_percent": pytest.approx(100 * 2 / 14),
-        "right_percent": pytest.approx(100 * 2 / 14),
+        "p_scale": None,
+        "below_percent": pytest.approx(100 * 2 / 14),
+        "above_percent": pytest.approx(100 * 2 / 14),
         "learned_role": "query",
         "learned_p": pytest.approx(0.3),
         "random_role": "mlp_down",
@@ -463,7 +513,8 @@ def test_fleet_queries_show_one_revision_of_a_model_and_the_newest_of_its_matric
     assert shown(model="a") == [("a", value(3))]
     assert shown(model="a", revision="r1") == [("a", value(1))]
     assert shown(revision="r1") == [("a", value(1)), ("b", value(4))]
-    assert shown(model="nobody") == []
+    with pytest.raises(QueryError, match="there is no model 'nobody': the store has a, b"):
+        shown(model="nobody")
 
 
 # ---- differences, steps
@@ -471,8 +522,8 @@ def test_fleet_queries_show_one_revision_of_a_model_and_the_newest_of_its_matric
 
 @pytest.mark.parametrize(
     "name",
-    "small_end most_learned most_random role_consistency fleet_overview model_compare family_trend role_table layer_trend "
-    "outliers outlier_share pvalues_by_role spectrum_by_role".split(),
+    "small_end most_learned most_random role_consistency fleet_overview model_compare model_roles family_trend "
+    "checkpoint_roles role_table layer_trend outliers outlier_share pvalues_by_role spectrum_by_role".split(),
 )
 def test_differences_are_no_models_unless_they_are_named(store: Store, name: str) -> None:
     delta = "delta:base..tuned"
@@ -481,18 +532,21 @@ def test_differences_are_no_models_unless_they_are_named(store: Store, name: str
         matrices = [Matrix(tensor=f"q{layer}", layer=layer, rows=10, cols=10, **values) for layer in range(2)]
         add_scan(store, model.replace(":", "-").replace(".", "-"), matrices, model=model)
     assert set(store.query(name)["model"].to_pylist()) == {"base", "tuned"}
-    parameter = "a" if name == "model_compare" else "model"
+    parameter = "a" if name in ("model_compare", "model_roles") else "model"
     assert set(store.query(name, **{parameter: delta})["model"].to_pylist()) == {delta}
 
 
 def test_two_models_are_compared_or_none(store: Store) -> None:
     for model, p in (("m1", 0.2), ("m2", 0.4), ("m3", 0.9)):
         add_scan(store, model, [measured("a", 0, "query", p)], model=model)
-    assert store.query("model_compare", a="nobody", b="m1").num_rows == 0
-    assert store.query("model_compare", a="m1", b="nobody").num_rows == 0
-    two = store.query("model_compare", a="m2", b="m1")
+    for name in ("model_compare", "model_roles"):
+        for named in ({"a": "nobody", "b": "m1"}, {"a": "m1", "b": "nobody"}):
+            with pytest.raises(QueryError, match="no model 'nobody'"):
+                store.query(name, **named)
+        assert rows(store.query(name, a="m2", b="m1"), "model") == [("m1",), ("m2",)]
+    two = store.query("model_roles", a="m2", b="m1")
     assert rows(two, "model", "p_difference") == [("m1", pytest.approx(-0.1)), ("m2", pytest.approx(0.1))]
-    assert rows(store.query("model_compare", a="m3"), "model", "p_difference") == [("m3", None)]
+    assert rows(store.query("model_roles", a="m3"), "model", "p_difference") == [("m3", None)]
 
 
 def test_steps_are_read_from_names_and_never_from_a_hash(store: Store) -> None:

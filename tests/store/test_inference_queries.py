@@ -1,5 +1,7 @@
 """Queries about what is significant, and about edges of another sigma than that of the scan: against numpy and by hand."""
 
+from typing import Any
+
 import numpy as np
 import pyarrow.compute as pc
 import pytest
@@ -51,6 +53,12 @@ def commit(store: Store, matrices: list[Matrix], scan_id: str = "one", **values:
     writer.commit(scan_values(**values))  # type: ignore[arg-type]
 
 
+def packed(row: dict[str, Any], role: str) -> str | None:
+    """The counts below and above the bulk in one text."""
+    below, above = row[f"{role}_below"], row[f"{role}_above"]
+    return None if above is None else f"{below}|{above}"
+
+
 def test_edges_of_every_sigma_come_from_one_scan(store: Store) -> None:
     query = matrix("q", (60, 60), 0, role="query")
     up = matrix("u", (90, 40), 1, role="mlp_up")
@@ -61,15 +69,15 @@ def test_edges_of_every_sigma_come_from_one_scan(store: Store) -> None:
     }
     for kind, values in sigmas.items():
         [row] = store.query("outliers", sigma=kind).to_pylist()
-        assert row["query"] == cell(query, float(values["q"])), kind  # type: ignore[arg-type]
-        assert row["mlp_up"] == cell(up, float(values["u"])), kind  # type: ignore[arg-type]
+        assert packed(row, "query") == cell(query, float(values["q"])), kind  # type: ignore[arg-type]
+        assert packed(row, "mlp_up") == cell(up, float(values["u"])), kind  # type: ignore[arg-type]
     assert len({cell(up, float(values["u"])) for values in sigmas.values()}) > 1  # type: ignore[arg-type]
     [plain] = store.query("outliers").to_pylist()
     assert plain == store.query("outliers", sigma="median").to_pylist()[0], "the scan used the median"
     [shares] = [row for row in store.query("outlier_share", sigma="std").to_pylist() if row["role"] == "mlp_up"]
     below, above = map(int, cell(up, float(up.more["sigma_std"])).split("|"))  # type: ignore[arg-type]
-    assert (shares["left_percent"], shares["right_percent"]) == (100 * below / 40, 100 * above / 40)
-    assert shares["right_scale_percent"] == 100 * int(up.more["outliers_right_scale"]) / 40  # type: ignore[call-overload]
+    assert (shares["below_percent"], shares["above_percent"]) == (100 * below / 40, 100 * above / 40)
+    assert shares["above_scale_percent"] == 100 * int(up.more["outliers_right_scale"]) / 40  # type: ignore[call-overload]
 
 
 def test_bulk_has_its_own_edges_and_none_where_it_failed(store: Store) -> None:
@@ -79,10 +87,10 @@ def test_bulk_has_its_own_edges_and_none_where_it_failed(store: Store) -> None:
     commit(store, [fine, failed])
     s = np.array(fine.singular_values)
     first, second = store.query("outliers", sigma="bulk").to_pylist()
-    assert first["query"] == f"{(s < fine.more['bulk_lower']).sum()}|{(s > fine.more['bulk_upper']).sum()}"
-    assert second["query"] is None
+    assert packed(first, "query") == f"{(s < fine.more['bulk_lower']).sum()}|{(s > fine.more['bulk_upper']).sum()}"
+    assert packed(second, "query") is None
     [share] = store.query("outlier_share", sigma="bulk").to_pylist()
-    assert share["right_percent"] == 100 * (s > fine.more["bulk_upper"]).sum() / 60, "of the matrix that has edges"
+    assert share["above_percent"] == 100 * (s > fine.more["bulk_upper"]).sum() / 60, "of the matrix that has edges"
 
 
 def test_without_an_initializer_range_init_is_that_of_the_rows(store: Store) -> None:
@@ -97,7 +105,7 @@ def test_numerically_zero_values_are_in_no_count(store: Store) -> None:
     commit(store, [found])
     [row] = store.query("outliers", sigma="std").to_pylist()
     inside = Matrix(rows=60, cols=40, singular_values=found.singular_values[:38])
-    assert row["query"] == cell(inside, float(found.more["sigma_std"]))  # type: ignore[arg-type]
+    assert packed(row, "query") == cell(inside, float(found.more["sigma_std"]))  # type: ignore[arg-type]
 
 
 def test_an_unknown_sigma_is_refused(store: Store) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from scanner.errors import QueryError
 from scanner.store import Store
 
 from .rows import NOON, Matrix, add_scan, control, scan_values
@@ -138,21 +139,25 @@ def test_outliers_is_shaped_like_the_paper_s_table(store: Store) -> None:
     )
     answer = store.query("outliers")
     assert answer.to_pylist() == [
-        outlier_row(layer=0, query="0|1485", key="356|412"),
-        outlier_row(layer=1, query="2|3", mlp_down="100|160", other="11|22"),
-        outlier_row(layer=None, other="5|6"),
+        outlier_row(layer=0, query=(0, 1485), key=(356, 412)),
+        outlier_row(layer=1, query=(2, 3), mlp_down=(100, 160), other=(11, 22)),
+        outlier_row(layer=None, other=(5, 6)),
     ]
-    assert store.query("outliers", heads=True).to_pylist() == [outlier_row(layer=1, query="100|100")]
+    assert store.query("outliers", heads=True).to_pylist() == [outlier_row(layer=1, query=(100, 100))]
 
 
-def outlier_row(**cells: object) -> dict[str, object]:
+def outlier_row(*, layer: int | None, **counts: tuple[int, int]) -> dict[str, object]:
     roles = ("query", "key", "value", "attn_out", "mlp_up", "mlp_gate", "mlp_down", "other")
-    return {"model": "org/model", "stack": None, "layer": None} | dict.fromkeys(roles) | cells
+    found: dict[str, object] = {"model": "org/model", "stack": None, "layer": layer}
+    for role in roles:
+        found[f"{role}_below"], found[f"{role}_above"] = counts.get(role, (None, None))
+    return found
 
 
 def test_encoder_and_decoder_are_kept_apart(store: Store) -> None:
     add_scan(store, "one", [counted(f"{stack}.q", 0, "query", 1, 2, stack=stack) for stack in ("decoder", "encoder")])
-    assert rows(store.query("outliers"), "stack", "layer", "query") == [("encoder", 0, "1|2"), ("decoder", 0, "1|2")]
+    columns = ("stack", "layer", "query_below", "query_above")
+    assert rows(store.query("outliers"), *columns) == [("encoder", 0, 1, 2), ("decoder", 0, 1, 2)]
     assert rows(store.query("layer_trend"), "stack", "layer") == [("encoder", 0), ("decoder", 0)]
 
 
@@ -167,7 +172,7 @@ def test_outlier_share_is_a_share_of_all_singular_values(store: Store) -> None:
             counted("a", 0, "mlp_up", 50, 50, rows=400, cols=100, head=0),
         ],
     )
-    columns = ("role", "rows", "cols", "matrices", "left_percent", "right_percent")
+    columns = ("role", "rows", "cols", "matrices", "below_percent", "above_percent")
     assert rows(store.query("outlier_share"), *columns) == [
         ("mlp_up", 400, 100, 2, 4.0, 20.0),
         ("mlp_down", 100, 400, 1, 1.0, 1.0),
@@ -351,7 +356,7 @@ def test_role_table_averages_over_a_matrix_first_and_counts_deciles_from_the_sma
     assert [(row["role"], row["side"]) for row in answer] == [(r, s) for r in ("query", "mlp_up") for s in "vu"]
     for up, side, values in ((answer[2], "v", v), (answer[3], "u", u)):
         assert (up["side"], up["matrices"], up["shapes"]) == (side, 2, "20x40, 25x25")
-        assert (up["sigma"], up["outliers"]) == (1.0, "0.5|7.5")
+        assert (up["sigma"], up["outliers_below"], up["outliers_above"]) == (1.0, 0.5, 7.5)
         for decile in range(1, 11):
             # Decile 10 holds ranks 0 <= k < K/10, decile 1 the last ones.
             means = [
@@ -385,10 +390,10 @@ def test_queries_show_one_revision_of_a_model_and_the_newest_of_its_matrices(sto
     values = {
         "spectrum_by_role": ("singular_value", lambda marker: marker / math.sqrt(2)),
         "pvalues_by_role": ("u_p_local", lambda marker: marker / 10),
-        "outliers": ("query", lambda marker: f"0|{marker}"),
-        "outlier_share": ("right_percent", lambda marker: 50.0 * marker),
+        "outliers": ("query_above", lambda marker: marker),
+        "outlier_share": ("above_percent", lambda marker: 50.0 * marker),
         "layer_trend": ("u_p", lambda marker: marker / 10),
-        "role_table": ("outliers", lambda marker: f"0.0|{marker}.0"),
+        "role_table": ("outliers_above", lambda marker: float(marker)),
     }
     column, value = values[name]
 
@@ -406,7 +411,8 @@ def test_queries_show_one_revision_of_a_model_and_the_newest_of_its_matrices(sto
     assert shown(model="a") == expected(("a", 3))
     assert shown(model="a", revision="r1") == expected(("a", 1))
     assert shown(revision="r1") == expected(("a", 1), ("b", 4))
-    assert shown(model="nobody") == []
+    with pytest.raises(QueryError, match="there is no model 'nobody': the store has a, b"):
+        shown(model="nobody")
 
 
 def test_answers_have_the_scan_s_own_row_counts_as_integers(store: Store) -> None:

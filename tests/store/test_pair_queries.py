@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from scanner.errors import QueryError
 from scanner.store import Store
 
 from .rows import Matrix, Pair, add_comparison, add_scan
@@ -73,15 +74,17 @@ def test_pair_changes_has_one_line_a_matrix_in_the_order_of_the_model(store: Sto
         "relative_change": 0.02,
         "cosine": 0.75,
         "identical": False,
-        "left": "1 -> 2",
-        "right": "2 -> 2",
-        "left_gained": 1,
-        "left_lost": 0,
-        "right_gained": 1,
-        "right_lost": 1,
+        "below_base": 1,
+        "below_tuned": 2,
+        "above_base": 2,
+        "above_tuned": 2,
+        "below_gained": 1,
+        "below_lost": 0,
+        "above_gained": 1,
+        "above_lost": 1,
         "intruders": 1,
         "delta_effective_rank": 3.5,
-        "delta_right": 4,
+        "delta_above": 4,
         "delta_u_p": 0.5,
         "delta_v_p": 0.25,
         "base_revision": None,
@@ -91,7 +94,7 @@ def test_pair_changes_has_one_line_a_matrix_in_the_order_of_the_model(store: Sto
         ("v", True, 0.0),
         ("e", False, None),
     ]
-    assert found[1]["right_gained"] is None, "overlaps are not known"
+    assert found[1]["above_gained"] is None, "overlaps are not known"
     assert rows(store.query("pair_changes", role="value"), "tensor") == [("v",)]
     assert rows(store.query("pair_changes", heads=True), "head", "cosine") == [(0, 0.5)]
 
@@ -119,11 +122,13 @@ def test_pair_summary_has_one_line_a_role(store: Store) -> None:
         "change_median": 0.02,
         "change_max": 0.06,
         "largest_in": 7,
-        "left": "1.3 -> 2.0",
-        "right": "2.0 -> 3.0",
+        "below_base": pytest.approx(4 / 3),
+        "below_tuned": 2.0,
+        "above_base": 2.0,
+        "above_tuned": 3.0,
         "intruders": 4,
         "delta_rank": 3.5,
-        "delta_right": 4.0,
+        "delta_above": 4.0,
         "delta_p": 0.375,
         "base_revision": None,
         "tuned_revision": None,
@@ -132,10 +137,10 @@ def test_pair_summary_has_one_line_a_role(store: Store) -> None:
     assert rows(store.query("pair_summary", heads=True), "role", "matrices") == [("query", 1)]
 
 
-def test_pair_shift_averages_rank_by_rank_over_matrices_of_one_role_and_shape(store: Store) -> None:
+def test_pair_ranks_averages_rank_by_rank_over_matrices_of_one_role_and_shape(store: Store) -> None:
     same = [drawn(1, "a", 3, 5, role="mlp_up"), drawn(2, "b", 3, 5, role="mlp_up", layer=1)]
     add_comparison(store, "one", [*same, drawn(3, "c", 5, 3, role="mlp_up"), drawn(4, "q", 3, 3)])
-    answer = store.query("pair_shift")
+    answer = store.query("pair_ranks")
     assert rows(answer, "role", "rows", "cols", "k", "matrices") == [
         *(("query", 3, 3, k, 1) for k in range(3)),
         *(("mlp_up", 3, 5, k, 2) for k in range(3)),
@@ -154,6 +159,41 @@ def test_pair_shift_averages_rank_by_rank_over_matrices_of_one_role_and_shape(st
         else:
             assert (row["singular_value_change"], row["u_p_base"], row["p_change"]) == (None, None, None)
             assert row["u_p_tuned"] == pytest.approx(mean([pair.vectors["u_p_tuned"][k] for pair in same]), abs=1e-6)
+
+
+def test_pair_shift_has_one_row_a_role_for_one_pair_and_one_row_a_pair_for_several(store: Store) -> None:
+    pairs = [drawn(1, "a", 20, 30, role="mlp_up"), drawn(2, "b", 20, 20, layer=1), drawn(3, "c", 20, 20, layer=2)]
+    add_comparison(store, "one", [*pairs, drawn(4, "h", 20, 20, head=0)])
+    parts = {"small": range(18, 20), "middle": range(2, 18), "large": range(2)}
+
+    def expected(of: list[Pair]) -> dict[str, float]:
+        found = {}
+        for part, ranks in parts.items():
+            there = [(pair, k) for pair in of for k in ranks]
+            found[f"s_{part}"] = mean([100 * (pair.tuned[k] / pair.base[k] - 1) for pair, k in there if pair.base[k]])
+            change = [
+                (p["u_p_tuned"][k] + p["v_p_tuned"][k] - p["u_p_base"][k] - p["v_p_base"][k]) / 2  # type: ignore[operator]
+                for p, k in ((pair.vectors, k) for pair, k in there)
+                if None not in (p[name][k] for name in P_COLUMNS)
+            ]
+            found[f"p_{part}"] = mean(change)
+        return found
+
+    answer = store.query("pair_shift").to_pylist()
+    assert [(row["role"], row["matrices"]) for row in answer] == [("query", 2), ("mlp_up", 1)]
+    for row, of in zip(answer, (pairs[1:], pairs[:1]), strict=True):
+        wanted = expected(of)
+        assert {name: row[name] for name in wanted} == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+    add_comparison(store, "two", pairs[:1], tuned="org/other")
+    several = store.query("pair_shift").to_pylist()
+    assert [(row["tuned_model"], row["role"], row["matrices"]) for row in several] == [
+        ("org/other", None, 1),
+        ("org/tuned", None, 3),
+    ]
+    wanted = expected(pairs)
+    assert {name: several[1][name] for name in wanted} == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+    assert rows(store.query("pair_shift", tuned="tuned"), "role") == [("query",), ("mlp_up",)]
+    assert store.query("pair_shift", by_role=True).num_rows == 3
 
 
 def test_pair_intruders_lists_the_matrices_that_have_some_the_most_first(store: Store) -> None:
@@ -187,7 +227,7 @@ def test_pair_intruders_lists_the_matrices_that_have_some_the_most_first(store: 
         "smallest_overlap",
         "u_p",
         "relative_change",
-        "right_gained",
+        "above_gained",
     )
     found = store.query("pair_intruders")
     expected = [
@@ -243,12 +283,12 @@ def test_pair_by_decile_averages_over_the_deciles_of_every_matrix(store: Store) 
         means = [mean([pair.vectors[name][k] for pair, k in there]) for name in P_COLUMNS]
         assert [row[name] for name in P_COLUMNS] == pytest.approx(means, abs=1e-6)
         assert row["p_change"] == pytest.approx((means[1] + means[3] - means[0] - means[2]) / 2, abs=1e-6)
-    lost = [(row["u_left"], row["v_left"]) for row in answer]
+    lost = [(row["u_subspace_turned"], row["v_subspace_turned"]) for row in answer]
     assert lost[0] == (pytest.approx(1 - (0.5 + 0.7) / 2), pytest.approx(1 - 0.9))
     assert lost[1:] == [(None, None)] * 8 + [(0.0, None)]
 
 
-@pytest.mark.parametrize("name", ["pair_shift", "pair_intruders", "pair_by_decile"])
+@pytest.mark.parametrize("name", ["pair_ranks", "pair_shift", "pair_intruders", "pair_by_decile"])
 def test_pair_queries_show_the_newest_comparison_of_the_pairs_that_are_wanted(store: Store, name: str) -> None:
     def of(marker: int, **more: object) -> Pair:
         vectors = {"u_overlap": [marker / 10] * 4, "v_overlap": [0.9] * 4} | dict.fromkeys(P_COLUMNS, [0.5] * 4)
@@ -259,13 +299,15 @@ def test_pair_queries_show_the_newest_comparison_of_the_pairs_that_are_wanted(st
     add_comparison(store, "new", [of(2), of(4, head=0)], hours=2)
     add_comparison(store, "other", [of(3, role="mlp_up")], tuned="org/other")
     column, value = {
-        "pair_shift": ("singular_value_change", lambda marker: marker / 10),
+        "pair_ranks": ("singular_value_change", lambda marker: marker / 10),
+        "pair_shift": ("s_middle", lambda marker: 10.0 * marker),
         "pair_intruders": ("smallest_overlap", lambda marker: marker / 10),
         "pair_by_decile": ("u_turned", lambda marker: 1 - marker / 10),
     }[name]
 
     def shown(**params: object) -> list[tuple[object, ...]]:
-        answer = store.query(name, **params).to_pylist()
+        more = {"by_role": True} if name == "pair_shift" else {}
+        answer = store.query(name, **params, **more).to_pylist()
         found = {(row["tuned_model"], row["role"], round(row[column], 6)) for row in answer}
         assert {row["base_model"] for row in answer} <= {"org/base"}
         return sorted(found)
@@ -279,7 +321,8 @@ def test_pair_queries_show_the_newest_comparison_of_the_pairs_that_are_wanted(st
     assert shown(tuned="org/tuned") == expected(mine)
     assert shown(role="mlp_up") == expected(other)
     assert shown(heads=True) == expected(("org/tuned", "query", 4))
-    assert shown(base="nobody") == []
+    with pytest.raises(QueryError, match="no model 'nobody': the store has org/base, org/other, org/tuned"):
+        shown(base="nobody")
 
 
 def of(marker: int, **more: object) -> Pair:
@@ -304,7 +347,7 @@ def test_a_comparison_of_some_matrices_replaces_those_only(store: Store) -> None
         ("query", 2, 4.0),
         ("mlp_up", 1, 3.0),
     ]
-    assert set(rows(store.query("pair_shift", role="query"), "k", "matrices")) == {(k, 2) for k in range(4)}
+    assert set(rows(store.query("pair_ranks", role="query"), "k", "matrices")) == {(k, 2) for k in range(4)}
     [smallest] = [row for row in store.query("pair_by_decile", role="query").to_pylist() if row["decile"] == 3]
     assert smallest["u_turned"] == pytest.approx(1 - (0.1 + 0.4) / 2)
     assert rows(store.query("pair_intruders"), "tensor", "relative_change") == [("q0", 1.0), ("up", 3.0), ("q1", 4.0)]
@@ -319,7 +362,9 @@ def test_a_comparison_of_some_matrices_replaces_those_only(store: Store) -> None
     assert store.sql("from pairs").column_names == store.sql("from all_pairs").column_names
 
 
-@pytest.mark.parametrize("name", ["pair_changes", "pair_summary", "pair_shift", "pair_by_decile", "pair_intruders"])
+@pytest.mark.parametrize(
+    "name", ["pair_changes", "pair_summary", "pair_shift", "pair_ranks", "pair_by_decile", "pair_intruders"]
+)
 def test_one_comparison_can_be_asked_for_whole(store: Store, name: str) -> None:
     add_comparison(store, "old", [of(1, tensor="q"), of(1, tensor="up", role="mlp_up")], hours=1)
     add_comparison(store, "new", [of(2, tensor="q")], hours=2)
@@ -355,7 +400,7 @@ def test_revisions_are_models_of_their_own(store: Store) -> None:
             ("step2000", "0123456789ab"),
         ]
     assert rows(store.query("pair_changes"), "relative_change") == [(3.0,), (2.0,)]
-    assert store.query("pair_shift").num_rows == 8
+    assert store.query("pair_ranks").num_rows == 8
 
 
 def test_questions_about_one_pair_read_no_other_pair_s_rows(store: Store) -> None:

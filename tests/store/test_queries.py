@@ -40,6 +40,19 @@ def test_a_header_is_read() -> None:
         ("count", "how many, number"),
     ]
     assert query.sql == TEXT
+    assert (query.shown, query.totals, query.figures) == ((), (), ())
+
+
+def test_a_header_says_what_a_terminal_shows() -> None:
+    more = "-- show: model,\n--   both = model | count\n-- total of one model: count\n"
+    text = TEXT.replace("select", f"{more}select").replace("-- param: model", "-- chart: depth\n-- param: model")
+    query = parse_query("how_many", text.replace("column: count |", "column: count [1/s] |"))
+    assert [(one.name, one.columns, one.between) for one in query.shown] == [
+        ("model", ("model",), ""),
+        ("both", ("model", "count"), "|"),
+    ]
+    assert (query.totals, query.totals_of_one, query.figures) == (("count",), True, ("depth",))
+    assert query.columns[1].unit == "1/s"
 
 
 @pytest.mark.parametrize(
@@ -67,6 +80,11 @@ def test_a_header_is_read() -> None:
         "--   begins with a continuation\n" + TEXT,
         "-- column: first | x\n" + TEXT,
         TEXT.replace("-- column: count", "-- a remark\n-- column: count"),
+        TEXT.replace("select", "-- show: modle\nselect"),
+        TEXT.replace("select", "-- show: both = model + count\nselect"),
+        TEXT.replace("select", "-- total: model, other\nselect"),
+        TEXT.replace("select", "-- show: model\n-- show: count\nselect"),
+        TEXT.replace("select", "-- total: count\n-- total of one model: count\nselect"),
     ],
 )
 def test_a_malformed_header_is_a_bug(text: str) -> None:
@@ -203,8 +221,12 @@ def test_text_in_a_parameter_is_never_sql(tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "store"), create=True)
     for query in EVERY:
         for param in query.params:
-            if param.type == "VARCHAR":
-                assert store.query(query.name, **{param.name: "' or 1=1; drop table scans; --"}).num_rows == 0
+            given_value = {param.name: "' or 1=1; drop table scans; --"}
+            if param.type == "MODEL":
+                with pytest.raises(QueryError, match="there is no model"):
+                    store.query(query.name, **given_value)
+            elif param.type == "VARCHAR" and param.name != "measure":
+                assert store.query(query.name, **given_value).num_rows == 0
 
 
 def test_a_registered_query_is_found_and_answered(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

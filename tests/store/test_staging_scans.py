@@ -54,6 +54,15 @@ SORTED: list[tuple[object, ...]] = [
 SORTED += [(1, "value", "b", None), (None, "embedding", "emb", None)]
 
 
+def test_a_scan_that_is_resumed_under_another_name_has_that_name_in_every_row(store: Store) -> None:
+    stage(begin(store), SOME[0])
+    writer = store.writer("one", method=METHOD, model="org/renamed")
+    stage(writer, SOME[1])
+    writer.commit(scan_values())
+    for name in ("scans", "matrices", "vectors"):
+        assert store.sql(f"SELECT DISTINCT model FROM {name}").to_pylist() == [{"model": "org/renamed"}]
+
+
 def test_a_commit_leaves_one_sorted_file_per_table_and_no_staging(store: Store) -> None:
     writer = begin(store)
     for matrix in SOME:

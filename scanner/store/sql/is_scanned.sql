@@ -1,0 +1,2 @@
+-- Whether a model of exactly this name was scanned.
+select count(*) > 0 as scanned from scans where model = $model;
