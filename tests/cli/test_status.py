@@ -53,9 +53,9 @@ def test_running_work_is_a_second_table(rmtscan: Run, store: Store) -> None:
     scans, _, work = told.out.decode().partition("\n\n")
     assert "scan_id" in scans
     lines = [line.split() for line in work.splitlines()]
-    assert " ".join(lines[0]) == "running models done total percent per_minute remaining failed workers state host"
-    assert " ".join(lines[2]) == "scan org/one, org/two 3 10 25.0 0.0500 3 h 00 min 1 2 running node1"
-    assert " ".join(lines[3]) == "ablate org/three 3 10 25.0 1 2 stalled node1", "it has no rate: it does nothing"
+    assert " ".join(lines[0]) == "running models done total percent per_minute remaining failed state host"
+    assert " ".join(lines[2]) == "scan org/one, org/two 3 10 25.0 0.0500 3 h 00 min 1 running node1"
+    assert " ".join(lines[3]) == "ablate org/three 3 10 25.0 1 stalled node1", "it has no rate: it does nothing"
 
 
 def test_running_work_fits_a_terminal(rmtscan: Run, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
