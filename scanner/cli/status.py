@@ -85,19 +85,7 @@ def _view() -> View:
     """Return what the table of running work shows."""
     from scanner.store.queries import Shown
 
-    names = (
-        "running",
-        "models",
-        "done",
-        "total",
-        "percent",
-        "per_minute",
-        "remaining",
-        "failed",
-        "workers",
-        "state",
-        "host",
-    )
+    names = ("running", "models", "done", "total", "percent", "per_minute", "remaining", "failed", "state", "host")
     return View(shown=tuple(Shown(name=name, columns=(name,)) for name in names), caption=False)
 
 
