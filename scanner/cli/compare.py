@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from scanner.cli import options
+from scanner.cli.choosing import stored_reference
 from scanner.cli.logs import LogFormatOption
 from scanner.cli.output import DEFAULT_STORE, Format, FormatOption, StoreOption, note, write
 from scanner.cli.run import run_verb
@@ -45,7 +46,8 @@ def compare(
     and expert; matrices without a counterpart are listed. Prints one line per role; the tables pairs, pair_vectors and
     pair_subspaces have the rest (queries pair_changes, pair_shift, pair_by_decile, pair_ranks, pair_intruders).
 
-    Models that are named as in the store are compared as they were scanned, unless an option selects matrices or a method.
+    Models that are named as in the store, or by a part of the name that no other model has, are compared as they were scanned,
+    unless an option selects matrices or a method.
 
     Examples:
 
@@ -58,8 +60,8 @@ def compare(
         from scanner.engine.compare import compare as run_comparison
 
         return run_comparison(
-            base,
-            tuned,
+            stored_reference(store, base),
+            stored_reference(store, tuned),
             store=store,
             method=method,
             pool=pool,

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from scanner.cli import options
-from scanner.cli.output import DEFAULT_STORE, FormatOption, StoreOption, note, write
+from scanner.cli.output import DEFAULT_STORE, FormatOption, StoreOption, line_width, note, write
 from scanner.cli.progress import waiting
-from scanner.cli.tables import View, view_of
+from scanner.cli.tables import View, view_of, wrapped
 
 if TYPE_CHECKING:
     from scanner.store import Store
@@ -169,13 +169,23 @@ def _compared(store: Store) -> str:
 def _describe(name: str) -> None:
     from scanner.store.queries import find_query
 
-    found = find_query(name)
-    print(f"{found.name}: {found.title}\n\n{found.about}\n")
+    found, width = find_query(name), line_width()
+
+    def say(text: str, indent: int = 0) -> None:
+        lines = [text] if width is None else wrapped(text, width - indent - (4 if indent else 0))
+        for at, line in enumerate(lines):
+            print(" " * (indent + (4 if at and indent else 0)) + line)
+
+    say(f"{found.name}: {found.title}")
+    print()
+    for line in [found.about] if width is None else [" ".join(found.about.split())]:
+        say(line)
+    print()
     if found.params:
         print("Parameters:")
         for param in found.params:
             default = "NULL" if param.default is None else param.default
-            print(f"  {param.name} {param.type} = {default}   {' '.join(param.help.split())}")
+            say(f"{param.name} {param.type} = {default}   {' '.join(param.help.split())}", 2)
     if found.figures:
         print(f"Made for charts: rmtscan plot {', '.join(found.figures)}")
     print("Columns:")
@@ -183,4 +193,4 @@ def _describe(name: str) -> None:
     for column in found.columns:
         unit = f" [{column.unit}]" if column.unit else ""
         more = "" if column.name in shown or not shown else "  (--columns, --wide)"
-        print(f"  {column.name}{unit}   {' '.join(column.help.split())}{more}")
+        say(f"{column.name}{unit}   {' '.join(column.help.split())}{more}", 2)

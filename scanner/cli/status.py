@@ -85,19 +85,7 @@ def _view() -> View:
     """Return what the table of running work shows."""
     from scanner.store.queries import Shown
 
-    names = (
-        "running",
-        "models",
-        "done",
-        "total",
-        "percent",
-        "per_minute",
-        "remaining",
-        "failed",
-        "workers",
-        "state",
-        "host",
-    )
+    names = ("running", "models", "done", "total", "percent", "per_minute", "remaining", "failed", "state", "host")
     return View(shown=tuple(Shown(name=name, columns=(name,)) for name in names), caption=False)
 
 
@@ -109,6 +97,8 @@ def _watch(store: Store) -> None:
 
     def screen() -> tuple[str, bool]:
         work = _running(store)
+        if not work.num_rows:
+            return "", False
         drawn = draw(work, width=line_width(), view=_view(), rows=_WATCHED)
         more = f"\n... {work.num_rows - _WATCHED} more" if work.num_rows > _WATCHED else ""
         at = datetime.now(UTC).strftime("%H:%M:%S UTC")
@@ -118,7 +108,7 @@ def _watch(store: Store) -> None:
 
     text, busy = screen()
     if not busy:
-        print(text)
+        sys.stdout.write(text and f"{text}\n")
         note("nothing is running")
         return
     if not sys.stdout.isatty():
@@ -132,7 +122,7 @@ def _watch(store: Store) -> None:
                 live.update(Text(text), refresh=True)
                 time.sleep(_LOOK_SECONDS)
                 text, busy = screen()
-    print(text)
+    sys.stdout.write(text and f"{text}\n")
     note("nothing is running any more")
 
 

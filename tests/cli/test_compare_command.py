@@ -44,6 +44,10 @@ def test_a_line_a_role_is_on_stdout_and_what_was_not_compared_is_told(rmtscan: R
     again = rmtscan("compare", "base", "tuned", "--store", store, "--format", "json")
     assert (again.status, json.loads(again.out)) == (3, json.loads(told.out))
     assert "3 pairs of matrices compared (already in the store)" in again.err
+    shorter = rmtscan("compare", "bas", "TUN", "--store", store, "--format", "json")
+    assert (shorter.status, json.loads(shorter.out)) == (3, json.loads(told.out))
+    several = rmtscan("compare", "e", "tuned", "--store", store)
+    assert (several.status, several.errors) == (1, ["error: 'e' is part of 2 names: choose one of base, tuned"])
     wrong = rmtscan("compare", "base", "tuned", "--store", store, "--null", "guess")
     assert wrong.status == 2
     assert "--null" in wrong.told

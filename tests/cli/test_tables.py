@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import threading
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -14,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wcwidth import wcswidth
 
+from scanner.cli.progress import waiting
 from scanner.cli.tables import View, draw, elide, elided, view_of
 from scanner.figures import all_figures
 from scanner.store import Store, open_store
@@ -107,6 +110,36 @@ def test_notes_and_tables_of_hostile_names_are_printable(
         told = rmtscan(*words, "--store", hostile.url)
         assert told.status == 0
         assert all(line.isprintable() for line in (*told.out.decode().splitlines(), *told.err.splitlines()))
+
+
+def test_descriptions_and_lists_fit(rmtscan: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for words in (["query", "--list"], ["plot", "--list"], *(["query", name, "--list"] for name in QUERIES)):
+        lines = rmtscan(*words).out.decode().splitlines()
+        assert max(map(wcswidth, lines)) <= 80, words
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class AtOnce(threading.Timer):
+    def start(self) -> None:
+        self.function()
+
+    def join(self, timeout: float | None = None) -> None:
+        pass
+
+
+def test_what_takes_long_says_so_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scanner.cli.progress.threading.Timer", AtOnce)
+    monkeypatch.setenv("TERM", "xterm")
+    terminal, file = Terminal(), io.StringIO()
+    with waiting(terminal, "asking \x1b[2J"), waiting(file, "asking"):
+        pass
+    assert "asking \\x1b[2J" in terminal.getvalue()
+    assert file.getvalue() == ""
 
 
 def test_a_column_that_has_one_value_is_in_the_caption(
