@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from scanner.cli import options
+from scanner.cli.answers import AnswerOption, ForceOption, answer_to
 from scanner.cli.output import DEFAULT_STORE, FormatOption, StoreOption, note, write
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ def query(
     listed: Annotated[bool, typer.Option("--list", "-l", help="List the queries, or describe the query NAME.")] = False,
     store: StoreOption = DEFAULT_STORE,
     form: FormatOption = "table",
+    output: AnswerOption = None,
+    force: ForceOption = False,
 ) -> None:
     """Ask a named query.
 
@@ -40,6 +43,8 @@ def query(
         rmtscan query outliers
 
         rmtscan query layer_trend -p model=my-model --format csv > trend.csv
+
+        rmtscan query outliers -o outliers.xlsx
     """
     import pyarrow as pa
 
@@ -56,9 +61,11 @@ def query(
         raise typer.BadParameter("name a query, or use --list to see them", param_hint="NAME")
     else:
         values = _parse(param or [])
-        opened = open_store(store)
-        answer = opened.query(name, **values)
-        write(answer, form)
+        with answer_to(output, force=force) as keep:
+            opened = open_store(store)
+            answer = opened.query(name, **values)
+            if not keep(answer):
+                write(answer, form)
         if answer.num_rows == 0:
             stored = (
                 _compared(opened)

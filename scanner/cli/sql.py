@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from scanner.cli import options
+from scanner.cli.answers import AnswerOption, ForceOption, answer_to
 from scanner.cli.output import DEFAULT_STORE, FormatOption, StoreOption, write
 
 
@@ -25,6 +26,8 @@ def sql(
         ),
     ] = None,
     form: FormatOption = "table",
+    output: AnswerOption = None,
+    force: ForceOption = False,
 ) -> None:
     """Ask with SQL.
 
@@ -43,4 +46,7 @@ def sql(
     """
     from scanner.store import open_store
 
-    write(open_store(store).sql(statement, timeout=timeout), form)
+    with answer_to(output, force=force) as keep:
+        answer = open_store(store).sql(statement, timeout=timeout)
+        if not keep(answer):
+            write(answer, form)
