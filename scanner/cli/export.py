@@ -61,6 +61,8 @@ def register(app: typer.Typer) -> None:
         ("alphapruning", alphapruning),
         ("csv", csv),
         ("json", json),
+        ("card", card),
+        ("duckdb", duckdb),
     ):
         options.register(group, name, command)
     app.add_typer(
@@ -260,6 +262,58 @@ def json(
 
     opened, name = _opened(store, model)
     _write(output, force, lambda: (flat_json(opened, name, table=table), ()))
+
+
+def card(
+    model: Model,
+    *,
+    output: Output = None,
+    store: StoreOption = DEFAULT_STORE,
+    force: Force = False,
+) -> None:
+    """Write a section for the card of a model on the Hub: Markdown with a badge and a table by role.
+
+    Examples:
+
+        rmtscan export card org/model >> README.md
+    """
+    from scanner.export import model_card
+
+    opened, name = _opened(store, model)
+    _write(output, force, lambda: (model_card(opened, name), ()))
+
+
+def duckdb(
+    *,
+    output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="File to write.", show_default=False)],
+    store: StoreOption = DEFAULT_STORE,
+    force: Force = False,
+) -> None:
+    """Write the views of a store into one DuckDB file with tables, which any DuckDB client opens.
+
+    Examples:
+
+        rmtscan export duckdb -o results.duckdb
+
+        duckdb results.duckdb "from matrices select role, count(*) group by all"
+    """
+    from scanner.cli.progress import steps
+    from scanner.export import writing
+    from scanner.store import open_store
+    from scanner.store.duckdb_file import write_duckdb
+    from scanner.store.tables import views
+
+    path = writing.check(output, force=force)
+    begun: list[str] = []
+    with open_store(store) as opened, steps(sys.stderr, "writing") as progress:
+
+        def begin(name: str) -> None:
+            begun.append(name)
+            progress(len(begun), len(views()) + 1)
+
+        written = write_duckdb(opened, path, progress=begin)
+    filled = ", ".join(f"{one.name} {one.rows:,}" for one in written if one.rows and not one.name.startswith("all_"))
+    note(f"{path}: {path.stat().st_size:,} bytes; rows: {filled or 'none'}")
 
 
 def _opened(store: str, model: str) -> tuple[Store, str]:

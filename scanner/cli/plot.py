@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -74,6 +74,36 @@ def plot(
         list[str] | None,
         typer.Option("--param", "-p", metavar="NAME=VALUE", help="Any other parameter of the figure; can be repeated."),
     ] = None,
+    width: Annotated[
+        str | None,
+        typer.Option(
+            "--width",
+            metavar="LENGTH",
+            help="Width of the whole figure: 85mm, 3.4in, 240pt, 640px.",
+            show_default="a column of a paper",
+        ),
+    ] = None,
+    height: Annotated[
+        str | None,
+        typer.Option(
+            "--height", metavar="LENGTH", help="Height of the whole figure.", show_default="what suits the width"
+        ),
+    ] = None,
+    font_size: Annotated[
+        float | None,
+        typer.Option(
+            "--font-size", metavar="POINTS", help="Size of the labels.", show_default="7 on paper, 13 on a screen"
+        ),
+    ] = None,
+    theme: Annotated[
+        Literal["paper", "screen", "dark"] | None,
+        typer.Option(
+            "--theme",
+            help="Sizes for print or for a screen; dark: a screen with a dark background.",
+            show_default="screen for .html, else paper",
+        ),
+    ] = None,
+    scale: Annotated[float, typer.Option("--scale", help="Multiplies the 300 pixels per inch of a .png file.")] = 1.0,
     store: StoreOption = DEFAULT_STORE,
     form: FormatOption = "table",
 ) -> None:
@@ -86,6 +116,8 @@ def plot(
         rmtscan plot spectrum --role query --layer 3 -o spectrum.pdf
 
         rmtscan plot depth --model my-model -o depth.html
+
+        rmtscan plot depth --model my-model --width 180mm --font-size 8 -o depth.pdf
     """
     from scanner.cli.choosing import whole_name
     from scanner.cli.progress import steps
@@ -136,13 +168,20 @@ def plot(
         if not equals:
             raise typer.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--param")
         parameters[name] = chosen.convert(name, value)
+    looks = {"width": width, "height": height, "font_size": font_size, "theme": theme}
+    appearance: dict[str, Any] = {name: value for name, value in looks.items() if value is not None}
     opened = open_store(store) if chosen.needs_store else None
     if opened is not None:
         named = [name for name in ("model", "base", "tuned") if isinstance(parameters.get(name), str)]
         parameters |= {name: whole_name(opened, str(parameters[name])) for name in named}
     with steps(sys.stderr, "drawing") as progress:
-        chart = chosen.draw(opened, interactive=output.suffix.lower() == ".html", progress=progress, **parameters)
-    note(f"{chosen.title}: {save(chart, output)}")
+        chart = chosen.draw(
+            opened,
+            interactive=output.suffix.lower() == ".html",
+            progress=progress,
+            **appearance | parameters,
+        )
+    note(f"{chosen.title}: {save(chart, output, scale=scale)}")
 
 
 def _description(figure: Figure) -> str:

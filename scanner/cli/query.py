@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from scanner.cli import options
+from scanner.cli.answers import AnswerOption, ForceOption, answer_to
 from scanner.cli.output import DEFAULT_STORE, FormatOption, StoreOption, line_width, note, write
 from scanner.cli.progress import waiting
 from scanner.cli.tables import View, view_of, wrapped
@@ -58,6 +59,8 @@ def query(
     all_rows: Annotated[bool, typer.Option("--all", help="Show all rows in format table.")] = False,
     store: StoreOption = DEFAULT_STORE,
     form: FormatOption = "table",
+    output: AnswerOption = None,
+    force: ForceOption = False,
 ) -> None:
     """Ask a named query.
 
@@ -74,6 +77,8 @@ def query(
         rmtscan query layer_trend -p model=my-model --format csv > trend.csv
 
         rmtscan query scans --columns model,dtype,bytes
+
+        rmtscan query outliers -o outliers.xlsx
     """
     import pyarrow as pa
 
@@ -96,13 +101,15 @@ def query(
             view = replace(view, shown=_chosen(found, columns), caption=False)
         elif wide:
             view = replace(view, shown=())
-        with waiting(sys.stderr, f"asking {name}"):
-            opened = open_store(store)
-            answer = opened.query(name, **values)
-        shown = None if all_rows else rows or (_ROWS_OF_CHARTS if found.figures else _ROWS)
-        if columns is not None and form != "table":
-            answer = answer.select(list(dict.fromkeys(part for one in view.shown for part in one.columns)))
-        write(answer, form, view=view, rows=shown, whole=wide, more=_more(found), wider="--wide shows them")
+        with answer_to(output, force=force) as keep:
+            with waiting(sys.stderr, f"asking {name}"):
+                opened = open_store(store)
+                answer = opened.query(name, **values)
+            if columns is not None and (form != "table" or output is not None):
+                answer = answer.select(list(dict.fromkeys(part for one in view.shown for part in one.columns)))
+            if not keep(answer):
+                shown = None if all_rows else rows or (_ROWS_OF_CHARTS if found.figures else _ROWS)
+                write(answer, form, view=view, rows=shown, whole=wide, more=_more(found), wider="--wide shows them")
         if answer.num_rows == 0:
             stored = (
                 _compared(opened)

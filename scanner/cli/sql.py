@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from scanner.cli import options
+from scanner.cli.answers import AnswerOption, ForceOption, answer_to
 from scanner.cli.output import DEFAULT_STORE, FormatOption, StoreOption, write
 from scanner.cli.progress import waiting
 
@@ -27,6 +28,8 @@ def sql(
         ),
     ] = None,
     form: FormatOption = "table",
+    output: AnswerOption = None,
+    force: ForceOption = False,
 ) -> None:
     """Ask with SQL.
 
@@ -45,6 +48,8 @@ def sql(
     """
     from scanner.store import open_store
 
-    with waiting(sys.stderr, "asking"):
-        answer = open_store(store).sql(statement, timeout=timeout)
-    write(answer, form)
+    with answer_to(output, force=force) as keep:
+        with waiting(sys.stderr, "asking"):
+            answer = open_store(store).sql(statement, timeout=timeout)
+        if not keep(answer):
+            write(answer, form)

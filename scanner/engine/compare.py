@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from scanner import display
 from scanner.checkpoint import (
     Checkpoint,
     MatrixRef,
@@ -92,6 +93,32 @@ class ComparisonReport:
     """The largest relative change."""
     largest_in: str = ""
     """Place of the largest relative change, for example `layer 5, mlp_down`."""
+
+    def __repr__(self) -> str:
+        pair = f"{display.plain(self.base_model)} → {display.plain(self.tuned_model)}"
+        change = "" if self.change_median is None else f", median change {self.change_median:.3g}"
+        matrices = display.counted(self.matrices, "matrix", "matrices")
+        return (
+            f"ComparisonReport({pair!r}: {matrices}, {len(self.identical)} identical, "
+            f"{sum(map(len, self.unmatched.values()))} unmatched, {len(self.failed)} failed{change})"
+        )
+
+    def _repr_html_(self) -> str:
+        change = (
+            None
+            if self.change_largest is None
+            else f"{display.shown(self.change_largest)} in {display.plain(self.largest_in)}"
+        )
+        rows = [
+            ("compared matrices", self.matrices),
+            ("identical", len(self.identical)),
+            ("unmatched", sum(map(len, self.unmatched.values()))),
+            ("failed", len(self.failed)),
+            ("median change |ΔW| / |W|", self.change_median),
+            ("largest change", change),
+        ]
+        caption = f"{display.bold(self.base_model)} → {display.bold(self.tuned_model)}"
+        return display.html_table(("", ""), rows, caption=caption, notes=self.failed[:3])
 
     @property
     def exit_status(self) -> int:

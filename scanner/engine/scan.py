@@ -18,6 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from scanner import display
 from scanner.checkpoint import (
     Checkpoint,
     Inventory,
@@ -90,6 +91,14 @@ class ModelReport:
     beside: tuple[str, ...] = ()
     """References of other models in the same folder, which are not part of this one."""
 
+    def __repr__(self) -> str:
+        name = display.plain(self.model or self.reference)
+        if self.error is not None:
+            return f"ModelReport({name!r}: not scanned, {display.plain(self.error, 300)})"
+        known = "" if self.new else ", already in the store"
+        matrices = display.counted(self.analysed, "matrix", "matrices")
+        return f"ModelReport({name!r}: {matrices}, {self.failed} failed, {self.skipped_count} skipped{known})"
+
     @property
     def analyzed(self) -> int:
         """Number of analyzed matrices."""
@@ -107,6 +116,27 @@ class ScanReport:
 
     store: str
     models: tuple[ModelReport, ...]
+
+    def __repr__(self) -> str:
+        matrices = display.counted(sum(model.analysed for model in self.models), "matrix", "matrices")
+        errors = f", {len(self.errors)} not scanned" if self.errors else ""
+        models = display.counted(len(self.models), "model")
+        return f"ScanReport({models}: {matrices}, {self.failed} failed{errors}; store {display.plain(self.store)!r})"
+
+    def _repr_html_(self) -> str:
+        head = ("model", "revision", "matrices", "failed", "skipped", "")
+        rows = [
+            (
+                model.model or model.reference,
+                model.revision[:12],
+                *((model.analysed, model.failed, model.skipped_count) if model.error is None else (None, None, None)),
+                str(model.error) if model.error is not None else "" if model.new else "already in the store",
+            )
+            for model in self.models[: display.MOST_ROWS]
+        ]
+        left = len(self.models) - len(rows)
+        notes = [f"{left} more models"] if left else []
+        return display.html_table(head, rows, caption=f"scan into {display.bold(self.store)}", notes=notes)
 
     @property
     def failed(self) -> int:

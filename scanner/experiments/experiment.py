@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from scanner import display
 from scanner.checkpoint.sources.files import FileVersion, check_unchanged
 from scanner.engine.work import Observer, Stored, Work
 from scanner.errors import ChangedError, ScannerError
@@ -73,6 +74,26 @@ class Report:
     """The same as lines of text for people."""
     parameters: Mapping[str, object] = field(default_factory=dict)
     """Parameters of the named query that shows the results."""
+
+    def __repr__(self) -> str:
+        model = f"{display.plain(self.model)!r}: " if self.model else ""
+        runs = ", ".join(map(display.plain, self.run_ids[:3])) + (" …" if len(self.run_ids) > 3 else "")
+        return (
+            f"Report({model}{self.total} {self.unit}, {self.kept} from earlier calls, {len(self.failed)} failed; "
+            f"run {runs}, store {display.plain(self.store)!r})"
+        )
+
+    def _repr_html_(self) -> str:
+        rows: list[tuple[str, object]] = [
+            ("results", f"{self.total} {self.unit}"),
+            ("from earlier calls", self.kept),
+            ("failed", len(self.failed)),
+            *((name, value) for name, value in self.facts.items() if isinstance(value, str | int | float)),
+            ("run", ", ".join(self.run_ids[:3])),
+            ("store", self.store),
+        ]
+        notes = [*self.notes, *(f"{name}: {reason}" for name, reason in [*self.failed.items()][:3])]
+        return display.html_table(("", ""), rows, caption=display.bold(self.model or "experiment"), notes=notes[:8])
 
     @property
     def run_id(self) -> str:

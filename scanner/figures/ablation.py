@@ -13,16 +13,18 @@ import altair as alt
 from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
 from scanner.figures import theme
-from scanner.figures.activations import one_run
+from scanner.figures.activations import of_run, one_run
 from scanner.figures.registry import figure, nearest
 from scanner.figures.selection import rows_of
 from scanner.store import Store
 
-#: Some sets destroy a model: perplexities beyond this multiple of the baseline are drawn at the edge.
-BEYOND = 1000
+#: Some sets destroy a model: perplexities beyond this multiple of the baseline are drawn at the edge, with their value.
+BEYOND = 1e6
+#: Part of the largest damage below which the axis is linear.
+_LINEAR = 1e-9
 NAMES = {
     "perplexity": "increase of perplexity",
-    "kl": "KL divergence (nats per token)",
+    "kl": "KL (nats per token)",
     "accuracy": "change of accuracy",
 }
 #: Kinds of sets that contain a share of the singular values: `smallest:10` is ten percent.
@@ -50,7 +52,7 @@ def ablation(
     role: str | None = None,
     layer: int | None = None,
 ) -> Any:
-    """Draw the damage by decile, one line per role with its standard error; random sets of the same size are hollow points.
+    """Draw the damage by decile, a panel per role, with its standard error; random sets of the same size are hollow points.
 
     The lower panel shows the spectra, if all of the matrices are scanned. A run without deciles is drawn over its own sets:
     pruning against the removed percentage, with one line for each kind; regions and other sets in their order. A run that was
@@ -88,14 +90,15 @@ def ablation(
     connected = pruned or {row["kind"] for row in rows} in ({"decile"}, {"region"})
     dashes = _dashes() if pruned and len(names) > 1 else alt.Undefined
     metric = str(found[0]["metric"])
-    chart = damage(rows, x, metric, look, interactive, connected=connected, dashes=dashes)
+    together = pruned and len(names) == 1
+    chart = damage(rows, x, metric, look, interactive, connected=connected, dashes=dashes, together=together)
     values = rows_of(store, "decile_values", run=chosen["run_id"]) if deciles else []
     values = [row | {"what": names[_group(row)]} for row in values if _group(row) in names]
     if values:
-        chart = alt.vconcat(chart, _spectra(values, _color(rows), look))
+        chart = alt.vconcat(chart, _spectra(values, _color(rows, look), look)).resolve_scale(color="independent")
     experiment = store.file_rows("experiments", chosen["run_id"], ["dataset"])
     caption = [
-        printable(chosen["model"]),
+        of_run(store, chosen),
         *measured(runs, chosen, metric, experiment[0]["dataset"] if experiment else None, found[0]["baseline"]),
         *_matrices(rows),
         "hollow: random sets of the same size; bars: standard error",
@@ -131,10 +134,11 @@ def _matrices(rows: Sequence[dict[str, Any]]) -> list[str]:
 def beyond(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Return the caption of points that are drawn at the edge; empty if there are none."""
     there = any(
-        row["metric"] == "perplexity" and max(row["delta"], row["random_delta"] or 0.0) > BEYOND * row["baseline"]
+        max(row["delta"], row["random_delta"] or 0.0) > BEYOND * row["baseline"]
         for row in rows
+        if row["metric"] == "perplexity"
     )
-    return [f"▲: more than {BEYOND} times the baseline"] if there else []
+    return [f"▲: more than {BEYOND:.0e} times the baseline, with the increase"] if there else []
 
 
 def _group(row: dict[str, Any]) -> tuple[str, str]:
@@ -246,12 +250,15 @@ def _dashes() -> alt.StrokeDash:
     return alt.StrokeDash("kind:N", scale=scale, legend=alt.Legend(orient="top", title=None))
 
 
-def _color(rows: Sequence[dict[str, Any]]) -> Any:
+def _color(rows: Sequence[dict[str, Any]], look: theme.Style, *, legend: bool = True) -> Any:
     names = list(dict.fromkeys(row["what"] for row in rows))
     if all(name in theme.ROLE_COLORS for name in names):
-        return theme.by_role(names, field="what")
-    # An explicit domain keeps the order; sorted by name, layer 10 would come before layer 2.
-    return alt.Color("what:N", scale=alt.Scale(domain=names), legend=alt.Legend(orient="top", title=None, columns=4))
+        color = theme.by_role(names, look, field="what")
+    else:
+        # An explicit domain keeps the order; sorted by name, layer 10 would come before layer 2.
+        above = alt.Legend(orient="top", title=None, columns=theme.legend_columns(names, look))
+        color = alt.Color("what:N", scale=alt.Scale(domain=names), legend=above)
+    return color if legend else color.legend(None)
 
 
 def damage(
@@ -263,33 +270,59 @@ def damage(
     *,
     connected: bool = True,
     dashes: Any = alt.Undefined,
+    together: bool = False,
 ) -> Any:
-    """Return the damage (`delta`, from `low` to `high`) with a color for each `what`; random sets are hollow points."""
+    """Return the damage (`delta`, from `low` to `high`), a panel for each `what`; random sets are hollow points.
+
+    Damage spans orders of magnitude, so the axis of perplexity and KL divergence is logarithmic beyond a small linear part.
+    What is beyond it is drawn as a triangle at the edge, with its value.
+
+    Args:
+        rows: points.
+        x: the axis of the sets.
+        metric: what was measured.
+        look: sizes.
+        interactive: whether to draw for a screen.
+        connected: whether a line connects the points.
+        dashes: channel of the dashes of the lines.
+        together: one panel for all, with a legend.
+    """
     cap = BEYOND * rows[0]["baseline"] if metric == "perplexity" else math.inf
     rows = [_capped(row, cap) for row in rows]
-    scale, ticks = (alt.Scale(), None) if metric not in ("perplexity", "kl") else _symlog(rows, cap)
-    y_axis = alt.Axis(tickCount=5) if ticks is None else alt.Axis(values=ticks, labelExpr=_TICK, labelOverlap=False)
+    scale, ticks = (alt.Scale(), None) if metric not in ("perplexity", "kl") else _symlog(rows)
+    y_axis = alt.Axis(tickCount=5) if ticks is None else alt.Axis(values=ticks, labelExpr=_TICK, labelOverlap=True)
+    title = NAMES.get(metric, f"change of accuracy, {metric}")
     data = theme.inline([{**row, "finished_at": None} for row in rows])
+    names = list(dict.fromkeys(row["what"] for row in rows))
+    panels = len(names) > 1 and not together
     hover: list[Any] = ["what:N", "set:N", "removed:Q"]
     hover += [alt.Tooltip(name, format=".4g") for name in ("value:Q", "delta:Q", "stderr:Q", "random_delta:Q")]
-    base = alt.Chart(data).encode(x=x, color=_color(rows))
-    y = alt.Y("drawn:Q", title=NAMES.get(metric, f"change of accuracy, {metric}"), scale=scale, axis=y_axis)
+    base = alt.Chart(data).encode(x=x, color=_color(rows, look, legend=not panels))
+    y = alt.Y("drawn:Q", title=title, scale=scale, axis=y_axis)
     line = base.mark_line(strokeWidth=look.line).encode(y=y, strokeDash=dashes)
     shapes = alt.Scale(domain=["within", "beyond"], range=["circle", "triangle-up"])
     dots = base.mark_point(filled=True, opacity=1.0, size=12 * look.line).encode(
         y=y, shape=alt.Shape("beyond:N", legend=None, scale=shapes), tooltip=hover if interactive else alt.Undefined
     )
     bars = base.mark_rule(strokeWidth=look.line).encode(
-        y=alt.Y("low:Q", scale=scale, title=NAMES.get(metric, f"change of accuracy, {metric}"), axis=y_axis),
-        y2="high:Q",
+        y=alt.Y("low:Q", scale=scale, title=title, axis=y_axis), y2="high:Q"
     )
     random = base.mark_point(filled=False, size=14 * look.line, strokeWidth=0.8 * look.line).encode(
-        y=alt.Y("random_drawn:Q", scale=scale, title=NAMES.get(metric, f"change of accuracy, {metric}"), axis=y_axis),
+        y=alt.Y("random_drawn:Q", scale=scale, title=title, axis=y_axis),
         shape=alt.Shape("random_beyond:N", legend=None, scale=shapes),
     )
-    return alt.layer(bars, *([line] if connected else []), dots, random).properties(
-        width=look.width, height=look.height
-    )
+    layers: list[Any] = [bars, *([line] if connected else []), dots]
+    if any(row["value_beyond"] for row in rows):
+        words = base.mark_text(baseline="top", dy=0.6 * look.font, fontSize=look.small)
+        layers.append(words.encode(y=y, text="value_beyond:N"))
+    chart = alt.layer(*layers, random)
+    if not panels:
+        return chart.properties(width=look.width, height=look.height)
+    across = look.across(len(names), 13.5)
+    header = alt.Header(title=None, labelFontSize=look.font, labelFontWeight="bold", labelAnchor="start")
+    facet = alt.Facet("what:N", sort=names, header=header)
+    chart = chart.properties(width=look.panel(across), height=0.75 * look.height, data=data)
+    return chart.facet(facet, columns=across, spacing=look.font)
 
 
 def _capped(row: dict[str, Any], cap: float) -> dict[str, Any]:
@@ -297,27 +330,28 @@ def _capped(row: dict[str, Any], cap: float) -> dict[str, Any]:
     beyond, random = row["delta"] > cap, row["random_delta"]
     bottom = -row["baseline"] if math.isfinite(cap) else -math.inf
     drawn: dict[str, Any] = {"drawn": min(row["delta"], cap), "beyond": "beyond" if beyond else "within"}
+    drawn |= {"value_beyond": f"{row['delta']:.0e}" if beyond else None}
     drawn |= {"low": cap if beyond else max(row["low"], bottom), "high": min(row["high"], cap)}
     drawn |= {"random_drawn": None if random is None else min(random, cap)}
     return row | drawn | {"random_beyond": "beyond" if random is not None and random > cap else "within"}
 
 
-def _symlog(rows: list[dict[str, Any]], cap: float) -> tuple[Any, list[float]]:
+def _symlog(rows: list[dict[str, Any]]) -> tuple[Any, list[float]]:
     """Return a scale and ticks for damage that spans orders of magnitude and can be negative; all values lie within."""
     points = [row[name] for row in rows for name in ("drawn", "random_drawn") if row[name] is not None]
     drawn = points + [row[name] for row in rows for name in ("low", "high") if math.isfinite(row[name])]
     largest = max(map(abs, drawn), default=1.0) or 1.0
-    if math.isfinite(cap):
-        constant = 1e-2 * cap / BEYOND  # a change of one percent of the baseline is small
-    else:
-        constant = max(min((abs(value) for value in points if value), default=largest), 1e-5 * largest)
+    # Differences that are smaller than every standard error mean nothing, and need no space.
+    errors = [row["stderr"] for row in rows if row.get("stderr")]
+    smallest = min((abs(value) for value in points if value), default=largest)
+    constant = max(smallest, 0.5 * min(errors, default=0.0), _LINEAR * largest)
     exponents = range(math.ceil(math.log10(constant)), math.floor(math.log10(max(largest, constant))) + 1)
     powers = [10.0**exponent for exponent in exponents if 10.0**exponent <= largest]
     ticks = [0.0, *(powers[:: 1 + len(powers) // 7] or theme.log_ticks(0.2 * largest, largest))]
     lowest = min(drawn)
     ticks += [-tick for tick in ticks[1:] if tick <= -lowest]
     floor = min(1.2 * lowest, -0.3 * constant)
-    return alt.Scale(type="symlog", constant=constant, domain=[floor, 1.5 * largest], nice=False, clamp=True), ticks
+    return alt.Scale(type="symlog", constant=constant, domain=[floor, 1.5 * largest], nice=False), ticks
 
 
 def _spectra(values: list[dict[str, Any]], color: Any, look: theme.Style) -> Any:
@@ -362,7 +396,7 @@ def slicing(store: Store, *, interactive: bool = False, model: str | None = None
     metric = str(found[0]["metric"])
     chart = damage(rows, by_decile("decile of eigenvalues (1: smallest)"), metric, look, interactive)
     caption = [
-        printable(chosen["model"]),
+        of_run(store, chosen),
         *measured(runs, chosen, metric, found[0]["dataset"], found[0]["baseline"]),
         "bars: standard error",
         *beyond(rows),

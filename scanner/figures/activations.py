@@ -11,10 +11,12 @@ from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
 from scanner.figures import theme
 from scanner.figures.registry import figure, nearest
-from scanner.figures.selection import rows_of
+from scanner.figures.selection import rows_of, titled
 from scanner.store import Store
 
 _REGION_COLORS = {"left": theme.BLUE, "bulk": theme.GRAY, "right": theme.VERMILION}
+#: Space between the points and the frame, as a share of the axis.
+_SPACE = 0.03
 _ADVICE = "run 'rmtscan activations REF --text FILE'"
 
 
@@ -43,6 +45,13 @@ def one_run(found: list[dict[str, Any]], model: str | None, run: str | None, not
     if not kept:
         raise ScannerError(f"unknown run {printable(str(run))!r}: {nearest(run, _distinct(found, 'run_id'))}")
     return kept[0]
+
+
+def of_run(store: Store, chosen: dict[str, Any]) -> str:
+    """Return the caption of a run: its model and revision."""
+    rows = store.file_rows("experiments", chosen["run_id"], ["revision"])
+    revision = rows[0]["revision"] if rows else None
+    return titled(str(chosen["model"]), None if revision is None else str(revision))
 
 
 @figure(
@@ -88,16 +97,20 @@ def activation_overlap(
             mine = [row for row in of_role if row["cols"] == cols]
             points = [mine[i] for i in theme.thinned(len(mine), 4 * theme.MAX_POINTS)]
             limits = next(row for row in band if (row["role"], row["cols"]) == (name, cols))
-            title = name.replace("_", " ") + (f", {cols} inputs" if len(widths) > 1 else "")
-            panels.append(_panel(title, points, limits, look, interactive))
-    chart = alt.concat(*panels, columns=2 if len(panels) > 1 else 1)
+            title = name + (f", {cols} inputs" if len(widths) > 1 else "")
+            panels.append((title, points, limits))
+    across = look.across(len(panels), 15.0)
+    chart = alt.concat(
+        *(_panel(*panel, look, look.panel(across), i % across == 0, interactive) for i, panel in enumerate(panels)),
+        columns=across,
+    )
     where = f"layer {layer}" if layer is not None else "all layers"
     return theme.finish(
         chart,
         look,
         "Overlap of singular vectors with the activations",
         [
-            printable(chosen["model"]),
+            of_run(store, chosen),
             f"{where}, {'centered covariance' if centred else 'second moments, not centered'}",
             _texts([row for row in runs if row["run_id"] in used]),
             "lower part: largest entry M_k (overlap with the standard basis)",
@@ -117,27 +130,35 @@ def _texts(runs: list[dict[str, Any]]) -> str:
 
 
 def _panel(
-    title: str, points: list[dict[str, Any]], limits: dict[str, Any], look: theme.Style, interactive: bool
+    title: str,
+    points: list[dict[str, Any]],
+    limits: dict[str, Any],
+    look: theme.Style,
+    width: float,
+    first: bool,
+    interactive: bool,
 ) -> Any:
     """Return the panel of O_k above M_k for one role and width."""
     largest = max(row["singular_value"] for row in points)
-    x_scale = alt.Scale(domain=[0, largest], nice=False)
+    # Points at the largest value lie within the frame.
+    x_scale = alt.Scale(domain=[-_SPACE * largest, (1.0 + _SPACE) * largest], nice=False)
     axis = alt.Axis(grid=False, tickCount=5)
     x = alt.X("singular_value:Q", title="singular value ν", scale=x_scale, axis=axis)
     x_above = alt.X("singular_value:Q", title=None, scale=x_scale, axis=alt.Axis(grid=False, tickCount=5, labels=False))
-    upper = _against_band("overlap", "overlap O_k", x_above, points, limits, look, interactive)
-    lower = _against_band("peak", "entry M_k", x, points, limits, look, interactive)
+    names = ("overlap O_k", "entry M_k") if first else (None, None)
+    upper = _against_band("overlap", names[0], x_above, points, limits, look, interactive)
+    lower = _against_band("peak", names[1], x, points, limits, look, interactive)
     return alt.vconcat(
-        upper.properties(width=look.width, height=look.height),
-        lower.properties(width=look.width, height=look.height // 2),
+        upper.properties(width=width, height=0.7 * look.height),
+        lower.properties(width=width, height=0.4 * look.height),
         spacing=look.font // 2,
-        title=alt.TitleParams(title, anchor="middle"),
+        title=theme.heading(title, look),
     )
 
 
 def _against_band(
     column: str,
-    title: str,
+    title: str | None,
     x: alt.X,
     points: list[dict[str, Any]],
     limits: dict[str, Any],
@@ -146,7 +167,7 @@ def _against_band(
 ) -> Any:
     """Return the points of a column over the band of random vectors."""
     top = 1.05 * max(limits["random_high"], *(row[column] for row in points))
-    y_scale = alt.Scale(domain=[0, top], nice=False)
+    y_scale = alt.Scale(domain=[-_SPACE * top, top], nice=False)
     area = alt.Chart(theme.inline([{"low": limits["random_low"], "high": limits["random_high"]}]))
     band = area.mark_rect(color=theme.PALE, opacity=0.7).encode(y=alt.Y("low:Q", scale=y_scale), y2="high:Q")
     middle = alt.Chart(theme.inline([{"middle": limits["random_middle"]}])).mark_rule(strokeWidth=0.8 * look.line)
@@ -187,18 +208,21 @@ def activation_spectrum(
     Raises:
         ScannerError: the store has no such run, or the run has no spectra of this model, role or layer.
     """
-    chosen = one_run(rows_of(store, "overlap_runs"), model, run, f"{store.url} holds no overlaps: {_ADVICE}")
+    runs = rows_of(store, "overlap_runs")
+    chosen = one_run(runs, model, run, f"{store.url} holds no overlaps: {_ADVICE}")
     found = rows_of(
         store, "activation_spectra", model=chosen["model"], run=run, role=role, layer=layer, centred=centred
     )
     if not found:
         raise ScannerError(_nothing(chosen, role, layer))
     look = theme.style(interactive)
-    roles = _distinct(found, "role")
+    roles = _same_lines(found)
     points = []
-    for name in roles:
-        mine = [row for row in found if row["role"] == name]
+    for name, several in roles.items():
+        mine = [row | {"role": several} for row in found if row["role"] == name]
         points += [mine[i] for i in theme.thinned(len(mine))]
+    colors = {several: theme.role_color(name) for name, several in roles.items()}
+    legend = alt.Legend(orient="top", title=None, columns=theme.legend_columns([*colors], look), symbolType="stroke")
     chart = alt.Chart(theme.inline(points)).mark_line(strokeWidth=look.line)
     chart = chart.encode(
         x=alt.X(
@@ -210,12 +234,21 @@ def activation_spectrum(
         y=alt.Y(
             "eigenvalue:Q", title="eigenvalue", scale=alt.Scale(type="log"), axis=alt.Axis(format=".0e", tickCount=5)
         ),
-        color=theme.by_role(roles),
+        color=alt.Color("role:N", scale=alt.Scale(domain=[*colors], range=[*colors.values()]), legend=legend),
         tooltip=["role:N", "number:O", alt.Tooltip("eigenvalue:Q", format=".4g")] if interactive else alt.Undefined,
     ).properties(width=look.width, height=look.height)
     what = "covariance of the activations, centered" if centred else "second moments of the activations, not centered"
-    details = f"{what}; roles with the same input have equal lines"
-    return theme.finish(chart, look, "Spectrum of the activations", [printable(chosen["model"]), details])
+    texts = _texts([row for row in runs if row["run_id"] == chosen["run_id"]])
+    return theme.finish(chart, look, "Spectrum of the activations", [of_run(store, chosen), what, texts])
+
+
+def _same_lines(found: list[dict[str, Any]]) -> dict[str, str]:
+    """Return the first of the roles that have the same values, because they have the same input, with the names of all."""
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for name in _distinct(found, "role"):
+        values = tuple(theme.short(row["eigenvalue"], 6) for row in found if row["role"] == name)
+        groups.setdefault(values, []).append(name)
+    return {names[0]: ", ".join(names) for names in groups.values()}
 
 
 #: Cells of a map along each side: more could not be seen in a column of a paper.
@@ -284,9 +317,9 @@ def overlap_map(
         ),
         tooltip=["k_first:Q", "j_first:Q", alt.Tooltip("overlap:Q", format=".3g")] if interactive else alt.Undefined,
     ).properties(width=size, height=size)
-    where = f"{one['role'].replace('_', ' ')}, layer {one['layer']}; {one['tokens']:,} tokens"
+    where = f"{one['role']}, layer {one['layer']}; {one['tokens']:,} tokens"
     what = "centered covariance" if centred else "second moments, not centered"
-    return theme.finish(chart, look, "Overlaps with the activations", [printable(chosen["model"]), f"{where}, {what}"])
+    return theme.finish(chart, look, "Overlaps with the activations", [of_run(store, chosen), f"{where}, {what}"])
 
 
 @figure(
@@ -328,6 +361,7 @@ def overlap_training(
     look = theme.style(interactive)
     labels = _labels(found)
     panels = []
+    across = look.across(len({(row["role"], row["cols"]) for row in found}), 15.0)
     for name, cols in dict.fromkeys((row["role"], row["cols"]) for row in found):
         mine = [row | {"label": labels[row["place"]]} for row in found if (row["role"], row["cols"]) == (name, cols)]
         x = alt.X(
@@ -351,13 +385,13 @@ def overlap_training(
             color=color,
             tooltip=["model:N", "part:N", alt.Tooltip("overlap:Q", format=".3f")] if interactive else alt.Undefined,
         )
-        title = name.replace("_", " ") + f", {cols} inputs"
+        title = f"{name}, {cols} inputs"
         panels.append(
             alt.layer(band, lines).properties(
-                width=look.width, height=look.height, title=alt.TitleParams(title, anchor="middle")
+                width=look.panel(across), height=0.7 * look.height, title=theme.heading(title, look)
             )
         )
-    chart = alt.concat(*panels, columns=2 if len(panels) > 1 else 1)
+    chart = alt.concat(*panels, columns=across)
     several = {row["texts"] for row in found} != {1}
     details = [f"{len(names)} checkpoints: {printable(names[min(names)])} to {printable(names[max(names)])}"]
     details += ["their runs read different texts"] if several else []

@@ -16,6 +16,7 @@ from scanner.figures.registry import figure
 from scanner.figures.selection import (
     SIDES,
     Matrix,
+    caption,
     check_side,
     distinct,
     in_blocks,
@@ -51,8 +52,9 @@ def spectra_by_role(
 ) -> Any:
     """Draw the singular values by rank, averaged over the matrices of a role, with the expectation of the Marchenko-Pastur law.
 
-    Values are in units of sigma sqrt(max(rows, cols)); ranks are divided by the number of singular values. Each aspect ratio has
-    a panel, since the law depends on nothing else. The axis is logarithmic, so that both ends of the spectrum are visible.
+    Values are in units of sigma sqrt(max(rows, cols)); ranks are divided by the number of singular values. Each role (and shape)
+    has a panel with a band of one standard deviation over its matrices. The axis is logarithmic, so that both ends of the spectrum
+    are visible; a mark counts the values below it.
 
     Source: arXiv 2410.17770, v1 Figs. 2 and 10.
 
@@ -68,92 +70,84 @@ def spectra_by_role(
             groups[row["role"], row["rows"], row["cols"]].append(row)
     if not groups:
         raise ScannerError(f"no matrix of {printable(name)!r} has a bulk: sigma is zero everywhere")
-    panels: dict[float, list[tuple[str, int, int]]] = defaultdict(list)
-    for place in groups:
-        panels[round(min(place[1:]) / max(place[1:]), 4)].append(place)
     look = theme.style(interactive)
-    roles = list(dict.fromkeys(place[0] for place in groups))
-    charts = [
-        _spectra(
-            gamma, {place: groups[place] for place in panels[gamma]}, roles, look, interactive, gamma == min(panels)
-        )
-        for gamma in sorted(panels, reverse=True)
-    ]
-    chart = alt.vconcat(*charts).resolve_scale(color="shared", strokeDash="shared")
+    chart, below = _spectra(groups, look, interactive=interactive)
     blocks = len(distinct(found, "layer"))
-    return theme.finish(
-        chart, look, "Mean spectra by role", [printable(name), f"{len(found)} matrices, {blocks} blocks"]
-    )
+    details = [
+        f"{len(found)} matrices, {blocks} blocks; band: ± one standard deviation over the matrices; dotted: random"
+    ]
+    details += ["▼: number of values below the axis"] if below else []
+    return theme.finish(chart, look, "Mean spectra by role", [caption(found), *details])
 
 
 def _spectra(
-    gamma: float,
-    groups: dict[tuple[str, int, int], list[dict[str, Any]]],
-    roles: Sequence[str],
-    look: theme.Style,
-    interactive: bool,
-    last: bool,
-) -> Any:
-    """Return the panel of one aspect ratio; the last panel of a column has the title of the x axis."""
-    rows = []
-    for (role, m, n), line in groups.items():
-        for i in theme.thinned(len(line), 160):
-            at = line[i]
-            rows.append(
-                {
-                    "role": role,
-                    "shape": f"{m} × {n}",
-                    "k": at["k"],
-                    "x": at["k"] / len(line),
-                    "s": at["singular_value"],
-                    "std": at["singular_value_std"],
-                    "n": at["matrices"],
-                }
-            )
-    shapes = ", ".join(dict.fromkeys(f"{m} × {n}" for _, m, n in groups))
-    top = 1.1 * max(row["s"] for row in rows)
-    bottom = max(_FLOOR, 0.8 * min(row["s"] for row in rows))
-    ticks = theme.log_ticks(bottom, top)
+    groups: dict[tuple[str, int, int], list[dict[str, Any]]], look: theme.Style, *, interactive: bool
+) -> tuple[Any, bool]:
+    """Return a panel for each role and shape, on the same axes, and whether values lie below them."""
+    values = [row["singular_value"] for line in groups.values() for row in line]
+    top = 1.25 * max(values)
+    bottom = max(_FLOOR, 0.8 * min(values))
+    ticks = [tick for tick in theme.log_ticks(bottom, top) if tick in (0.01, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)]
+    ticks = ticks if len(ticks) > 1 else theme.log_ticks(bottom, top)
     y_scale = alt.Scale(type="log", domain=[bottom, top], nice=False)
-    x_title = "relative rank k / min(m, n)" if last else None
-    x = alt.X("x:Q", title=x_title, scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(grid=False))
-    y = alt.Y("s:Q", title="ν / (σ √max(m, n))", scale=y_scale, axis=alt.Axis(values=ticks, format="~g", grid=False))
-    lines = alt.Chart(theme.inline(rows))
-    lines = lines.mark_line(strokeWidth=look.line, clip=True).encode(
-        x=x, y=y, color=theme.by_role(roles, symbolType="stroke"), strokeDash=theme.dashes(roles), detail="shape:N"
-    )
-    quantiles = _expected(gamma)
-    law = alt.Chart(theme.inline([row for row in quantiles if float(str(row["s"])) >= bottom]))
-    law = law.mark_line(color=theme.BLACK, strokeWidth=0.7 * look.line, strokeDash=[1, 1.5], clip=True)
-    layers = [law.encode(x="x:Q", y="s:Q"), *_edge_rules(gamma, look, bottom)]
-    if interactive:
-        chosen = theme.legend_selection("role")
-        lines = theme.zoomable(theme.faded(lines, chosen), f"{gamma:g}".replace(".", "_"), "x", "y")
-        layers += [lines.add_params(chosen) if last else lines, _hover(rows)]
-    else:
-        layers.append(lines)
-    height = look.height if not interactive else round(0.8 * look.height)
-    title = alt.TitleParams(
-        f"{shapes} (dotted: random)", fontSize=look.font, fontWeight="normal", offset=2, anchor="start", frame="group"
-    )
-    return alt.layer(*layers).properties(width=look.width, height=height, title=title)
+    several = len({role for role, _, _ in groups}) < len(groups)
+    across = look.across(len(groups))
+    size = {"width": look.panel(across), "height": 0.6 * look.height}
+    panels, below = [], False
+    for i, ((role, m, n), line) in enumerate(groups.items()):
+        first, last = i % across == 0, i >= len(groups) - across
+        rows = [_point(line[k], k / len(line), bottom) | {"role": role} for k in theme.thinned(len(line), 160)]
+        kept = [row for row in rows if row["s"] >= bottom]
+        x_axis = alt.Axis(grid=False, values=[0, 0.5, 1], labels=last, format="~g")
+        x_title = "relative rank k / min(m, n)" if last else None
+        x = alt.X("x:Q", title=x_title, scale=alt.Scale(domain=[0, 1]), axis=x_axis)
+        y_axis = alt.Axis(values=ticks, format="~g", grid=False, labels=first)
+        y = alt.Y("s:Q", title="ν / (σ √max(m, n))" if first else None, scale=y_scale, axis=y_axis)
+        color = theme.role_color(role)
+        base = alt.Chart(theme.inline(kept)).encode(x=x)
+        band = base.mark_area(color=color, opacity=0.25).encode(y=alt.Y("low:Q", scale=y_scale), y2="high:Q")
+        mean = base.mark_line(color=color, strokeWidth=1.2 * look.line).encode(y=y).properties(name=f"spectra_{i}")
+        gamma = min(m, n) / max(m, n)
+        quantiles = [row for row in _expected(gamma) if float(str(row["s"])) >= bottom]
+        law = alt.Chart(theme.inline(quantiles))
+        law = law.mark_line(color=theme.BLACK, strokeWidth=0.8 * look.line, strokeDash=[1, 1.5])
+        layers: list[Any] = [*_edge_rules(gamma, look, bottom), band, mean, law.encode(x="x:Q", y="s:Q")]
+        hidden = [row for row in line if row["singular_value"] < bottom]
+        if hidden:
+            below = True
+            smallest = min(row["singular_value"] for row in hidden)
+            note = {"x": 0.0, "s": bottom, "note": f"▼ {len(hidden)}, down to {smallest:.1g}"}
+            text = alt.Chart(theme.inline([note])).mark_text(
+                align="left", baseline="bottom", dx=3, dy=-2, fontSize=look.small
+            )
+            layers.append(text.encode(x="x:Q", y="s:Q", text="note:N"))
+        if interactive:
+            layers.append(theme.zoomable(_hover(base), f"spectra_{i}", "x", "y"))
+        name = f"{role}, {m} × {n}" if several or look.width > 300 else role
+        panels.append(alt.layer(*layers).properties(title=theme.heading(name, look, color=color), **size))
+    return alt.concat(*panels, columns=across), below
 
 
-def _hover(rows: Sequence[dict[str, Any]]) -> Any:
+def _point(row: dict[str, Any], x: float, bottom: float) -> dict[str, Any]:
+    """Return a point of a line: the mean, and what lies one standard deviation from it, within the axis."""
+    mean, std = row["singular_value"], row["singular_value_std"] or 0.0
+    ends = {"low": max(mean - std, bottom), "high": max(mean + std, bottom)}
+    return {"k": row["k"], "x": x, "s": mean, "std": std, "n": row["matrices"], **ends}
+
+
+def _hover(base: alt.Chart) -> Any:
     """Return invisible points that carry the tooltips of the lines."""
     tips = [
         alt.Tooltip("role:N", title="role"),
-        alt.Tooltip("shape:N", title="shape"),
         alt.Tooltip("n:Q", title="averaged over"),
         alt.Tooltip("k:Q", title="rank k"),
         alt.Tooltip("s:Q", title="ν / (σ √hi)", format=".4g"),
         alt.Tooltip("std:Q", title="standard deviation", format=".2g"),
     ]
-    points = alt.Chart(theme.inline(rows)).mark_point(opacity=0, size=60, filled=True, clip=True)
-    return points.encode(x="x:Q", y="s:Q", tooltip=tips)
+    return base.mark_point(opacity=0, size=60, filled=True, clip=True).encode(y="s:Q", tooltip=tips)
 
 
-def _expected(gamma: float, points: int = 80) -> list[dict[str, object]]:
+def _expected(gamma: float, points: int = 240) -> list[dict[str, object]]:
     """Return the singular value that the Marchenko-Pastur law expects at a relative rank, in units of sigma sqrt(hi)."""
     low, high = marchenko_pastur.edges(gamma)
     x = low + (high - low) * 0.5 * (1.0 - np.cos(np.linspace(0.0, np.pi, points)))
@@ -179,8 +173,8 @@ def _edge_rules(gamma: float, look: theme.Style, bottom: float) -> list[Any]:
 @figure(
     title="Averaged histograms of the singular values by role, on one axis in absolute units",
     about="Density of the singular values of all matrices of a role together, not divided by σ, so that roles can be compared in "
-    "size. Crosses mark the mean edges of the Marchenko-Pastur law; the axis ends where nearly all values are below, and a note "
-    "says how many are beyond.",
+    "size, a panel for each role. Crosses mark the mean edges of the Marchenko-Pastur law; the axis ends where nearly all values "
+    "are below, and a note says how many are beyond.",
 )
 def histograms_by_role(
     store: Store,
@@ -221,37 +215,69 @@ def histograms_by_role(
     roles = distinct(found, "role")
     look = theme.style(interactive)
     rows = _outlines(counts, width)
-    beyond = sum(row["counted"] for row in counts if row["bin"] == _HISTOGRAM_BINS)
-    low = 0.02 * max(row["density"] for row in rows)  # above the axis, which would hide half of a mark
-    edges = [
-        {"role": one, "nu": sum(values) / len(values), "density": low}
-        for one in roles
-        for values in ([m.mp_lower for m in found if m.role == one], [m.mp_upper for m in found if m.role == one])
-        if sum(values) > 0.0
-    ]
-    scale = alt.Scale(domain=[0, shown], nice=False)
-    x = alt.X("nu:Q", title="singular value ν", scale=scale, axis=alt.Axis(grid=False))
-    y = alt.Y("density:Q", title="density p(ν)", axis=alt.Axis(tickCount=5))
-    lines = alt.Chart(theme.inline(rows), name="histograms").mark_line(
-        strokeWidth=look.line, strokeJoin="miter", clip=True
-    )
-    lines = lines.encode(
-        x=x, y=y, order="order:Q", color=theme.by_role(roles, symbolType="stroke"), strokeDash=theme.dashes(roles)
-    )
-    marks = alt.Chart(theme.inline(edges), name="edges").mark_point(
-        shape="cross", filled=True, size=4 * look.font, opacity=1, clip=True
-    )
-    marks = marks.encode(x=x, y=y, color=theme.by_role(roles, symbolType="stroke"))
-    if interactive:
-        chosen = theme.legend_selection("role")
-        lines = theme.zoomable(theme.faded(lines, chosen), "histograms", "x", "y").add_params(chosen)
-        marks = marks.encode(tooltip=[alt.Tooltip("role:N"), alt.Tooltip("nu:Q", title="edge", format=".4g")])
+    chart = _histogram_panels(rows, counts, found, roles, shown, look, interactive=interactive)
     blocks = len(distinct(found, "layer"))
     details = [f"{blocks} blocks; crosses: mean edges of the Marchenko–Pastur law"]
-    if beyond:
-        details.append(f"{beyond} values lie beyond the axis")
-    chart = alt.layer(lines, marks).properties(width=look.width, height=look.height)
-    return theme.finish(chart, look, "Averaged histograms", [_model_and_stack(name, word), *details])
+    details += ["→: number of values beyond the axis"] if any(row["bin"] == _HISTOGRAM_BINS for row in counts) else []
+    words = [] if word is None else [word]
+    return theme.finish(chart, look, "Averaged histograms", [caption(found, *words), *details])
+
+
+def _histogram_panels(
+    rows: Sequence[dict[str, Any]],
+    counts: Sequence[dict[str, Any]],
+    found: Sequence[Matrix],
+    roles: Sequence[str],
+    shown: float,
+    look: theme.Style,
+    *,
+    interactive: bool,
+) -> Any:
+    """Return a panel for each role, one below the other on one axis, so that no outline hides another."""
+    scale = alt.Scale(domain=[0, shown], nice=False)
+    panels = []
+    for i, role in enumerate(roles):
+        last = i == len(roles) - 1
+        mine = [row for row in rows if row["role"] == role]
+        highest = max(row["density"] for row in mine)
+        of_role = [matrix for matrix in found if matrix.role == role]
+        edges = [
+            {"role": role, "nu": sum(values) / len(values), "density": 0.06 * highest}
+            for values in ([m.mp_lower for m in of_role], [m.mp_upper for m in of_role])
+            if sum(values) > 0.0
+        ]
+        x_axis = alt.Axis(grid=False, labels=last)
+        x = alt.X("nu:Q", title="singular value ν" if last else None, scale=scale, axis=x_axis)
+        y_scale = alt.Scale(domain=[0, 1.1 * highest], nice=False)
+        middle = i == (len(roles) - 1) // 2
+        y = alt.Y(
+            "density:Q",
+            title="density p(ν)" if middle else None,
+            scale=y_scale,
+            axis=alt.Axis(tickCount=2, grid=False),
+        )
+        color = theme.role_color(role)
+        outline = alt.Chart(theme.inline(mine), name=f"histograms_{role}")
+        # The outline begins and ends at zero, so that a filled line is the histogram.
+        outline = outline.mark_line(
+            color=color, fill=color, fillOpacity=0.35, strokeWidth=look.line, strokeJoin="miter"
+        ).encode(x=x, y=y, order="order:Q")
+        marks = alt.Chart(theme.inline(edges), name=f"edges_{role}").mark_point(
+            shape="cross", filled=True, size=4 * look.font, opacity=1, color=theme.BLACK
+        )
+        marks = marks.encode(x=x, y=y)
+        layers: list[Any] = [outline, marks]
+        beyond = sum(row["counted"] for row in counts if row["role"] == role and row["bin"] == _HISTOGRAM_BINS)
+        if beyond:
+            note = {"nu": shown, "density": 0.35 * highest, "note": f"{beyond} →"}
+            text = alt.Chart(theme.inline([note])).mark_text(align="right", dx=-2, fontSize=look.small)
+            layers.append(text.encode(x=x, y=y, text="note:N"))
+        if interactive:
+            tips = [alt.Tooltip("role:N"), alt.Tooltip("nu:Q", title="edge", format=".4g")]
+            layers[1] = marks.encode(tooltip=tips)
+        title = theme.heading(role, look, color=color)
+        panels.append(alt.layer(*layers).properties(width=look.width, height=0.28 * look.height, title=title))
+    return alt.vconcat(*panels, spacing=0.6 * look.font)
 
 
 def _outlines(counts: Sequence[dict[str, Any]], width: float) -> list[dict[str, Any]]:
@@ -309,11 +335,8 @@ def pvalues_by_role(
     roles = list(dict.fromkeys(row["role"] for row in rows))
     chart = _profile_panels(rows, roles, layer, look, interactive=interactive)
     details = f"{SIDES[side]} singular vectors ({side}), {len(layers)} blocks; band: middle 80 % of the blocks"
-    return theme.finish(chart, look, "Randomness along the spectrum", [_model_and_stack(name, word), details])
-
-
-def _model_and_stack(model: str, stack: str | None) -> str:
-    return printable(model) if stack is None else f"{printable(model)}, {stack}"
+    words = [] if word is None else [word]
+    return theme.finish(chart, look, "Randomness along the spectrum", [caption(found, *words), details])
 
 
 def _profiles(
@@ -344,8 +367,8 @@ def _profile_panels(
     shown = [row[name] for row in rows for name in ("mean", "high", "block", "control") if row[name] is not None]
     domain = alt.Scale(domain=[0, max(0.75, 1.02 * max(shown))], nice=False)
     panels = []
-    across = 2 if len(roles) > 1 else 1
-    width = round((look.width - (across - 1) * 2 * look.font) / across)
+    across = look.across(len(roles))
+    width = look.panel(across)
     for i, role in enumerate(roles):
         mine = theme.inline(
             [{k: v for k, v in row.items() if k not in ("role", "bin")} for row in data if row["role"] == role]
@@ -367,9 +390,9 @@ def _profile_panels(
         layers = [
             band,
             half.encode(y="half:Q"),
-            *([theme.named(control, "control", named)] if controlled else []),
-            theme.named(mean, "all blocks", named),
-            theme.named(block, f"block {layer}", named),
+            *([theme.named(control, "control", named, look)] if controlled else []),
+            theme.named(mean, "all blocks", named, look),
+            theme.named(block, f"block {layer}", named, look),
         ]
         if interactive:
             tips = [
@@ -382,6 +405,6 @@ def _profile_panels(
             ]
             points = base.mark_point(opacity=0, size=80, filled=True, clip=True).encode(y="mean:Q", tooltip=tips)
             layers.append(theme.zoomable(points, role))
-        heading = alt.TitleParams(role, fontSize=look.font, fontWeight="bold", offset=2, anchor="start", frame="group")
-        panels.append(alt.layer(*layers).properties(width=width, height=round(0.45 * look.height), title=heading))
+        heading = theme.heading(role, look)
+        panels.append(alt.layer(*layers).properties(width=width, height=0.45 * look.height, title=heading))
     return alt.concat(*panels, columns=across).resolve_scale(color="shared")

@@ -10,7 +10,7 @@ import altair as alt
 from scanner.checkpoint.names import printable
 from scanner.figures import theme
 from scanner.figures.registry import figure
-from scanner.figures.selection import matrices, narrow, no_scale_null, one_stack, slices, whole
+from scanner.figures.selection import caption, matrices, narrow, no_scale_null, one_stack, slices, whole
 from scanner.store import Store
 
 PARTS = ("small end", "middle", "large end")
@@ -27,8 +27,8 @@ _RANDOM = f"± {CHANCE:g} standard errors of random vectors"
     about="How far the mean p of the singular vectors lies below the 0.5 of random vectors, at the small end (the smallest tenth "
     "of the singular values), in the middle, and at the large end (the largest tenth). Scale is what unequal row and column "
     "variances explain, head structure what vectors that live in a few attention heads explain, direction what neither explains; "
-    "the dot is the sum. Gray is chance. Bars to the left: vectors closer to the Gaussian than chance, which orthogonality to "
-    "the others does. All roles, or the layers of one role, or the heads of one role in one layer.",
+    "the black line is the sum. Gray is chance. Bars to the left: vectors closer to the Gaussian than chance, which orthogonality "
+    "to the others does. All roles, or the layers of one role, or the heads of one role in one layer.",
 )
 def decompose(
     store: Store,
@@ -43,7 +43,7 @@ def decompose(
     """Draw the parts of 0.5 - p at both ends and in the middle of the spectrum as stacked bars, as query `decompose` has them.
 
     Without a role there is one bar for each role, with a role one for each layer, with a role and a layer one for each attention
-    head. A dot marks the sum of the parts, 0.5 - p.
+    head. A black line marks the sum of the parts, 0.5 - p.
 
     Raises:
         ScannerError: the model, role, layer or stack is unknown, or the matrices have no scale null.
@@ -64,9 +64,9 @@ def decompose(
     if role is not None:
         title += f": {role}" + (f", layer {layer}" if layer is not None else "")
     what = "head" if heads else "role" if role is None else "layer"
-    named = printable(name) if stack_word is None else f"{printable(name)}, {stack_word}"
+    named = caption(found, *([] if stack_word is None else [stack_word]))
     chart = _chart(rows, what, look, interactive=interactive)
-    return theme.finish(chart, look, title, [named, f"0.5 − mean p and its parts; dot: sum; gray: {_RANDOM}"])
+    return theme.finish(chart, look, title, [named, f"0.5 − mean p and its parts; black line: sum; gray: {_RANDOM}"])
 
 
 def _bar(row: dict[str, Any], role: str | None, heads: bool) -> str | None:
@@ -155,7 +155,8 @@ def _panel(
         .mark_rule(strokeWidth=0.6 * look.line)
         .encode(x=alt.X("zero:Q", **shared))
     )
-    dots = once.mark_point(filled=True, color=theme.BLACK, size=1.8 * look.font, opacity=1, clip=True)
+    # A thin line, since a dot would hide short bars.
+    dots = once.mark_tick(color=theme.BLACK, thickness=1.3 * look.line, bandSize=1.15 * look.font, opacity=1, clip=True)
     dots = dots.encode(x=alt.X("sum:Q", **shared))
     if interactive:
         tips = [

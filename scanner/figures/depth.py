@@ -7,12 +7,12 @@ from typing import Any
 
 import altair as alt
 
-from scanner.checkpoint.names import printable
 from scanner.figures import theme
 from scanner.figures.registry import figure
 from scanner.figures.selection import (
     SIDES,
     Matrix,
+    caption,
     check_side,
     distinct,
     in_blocks,
@@ -40,8 +40,8 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _subtitle(model: str, stack: str | None, details: str) -> list[str]:
-    return [printable(model) if stack is None else f"{printable(model)}, {stack}", details]
+def _stack(word: str | None) -> list[str]:
+    return [] if word is None else [word]
 
 
 def _sides(side: str | None) -> str:
@@ -50,8 +50,8 @@ def _sides(side: str | None) -> str:
 
 @figure(
     title="Randomness of the singular vectors by depth and role",
-    about="Mean p of all singular vectors of a matrix, by block. Random matrices have 0.5; lower values differ more from "
-    "i.i.d.",
+    about="Mean p of all singular vectors of a matrix, by block, a panel for each role. Random matrices have 0.5; lower values "
+    "differ more from i.i.d. Where a block has several matrices of a role, such as experts, bars are their range.",
 )
 def depth(
     store: Store,
@@ -78,50 +78,70 @@ def depth(
     for one in roles:
         for layer in layers:
             mine = [matrix for matrix in found if (matrix.role, matrix.layer) == (one, layer)]
-            p = _mean([_p(matrix, side) for matrix in mine])
-            if p is not None:
-                rows.append({"role": one, "layer": layer, "p": p, "matrices": len(mine)})
+            known = [p for matrix in mine if (p := _p(matrix, side)) is not None]
+            if known:
+                p = sum(known) / len(known)
+                row = {"role": one, "layer": layer, "p": p, "low": min(known), "high": max(known)}
+                rows.append(row | {"matrices": len(known)})
     if not rows:
         raise no_p_values(found)
     look = theme.style(interactive)
-    domain = alt.Scale(domain=[0, max(0.55, 1.05 * max(row["p"] for row in rows))], nice=False)
-    x_axis = alt.Axis(grid=False, tickMinStep=1, format="d", tickCount=min(len(layers), 10))
-    x = alt.X(
-        "layer:Q",
-        title="layer",
-        axis=x_axis,
-        scale=alt.Scale(domain=[min(layers) - 0.3, max(layers) + 0.3], nice=False),
-    )
-    y = alt.Y("p:Q", title="mean p", scale=domain, axis=alt.Axis(tickCount=5))
-    lines = alt.Chart(theme.inline(rows), name="depth").mark_line(strokeWidth=look.line)
-    lines = lines.encode(
-        x=x,
-        y=y,
-        color=theme.by_role(roles, symbolStrokeWidth=0.8 * look.line),
-        strokeDash=theme.dashes(roles, in_legend=False),
-    )
-    points = alt.Chart(theme.inline(rows)).mark_point(
-        filled=True, size=look.font * (2.5 if len(layers) <= 16 else 1.2), opacity=1
-    )
-    points = points.encode(
-        x=x, y=y, color=theme.by_role(roles, symbolStrokeWidth=0.8 * look.line), shape=theme.shapes(roles)
-    )
-    if interactive:
-        tips = [
-            alt.Tooltip("role:N", title="role"),
-            alt.Tooltip("layer:Q", title="layer"),
-            alt.Tooltip("p:Q", title="mean p", format=".3f"),
-            alt.Tooltip("matrices:Q", title="matrices"),
-        ]
-        chosen = theme.legend_selection("role")
-        lines = theme.faded(lines, chosen).add_params(chosen)
-        points = theme.zoomable(theme.faded(points, chosen).encode(tooltip=tips), "depth", "x", "y")
-    random = alt.Chart(theme.inline([{"p": 0.5, "text": "random", "layer": max(layers) + 0.3}]))
-    rule = random.mark_rule(strokeDash=[3, 2], strokeWidth=0.8 * look.line).encode(y="p:Q")
-    word = random.mark_text(align="right", baseline="bottom", dx=-2, dy=-1, fontSize=look.font)
-    chart = alt.layer(rule, lines, points, word.encode(x="layer:Q", y="p:Q", text="text:N"))
-    chart = chart.properties(width=look.width, height=look.height)
-    return theme.finish(chart, look, "Randomness by depth", _subtitle(found[0].model, stack_word, words))
+    chart = _depth_panels(rows, roles, layers, look, interactive=interactive)
+    several = any(row["matrices"] > 1 for row in rows)
+    details = [words + "; gray: the other roles" if len(roles) > 1 else words]
+    details[0] += "; bars: range of the matrices of a block" if several else ""
+    return theme.finish(chart, look, "Randomness by depth", [caption(found, *_stack(stack_word)), *details])
+
+
+def _depth_panels(
+    rows: Sequence[dict[str, Any]], roles: Sequence[str], layers: Sequence[int], look: theme.Style, *, interactive: bool
+) -> Any:
+    """Return one panel per role on the same axes, with the lines of the other roles in gray."""
+    low = min(0.5, *(row["low"] for row in rows))
+    high = max(0.5, *(row["high"] for row in rows))
+    margin = 0.08 * max(high - low, 0.1)
+    scale = alt.Scale(domain=[max(0.0, low - margin), min(1.0, high + margin)], nice=False)
+    x_scale = alt.Scale(domain=[min(layers) - 0.4, max(layers) + 0.4], nice=False)
+    across = look.across(len(roles))
+    size = {"width": look.panel(across), "height": 0.5 * look.height}
+    panels = []
+    for i, role in enumerate(roles):
+        first, last = i % across == 0, i >= len(roles) - across
+        x_axis = alt.Axis(grid=False, tickMinStep=1, format="d", tickCount=min(len(layers), 6), labels=last)
+        x = alt.X("layer:Q", title="layer" if last else None, axis=x_axis, scale=x_scale)
+        y = alt.Y("p:Q", title="mean p" if first else None, scale=scale, axis=alt.Axis(tickCount=4, labels=first))
+        others = [row for row in rows if row["role"] != role]
+        mine = theme.inline([row for row in rows if row["role"] == role])
+        context = alt.Chart(theme.inline(others)).mark_line(strokeWidth=0.5 * look.line, color=theme.PALE)
+        base = alt.Chart(mine)
+        color = theme.role_color(role)
+        line = base.mark_line(strokeWidth=look.line, color=color).encode(x=x, y=y).properties(name=f"depth_{i}")
+        points = base.mark_point(
+            filled=True, size=look.font * (2.5 if len(layers) <= 16 else 1.0), opacity=1, color=color
+        )
+        points = points.encode(x=x, y=y)
+        if interactive:
+            tips = [
+                alt.Tooltip("role:N", title="role"),
+                alt.Tooltip("layer:Q", title="layer"),
+                alt.Tooltip("p:Q", title="mean p", format=".3f"),
+                alt.Tooltip("low:Q", title="lowest", format=".3f"),
+                alt.Tooltip("high:Q", title="highest", format=".3f"),
+                alt.Tooltip("matrices:Q", title="matrices"),
+            ]
+            points = theme.zoomable(points.encode(tooltip=tips), f"depth_{i}", "x", "y")
+        half = alt.Chart(theme.inline([{"p": 0.5}])).mark_rule(strokeDash=[3, 2], strokeWidth=0.6 * look.line)
+        spread = base.mark_rule(strokeWidth=0.8 * look.line, color=color).encode(x=x, y=alt.Y("low:Q"), y2="high:Q")
+        parts: list[Any] = [half.encode(y=alt.Y("p:Q", scale=scale))]
+        parts += [context.encode(x=x, y=y, detail="role:N")] if others else []
+        parts += [spread] if any(row["matrices"] > 1 for row in rows if row["role"] == role) else []
+        if first and i == 0:
+            word = alt.Chart(theme.inline([{"p": 0.5, "text": "random", "layer": max(layers) + 0.4}]))
+            word = word.mark_text(align="right", baseline="bottom", dx=-2, dy=-1, fontSize=look.small)
+            parts.append(word.encode(x="layer:Q", y="p:Q", text="text:N"))
+        panel = alt.layer(*parts, line, points).properties(title=theme.heading(role, look, color=color), **size)
+        panels.append(panel)
+    return alt.concat(*panels, columns=across)
 
 
 @figure(
@@ -161,13 +181,13 @@ def heads(
         raise no_p_values(found)
     highest = max(0.5, min(1.0, max(known)))
     scale = alt.Scale(scheme="viridis", domain=[0, highest])
-    across = 2 if len(roles) > 1 else 1
-    width = round((look.width - (across - 1) * 2 * look.font) / across)
+    across = look.across(len(roles))
+    width = round(look.panel(across))
     cell = max(look.font * 0.55, min(look.font * 1.2, 12 * look.font / len(layers)))
     panels = []
     for i, one in enumerate(roles):
         last, first = i >= len(roles) - across, i % across == 0
-        heading = alt.TitleParams(one, fontSize=look.font, anchor="start", offset=2, frame="group", fontWeight="bold")
+        heading = theme.heading(one, look)
         x_axis = alt.Axis(labelAngle=0, ticks=False, domain=False)
         x = alt.X(
             "head:O", title="head" if last else None, axis=x_axis, scale=alt.Scale(domain=[*range(_heads(found, one))])
@@ -195,7 +215,7 @@ def heads(
         panels.append(grid.properties(width=width, height=round(cell * len(layers)), title=heading))
     chart = alt.concat(*panels, columns=across).resolve_scale(color="shared")
     title = f"Randomness of {count} heads in {len(layers)} blocks"
-    return theme.finish(chart, look, title, _subtitle(found[0].model, stack_word, words))
+    return theme.finish(chart, look, title, [caption(found, *_stack(stack_word)), words])
 
 
 def _heads(found: Sequence[Matrix], role: str) -> int:
@@ -241,6 +261,7 @@ def outliers(
     rows = _outlier_rows(found)
     digits = max(len(str(row["count"])) for row in rows)
     cell = look.font * max(1.9, 0.62 * digits + 0.5)
+    none = any(row["text"] == "–" for row in rows)
     most = max([1.0, *(row["percent"] for row in rows if row["percent"] is not None)])
     scale = alt.Scale(scheme="blues", domain=[0, most])
     legend = alt.Legend(
@@ -274,14 +295,9 @@ def outliers(
         size = {"width": round(cell * len(roles)), "height": round(1.35 * look.font * len(layers))}
         panels.append(alt.layer(rect, text).properties(title=words, **size))
     chart = alt.hconcat(*panels).resolve_scale(color="shared")
-    kinds = ", ".join(distinct(found, "sigma_kind"))
     title = "Singular values outside the bulk"
-    return theme.finish(
-        chart,
-        look,
-        title,
-        _subtitle(found[0].model, stack_word, f"number; σ: {kinds}; –: square, so nothing lies below the bulk"),
-    )
+    details = "number of singular values" + ("; –: square, so nothing lies below the bulk" if none else "")
+    return theme.finish(chart, look, title, [caption(found, *_stack(stack_word)), details])
 
 
 def _outlier_rows(found: Sequence[Matrix]) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from scanner.store import Store
 
 _ORDERS = {"remove-first": "removed, then fine-tuned", "tune-first": "fine-tuned, then removed"}
 _NORMS = {"before norm": "directions before norms", "after norm": "directions after norms"}
+_ASIDE = {"remove-first": -0.1, "tune-first": 0.1}
 _COLORS = {"removed, then fine-tuned": theme.BLUE, "fine-tuned, then removed": theme.VERMILION}
 
 
@@ -118,7 +119,9 @@ def _lines(look: theme.Style, x: alt.X, rows: list[dict[str, Any]], interactive:
     drawn = []
     for row in sorted(rows, key=lambda row: (row["order"], row["decile"])):
         spread = row["spread"] or 0.0
-        value = {"what": _ORDERS[row["order"]], "decile": row["decile"], "accuracy": row["accuracy"]}
+        # Points of both orders stand side by side, so that no error bar hides the other.
+        at = row["decile"] + _ASIDE[row["order"]]
+        value = {"what": _ORDERS[row["order"]], "decile": row["decile"], "at": at, "accuracy": row["accuracy"]}
         value |= {"low": row["accuracy"] - spread, "high": row["accuracy"] + spread, "seeds": row["seeds"]}
         drawn.append(value | {"delta": row["delta"], "delta in sigma": row["delta_sigma"]})
     there = {name: color for name, color in _COLORS.items() if any(row["what"] == name for row in drawn)}
@@ -131,6 +134,8 @@ def _lines(look: theme.Style, x: alt.X, rows: list[dict[str, Any]], interactive:
         alt.Tooltip(f"{name}:Q", format=".3g") for name in ("decile", "accuracy", "delta", "delta in sigma", "seeds")
     ]
     base = alt.Chart(theme.inline(drawn))
+    x = x.copy()
+    x.shorthand = "at:Q"
     bars = base.mark_rule(strokeWidth=look.line).encode(x=x, y=_accuracy("low:Q"), y2="high:Q", color=color)
     lines = base.mark_line(strokeWidth=1.3 * look.line).encode(x=x, y=_accuracy(), color=color)
     dots = base.mark_point(filled=True, size=3.0 * look.font, opacity=1.0).encode(

@@ -105,9 +105,13 @@ def _panel(
     mine = sorted((row for row in rows if row["ordering"] == ordering), key=lambda row: (row["regime"], row["percent"]))
     data = theme.inline(mine)
     x = alt.X(
-        "percent:Q", title=title, scale=alt.Scale(domain=[0, 100], nice=False), axis=alt.Axis(grid=False, tickCount=6)
+        "percent:Q",
+        title=title,
+        scale=alt.Scale(domain=[-2, 102], nice=False),
+        axis=alt.Axis(grid=False, values=[0, 20, 40, 60, 80, 100]),
     )
-    y = alt.Y("value:Q", title="accuracy", scale=alt.Scale(domain=[0, 1], nice=False), axis=alt.Axis(tickCount=5))
+    y_scale = alt.Scale(domain=[-0.02, 1.02], nice=False)
+    y = alt.Y("value:Q", title="accuracy", scale=y_scale, axis=alt.Axis(values=[0, 0.2, 0.4, 0.6, 0.8, 1]))
     color = alt.Color(
         "regime:N",
         scale=alt.Scale(domain=regimes, range=[*_COLORS[: len(regimes)]]),
@@ -116,10 +120,10 @@ def _panel(
     names = ("regime:N", "percent:Q", "value:Q", "low:Q", "high:Q")
     hover = [alt.Tooltip(name, format=".3g") if name.endswith("Q") else alt.Tooltip(name) for name in names]
     base = alt.Chart(data)
-    bars = base.mark_rule(clip=True, strokeWidth=look.line).encode(
+    bars = base.mark_rule(strokeWidth=look.line).encode(
         x=x, y=alt.Y("low:Q", title="accuracy"), y2="high:Q", color=color
     )
-    lines = base.mark_line(clip=True, strokeWidth=1.3 * look.line).encode(x=x, y=y, color=color)
+    lines = base.mark_line(strokeWidth=1.3 * look.line).encode(x=x, y=y, color=color)
     dots = base.mark_point(filled=True, size=2.0 * look.font, opacity=1.0).encode(
         x=x, y=y, color=color, tooltip=hover if interactive else alt.Undefined
     )

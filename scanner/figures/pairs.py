@@ -25,6 +25,7 @@ from scanner.figures.selection import (
     place,
     rows_of,
     slices,
+    titled,
     whole,
 )
 from scanner.rmt.metrics import local_average
@@ -35,6 +36,8 @@ FloatArray = NDArray[np.float64]
 MAX_CELLS = 96
 """Maximal number of rows and columns of a heat map of overlaps; more ranks share cells."""
 _BEFORE, _AFTER = "before", "after"
+#: Part of the relative changes that the axis covers; marks at its ends stand for the others.
+_SHOWN = 0.98
 _NAMES = {_BEFORE: theme.BLUE, _AFTER: theme.VERMILION}
 
 
@@ -45,6 +48,8 @@ class Pair:
     pair_id: str
     base_model: str
     tuned_model: str
+    base_scan_id: str
+    tuned_scan_id: str
     tensor: str
     stack: str | None
     layer: int | None
@@ -140,72 +145,98 @@ def pair_spectra(
     if not values:
         raise ScannerError(f"the store has no singular values of the pair {printable(pair.tensor)!r}")
     look = theme.style(interactive)
-    chart = _pair_panels(values, side, look, interactive=interactive)
+    chart, notes = _pair_panels(values, side, look, interactive=interactive)
     change = "" if pair.relative_change is None else f", |ΔW| / |W| = {pair.relative_change:.3g}"
-    models = f"{printable(pair.base_model)} → {printable(pair.tuned_model)}"
     details = f"{pair.rows} × {pair.cols}{change}; {SIDES[side]} singular vectors ({side})"
-    return theme.finish(chart, look, f"Before and after: {place(pair)}", [models, details])
+    models = _models(store, pair.base_model, pair.base_scan_id, pair.tuned_model, pair.tuned_scan_id)
+    return theme.finish(chart, look, f"Before and after: {place(pair)}", [models, details, *notes])
 
 
-def _pair_panels(values: dict[str, list[Any]], side: str, look: theme.Style, *, interactive: bool) -> Any:
+def _models(store: Store, base: str, base_scan: str, tuned: str, tuned_scan: str) -> str:
+    """Return the caption of a pair: both models with their revisions."""
+    sides = ((base, base_scan), (tuned, tuned_scan))
+    return " → ".join(titled(model, _revision(store, scan)) for model, scan in sides)
+
+
+def _pair_panels(
+    values: dict[str, list[Any]], side: str, look: theme.Style, *, interactive: bool
+) -> tuple[Any, list[str]]:
+    """Return the panels of the singular values, their change and p, and what is said about values beyond the axes."""
     before, after = (np.array(values[f"singular_value_{which}"], dtype=np.float64) for which in ("base", "tuned"))
     p_before, p_after = (
         local_average(np.array(values[f"{side}_p_{which}"], dtype=np.float64)) for which in ("base", "tuned")
     )
     with np.errstate(divide="ignore", invalid="ignore"):
         change = 100.0 * (after / before - 1.0)
-    ranks = theme.thinned(len(before))
+    last = len(before) - 1
+    positive = [float(value) for value in (*before, *after) if value > 0.0]
+    low, high = min(positive, default=0.1), max(positive, default=1.0)
+    bottom, top = max(low, 1e-3 * high) / 1.2, high * 1.2
+    finite = change[np.isfinite(change)]
+    reach = _reach(np.abs(finite))
+    beyond = int(np.count_nonzero(np.abs(finite) > reach))
+    below = int(np.count_nonzero(np.minimum(before, after) < bottom))
+    # Ranks whose change is beyond the axis are kept, whatever else is left out.
+    ranks = sorted({*theme.thinned(len(before)), *np.flatnonzero(np.abs(np.nan_to_num(change)) > reach).tolist()})
     rows = [
         {
             "k": i,
             "before": float(before[i]),
             "after": float(after[i]),
+            "drawn_before": max(float(before[i]), bottom),
+            "drawn_after": max(float(after[i]), bottom),
             "change": float(change[i]),
+            "drawn_change": float(np.clip(change[i], -reach, reach)),
             "p_before": float(p_before[i]),
             "p_after": float(p_after[i]),
         }
         for i in ranks
     ]
-    last = len(before) - 1
 
     def panel(name: str, title: str, height: float, scale: alt.Scale, axis: alt.Axis, bottom: bool) -> Any:
         rank = alt.Axis(grid=False, labels=bottom)
-        x = alt.X("k:Q", title="rank k" if bottom else None, scale=alt.Scale(domain=[0, last], nice=False), axis=rank)
+        x_scale = alt.Scale(domain=[-0.015 * last, 1.015 * last], nice=False)
+        x = alt.X("k:Q", title="rank k" if bottom else None, scale=x_scale, axis=rank)
         layers: list[Any] = []
-        lines = [("change", None)] if name == "change" else [(name + "before", _BEFORE), (name + "after", _AFTER)]
+        lines: list[tuple[str, str | None]] = [("drawn_change", None)]
+        if name != "change":
+            lines = [(f"{name}before", _BEFORE), (f"{name}after", _AFTER)]
         for field, what in lines:
-            line = alt.Chart(theme.inline(rows)).mark_line(strokeWidth=look.line, clip=True)
+            line = alt.Chart(theme.inline(rows)).mark_line(strokeWidth=look.line)
             line = line.encode(x=x, y=alt.Y(f"{field}:Q", title=title, scale=scale, axis=axis))
             # The wider line of the model before fine-tuning stays visible where both lines coincide.
             if what == _BEFORE:
-                line = line.mark_line(strokeWidth=2.2 * look.line, opacity=0.6, clip=True)
+                line = line.mark_line(strokeWidth=2.2 * look.line, opacity=0.6)
             layers.append(
-                line.encode(color=alt.value(theme.GREEN)) if what is None else theme.named(line, what, _NAMES)
+                line.encode(color=alt.value(theme.GREEN)) if what is None else theme.named(line, what, _NAMES, look)
             )
-        if name != "":
+        if name == "change":
+            out = [row | {"up": row["change"] > 0} for row in rows if abs(row["change"]) > reach]
+            for up, shape in ((True, "triangle-up"), (False, "triangle-down")):
+                marks = alt.Chart(theme.inline([row for row in out if row["up"] == up])).mark_point(
+                    shape=shape, filled=True, size=3 * look.font, color=theme.GREEN, opacity=1, yOffset=3 if up else -3
+                )
+                if any(row["up"] == up for row in out):
+                    layers.append(marks.encode(x=x, y=alt.Y("drawn_change:Q", title=title, scale=scale, axis=axis)))
+        if name != "drawn_":
             level = 0.0 if name == "change" else 0.5
             rule = alt.Chart(theme.inline([{"level": level}])).mark_rule(strokeDash=[3, 2], strokeWidth=0.6 * look.line)
             layers.insert(0, rule.encode(y=alt.Y("level:Q", title=title, scale=scale, axis=axis)))
         if interactive:
             points = alt.Chart(theme.inline(rows)).mark_point(opacity=0, size=80, filled=True, clip=True)
             points = points.encode(x=x, y=f"{lines[0][0]}:Q", tooltip=_pair_tips())
-            layers.append(theme.zoomable(points, name.strip("_") or "values"))
+            layers.append(theme.zoomable(points, {"drawn_": "values", "change": "change"}.get(name, "p")))
         return alt.layer(*layers).properties(width=look.width, height=round(height * look.height))
 
-    positive = [float(value) for value in (*before, *after) if value > 0.0]
-    low, high = min(positive, default=0.1), max(positive, default=1.0)
-    bottom, top = max(low, 1e-3 * high) / 1.2, high * 1.2
     domain = alt.Scale(type="log", domain=[bottom, top], nice=False)
     ticks = alt.Axis(values=theme.log_ticks(bottom, top), format="~g", grid=False)
-    finite = change[np.isfinite(change)]
-    reach = max(1e-3, float(np.quantile(np.abs(finite), 0.98)) * 1.15) if finite.size else 1.0
-    return alt.vconcat(
-        panel("", "singular value ν", 0.7, domain, ticks, False),
+    chart = alt.vconcat(
+        panel("drawn_", "singular value ν", 0.7, domain, ticks, False),
         panel(
             "change",
             "Δν / ν (%)",
             0.45,
-            alt.Scale(domain=[-reach, reach], nice=False),
+            alt.Scale(domain=[-1.08 * reach, 1.08 * reach], nice=False),
             alt.Axis(tickCount=3, grid=False),
             False,
         ),
@@ -218,6 +249,21 @@ def _pair_panels(values: dict[str, list[Any]], side: str, look: theme.Style, *, 
             True,
         ),
     ).resolve_scale(color="shared")
+    notes = []
+    if beyond:
+        notes.append(f"▲▼: {beyond} ranks change by more than {reach:.2g} %, by up to {np.abs(finite).max():.3g} %")
+    if below:
+        notes.append(f"{below} values below {bottom:.2g} are drawn at the lower end, down to {min(positive):.2g}")
+    return chart, notes
+
+
+def _reach(sizes: FloatArray) -> float:
+    """Return the end of the axis of changes: all of them, unless a few are much larger than the others."""
+    if not sizes.size:
+        return 1.0
+    largest, most = float(sizes.max()), float(np.quantile(sizes, _SHOWN))
+    reach = largest if largest <= 4.0 * most else 1.5 * most
+    return max(1e-3, reach)
 
 
 def _pair_tips() -> list[alt.Tooltip]:
@@ -233,7 +279,7 @@ def _pair_tips() -> list[alt.Tooltip]:
 
 @figure(
     title="Overlap of the singular vectors before and after fine-tuning",
-    about="|v · v′| of the vectors before (v′) and after (v) fine-tuning as a heat map. Values on the diagonal belong to vectors "
+    about="|v · v′| of the vectors before (v) and after (v′) fine-tuning as a heat map. Values on the diagonal belong to vectors "
     "that kept their direction and rank. Reads both matrices from their checkpoints.",
 )
 def overlap(
@@ -250,11 +296,11 @@ def overlap(
     tensor: str | None = None,
     side: str = "v",
 ) -> Any:
-    """Draw the overlap |v_i . v0_j| of the singular vectors of a matrix before (j) and after (i) fine-tuning as a heat map.
+    """Draw the overlap |v_j . v'_i| of the singular vectors of a matrix before (j) and after (i) fine-tuning as a heat map.
 
     Both matrices are read from their checkpoints. Ranks that share a cell are treated as subspaces: the value of the cell is the
     square root of the share of the tuned vectors' squared length that lies in the span of the base vectors, averaged over the
-    tuned vectors. With one rank per cell this is |v_i . v0_j|. Unchanged vectors have 1 on the diagonal for any size of the cells.
+    tuned vectors. With one rank per cell this is |v_j . v'_i|. Unchanged vectors have 1 on the diagonal for any size of the cells.
 
     Source: arXiv 2410.17770, v1 sec. 7 and App. D.
 
@@ -274,7 +320,7 @@ def overlap(
     look = theme.style(interactive)
     step = -(-max(products.shape) // MAX_CELLS)
     chart = _heat_map(cells, step, side, products.shape, look, interactive=interactive)
-    models = f"{printable(one.model)} → {printable(other.model)}"
+    models = _models(store, one.model, one.scan_id, other.model, other.scan_id)
     each = "one rank per cell" if step == 1 else f"{step} × {step} ranks per cell"
     details = f"{one.rows} × {one.cols}, {SIDES[side]} singular vectors ({side}), {each}"
     return theme.finish(chart, look, f"Overlap of singular vectors: {place(one)}", [models, details])
@@ -346,8 +392,8 @@ def _heat_map(
     tuned, base = shape
     x_scale = alt.Scale(domain=[0, base], nice=False)
     y_scale = alt.Scale(domain=[tuned, 0], nice=False)
-    x = alt.X("j:Q", title=f"rank of {side}′ (before)", scale=x_scale, axis=alt.Axis(grid=False, tickCount=5))
-    y = alt.Y("i:Q", title=f"rank of {side} (after)", scale=y_scale, axis=alt.Axis(grid=False, tickCount=5))
+    x = alt.X("j:Q", title=f"rank of {side} (before)", scale=x_scale, axis=alt.Axis(grid=False, tickCount=5))
+    y = alt.Y("i:Q", title=f"rank of {side}′ (after)", scale=y_scale, axis=alt.Axis(grid=False, tickCount=5))
     legend = alt.Legend(
         orient="right",
         # A cell of several ranks has no single product; it shows the root of their mean share.

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from scanner.errors import ScannerError
 from scanner.extensions import load_extensions
+from scanner.figures.sizing import fitted
+from scanner.figures.theme import Appearance, dressed, wanted
 
 if TYPE_CHECKING:
     from scanner.store import Store
@@ -62,6 +64,10 @@ class Figure:
         *,
         interactive: bool = False,
         progress: Callable[[int, int], None] | None = None,
+        width: str | float | None = None,
+        height: str | float | None = None,
+        font_size: float | None = None,
+        theme: str | None = None,
         **parameters: object,
     ) -> Any:
         """Return the chart: an `altair` chart, layered or concatenated, with its theme and its data.
@@ -70,18 +76,30 @@ class Figure:
             store: the store to read; may be None if `needs_store` is false.
             interactive: whether to draw for a screen, with tooltips, zoom and selectable legends, or for a column of a paper.
             progress: called with the number of finished steps and that of all steps, if the figure takes long.
+            width: of the whole figure with its axes and legends: points, or a text such as `85mm`, `3.4in` or `640px`. None: about
+                245 points (one column of a paper), or 600 on a screen.
+            height: of the whole figure, likewise; None: what suits the width.
+            font_size: of the labels, in points; None: 7 on paper, 13 on a screen.
+            theme: `paper`, `screen`, or `dark` (a screen with a dark background); None: `screen` if interactive, else `paper`.
             parameters: values of some of `parameters`; None means the default.
 
         Raises:
+            ConfigError: a size or the theme is not accepted.
             ScannerError: the figure does not take a parameter, the store has no such model, role, layer or head (the message
                 lists what it has), or it holds no scan.
         """
+        asked = {"width": width, "height": height, "font_size": font_size, "theme": theme}
+        # A figure of an extension may have a parameter of this name, which then means what the figure says.
+        parameters |= {name: asked.pop(name) for name in [*asked] if name in self.parameters}
+        appearance = Appearance.of(**asked)
         for name in parameters:
             self._check(name)
         given = {name: value for name, value in parameters.items() if value is not None}
         if progress is not None and self.shows_progress:
             given["progress"] = progress
-        return self.function(store, interactive=interactive, **given)
+        with wanted(appearance):
+            chart = self.function(store, interactive=interactive, **given)
+        return dressed(fitted(chart, appearance.width, appearance.height), appearance.theme)
 
     def convert(self, name: str, text: str) -> object:
         """Return the value of a parameter that was given as text, in the type of the function's signature.

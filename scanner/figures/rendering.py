@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import altair as alt
 import vl_convert
 
-from scanner.errors import ScannerError
+from scanner.errors import ConfigError, ScannerError
 
 SCHEMA_URL = alt.SCHEMA_URL
 """Schema of the Vega-Lite specifications."""
@@ -20,12 +21,13 @@ SUFFIXES = (".html", ".svg", ".png", ".pdf")
 PNG_PPI = 300
 """Resolution of PNG files. A unit of a chart is a point, 1/72 inch, so a column of a paper has about 1000 pixels."""
 
+_SVG_SIZE = re.compile(r'(<svg[^>]*?\s)width="([\d.]+)" height="([\d.]+)"')
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <title>{title}</title>
-<style>body {{ margin: 2em; background: white; }}</style>
+<style>body {{ margin: 2em; background: {background}; }}</style>
 <script>{library}</script>
 </head>
 <body>
@@ -55,21 +57,31 @@ def check_path(path: str | Path) -> Path:
     return path
 
 
-def save(chart: Any, path: str | Path) -> Path:
+def save(chart: Any, path: str | Path, *, scale: float = 1.0) -> Path:
     """Write a chart in the format of the suffix.
 
+    In `.svg` and `.pdf` files, a unit of the chart is a point; a `.png` file has 300 pixels per inch, times `scale`.
+
+    Args:
+        chart: what `Figure.draw` returns.
+        path: the file.
+        scale: multiplies the pixels of a `.png` file, from 0.1 to 10.
+
     Raises:
+        ConfigError: a scale out of range.
         ScannerError: see `check_path`, or the file cannot be written.
     """
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0.1 <= scale <= 10:
+        raise ConfigError("scale", f"must be a number from 0.1 to 10, got {scale!r}")
     path = check_path(path)
     specification = json.dumps(chart.to_dict())
     suffix = path.suffix.lower()
     if suffix == ".html":
         content = to_html(chart).encode()
     elif suffix == ".svg":
-        content = vl_convert.vegalite_to_svg(specification).encode()
+        content = in_points(vl_convert.vegalite_to_svg(specification)).encode()
     elif suffix == ".png":
-        content = vl_convert.vegalite_to_png(specification, ppi=PNG_PPI)
+        content = vl_convert.vegalite_to_png(specification, ppi=PNG_PPI * scale)
     else:
         content = vl_convert.vegalite_to_pdf(specification)
     try:
@@ -79,13 +91,20 @@ def save(chart: Any, path: str | Path) -> Path:
     return path
 
 
+def in_points(svg: str) -> str:
+    """Return an SVG file whose units are points, so that it has its size on paper; Vega writes pixels of 1/96 inch."""
+    return _SVG_SIZE.sub(r'\1width="\2pt" height="\3pt"', svg, count=1)
+
+
 def to_html(chart: Any) -> str:
     """Return a page that contains the chart, its data and the library that draws it, and loads nothing."""
     specification = chart.to_dict()
     title = specification.get("title")
     text = title.get("text") if isinstance(title, dict) else title
-    shown = html.escape(str(text or "rmtscan"))
-    return _PAGE.format(title=shown, library=library(), specification=in_script(specification))
+    words = " ".join(text) if isinstance(text, list) else text
+    shown = html.escape(str(words or "rmtscan"))
+    background = html.escape(str(specification.get("background", "white")))
+    return _PAGE.format(title=shown, library=library(), background=background, specification=in_script(specification))
 
 
 def in_script(value: object) -> str:

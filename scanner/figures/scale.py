@@ -14,6 +14,7 @@ from scanner.figures import theme
 from scanner.figures.registry import figure
 from scanner.figures.selection import (
     Matrix,
+    caption,
     choose_matrix,
     distinct,
     in_blocks,
@@ -103,7 +104,7 @@ def scale(
     chart = alt.vconcat(*panels, spacing=look.font).resolve_scale(color="independent")
     bands = "± 2 standard errors of random vectors" if counted < 2 else f"the middle 80 % of {counted} matrices"
     details = [f"{matrix.rows} × {matrix.cols}; bands of p: {bands}"]
-    return theme.finish(chart, look, f"Both hypotheses: {_what(matrix, one)}", [printable(name), *details])
+    return theme.finish(chart, look, f"Both hypotheses: {_what(matrix, one)}", [caption([matrix]), *details])
 
 
 def _blocks(found: Sequence[Matrix]) -> bool:
@@ -154,7 +155,8 @@ def _spectrum(matrix: Matrix, columns: dict[str, list[Any]], look: theme.Style, 
     top = 1.25 * float(counted.density[borders[:-1] < shown].max())
     top = max(top, 1.1 * min(2.0 * top, max(float(density.max()) for _, (_, density) in curves if len(density))))
     names = {MEASURED: theme.PALE, LAW: theme.BLACK, SCALE_LAW: theme.VERMILION}
-    x_scale = alt.Scale(domain=[max(0.0, float(borders[0])), shown], nice=False)
+    first = min([float(borders[0]), *(edge for edge in (matrix.mp_lower, matrix.scale_lower) if edge > 0.0)])
+    x_scale = alt.Scale(domain=[max(0.0, first - 0.04 * shown), shown], nice=False)
     x = alt.X("from:Q", title="singular value ν", scale=x_scale, axis=alt.Axis(grid=False))
     y_scale = alt.Scale(domain=[0, top], nice=False)
     y = alt.Y("density:Q", title="density p(ν)", scale=y_scale, axis=alt.Axis(tickCount=5))
@@ -172,13 +174,13 @@ def _spectrum(matrix: Matrix, columns: dict[str, list[Any]], look: theme.Style, 
             alt.Tooltip("to:Q", title="to ν", format=".4g"),
         ]
         bars = theme.zoomable(bars.encode(tooltip=tips), "spectrum")
-    layers = [theme.named(bars, MEASURED, names, columns=2)]
+    layers = [theme.named(bars, MEASURED, names, look)]
     for name, (at, density) in curves:
         kept = theme.thinned(len(at))
         points = [{"nu": float(at[i]), "density": float(density[i]), "order": i} for i in kept]
         line = alt.Chart(theme.inline(points), name=name.split()[-1]).mark_line(clip=True, strokeWidth=1.3 * look.line)
         line = line.encode(x=alt.X("nu:Q", scale=x_scale), y=alt.Y("density:Q", scale=y_scale), order="order:Q")
-        layers.append(theme.named(line, name, names, columns=2))
+        layers.append(theme.named(line, name, names, look))
     edges = [
         {"nu": edge, "what": name}
         for name, both in (
@@ -202,16 +204,7 @@ def _spectrum(matrix: Matrix, columns: dict[str, list[Any]], look: theme.Style, 
 
 def _heading(words: Sequence[str], look: theme.Style) -> alt.TitleParams:
     """Return the title of a panel, and what is said below it."""
-    return alt.TitleParams(
-        words[0],
-        subtitle=list(words[1:]) or alt.Undefined,
-        fontSize=look.font,
-        subtitleFontSize=look.font,
-        fontWeight="bold",
-        offset=2,
-        anchor="start",
-        frame="group",
-    )
+    return theme.heading(words[0], look, subtitle=words[1:])
 
 
 def _at(pairs: Sequence[tuple[float, float]], index: int) -> FloatArray:
@@ -257,7 +250,7 @@ def _profile(
     layers.append(half.encode(y=alt.Y("half:Q", **shared_y)))
     for name in known:
         line = base.mark_line(strokeWidth=1.2 * look.line, clip=True).encode(y=alt.Y(f"{name}:Q", **shared_y))
-        layers.append(theme.named(line.properties(name=f"{name}_{side}"), name, names))
+        layers.append(theme.named(line.properties(name=f"{name}_{side}"), name, names, look))
     if interactive:
         tips = [alt.Tooltip("x:Q", title="relative rank", format=".2f")]
         tips += [alt.Tooltip(f"{name}:Q", format=".3f") for name in known]

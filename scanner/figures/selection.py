@@ -150,6 +150,19 @@ def place(matrix: Placed) -> str:
     return text if matrix.layer is not None else f"{text}, {printable(matrix.tensor)}"
 
 
+def titled(model: str, revision: str | None, *words: str) -> str:
+    """Return the caption of a model: its name, the beginning of its revision, and other words."""
+    named = printable(model)
+    named += f" @ {printable(revision)[:8]}" if revision else ""
+    return ", ".join([named, *words])
+
+
+def caption(found: Sequence[Matrix], *words: str) -> str:
+    """Return the caption of matrices of one model: name, revision, other words, and which estimate σ is."""
+    kinds = ", ".join(dict.fromkeys(printable(matrix.sigma_kind) for matrix in found))
+    return titled(found[0].model, found[0].revision, *words, f"σ: {kinds}")
+
+
 def choose_model(store: Store, model: str | None) -> str:
     """Return the name of the given model, or of the only model in the store.
 

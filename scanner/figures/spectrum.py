@@ -9,10 +9,9 @@ import altair as alt
 import numpy as np
 from numpy.typing import NDArray
 
-from scanner.checkpoint.names import printable
 from scanner.figures import theme
 from scanner.figures.registry import figure
-from scanner.figures.selection import Matrix, choose_matrix, control, place, vectors
+from scanner.figures.selection import Matrix, caption, choose_matrix, control, place, vectors
 from scanner.rmt import marchenko_pastur
 from scanner.store import Store
 
@@ -163,23 +162,23 @@ def draw(
     bars = bars.encode(x=x, x2="to:Q", y=y, y2=alt.datum(0), tooltip=hover if interactive else alt.Undefined)
     if interactive:
         bars = theme.zoomable(bars, "spectrum")
-    layers: list[Any] = [theme.named(bars, MEASURED, names, columns=2)]
+    layers: list[Any] = [theme.named(bars, MEASURED, names, look)]
     if control_values is not None:
         random = alt.Chart(theme.inline(steps(histogram(control_values, borders))), name="control")
         random = random.mark_line(clip=True, strokeWidth=look.line, strokeJoin="miter")
         random = random.encode(x="nu:Q", y="density:Q", order="order:Q")
-        layers.append(theme.named(random, control_name, names, columns=2))
+        layers.append(theme.named(random, control_name, names, look))
     at, density = law(matrix)
     points = [
         {"nu": float(a), "density": float(d), "order": i} for i, (a, d) in enumerate(zip(at, density, strict=True))
     ]
     curve = alt.Chart(theme.inline(points), name="law").mark_line(clip=True, strokeWidth=1.3 * look.line)
     curve = curve.encode(x="nu:Q", y="density:Q", order="order:Q")
-    layers.append(theme.named(curve, LAW, names, columns=2))
+    layers.append(theme.named(curve, LAW, names, look))
     layers += _edges(matrix, look, top, shown, beside_lower, int(np.count_nonzero(values > shown)), float(values.max()))
     chart = alt.layer(*layers).properties(width=look.width, height=look.height)
-    details = f"{matrix.rows} × {matrix.cols}, σ = {matrix.sigma:.4g} ({matrix.sigma_kind})"
-    return theme.finish(chart, look, place(matrix), [printable(matrix.model), details])
+    details = f"{matrix.rows} × {matrix.cols}, σ = {matrix.sigma:.4g}"
+    return theme.finish(chart, look, place(matrix), [caption([matrix]), details])
 
 
 def steps(counted: Histogram) -> list[dict[str, object]]:

@@ -144,7 +144,9 @@ def _panel(
     x_axis = alt.Axis(values=[0.1, 1, 10, 100], grid=False, format="~g")
     x = alt.X("beta:Q", title="strength of training β" if last else None, axis=x_axis)
     x = x.scale(type="log", domain=list(BETA), nice=False)
-    y = alt.Y("value:Q", title=title, scale=alt.Scale(domain=domain, nice=False), axis=alt.Axis(tickCount=5))
+    space = 0.03 * (domain[1] - domain[0])  # points at the ends lie within the frame
+    y_scale = alt.Scale(domain=[domain[0] - space, domain[1] + space], nice=False)
+    y = alt.Y("value:Q", title=title, scale=y_scale, axis=alt.Axis(tickCount=5))
     legend = alt.Legend(orient="top", title=None, symbolType="stroke", direction="horizontal", labelLimit=look.width)
     color = alt.Color("what:N", scale=alt.Scale(domain=[*colors], range=[*colors.values()]), legend=legend)
     hover = [alt.Tooltip(f"{name}:Q", format=".4g") for name in ("beta", "value", "low", "high")]

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
 from scanner.figures import theme
 from scanner.figures.registry import figure
 from scanner.figures.selection import (
     SIDES,
     Matrix,
+    caption,
     check_side,
     choose_matrix,
     control,
@@ -131,6 +131,7 @@ def vector(
     scaled = np.sort(entries) * np.sqrt(len(entries))
     look = theme.style(interactive)
     size = {"width": round(0.42 * look.width), "height": round(0.6 * look.height)}
+    tall = float(size["height"])
     method = json.loads(str(scan_of(store, matrix)["method"] or "{}"))
     null = KsNull.parse(str(method.get("null", "table")))
     distance = largest_distance(scaled)
@@ -139,7 +140,7 @@ def vector(
         _pdf(scaled, look).properties(**size, title=_heading("b", look)),
     )
     second = alt.hconcat(
-        _null(null, len(entries), distance.d, float(stored[f"{side}_p"][k]), look).properties(
+        _null(null, len(entries), distance.d, float(stored[f"{side}_p"][k]), look, tall).properties(
             **size, title=_heading("c", look)
         ),
         _along(stored, side, k, beside, look, interactive=interactive).properties(**size, title=_heading("d", look)),
@@ -152,7 +153,7 @@ def _details(matrix: Matrix, side: str, k: int, stored: dict[str, list[Any]]) ->
     value, region = stored["singular_value"][k], stored["region"][k]
     length = matrix.cols if side == "v" else matrix.rows
     return [
-        f"{printable(matrix.model)}, {matrix.rows} × {matrix.cols}",
+        caption([matrix], f"{matrix.rows} × {matrix.cols}"),
         f"{SIDES[side]} singular vector, {length} entries; ν = {value:.4g} ({theme.REGIONS.get(region, region)})",
     ]
 
@@ -169,7 +170,7 @@ def _entries_axis() -> alt.X:
 
 def _curve(points: Sequence[Mapping[str, object]], name: str, look: theme.Style, x: alt.X, y: alt.Y) -> alt.Chart:
     line = alt.Chart(theme.inline(points)).mark_line(strokeWidth=1.2 * look.line, clip=True).encode(x=x, y=y)
-    return theme.named(line, name, _NAMES)
+    return theme.named(line, name, _NAMES, look)
 
 
 def _cdf(scaled: FloatArray, distance: Distance, look: theme.Style) -> Any:
@@ -205,21 +206,24 @@ def _pdf(scaled: FloatArray, look: theme.Style) -> Any:
     bars = bars.encode(x=x, x2="to:Q", y=y, y2=alt.datum(0))
     at = np.linspace(-_REACH, _REACH, 81)
     gaussian = [{"x": float(a), "y": float(np.exp(-0.5 * a * a) / np.sqrt(2 * np.pi))} for a in at]
-    layers = [theme.named(bars, _MEASURED, _NAMES), _curve(gaussian, _RANDOM, look, alt.X("x:Q"), alt.Y("y:Q"))]
+    layers = [theme.named(bars, _MEASURED, _NAMES, look), _curve(gaussian, _RANDOM, look, alt.X("x:Q"), alt.Y("y:Q"))]
     beyond = len(scaled) - int(counts.sum())
     if beyond:
-        note = alt.Chart(
-            theme.inline([{"x": _REACH, "y": 0.5 * float(heights.max()), "text": f"{beyond} beyond ±{_REACH:g}"}])
+        # Two short lines in the corner, since the density and its bars are high in the middle only.
+        row = {"x": _REACH, "y": float(max(heights.max(), 0.4)), "text": f"{beyond} beyond\n±{_REACH:g}"}
+        note = alt.Chart(theme.inline([row])).mark_text(
+            align="right", baseline="top", dx=-2, lineBreak="\n", fontSize=look.small
         )
-        note = note.mark_text(align="right", dx=-2, fontSize=look.small).encode(x="x:Q", y="y:Q", text="text:N")
+        note = note.encode(x="x:Q", y="y:Q", text="text:N")
         layers.append(note)
     return alt.layer(*layers)
 
 
-def _null(null: KsNull, length: int, d: float, p: float, look: theme.Style) -> Any:
+def _null(null: KsNull, length: int, d: float, p: float, look: theme.Style, tall: float) -> Any:
     typical = 2.2 / np.sqrt(length)
     at, density = null_density(null, length, typical)
-    top = 1.25 * float(density.max())
+    # The two lines of text stand above the density.
+    top = 1.05 * float(density.max()) / max(0.3, 1.0 - (2.0 * look.font + 10.0) / tall)
     far = d > typical
     reach = typical * 1.15
     scale = alt.Scale(domain=[0, reach], nice=False)
@@ -264,21 +268,24 @@ def _along(
     line = [{"k": i, "p": stored[column][i], "nu": stored["singular_value"][i]} for i in ranks]
     last = len(stored["k"]) - 1
     x = alt.X(
-        "k:Q", title="rank k", scale=alt.Scale(domain=[0, last], nice=False), axis=alt.Axis(tickCount=3, grid=False)
+        "k:Q",
+        title="rank k",
+        scale=alt.Scale(domain=[-0.04 * last, 1.04 * last], nice=False),
+        axis=alt.Axis(tickCount=3, grid=False),
     )
     y = alt.Y("p:Q", title="p, local mean", scale=_UNIT, axis=_UNIT_AXIS)
     layers: list[Any] = []
     if beside is not None:
         random = [{"k": i, "p": beside[1][column][i]} for i in theme.thinned(len(beside[1]["k"]))]
         pale = alt.Chart(theme.inline(random)).mark_line(strokeWidth=0.6 * look.line, clip=True)
-        layers.append(theme.named(pale.encode(x=x, y=y), _CONTROL, _NAMES))
+        layers.append(theme.named(pale.encode(x=x, y=y), _CONTROL, _NAMES, look))
     tips = [
         alt.Tooltip("k:Q", title="rank k"),
         alt.Tooltip("nu:Q", title="ν", format=".4g"),
         alt.Tooltip("p:Q", title="p, local mean", format=".3f"),
     ]
     measured = alt.Chart(theme.inline(line)).mark_line(strokeWidth=look.line, clip=True)
-    layers.append(theme.named(measured.encode(x=x, y=y), _ALL, _NAMES))
+    layers.append(theme.named(measured.encode(x=x, y=y), _ALL, _NAMES, look))
     if interactive:
         points = alt.Chart(theme.inline(line)).mark_point(opacity=0, size=60, filled=True, clip=True)
         layers.append(theme.zoomable(points.encode(x=x, y=y, tooltip=tips), "ranks"))

@@ -62,6 +62,9 @@ class NightReport:
     upgraded: int = 0
     failed_upgrades: tuple[FailedUpgrade, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"NightReport({self.summary})"
+
     @property
     def nothing(self) -> bool:
         """Whether there was nothing to do."""

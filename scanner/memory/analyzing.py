@@ -62,6 +62,20 @@ def analyze_model(
     Returns:
         The tables of the scan. Matrices that cannot be analyzed, such as those with NaN entries, are in `failures`.
 
+    Examples:
+        >>> import torch
+        >>> import scanner
+        >>> torch.manual_seed(0)  # doctest: +ELLIPSIS
+        <torch._C.Generator object at ...>
+        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 64))
+        >>> analysis = scanner.analyze_model(model, name="mlp")
+        >>> analysis
+        ModelAnalysis('mlp': 2 matrices, 0 failed, 2 tensors skipped)
+        >>> analysis.matrices.select(["tensor", "rows", "cols"]).to_pylist()
+        [{'tensor': '0.weight', 'rows': 256, 'cols': 64}, {'tensor': '2.weight', 'rows': 64, 'cols': 256}]
+        >>> analysis.vectors.num_rows
+        128
+
     Raises:
         ConfigError: `model` is no model, or an option has a value that is not accepted.
         CheckpointError: no matrix can be analyzed; the message says why.

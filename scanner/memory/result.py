@@ -148,14 +148,13 @@ class ModelAnalysis:
         Args:
             name: of a figure, such as `spectrum` or `pvalues_by_role`; `rmtscan plot --list` lists them.
             interactive: for a screen, with tooltips and zoom; False: for print.
-            parameters: of the figure, such as `layer=3, role="query"`.
+            parameters: of the figure, such as `layer=3, role="query"`, and its appearance: `width="85mm"`, `height`, `font_size`,
+                `theme="paper"` (see `scanner.figures.Figure.draw`).
 
         Raises:
             ScannerError: no such figure, parameter, layer or role; the message lists what there is.
         """
-        from scanner.figures import find_figure
-
-        return find_figure(name).draw(self._store, interactive=interactive, **parameters)
+        return self._store.figure(name, interactive=interactive, **parameters)
 
     def report(self, path: str | os.PathLike[str]) -> Report:
         """Write findings, interactive figures and tables to one HTML file, as `rmtscan report` does.

@@ -17,6 +17,7 @@ from typing import Any
 
 import jinja2
 
+from scanner import display
 from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
 from scanner.figures import FIGURES
@@ -55,6 +56,11 @@ class Report:
     models: tuple[str, ...]
     pairs: int
     bytes: int
+
+    def __repr__(self) -> str:
+        pairs = f", {display.counted(self.pairs, 'pair')}" if self.pairs else ""
+        models = display.counted(len(self.models), "model")
+        return f"Report({models}{pairs}, {self.bytes / 1e6:.1f} MB: {display.plain(self.path)!r})"
 
 
 def write_report(

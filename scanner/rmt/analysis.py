@@ -222,6 +222,23 @@ def analyze(
             About half the time.
         device: where to compute; None leaves a tensor where it is.
 
+    Examples:
+        A random matrix has no singular value outside the bulk, and one that a rank-1 spike was added to has one:
+
+        >>> import numpy as np
+        >>> import scanner
+        >>> rng = np.random.default_rng(0)
+        >>> noise = rng.normal(size=(300, 100)) / 10
+        >>> result = scanner.analyze(noise)
+        >>> result.outliers_left, result.outliers_right
+        (0, 0)
+        >>> u, v = (x / np.linalg.norm(x) for x in (rng.normal(size=300), rng.normal(size=100)))
+        >>> spiked = scanner.analyze(noise + 6 * np.outer(u, v))
+        >>> spiked.outliers_right, str(spiked.region[0]), round(float(spiked.singular_values[0]), 1)
+        (1, 'right', 6.4)
+        >>> spiked.singular_values.shape, spiked.v_p.shape
+        ((100,), (100,))
+
     Raises:
         ValueError: not a real matrix, or one with masked entries, without memory or with entries so large that their sum may
             overflow; unknown `sigma`, `null`, `scale` or `metrics`.

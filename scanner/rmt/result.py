@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
 from scanner.rmt.columns import Scope, declared_columns, metrics, of_matrix, of_vector
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
     """Result of the analysis of one m x n matrix; the fields declare the columns of `matrices` and `vectors` that hold them.
+
+    In a notebook it is shown as a small table.
 
     Arrays have length min(m, n) (for a product of thin factors: its width), with k = 0 the largest singular value. `u` is the
     left (output) side, `v` the right (input) side. p-values are NaN where a singular value is numerically zero (its vectors are
@@ -277,6 +280,37 @@ class Analysis:
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Values of registered metrics (`scanner.rmt.columns`), by column: one number per matrix, or one array per matrix."""
 
+    def __repr__(self) -> str:
+        """One line: the shape, where the singular values are, and how random the vectors look."""
+        below, inside, above = (count for _, count in self._regions())
+        words = f"{self.rows} × {self.cols}: {below} below | {inside} bulk | {above} above"
+        return f"Analysis({words}, mean p {_short(self.u_p_mean)} (u) {_short(self.v_p_mean)} (v))"
+
+    def _repr_html_(self) -> str:
+        """Return a small table: the spectrum against its law, and p under both hypotheses."""
+        counts = " | ".join(str(count) for _, count in self._regions())
+        zero = len(self.region) - sum(count for _, count in self._regions())
+        rows = [
+            ("singular values below | in | above the bulk", counts + (f" ({zero} are zero)" if zero else "")),
+            ("edges of the bulk", f"{_short(self.mp_lower)} … {_short(self.mp_upper)}"),
+            (f"σ ({self.sigma_kind})", _short(self.sigma)),
+            ("spectral norm, stable rank", f"{_short(self.spectral_norm)}, {_short(self.stable_rank)}"),
+            ("mean p of the left | right vectors (random: 0.5)", f"{_short(self.u_p_mean)} | {_short(self.v_p_mean)}"),
+        ]
+        if self.u_p_scale_mean is not None or self.v_p_scale_mean is not None:
+            both = f"{_short(self.u_p_scale_mean)} | {_short(self.v_p_scale_mean)}"
+            rows.append(("the same under the scale null", both))
+        cells = "".join(
+            f'<tr><td style="text-align:left">{escape(name)}</td><td style="text-align:right">{escape(value)}</td></tr>'
+            for name, value in rows
+        )
+        return f"<div><b>{self.rows} × {self.cols}</b> matrix<table>{cells}</table></div>"
+
+    def _regions(self) -> list[tuple[str, int]]:
+        """Return the number of singular values below, in and above the bulk."""
+        found = self.region.tolist()
+        return [(name, found.count(name)) for name in ("left", "bulk", "right")]
+
     def matrix_columns(self) -> dict[str, object]:
         """Values for table `matrices`, by column."""
         return self._columns("matrix")
@@ -291,3 +325,8 @@ class Analysis:
         own |= {column.name: self.metrics[column.name] for column in chosen if column.name in self.metrics}
         names = [metric.column.name for metric in metrics(scope)]
         return own | {name: self.extra[name] for name in names if name in self.extra}
+
+
+def _short(value: float | None) -> str:
+    """Return a number with three digits; `–` where there is none."""
+    return "–" if value is None or value != value else f"{value:.3g}"

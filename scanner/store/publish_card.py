@@ -44,7 +44,7 @@ def card(scans: Sequence[Mapping[str, object]], rows: Mapping[str, int], *, name
         ),  # a JSON string is a YAML string, so that no name can be markup
         size=json.dumps(next((text for limit, text in _SIZES.items() if sum(rows.values()) < limit), _LARGEST)),
         configs="\n".join(_config(table) for table in rows),
-        title=_markdown(title),
+        title=markdown(title),
         version=__version__,
         models="\n".join(shown),
         tables="\n".join(f"| `{table}` | {count:,} | {_about(table)} |" for table, count in rows.items()),
@@ -64,7 +64,7 @@ def _config(table: str) -> str:
 def _model_line(scan: Mapping[str, object]) -> str:
     revision = str(scan.get("revision") or "")[:12]
     counts = " | ".join(f"{scan.get(column) or 0:,}" for column in ("matrices", "vectors", "failed", "skipped"))
-    return f"| {_markdown(str(scan['model']))} | {_markdown(revision)} | {counts} |"
+    return f"| {markdown(str(scan['model']))} | {markdown(revision)} | {counts} |"
 
 
 def _plain(text: str) -> str:
@@ -72,7 +72,7 @@ def _plain(text: str) -> str:
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
-def _markdown(text: str) -> str:
-    """Escape a text for Markdown."""
+def markdown(text: str) -> str:
+    """Escape a text for Markdown: names are untrusted."""
     plain = _plain(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return "".join(f"\\{char}" if char in "\\`*_[]|#~$!" else char for char in plain)

@@ -1,5 +1,6 @@
 """A store: opening it by URL, listing and writing results, and queries."""
 
+import importlib
 import re
 import threading
 import warnings
@@ -10,7 +11,8 @@ from typing import Any, TypeVar
 import duckdb
 import pyarrow as pa
 
-from scanner.errors import ConfigError, QueryError, StoreError, StoreWarning
+from scanner import display
+from scanner.errors import ConfigError, QueryError, ScannerError, StoreError, StoreWarning
 from scanner.extensions import load_extensions
 from scanner.store import heartbeat
 from scanner.store.checksums import FileRecord, checked, damage, is_safe_id, printable, records_as_json, with_checksum
@@ -57,6 +59,17 @@ def open_store(url: str, *, create: bool = False) -> "Store":
         url: a local path, or a URL such as `s3://bucket/results`.
         create: create it if it does not exist, and check that it can be written.
 
+    The store is a context manager: `with open_store("results") as store: ...` releases the memory of its queries at the end.
+
+    Examples:
+        >>> import numpy as np
+        >>> import scanner
+        >>> weights = {"layers.0.mlp.up_proj.weight": np.random.default_rng(0).normal(size=(300, 100))}
+        >>> scan_id = scanner.analyze_model(weights, name="random").save("results")
+        >>> with scanner.open_store("results") as store:
+        ...     store.query("scans").column("model").to_pylist()
+        ['random']
+
     Raises:
         StoreError: it does not exist (without `create`), is a file, cannot be reached, or (with `create`) cannot be written.
     """
@@ -74,7 +87,10 @@ def open_store(url: str, *, create: bool = False) -> "Store":
 
 
 class Store:
-    """Results under one URL. A store cannot be shared between threads; open one in each."""
+    """Results under one URL. A store cannot be shared between threads; open one in each.
+
+    In a notebook it is shown as a table of its models, and answers of `query` and `sql` as tables.
+    """
 
     def __init__(self, files: StoreFiles) -> None:
         self.url: str = files.url
@@ -82,6 +98,31 @@ class Store:
         self._files = files
         self._written: dict[str, FileRecord] = {}
         self._open: Database | None = None
+        display.show_answers()
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Store({self.url!r})"
+
+    def _repr_html_(self) -> str:
+        caption = f"store {display.bold(self.url)}"
+        try:
+            found = self.query("scans")
+            unfinished = len(self.unfinished())
+        except ScannerError as error:
+            return display.html_table([], [], caption=caption, notes=[str(error)])
+        names = ["model", "revision", "format", "parameters", "matrices", "failed", "skipped", "finished_at"]
+        rows = found.slice(0, display.MOST_ROWS).select(names).to_pylist()
+        notes = [display.counted(found.num_rows, "scan")]
+        notes[0] += f", {unfinished} unfinished" if unfinished else ""
+        notes[0] += f", the newest {len(rows)} are shown" if len(rows) < found.num_rows else ""
+        notes.append('next: store.query("outliers"), store.figure("depth", model=...), store.sql("select ...")')
+        return display.html_table(names, [list(row.values()) for row in rows], caption=caption, notes=notes)
 
     def scan_row(self, scan_id: str) -> dict[str, object] | None:
         """Return the row of table `scans`, or None if the scan is not committed.
@@ -395,6 +436,21 @@ class Store:
         Raises:
             QueryError: unknown query or parameter, invalid value, no such model or several, or files that cannot be read.
             StoreError: the store cannot be read.
+
+        Returns:
+            An Arrow table. The metadata of its fields say what the columns are.
+
+        Examples:
+            >>> import numpy as np
+            >>> import scanner
+            >>> weights = {"layers.0.mlp.up_proj.weight": np.random.default_rng(0).normal(size=(300, 100))}
+            >>> scan_id = scanner.analyze_model(weights, name="random").save("results")
+            >>> store = scanner.open_store("results")
+            >>> table = store.query("layer_trend", role="mlp_up")
+            >>> table.num_rows
+            1
+            >>> table.schema.field("v_p").metadata[b"description"].decode()
+            'right singular vectors: mean p-value'
         """
         query = find_query(name)
         values = query.bind(params)
@@ -402,7 +458,8 @@ class Store:
             named = values[param.name]
             if param.type == "MODEL" and isinstance(named, str):
                 values[param.name] = self.find_model(named)
-        return self._read(query.sql, values)
+        columns = {column.name: column.help for column in query.columns}
+        return display.marked(self._read(query.sql, values), query.name, query.title, columns)
 
     def models(self) -> list[str]:
         """Return the sorted names of all models with results: of scans, comparisons and experiments, differences included.
@@ -450,13 +507,47 @@ class Store:
             QueryError: it is not one SELECT statement, DuckDB cannot run it, or it takes longer than `timeout`.
             ConfigError: `timeout` is not a positive number.
             StoreError: the store cannot be read.
+
+        Examples:
+            >>> import numpy as np
+            >>> import scanner
+            >>> weights = {"layers.0.mlp.up_proj.weight": np.random.default_rng(0).normal(size=(300, 100))}
+            >>> scan_id = scanner.analyze_model(weights, name="random").save("results")
+            >>> store = scanner.open_store("results")
+            >>> store.sql("select role, count(*) as n from vectors where region = $r group by all", {"r": "bulk"}).to_pylist()
+            [{'role': 'mlp_up', 'n': 100}]
         """
         if timeout is not None and not 0 < timeout <= threading.TIMEOUT_MAX:
             raise ConfigError("timeout", f"must be a positive number of seconds, got {timeout:g}")
         if self._open is None:
             self._open = Database(self._files)
         refuse_all_but_select(self._open.connection, text)
-        return self._read(text, params, timeout=timeout)
+        return display.marked(self._read(text, params, timeout=timeout), "", "", {})
+
+    def figure(self, name: str, /, *, interactive: bool = True, **parameters: Any) -> Any:
+        """Return a figure as an altair chart, which a notebook shows.
+
+        Args:
+            name: of a figure, such as `depth` or `spectrum`; `rmtscan plot --list` lists them.
+            interactive: for a screen, with tooltips and zoom; False: for print.
+            parameters: of the figure, such as `model="org/model", layer=3`, and its appearance: `width="85mm"`, `height`,
+                `font_size`, `theme="paper"` (see `scanner.figures.Figure.draw`).
+
+        Raises:
+            ScannerError: no such figure, parameter, model, layer or role; the message lists what there is.
+
+        Examples:
+            >>> import numpy as np
+            >>> import scanner
+            >>> weights = {"layers.0.mlp.up_proj.weight": np.random.default_rng(0).normal(size=(300, 100))}
+            >>> scan_id = scanner.analyze_model(weights, name="random").save("results")
+            >>> with scanner.open_store("results") as store:
+            ...     chart = store.figure("spectrum", role="mlp_up", width="85mm")
+            >>> chart.save("spectrum.svg")
+        """
+        # Found by name when it is called: the figures read stores, so an import of them here would be a circle.
+        figures = importlib.import_module("scanner.figures")
+        return figures.find_figure(name).draw(self, interactive=interactive, **parameters)
 
     def close(self) -> None:
         """Release the memory and threads of queries; the next query opens the database again."""

@@ -25,7 +25,7 @@ def test_matrices_of_two_widths_have_a_band_each(store: Store) -> None:
     add_overlaps(store, "run", [0.3], role="mlp_down", cols=100)
     add_overlaps(store, "run", [0.08], role="mlp_down", cols=10_000, tensor="u", layer=1)
     chart = activation_overlap(store).to_dict()
-    assert [panel["title"]["text"] for panel in chart["concat"]] == ["mlp down, 100 inputs", "mlp down, 10000 inputs"]
+    assert [panel["title"]["text"] for panel in chart["concat"]] == ["mlp_down, 100 inputs", "mlp_down, 10000 inputs"]
     highest = []
     for panel, value in zip(chart["concat"], (0.3, 0.08), strict=True):
         band, _, dots = (chart["datasets"][layer["data"]["name"]] for layer in panel["vconcat"][0]["layer"])
@@ -37,17 +37,19 @@ def test_matrices_of_two_widths_have_a_band_each(store: Store) -> None:
 
 def test_the_caption_says_what_was_read_and_in_how_many_runs(store: Store) -> None:
     def caption() -> Any:
-        return activation_overlap(store).to_dict()["title"]["subtitle"][2]
+        return " ".join(activation_overlap(store).to_dict()["title"]["subtitle"][2:])
 
     row = {"run_id": "run", "kind": "activations", "model": "org/model", "dataset": "novel.txt", "tokens": 12_345}
     store.write_rows("experiments", "run", table("experiments", [row]), method={})
     add_overlaps(store, "run", [0.3])
     add_overlaps(store, "run", [0.3], tensor="u", layer=1)
-    assert caption() == "novel.txt: 12,345 tokens"
+    assert caption().startswith("novel.txt: 12,345 tokens lower part")
     row |= {"run_id": "trial", "dataset": "trial.txt", "tokens": 500}
     store.write_rows("experiments", "trial", table("experiments", [row]), method={})
     add_overlaps(store, "trial", [0.9])
-    assert caption() == "novel.txt, trial.txt: 500 to 12,345 tokens, the newest of 2 runs for each matrix"
+    assert caption().startswith(
+        "novel.txt, trial.txt: 500 to 12,345 tokens, the newest of 2 runs for each matrix lower"
+    )
 
 
 def test_eigenvalues_never_rise_where_those_of_one_layer_end(store: Store) -> None:
@@ -91,7 +93,7 @@ def test_a_cell_of_a_map_is_the_root_mean_square_in_units_of_random_vectors(stor
         k_first, k_last, j_first, j_last = (int(cell[name]) for name in ("k_first", "k_last", "j_first", "j_last"))
         mine = overlaps[k_first:k_last, j_first:j_last]
         assert cell["overlap"] == pytest.approx(np.sqrt(np.mean(mine**2) * 200), rel=6e-3)
-    assert chart["title"]["subtitle"] == ["org/model", "query, layer 3; 5 tokens, centered covariance"]
+    assert chart["title"]["subtitle"] == ["org/model @ r1", "query, layer 3; 5 tokens, centered covariance"]
     with pytest.raises(ScannerError, match="no such map of 'org/model': run 'rmtscan activations REF"):
         overlap_map(store, layer=4)
 

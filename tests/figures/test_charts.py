@@ -24,10 +24,34 @@ def test_spectra_by_role_are_those_of_the_query(pair_store: Store) -> None:
     assert {row["role"] for row in drawn} == {"query", "value", "mlp_up"}
     for row in drawn:
         assert row["s"] == pytest.approx(answer[row["role"], row["k"]]["singular_value"], rel=1e-4)
-    # Both ends are there, every rank of them.
-    ranks = sorted(row["k"] for row in drawn if row["role"] == "query")
-    assert ranks[:20] == [*range(20)]
-    assert ranks[-20:] == [*range(364, 384)]
+    # Both ends are there, every rank of them that the axis has; a note counts the others.
+    for role in ("query", "mlp_up"):
+        ranks = sorted(row["k"] for row in drawn if row["role"] == role)
+        assert ranks[:20] == [*range(20)]
+        below = sum(row["singular_value"] < 0.01 for (name, _), row in answer.items() if name == role)
+        assert ranks[-15:] == [*range(369 - below, 384 - below)]
+        assert (below > 0) == (role == "query")
+    notes = [row["note"] for table in tables(chart) for row in table if "note" in row]
+    assert any(note.startswith(f"▼ {_below(answer, 'query')}, down to ") for note in notes)
+
+
+def _below(answer: dict[tuple[str, int], dict[str, float]], role: str) -> int:
+    return sum(row["singular_value"] < 0.01 for (name, _), row in answer.items() if name == role)
+
+
+def test_the_band_of_spectra_is_one_standard_deviation(pair_store: Store) -> None:
+    chart = FIGURES["spectra_by_role"].draw(pair_store, model=BASE, role="mlp_up").to_dict()
+    drawn = [row for table in tables(chart) for row in table if "low" in row]
+    values = pair_store.sql(
+        f"SELECT k, singular_value / (sigma * sqrt(greatest(rows, cols))) AS s FROM vectors JOIN matrices USING "
+        f"(scan_id, tensor, role, rows, cols) WHERE vectors.model = '{BASE}' AND role = 'mlp_up'"
+    ).to_pylist()
+    for row in drawn[::17]:
+        mine = [one["s"] for one in values if one["k"] == row["k"]]
+        assert len(mine) == len(LAYERS)
+        assert (row["low"], row["high"]) == pytest.approx(
+            (np.mean(mine) - np.std(mine, ddof=1), np.mean(mine) + np.std(mine, ddof=1)), rel=1e-3
+        )
 
 
 def test_p_along_the_spectrum_is_the_mean_over_ranks_and_blocks(pair_store: Store) -> None:
@@ -69,7 +93,8 @@ def test_p_above_chance_is_not_cut_off(pair_store: Store) -> None:
 def test_depth_shows_the_mean_of_both_sides_and_of_one(pair_store: Store) -> None:
     rows = pair_store.query("layer_trend", model=BASE).to_pylist()
     for side, name in ((None, "p"), ("u", "u_p"), ("v", "v_p")):
-        drawn = named_table(FIGURES["depth"].draw(pair_store, model=BASE, side=side).to_dict(), "depth")
+        chart = FIGURES["depth"].draw(pair_store, model=BASE, side=side).to_dict()
+        drawn = [row for panel in range(3) for row in named_table(chart, f"depth_{panel}")]
         found = {(row["role"], row["layer"]): row["p"] for row in drawn}
         assert found == pytest.approx({(row["role"], row["layer"]): row[name] for row in rows}, rel=1e-4)
 
@@ -149,7 +174,7 @@ def test_the_density_of_the_null_is_that_of_simulated_vectors() -> None:
 def test_pairs_show_both_spectra_of_the_matrix_that_changed_most(pair_store: Store) -> None:
     chart = FIGURES["pair_spectra"].draw(pair_store, role="value").to_dict()
     assert chart["title"]["text"] == "Before and after: value, layer 5"
-    [drawn] = [table for table in tables(chart) if table and "after" in table[0]]
+    drawn = max((table for table in tables(chart) if table and "after" in table[0]), key=len)
     for name, model in (("before", BASE), ("after", TUNED)):
         where = f"model = '{model}' AND role = 'value' AND layer = 5"
         rows = pair_store.sql(f"SELECT singular_value AS s, v_p_local AS p FROM vectors WHERE {where} ORDER BY k")

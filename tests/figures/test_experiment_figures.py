@@ -1,8 +1,12 @@
 """Figures of activations, ablation and slicing: their data, and the errors for missing data."""
 
+import itertools
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import vl_convert
 
 from scanner.errors import ScannerError
 from scanner.figures import FIGURES
@@ -33,7 +37,7 @@ def store(empty_store: Store) -> Store:
 @pytest.mark.parametrize("interactive", [False, True])
 def test_every_figure_draws(store: Store, name: str, interactive: bool) -> None:
     chart = FIGURES[name].draw(store, interactive=interactive, model="org/model").to_dict()
-    assert chart["title"]["subtitle"][0] == "org/model"
+    assert chart["title"]["subtitle"][0] == "org/model @ r1"
 
 
 def test_overlaps_are_drawn_over_the_entries_of_their_vectors_centred_or_not(store: Store) -> None:
@@ -76,13 +80,36 @@ def test_a_destroyed_model_does_not_hide_the_others(empty_store: Store) -> None:
     add_point(empty_store, "d10", run_id="points", set="decile:10", delta=3e15, stderr=5e15)
     chart = FIGURES["ablation"].draw(empty_store).to_dict()
     *others, last = chart["datasets"][chart["data"]["name"]]
-    cap = 1000 * last["baseline"]
+    cap = 1e6 * last["baseline"]
     assert (last["drawn"], last["low"], last["high"], last["beyond"], last["delta"]) == (cap, cap, cap, "beyond", 3e15)
     assert [row["drawn"] for row in others] == [row["delta"] for row in others]
     scale = chart["layer"][1]["encoding"]["y"]["scale"]
     assert scale["domain"][1] <= 1.5 * cap
-    assert scale["constant"] == pytest.approx(0.01 * last["baseline"])
-    assert chart["title"]["subtitle"][-1] == "▲: more than 1000 times the baseline"
+    assert scale["constant"] <= 0.25, "a tenth of the smallest damage is not at zero"
+    assert last["value_beyond"] == "3e+15"
+    assert chart["title"]["subtitle"][-1] == "▲: more than 1e+06 times the baseline, with the increase"
+
+
+def test_damage_of_two_sizes_has_two_heights(empty_store: Store) -> None:
+    """Perplexities of a thousand and of a hundred thousand are both ruinous, and not the same."""
+    add_run(empty_store, "points", "ablation")
+    deltas = [0.02, 0.5, 30.0, 4e4, 7e5, 9e6]
+    for decile, delta in enumerate(deltas, start=1):
+        add_point(empty_store, f"d{decile}", run_id="points", set=f"decile:{decile}", delta=delta, stderr=0.01)
+    chart = FIGURES["ablation"].draw(empty_store).to_dict()
+    scene = vl_convert.vegalite_to_scenegraph(json.dumps(chart))["scenegraph"]
+    heights = sorted({round(y, 1) for y in _symbols(scene)}, reverse=True)
+    assert len(heights) == len(deltas)
+    assert all(before - after > 5 for before, after in itertools.pairwise(heights))
+
+
+def _symbols(node: dict[str, Any]) -> list[float]:
+    own = (
+        [item["y"] for item in node.get("items", [])]
+        if node.get("marktype") == "symbol" and node.get("role") == "mark"
+        else []
+    )
+    return own + [y for item in node.get("items", []) for y in _symbols(item)]
 
 
 @pytest.mark.parametrize("name", NAMES)

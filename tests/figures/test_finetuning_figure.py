@@ -43,10 +43,10 @@ def test_both_orders_stand_beside_the_untouched_runs(store: Store, interactive: 
     assert deciles == {1, 5, 10}
     band = next(row for row in rows if row["decile"] == 0.5)
     assert (band["low"], band["high"]) == pytest.approx((0.72 - 0.06, 0.72 + 0.06))
-    assert drawn["title"]["subtitle"] == [
-        "boolq, 100 texts, 2 epochs; removed from: all",
-        "2-3 seeds, ± one standard deviation; gray: 3 untouched, ± three standard deviations",
-    ]
+    assert " ".join(drawn["title"]["subtitle"]) == (
+        "boolq, 100 texts, 2 epochs; removed from: all "
+        "2-3 seeds, ± one standard deviation; gray: 3 untouched, ± three standard deviations"
+    )
     assert save(chart, tmp_path / "f.svg").stat().st_size > 1000
 
 

@@ -1,5 +1,6 @@
 """`rmtscan plot` turns names of figures and parameters into a file; mistakes end with one line."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,22 @@ def test_a_figure_becomes_a_file(rmtscan: Run, pair_url: str, tmp_path: Path, su
     assert path.stat().st_size > 5_000
 
 
+def test_a_figure_has_the_size_and_the_theme_of_the_options(rmtscan: Run, pair_url: str, tmp_path: Path) -> None:  # noqa: F811
+    path = tmp_path / "x.svg"
+    asked = ("--width", "180mm", "--height", "90mm", "--font-size", 9, "--theme", "dark")
+    told = rmtscan("plot", "depth", "-m", BASE, "-s", pair_url, "-o", path, *asked)
+    assert told.status == 0
+    svg = path.read_text("utf-8")
+    found = re.search(r'<svg[^>]* width="([\d.]+)pt" height="([\d.]+)pt"', svg)
+    assert found is not None
+    assert [float(size) * 25.4 / 72 for size in found.groups()] == pytest.approx([180, 90], abs=0.4)
+    assert 'font-size="9px"' in svg
+    assert "#15171C" in svg
+    page = tmp_path / "x.html"
+    assert rmtscan("plot", "depth", "-m", BASE, "-s", pair_url, "-o", page, "--theme", "dark").status == 0
+    assert "background: #15171C" in page.read_text("utf-8")
+
+
 def test_a_pair_needs_no_names_where_there_is_one(rmtscan: Run, pair_url: str, tmp_path: Path) -> None:  # noqa: F811
     path = tmp_path / "x.svg"
     assert rmtscan("plot", "overlap", "--role", "query", "-s", pair_url, "-o", path).status == 0
@@ -52,6 +69,11 @@ def test_a_pair_needs_no_names_where_there_is_one(rmtscan: Run, pair_url: str, t
         (["overlap", "--base", TUNED, "-o", "x.png"], 1, f"compared pairs: {BASE} -> {TUNED}"),
         (["ablation", "--run", "x", "-o", "x.png"], 1, "rmtscan ablate"),
         (["depth", "-m", "bas/model", "-o", "x.png"], 1, "did you mean 'base/model'"),
+        (["depth", "-m", BASE, "--width", "1mm", "-o", "x.png"], 1, "must be between 21mm and 3528mm, got '1mm'"),
+        (["depth", "-m", BASE, "--height", "tall", "-o", "x.png"], 1, "must be a length such as 85mm"),
+        (["depth", "-m", BASE, "--font-size", "400", "-o", "x.png"], 1, "from 4 to 40"),
+        (["depth", "-m", BASE, "--theme", "neon", "-o", "x.png"], 2, "neon"),
+        (["depth", "-m", BASE, "--scale", "0", "-o", "x.png"], 1, "must be a number from 0.1 to 10"),
     ],
 )
 def test_mistakes(

@@ -95,9 +95,10 @@ def test_p_and_p_scale_along_the_spectrum_are_means_over_ranks_and_blocks(pair_s
 
 
 def test_histograms_are_densities_of_all_blocks_in_absolute_units(pair_store: Store) -> None:
-    drawn = named_table(FIGURES["histograms_by_role"].draw(pair_store, model=BASE).to_dict(), "histograms")
+    chart = FIGURES["histograms_by_role"].draw(pair_store, model=BASE).to_dict()
     for role in ("query", "value", "mlp_up"):
-        outline = [row for row in drawn if row["role"] == role]
+        outline = named_table(chart, f"histograms_{role}")
+        assert {row["role"] for row in outline} == {role}
         nu, density = column(outline, "nu"), column(outline, "density")
         values = pair_store.sql(
             f"SELECT singular_value AS s FROM vectors WHERE model = '{BASE}' AND role = '{role}' AND head IS NULL"

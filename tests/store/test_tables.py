@@ -1,6 +1,8 @@
 import json
 import re
+import shutil
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from scanner.rmt.columns import matrix_metric, remove_metric, vector_metric
-from scanner.store import SCHEMA_VERSION, SCHEMAS, Store
+from scanner.store import SCHEMA_VERSION, SCHEMAS, Store, open_store
+from scanner.store.compaction import compact
 from scanner.store.documentation import documentation
+from scanner.store.merging import merge
 from scanner.store.tables import TABLES, complete, conform, pack, rows, unpack
 from scanner.version import __version__
+from tests.fixtures.store import unpack as unpack_fixture
 
 from .rows import Matrix, add_scan, control, scan_values, table
 
@@ -297,3 +302,45 @@ def test_duckdb_reads_the_contract_s_types(store: Store) -> None:
         assert {row["column_name"]: row["column_type"] for row in described_rows} == {
             field.name: names[str(field.type)] for field in schema
         }
+
+
+def parquet_files(url: str) -> list[Path]:
+    """Return the Parquet files of a store; a part of an unfinished scan has the suffix, too, and is none."""
+    return [path for path in Path(url).rglob("*.parquet") if path.read_bytes()[:4] == b"PAR1"]
+
+
+def described_fields(url: str) -> set[tuple[str, str]]:
+    """Return every field of the files of tables (also of groups) that has a description: table and column."""
+    found = set()
+    for path in parquet_files(url):
+        table = next((part for part in path.relative_to(url).parts if part in TABLES), None)
+        for field in pq.read_schema(path) if table else ():
+            if field.metadata and field.metadata.get(b"description"):
+                found.add((str(table), field.name))
+    return found
+
+
+def test_compaction_and_merging_keep_descriptions_and_files_without_them_open(tmp_path: Path) -> None:
+    """Descriptions are for readers: no comparison of schemas may take them for a difference."""
+    old = Path(unpack_fixture(tmp_path)) / "store"
+    bare = tmp_path / "bare"
+    into = open_store(str(tmp_path / "into"), create=True)
+    # Files of a version that wrote no descriptions; without checksums, as those versions wrote them.
+    shutil.copytree(old, bare)
+    for path in parquet_files(str(bare)):
+        rows_ = pq.read_table(path)
+        kept = {k: v for k, v in (rows_.schema.metadata or {}).items() if k != b"rmtscan.sha256"}
+        schema = pa.schema([field.remove_metadata() for field in rows_.schema], metadata=kept)
+        pq.write_table(pa.Table.from_arrays(rows_.columns, schema=schema), path)
+    assert described_fields(str(bare)) == set()
+    expected = open_store(str(old)).sql("select count(*) as n from vectors")
+    assert open_store(str(bare)).sql("select count(*) as n from vectors") == expected
+    add_scan(into, "new", [Matrix()], model="org/new")
+    merge(open_store(str(old)), into)
+    names = {(table, column.name) for table in ("matrices", "vectors", "scans") for column in TABLES[table].columns}
+    assert names <= described_fields(into.url)
+    compact(into, grace=timedelta(0))
+    assert names - {("scans", name) for name in SCHEMAS["scans"].names} <= described_fields(into.url)
+    assert not [found for found in into.verify() if found.state == "damaged"]
+    [row] = into.sql("select count(*) as n from vectors").to_pylist()
+    assert row["n"] == expected["n"][0].as_py() + 4

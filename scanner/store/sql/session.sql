@@ -3,6 +3,4 @@
 set memory_limit = '50%';
 set python_enable_replacements = false;
 set timezone = 'UTC';
--- DuckDB would draw the progress of a query of some seconds on stdout, between the data.
-set enable_progress_bar = false;
 create schema files;

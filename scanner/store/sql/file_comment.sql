@@ -1,0 +1,2 @@
+-- What a column of a DuckDB file is.
+comment on column {name} is {text};

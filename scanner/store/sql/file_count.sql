@@ -1,0 +1,2 @@
+-- Number of rows of a view.
+select count(*) as rows from {name};

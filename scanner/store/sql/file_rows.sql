@@ -1,0 +1,2 @@
+-- The rows of a view.
+select * from {name};
