@@ -282,8 +282,8 @@ OPTIONS = {
     "scan": f"--from --name --upgrade --store {SELECTION} {METHOD} --ensemble --control-draws --download --force {POOL} --format",
     "inspect": f"{SELECTION} --all --format",
     "compare": f"--store {SELECTION} {WITH_VECTORS} --download --force {POOL} --format",
-    "query": "--param --list --columns --wide --rows --all --store --format",
-    "sql": "--store --timeout --format",
+    "query": "--param --list --columns --wide --rows --all --store --format --output --force",
+    "sql": "--store --timeout --format --output --force",
     "models": "--store --format",
     "show": "--revision --store --format",
     "status": "--store --running --watch --format",
@@ -297,7 +297,7 @@ OPTIONS = {
     "lazy-learning": f"--data --store --alpha --frozen --hidden --normalize --seeds --epochs --lr --batch {POOL} --force --format",
     "slicing": f"{MEASURE} --store --prompt --answers --order --deciles --calibration --calibration-tokens {POOL} --force --format",
     "plot": "--output --list --model --revision --layer --role --head --expert --stack --tensor --side --k --ensemble --base "
-    "--tuned --centred --run --param --store --format",
+    "--tuned --centred --run --param --width --height --font-size --theme --scale --store --format",
     "report": "--output --store",
     "verify": "--all --store --format",
     "compact": "--store --older-than --grace --group-bytes --dry-run --format",
@@ -311,6 +311,8 @@ OPTIONS = {
     "export alphapruning": "--output --sparsity --epsilon --ww-metric --roles --store --force",
     "export csv": "--output --table --store --force",
     "export json": "--output --table --store --force",
+    "export card": "--output --store --force",
+    "export duckdb": "--output --store --force",
     "compress": "--output --budget --by --factored --roles --layers --text --column --where --tokens --window --calibration-tokens "
     "--saved-dtype --format",
 }
