@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from scanner.errors import ScannerError
@@ -38,10 +39,10 @@ def drawn(figure: Figure, stores: list[Store], folder: Path) -> str:
         ScannerError: no store has what it needs.
     """
     error: ScannerError | None = None
-    for store in [*stores] if figure.needs_store else [None]:
+    for store, chosen in _choices(figure, stores):
         try:
             for name, theme in THEMES.items():
-                chart = figure.draw(store, interactive=False, theme=theme)
+                chart = figure.draw(store, interactive=False, theme=theme, **chosen)
                 save(chart, folder / f"{figure.name}-{name}.svg")
             break
         except ScannerError as found:
@@ -53,6 +54,17 @@ def drawn(figure: Figure, stores: list[Store], folder: Path) -> str:
         f"![{html.escape(figure.title)}]({figure.name}-{name}.svg#only-{name}){{ loading=lazy }}" for name in THEMES
     )
     return f"## {figure.title}\n\n{figure.about}\n\n    rmtscan plot {figure.name} -o {figure.name}.svg\n\n{images}\n"
+
+
+def _choices(figure: Figure, stores: list[Store]) -> Iterator[tuple[Store | None, dict[str, object]]]:
+    """Return each store, with the defaults and, for figures of one model, with a model."""
+    if not figure.needs_store:
+        yield None, {}
+        return
+    for store in stores:
+        yield store, {}
+        if "model" in figure.parameters:
+            yield from ((store, {"model": model}) for model in store.models() if not model.startswith("delta:"))
 
 
 def main(folder: str, *stores: str) -> int:
