@@ -27,7 +27,15 @@ from scanner.store.queries import Query
 NAME = "queries"
 ONE_MODEL, WHOLE_FLEET = 0.5, 5.0
 """Seconds allowed for a query about one model or pair of models, and for one across the fleet."""
-LOOKED_AT = ("small_end", "role_table", "pvalues_by_role", "spectrum_by_role", "pair_shift", "pair_by_decile")
+LOOKED_AT = (
+    "small_end",
+    "role_table",
+    "pvalues_by_role",
+    "spectrum_by_role",
+    "pair_shift",
+    "pair_ranks",
+    "pair_by_decile",
+)
 """Queries over the two large tables whose reads are counted."""
 
 

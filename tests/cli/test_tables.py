@@ -8,6 +8,7 @@ import re
 import threading
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wcwidth import wcswidth
 
+from scanner.cli.output import write
 from scanner.cli.progress import waiting
 from scanner.cli.tables import View, draw, elide, elided, view_of
 from scanner.figures import all_figures
@@ -110,6 +112,31 @@ def test_notes_and_tables_of_hostile_names_are_printable(
         told = rmtscan(*words, "--store", hostile.url)
         assert told.status == 0
         assert all(line.isprintable() for line in (*told.out.decode().splitlines(), *told.err.splitlines()))
+
+
+def test_an_empty_store_has_headers_that_fit(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "store"), create=True)
+    for name, query in QUERIES.items():
+        drawn = draw(store.query(name), width=80, view=view_of(query))
+        assert max(map(wcswidth, drawn.lines)) <= 80, name
+        assert drawn.lines[-1].startswith("─")
+
+
+def test_ten_thousand_matrices_are_lines_of_their_own_or_a_few_and_a_total(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    tensors = [f"model.layers.{n // 70}.mlp.experts.{n % 70}.down_proj.weight" + "x" * 40 for n in range(10_000)]
+    table = pa.table({"tensor": tensors, "expert": range(10_000), "p": [n / 10_000 for n in range(10_000)]})
+    write(table, "table", view=View(totals=("expert",)))
+    told = capsys.readouterr()
+    lines = told.out.splitlines()
+    assert len(lines) == 2 + 200 + 2
+    assert max(map(wcswidth, lines)) <= 80
+    assert lines[-1].split() == ["total", str(sum(range(10_000)))]
+    assert told.err.startswith("... 9,800 more rows, 10,000 in all; ")
+    write(table, "table", rows=None)
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()[2:]] == list(map(str, range(10_000)))
 
 
 def test_descriptions_and_lists_fit(rmtscan: Run, monkeypatch: pytest.MonkeyPatch) -> None:
