@@ -127,9 +127,12 @@ docs-check: install
 tutorial: install $(BASE)/model.safetensors ## execute docs/tutorial.ipynb again and keep its outputs
 	@RMTSCAN_SAMPLES=$(CURDIR)/$(SAMPLES) $(BIN)/python docs/execute.py
 
-readme-figure: install $(BASE)/model.safetensors ## redraw the figure in the README from a scan of a sample model
+readme-figure: install $(BASE)/model.safetensors ## redraw the figures in the README, light and dark, from a scan of a sample model
 	@$(BIN)/rmtscan scan $(BASE) --store $(README_STORE)
-	@$(BIN)/rmtscan plot pvalues_by_role --role mlp_up --side v --store $(README_STORE) -o docs/images/randomness.svg
+	@for theme in screen:light dark:dark; do \
+		page="--theme $${theme%:*} --width 640px --store $(README_STORE)"; name=$${theme#*:}; \
+		$(BIN)/rmtscan plot pvalues_by_role --role mlp_up --side v $$page -o docs/images/randomness-$$name.svg; \
+		$(BIN)/rmtscan plot decompose $$page -o docs/images/decompose-$$name.svg; done
 
 format: install ## format the code and fix what ruff can fix
 	@$(BIN)/ruff check --fix .

@@ -11,6 +11,7 @@ import html
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from scanner.errors import ScannerError
 from scanner.figures import all_figures, save
@@ -56,7 +57,7 @@ def drawn(figure: Figure, stores: list[Store], folder: Path) -> str:
     return f"## {figure.title}\n\n{figure.about}\n\n    rmtscan plot {figure.name} -o {figure.name}.svg\n\n{images}\n"
 
 
-def _choices(figure: Figure, stores: list[Store]) -> Iterator[tuple[Store | None, dict[str, object]]]:
+def _choices(figure: Figure, stores: list[Store]) -> Iterator[tuple[Store | None, dict[str, Any]]]:
     """Return each store, with the defaults and, for figures of one model, with a model."""
     if not figure.needs_store:
         yield None, {}
