@@ -31,6 +31,7 @@ VERBS = (
     "compress",
     "plot",
     "report",
+    "site",
     "export",
     "publish",
     "verify",

@@ -1,13 +1,16 @@
-"""`rmtscan publish`: write a store as a dataset folder for the Hugging Face Hub."""
+"""`rmtscan publish`: write a store as a dataset folder or a static Space for the Hugging Face Hub."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from scanner.cli import options
 from scanner.cli.output import FormatOption, note, write
+
+if TYPE_CHECKING:
+    from scanner.store import Store
 
 
 def register(app: typer.Typer) -> None:
@@ -29,9 +32,12 @@ def publish(
     force: Annotated[
         bool, typer.Option("--force", help="Write into a folder that contains other files; they are kept.")
     ] = False,
+    space: Annotated[
+        bool, typer.Option("--space", help="Write the site of the store as a static Space instead of a dataset.")
+    ] = False,
     form: FormatOption = "table",
 ) -> None:
-    """Write a store as a dataset folder for the Hugging Face Hub: Parquet files and a card, for `datasets` and DuckDB.
+    """Write a store as a folder for the Hugging Face Hub: a dataset of Parquet files for `datasets` and DuckDB, or a Space.
 
     Only finished scans are published, without paths of this machine. Publishing again updates the folder: files that changed are
     written, files that are no longer in the store are removed, and all others stay as they are.
@@ -41,6 +47,8 @@ def publish(
         rmtscan publish results --to dataset
 
         hf upload ORG/NAME dataset . --repo-type dataset
+
+        rmtscan publish results --space --to space
     """
     import pyarrow as pa
 
@@ -48,6 +56,9 @@ def publish(
     from scanner.store.publish import publish as publish_store
 
     opened = open_store(store)
+    if space:
+        _publish_space(opened, to, name, license_id, force)
+        return
     tables = publish_store(opened, to, name=name, license_id=license_id, force=force)
     columns: dict[str, list[object]] = {
         "table": [found.table for found in tables],
@@ -58,3 +69,12 @@ def publish(
     schema = pa.schema([("table", pa.string()), ("files", pa.int32()), ("rows", pa.int64()), ("bytes", pa.int64())])
     write(pa.table(columns, schema=schema), form)
     note(f"published into {to}; next: hf upload ORG/NAME {to} . --repo-type dataset")
+
+
+def _publish_space(store: Store, to: str, name: str | None, license_id: str, force: bool) -> None:
+    from scanner.site.space import write_space
+
+    site = write_space(store, to, name=name, license_id=license_id, force=force)
+    note(
+        f"wrote {site.models} models into {to}, {site.bytes / 1e6:.1f} MB; next: hf upload ORG/NAME {to} . --repo-type space"
+    )

@@ -47,7 +47,7 @@ def explorer(store: Store, model: str, matrices: Sequence[Row], *, points: int, 
     Args:
         store: the store to read.
         model: name of the model.
-        matrices: rows of statement `matrices`.
+        matrices: rows of statement `matrices`, each with its `anchor`.
         points: approximate number of ranks kept per matrix.
         every: step between kept layers; if it is more than 1, only the first expert is kept.
     """
@@ -75,6 +75,7 @@ def _matrix(matrix: Row, spectrum: Row, points: int) -> dict[str, Any]:
     place = f"layer {matrix['layer']}" if matrix["layer"] is not None else printable(str(matrix["tensor"]))
     place += f", expert {matrix['expert']}" if matrix["expert"] is not None else ""
     return {
+        "id": matrix["anchor"],
         "role": " ".join(words),
         "place": place,
         "tensor": printable(str(matrix["tensor"])),
