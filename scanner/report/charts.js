@@ -1,6 +1,6 @@
 "use strict";
 // Charts of single matrices, and colors of all charts in light and dark; shared by the report and the site.
-const rmtCharts = (() => {
+window.rmtCharts = (() => {
   const BLUE = "#0072B2", SKY = "#56B4E9", VERMILION = "#D55E00", GRAY = "#8C8C8C";
   const SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json";  // names the version; nothing is fetched
   const options = { renderer: "svg", ast: true, actions: { export: true, source: false, compiled: false, editor: false } };

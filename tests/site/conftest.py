@@ -62,6 +62,7 @@ def _add_night(store: Store) -> None:
         "commit": "c" * 40,
         "state": "failed",
         "reason": EVIL,
+        "attempts": 3,
     }
     store.write_rows("nights", NIGHT, table("nights", [night | {"failed": 1}]), method={})
     store.write_rows(

@@ -161,6 +161,7 @@ export async function table(place, columns, rows, { order = [], search = "", len
       className: column.class || "",
       orderable: column.order !== false,
       searchable: column.search !== false,
+      orderSequence: ["asc", "desc"],
       data: null,
       render: (_, kind, row) => {
         const value = column.value(row);
