@@ -22,9 +22,46 @@ window.rmtCharts = (() => {
     }
     return typeof value === "string" ? INKS[value.toLowerCase()] || value : value;
   }
-  function themed(specification) {
-    const found = dark() ? recolored(specification) : { ...specification };
+  // ---- data: Vega's parser of CSV makes code of the column names, which the content security policy forbids
+  function table(text, parse) {
+    const rows = [[]];
+    const cells = /("(?:[^"]|"")*"|[^,\n]*)(,|\n|$)/g;
+    for (let match = cells.exec(text); match; match = cells.exec(text)) {
+      const [, cell, end] = match;
+      rows[rows.length - 1].push(cell.startsWith('"') ? cell.slice(1, -1).replaceAll('""', '"') : cell);
+      if (cells.lastIndex >= text.length) break;
+      if (end === "\n") rows.push([]);
+    }
+    const [names, ...found] = rows;
+    return found.map((row) => Object.fromEntries(names.map((name, i) =>
+      [name, parse[name] === "number" ? (row[i] === "" || row[i] === undefined ? null : Number(row[i])) : row[i]])));
+  }
+  function withTables(specification) {
+    const datasets = { ...specification.datasets };
+    const walk = (value) => {
+      if (Array.isArray(value)) return value.map(walk);
+      if (!value || typeof value !== "object") return value;
+      const copy = {};
+      for (const [key, one] of Object.entries(value)) {
+        if (key === "values" || key === "datasets") { copy[key] = one; continue; }
+        if (key !== "data" || !one || !one.format || one.format.type !== "csv") { copy[key] = walk(one); continue; }
+        const text = one.name === undefined ? one.values : datasets[one.name];
+        const rows = typeof text === "string" ? table(text, one.format.parse || {}) : text;
+        if (one.name === undefined) copy.data = { values: rows };
+        else { datasets[one.name] = rows; copy.data = { name: one.name }; }
+      }
+      return copy;
+    };
+    const found = walk(specification);
+    return specification.datasets ? { ...found, datasets } : found;
+  }
+
+  function themed(specification, width = 1000) {
+    const plain = withTables(specification);
+    const found = dark() ? recolored(plain) : plain;
     found.background = null;
+    // Entries of a legend do not wrap by themselves.
+    if (found.width === "container") found.config = { ...found.config, legend: { ...(found.config || {}).legend, columns: Math.max(1, Math.floor(width / 190)) } };
     if (!dark()) return found;
     const ink = INKS.black, config = found.config || {};
     const axis = { labelColor: ink, titleColor: ink, domainColor: "#7a8592", tickColor: "#7a8592", gridColor: "#2b343f" };
@@ -41,7 +78,7 @@ window.rmtCharts = (() => {
       const before = live.get(place);
       if (before && before.result) before.result.finalize();
       live.set(place, { specification, label, result: null });
-      const result = await vegaEmbed(place, themed(specification), options);
+      const result = await vegaEmbed(place, themed(specification, place.clientWidth), options);
       live.set(place, { specification, label, result });
       for (const svg of place.querySelectorAll("svg")) {
         svg.setAttribute("role", "img");
@@ -102,7 +139,7 @@ window.rmtCharts = (() => {
     const rules = (name) => ({ data: { values: edges.filter((edge) => (edge.law || "Marchenko–Pastur law") === name) }, mark: { type: "rule", strokeDash: [4, 3], clip: true },
       encoding: { x: { field: "nu", type: "quantitative" }, color: color(name), tooltip: [{ field: "edge", title: "edge" }, { field: "nu", title: "ν", format: ".4g" }] } });
     return { ...base,
-      title: beyond ? { text: beyond + " values beyond the axis, up to " + short(largest), anchor: "end", fontWeight: "normal", fontSize: 12, color: "#5a6675" } : undefined,
+      title: beyond ? { text: beyond + (beyond === 1 ? " value" : " values") + " beyond the axis, up to " + short(largest), anchor: "end", fontWeight: "normal", fontSize: 12, color: "#5a6675" } : undefined,
       layer: [
         { data: { values: bars }, mark: { type: "rect", opacity: 0.85, stroke: "white", strokeWidth: 0.3, clip: true },
           params: [{ name: "zoom", select: { type: "interval", encodings: ["x"] }, bind: "scales" }],
@@ -138,7 +175,7 @@ window.rmtCharts = (() => {
           x: { field: "k", type: "quantitative", title: "rank k of the singular value (0 = largest)", scale: { nice: false, domain: [0, Math.min(matrix.rows, matrix.cols) - 1] }, axis: { grid: false, tickCount: 8 } },
           y: { field: "p", type: "quantitative", title: "local mean of p", scale: { domain: [0, 1] } },
           color: { field: "what", type: "nominal", scale: { domain: names.slice(0, shown), range: colors.slice(0, shown) } },
-          ...(matrix.scale ? { strokeDash: { field: "against", type: "nominal", scale: { domain: ["independent entries", "scale null"], range: [[1, 0], [4, 3]] } } } : {}),
+          ...(matrix.scale ? { strokeDash: { field: "against", type: "nominal", scale: { domain: ["independent entries", "scale null"], range: [[1, 0], [4, 3]] }, legend: { orient: "bottom", title: null, symbolType: "stroke", symbolSize: 300 } } } : {}),
         } },
       { data: { values: rows }, mark: { type: "point", size: 60, opacity: 0, filled: true },
         encoding: { x: { field: "k", type: "quantitative" }, y: { field: "p", type: "quantitative" }, color: { field: "what", type: "nominal" },

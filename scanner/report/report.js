@@ -89,12 +89,24 @@
     select.replaceChildren(...names.map((name) => { const option = document.createElement("option"); option.textContent = name; option.value = name; return option; }));
     if (names.includes(wanted)) select.value = wanted;
   };
+  const octets = (text) => Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
+  const thousandths = (text) => Array.from(octets(text), (value) => value === 255 ? null : 4 * value);
+  const opened = (packed) => {  // values as the charts need them
+    const pairs = octets(packed.s), { scale } = packed;
+    return { ...packed, k: model().ranks[packed.count], u: thousandths(packed.u), v: thousandths(packed.v),
+      s: Array.from({ length: pairs.length / 2 }, (_, i) => (pairs[2 * i] + 256 * pairs[2 * i + 1]) / 65535 * packed.most),
+      scale: scale && { ...scale, u: thousandths(scale.u), v: thousandths(scale.v),
+        density: thousandths(scale.density).map((value) => value === null ? null : value / 1000 * scale.most) } };
+  };
+  const controls = () => Object.fromEntries(Object.entries(model().controls).map(([shape, one]) => [shape, { u: thousandths(one.u), v: thousandths(one.v) }]));
+
   let turn = 0;
   async function show() {
     const mine = ++turn;
     const found = ofRole(selects.role.value);
-    const matrix = found[selects.place.selectedIndex] || found[0];
-    if (!matrix) return;
+    const packed = found[selects.place.selectedIndex] || found[0];
+    if (!packed) return;
+    const matrix = opened(packed);
     byId("choose-before").disabled = selects.place.selectedIndex <= 0;
     byId("choose-next").disabled = selects.place.selectedIndex >= found.length - 1;
     byId("explorer-facts").textContent = [
@@ -105,7 +117,7 @@
     const places = [byId("explorer-spectrum"), byId("explorer-p")];
     if (matrix.histogram) await draw(places[0], spectrum(matrix), "Singular values of " + matrix.role + ", " + matrix.place);
     else places[0].textContent = "Half of the singular values of this matrix are zero, so it has no bulk to draw.";
-    if (mine === turn) await draw(places[1], randomness(matrix, model().controls), "Local mean of p along the rank of " + matrix.role + ", " + matrix.place);
+    if (mine === turn) await draw(places[1], randomness(matrix, controls()), "Local mean of p along the rank of " + matrix.role + ", " + matrix.place);
     if (mine === turn) byId("explorer").dataset.shown = matrix.role + " / " + matrix.place;
   }
   function places() {

@@ -163,15 +163,16 @@ def thirty_layers() -> list[Matrix]:
     ]
 
 
-def test_a_report_of_two_models_is_no_larger_than_three_megabytes_and_of_ten_than_six(store: Store, tmp_path: Path) -> None:
+def test_a_report_of_two_models_of_thirty_layers_is_no_larger_than_three_megabytes(
+    store: Store, tmp_path: Path
+) -> None:
     many = thirty_layers()
-    for number, model in enumerate(("base", "tuned", *(f"model-{i}" for i in range(8)))):
+    for number, model in enumerate(("base", "tuned")):
         add_scan(store, f"scan{number}", many, model=model)
     add_pair(store, "base", "tuned", [(one.role, one.layer or 0, 8, 8) for one in many], method=METHOD)
-    for references, most in ((["base", "tuned"], 3_000_000), ([], 6_000_000)):
-        report = write_report(store, references, tmp_path / "report.html")
-        assert report.bytes <= most
-        assert report.path.stat().st_size == report.bytes
+    report = write_report(store, [], tmp_path / "report.html")
+    assert report.bytes <= 3_000_000
+    assert report.path.stat().st_size == report.bytes
 
 
 def test_a_finding_about_several_models_is_one_card(store: Store, tmp_path: Path) -> None:

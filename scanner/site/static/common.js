@@ -41,8 +41,8 @@ export function size(value) {
 
 export function heat(value) {
   if (!known(value)) return "transparent";
-  const depth = Math.min(1, Math.abs(value - 0.5) / 0.5);
-  return `rgba(${value < 0.5 ? "0, 114, 178" : "213, 94, 0"}, ${(0.62 * depth).toFixed(2)})`;
+  const depth = Math.min(1, Math.abs(value - 0.5) / 0.4);  // means below 0.1 and above 0.9 are rare
+  return `rgba(${value < 0.5 ? "0, 114, 178" : "213, 94, 0"}, ${(0.75 * depth).toFixed(2)})`;
 }
 
 export function strip(entry) {
@@ -150,7 +150,7 @@ export const placeName = (matrix) => (matrix.stack ? matrix.stack + " " : "")
 
 const bundle = () => import("./dt_bundle.js");
 // columns: { title, value(row), html(row)?, class?, help?, search? }. `html` returns markup whose texts are escaped.
-export async function table(place, columns, rows, { order = [], search = "", length = 50, caption = "", empty = "Nothing matches." } = {}) {
+export async function table(place, columns, rows, { order = [], search = "", length = 50, total = rows.length, caption = "", empty = "Nothing matches." } = {}) {
   const { jQuery } = await bundle();
   place.replaceChildren();
   if (caption) place.append(el("caption", { class: "hidden" }, caption));
@@ -173,11 +173,12 @@ export async function table(place, columns, rows, { order = [], search = "", len
     order,
     search: { search },
     pageLength: length,
+    paging: total > length,
     lengthChange: false,
     deferRender: true,
     autoWidth: false,
     layout: { topStart: "search", topEnd: null, bottomStart: "info", bottomEnd: "paging" },
-    language: { search: "Filter", searchPlaceholder: "", emptyTable: empty, zeroRecords: empty, info: "_START_ to _END_ of _TOTAL_", infoFiltered: "(of _MAX_)", infoEmpty: "none" },
+    language: { search: "Search", searchPlaceholder: "", emptyTable: empty, zeroRecords: empty, info: "_START_ to _END_ of _TOTAL_", infoFiltered: "(of _MAX_)", infoEmpty: "none" },
   });
   place.dataset.drawn = "yes";
   return made;

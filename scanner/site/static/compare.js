@@ -87,7 +87,7 @@ function small(base, values, short, x, title) {
   const scale = { domain: short, range: COLORS.slice(0, short.length) };
   return { $schema: base.$schema, config: { ...base.config, header: { labelFontSize: 12, title: null, labelFontWeight: "bold" }, legend: { ...base.config.legend, columns: wide < 600 ? 1 : 3, labelLimit: Math.max(220, wide / 3) } },
     data: { values }, facet: { field: "role", type: "nominal", title: null, sort: roles }, columns,
-    spec: { width: Math.max(150, Math.floor(wide / columns) - 62), height: 130, layer: [
+    spec: { width: Math.max(150, Math.floor((wide - 50) / columns) - 26), height: 130, layer: [
       { mark: { type: "rule", color: "#8C8C8C", strokeDash: [2, 2] }, encoding: { y: { datum: 0.5 } } },
       { mark: { type: "line", point: { size: 14 }, strokeWidth: 1.6 }, encoding: { x, y: { field: "value", type: "quantitative", title, scale: { domain: [0, Math.max(0.6, ...values.map((one) => one.value))] }, axis: { tickCount: 4 } },
         color: { field: "model", type: "nominal", scale, legend: { orient: "top", title: null } },
@@ -136,7 +136,7 @@ async function pairsIn(models) {
   const { base, draw } = await charts();
   await draw(chart, { ...base, height: 220, data: { values: turned }, mark: { type: "line", point: true }, encoding: {
     x: { field: "x", type: "ordinal", title: "decile of the singular values, 1 = smallest", axis: { labelAngle: 0 } },
-    y: { field: "value", type: "quantitative", title: "share that turned" }, color: { field: "pair", type: "nominal", scale: { range: COLORS } },
+    y: { field: "value", type: "quantitative", title: "share that turned" }, color: { field: "pair", type: "nominal", scale: { range: COLORS }, legend: { orient: "top", title: null, columns: 1, labelLimit: Math.max(220, chart.clientWidth - 60) } },
     tooltip: [{ field: "pair" }, { field: "x", title: "decile" }, { field: "value", format: ".3g" }] } }, "Share of the singular vectors that turned, by decile");
 }
 

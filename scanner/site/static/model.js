@@ -55,7 +55,7 @@ async function drawMatrices() {
     const now = state();
     return matrices.filter((one) => (!now.get("role") || roleName(one) === now.get("role")) && (!now.get("place") || placeOf([one.stack, one.layer]) === now.get("place")));
   };
-  const made = await table(byId("matrices-table"), columns, chosen(), { order: [], search: state().get("q") || "", length: 25, caption: "Matrices of the model" });
+  const made = await table(byId("matrices-table"), columns, chosen(), { order: [], search: state().get("q") || "", length: 25, total: matrices.length, caption: "Matrices of the model" });
   const show = () => {
     const now = state();
     const where = [now.get("role"), now.get("place") ? `layer ${now.get("place")}` : ""].filter(Boolean).join(", ");

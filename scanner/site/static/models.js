@@ -1,5 +1,5 @@
 // The page of all models: search, facets, sorting, heat strips, and a choice to compare.
-import { byId, el, esc, fail, json, known, modelPage, number, onBack, p, root, setState, size, state, strip, table } from "./common.js";
+import { byId, el, esc, fail, heat, json, modelPage, number, onBack, p, root, setState, size, state, strip, table } from "./common.js";
 
 const SIZES = [["under 100M", 0, 1e8], ["100M to 1B", 1e8, 1e9], ["1B to 10B", 1e9, 1e10], ["10B and more", 1e10, Infinity]];
 const sizeOf = (entry) => (SIZES.find(([, from, to]) => entry.parameters >= from && entry.parameters < to) || ["unknown"])[0];
@@ -28,15 +28,14 @@ const columns = [
   { title: "", order: false, search: false, class: "choose", value: () => "",
     html: (one) => `<input type="checkbox" value="${esc(one.key)}" aria-label="Compare ${esc(one.name)}"${chosen.has(one.key) ? " checked" : ""}>` },
   { title: "Model", name: "model", class: "name", value: (one) => one.name, text: (one) => [one.name, one.family, one.architecture, one.base, one.format].join(" "),
-    html: (one) => `<a href="${esc(modelPage(one.key))}">${esc(one.name)}</a><small>${esc([one.architecture, one.failed ? one.failed + " failed" : ""].filter(Boolean).join(" · "))}</small>` },
+    html: (one) => `<a href="${esc(modelPage(one.key))}">${esc(one.name)}</a><small>${esc([one.architecture, one.format, one.failed ? one.failed + " failed" : ""].filter(Boolean).join(" · "))}</small>` },
   { title: "Roles by decile", order: false, search: false, class: "heat", value: () => "", html: strip },
-  { title: "Mean p", name: "p", class: "n", search: false, value: (one) => one.p, html: (one) => `<span class="cell" style="background:${known(one.p) ? `color-mix(in srgb, #0072b2 ${Math.round(62 * Math.max(0, 1 - 2 * one.p))}%, transparent)` : "transparent"}">${p(one.p)}</span>` },
+  { title: "Mean p", name: "p", class: "n", search: false, value: (one) => one.p, html: (one) => `<span class="cell" style="background:${heat(one.p)}">${p(one.p)}</span>` },
   { title: "Above, %", name: "above", class: "n", search: false, value: (one) => one.above, html: (one) => number(one.above) },
   { title: "Below, %", name: "below", class: "n", search: false, value: (one) => one.below, html: (one) => number(one.below) },
   { title: "Least random", name: "learned", class: "wide", value: (one) => one.learned || "" },
   { title: "Parameters", name: "parameters", class: "n", search: false, value: (one) => one.parameters ?? null, html: (one) => size(one.parameters) },
   { title: "Matrices", name: "matrices", class: "n wide", search: false, value: (one) => one.matrices, html: (one) => number(one.matrices) },
-  { title: "Format", name: "format", class: "wide", value: (one) => one.format || "" },
   { title: "Scanned", name: "scanned", class: "wide", value: (one) => one.finished || "", html: (one) => esc((one.finished || "").slice(0, 10)) },
 ];
 const place = (name) => columns.findIndex((column) => column.name === name);
@@ -74,7 +73,7 @@ async function start() {
   };
   const first = wanted();
   let silent = true;
-  const made = await table(byId("models"), columns, first.rows, { order: first.order, search: first.search, caption: "Models of the store", empty: "No model matches. Clear the filters to see all." });
+  const made = await table(byId("models"), columns, first.rows, { order: first.order, search: first.search, total: index.models.length, caption: "Models of the store", empty: "No model matches. Clear the filters to see all." });
   const show = () => {
     silent = true;
     const now = wanted();
