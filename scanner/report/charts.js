@@ -81,8 +81,10 @@ window.rmtCharts = (() => {
       const result = await vegaEmbed(place, themed(specification, place.clientWidth), options);
       live.set(place, { specification, label, result });
       for (const svg of place.querySelectorAll("svg")) {
+        // A chart is one image with a label, not a thousand marks without names.
+        for (const mark of svg.querySelectorAll("[role], [aria-label]")) for (const name of ["role", "aria-label", "aria-roledescription"]) mark.removeAttribute(name);
         svg.setAttribute("role", "img");
-        if (label) svg.setAttribute("aria-label", label);
+        svg.setAttribute("aria-label", label || "chart");
       }
       for (const summary of place.querySelectorAll("summary")) summary.setAttribute("aria-label", "Download this chart");
       place.dataset.drawn = "yes";

@@ -164,7 +164,11 @@ def _writable(path: Path) -> Path:
 
 
 def findings_of_model(
-    store: Store, model: str, matrices: Sequence[Mapping[str, Any]], scans: Sequence[Mapping[str, Any]]
+    store: Store,
+    model: str,
+    matrices: Sequence[Mapping[str, Any]],
+    scans: Sequence[Mapping[str, Any]],
+    controls: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[tuple[str, wording.Finding]]:
     """Return what stands out in one model, each with its kind, a short title.
 
@@ -173,6 +177,7 @@ def findings_of_model(
         model: name of the model.
         matrices: rows of statement `matrices`.
         scans: rows of statement `scans`, newest first.
+        controls: rows of query `control_check`, which are the same for all models; None: they are asked for.
     """
 
     def asked(query: str, **params: object) -> list[dict[str, Any]]:
@@ -180,6 +185,7 @@ def findings_of_model(
         return rows
 
     shapes = {(row["rows"], row["cols"]) for row in matrices}
+    controls = store.query("control_check").to_pylist() if controls is None else controls
     found = (
         ("Failed tensors", findings.coverage(scans)),
         ("Scale, head structure and direction", findings.decomposition(asked("decompose", layers=False), model)),
@@ -189,7 +195,7 @@ def findings_of_model(
         ("Similarity of the blocks", findings.consistency(asked("role_consistency"), model)),
         ("Estimates of \N{GREEK SMALL LETTER SIGMA}", findings.sigma(matrices, model)),
         ("Stored type", findings.stored_as(matrices)),
-        ("Random controls", findings.controls(store.query("control_check").to_pylist(), shapes)),
+        ("Random controls", findings.controls(controls, shapes)),
     )
     return [(kind, finding) for kind, finding in found if finding is not None]
 

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from scanner.checkpoint.names import printable
+from scanner.errors import StoreError
 from scanner.figures.selection import rows_of
 from scanner.figures.theme import short
 from scanner.report.page import findings_of_model, findings_of_pair
@@ -88,7 +89,35 @@ def models_of(store: Store) -> list[Model]:
     ]
 
 
-def entry(store: Store, model: Model, headline: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Fleet:
+    """Answers of named queries about all models of a store at once, which is faster than model by model."""
+
+    overview: Mapping[str, Row]
+    """Row of query `fleet_overview` by model."""
+    roles: Mapping[str, Sequence[Row]]
+    """Rows of query `role_table` by model."""
+    controls: Sequence[Row]
+    """Rows of query `control_check`."""
+
+
+def fleet(store: Store, names: Sequence[str]) -> Fleet:
+    """Return what the named queries say about these models, which may be differences, too."""
+    several = len(names) > 4
+    overview: dict[str, Row] = {}
+    roles: dict[str, list[Row]] = {}
+    if several:
+        overview = {row["model"]: row for row in store.query("fleet_overview").to_pylist()}
+        for row in store.query("role_table").to_pylist():
+            roles.setdefault(row["model"], []).append(row)
+    for name in names:
+        if name not in overview:  # a difference counts only if it is named
+            overview |= {row["model"]: row for row in store.query("fleet_overview", model=name).to_pylist()}
+            roles[name] = store.query("role_table", model=name).to_pylist()
+    return Fleet(overview, roles, store.query("control_check").to_pylist() if names else [])
+
+
+def entry(store: Store, model: Model, known: Fleet, headline: str) -> dict[str, Any]:
     """Return the entry of a model in the index, at most 2 kB as JSON: facts for facets, and the heat strip.
 
     `heat` has for every role ten pairs of digits: the mean p of both sides by decile in hundredths, smallest singular values first,
@@ -97,9 +126,14 @@ def entry(store: Store, model: Model, headline: str) -> dict[str, Any]:
     Args:
         store: the store to read.
         model: the model.
+        known: answers about all models.
         headline: what stands out most.
     """
-    [row] = store.query("fleet_overview", model=model.name).to_pylist()
+    row = known.overview.get(model.name)
+    if row is None:
+        raise StoreError(
+            f"{printable(model.name)!r} left the store {store.url!r} while the site was written: write it again"
+        )
     scans = report_rows(store, "scans", model=model.name)
     about = {
         "key": model.key,
@@ -118,7 +152,7 @@ def entry(store: Store, model: Model, headline: str) -> dict[str, Any]:
         "below": short(row["left_percent"], 3),
         "above": short(row["right_percent"], 3),
         "learned": row["learned_role"],
-        "heat": heat(store.query("role_table", model=model.name).to_pylist()),
+        "heat": heat(known.roles.get(model.name, ())),
         "headline": shown(headline)[:200],
     }
     if model.difference:
@@ -147,7 +181,7 @@ def heat(rows: Iterable[Row]) -> dict[str, str]:
     }
 
 
-def aggregates(store: Store, model: Model, matrices: Sequence[Row]) -> dict[str, Any]:
+def aggregates(store: Store, model: Model, matrices: Sequence[Row], known: Fleet) -> dict[str, Any]:
     """Return the aggregates of a model: 20 to 50 kB as JSON for the usual sizes.
 
     `map` has places (stack, layer, number of matrices by role), roles, and for each measure a list by place of lists by role.
@@ -155,7 +189,7 @@ def aggregates(store: Store, model: Model, matrices: Sequence[Row]) -> dict[str,
     """
     scans = report_rows(store, "scans", model=model.name)
     newest = scans[0]
-    found = findings_of_model(store, model.name, matrices, scans)
+    found = findings_of_model(store, model.name, matrices, scans, known.controls)
     [counted] = rows_of(store, _SQL / "slices.sql", model=model.name)
     pairs = [_pair(store, base, tuned) for base, tuned, _ in model.pairs if tuned == model.name]
     return {

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -54,7 +55,7 @@ def serve(
     open_store(url)  # errors come before anything is written
     with tempfile.TemporaryDirectory(prefix="rmtscan-site-") as folder:
         site = _write(url, folder, tell)
-        with contextlib.suppress(KeyboardInterrupt):
+        with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
             asyncio.run(_serve(url, Path(folder), port, interval, lambda address: ready(address, site), tell))
 
 
@@ -102,6 +103,10 @@ async def _serve(
 ) -> None:
     from aiohttp import web
 
+    # A service manager ends the server with SIGTERM: the temporary folder is removed then, too.
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    with contextlib.suppress(NotImplementedError, RuntimeError):
+        loop.add_signal_handler(signal.SIGTERM, task.cancel if task is not None else loop.stop)
     runner = web.AppRunner(application(folder), access_log=None)
     await runner.setup()
     try:

@@ -36,7 +36,7 @@ from scanner.fleet.digest import as_html, as_json, digest, nights_of
 from scanner.report.wording import in_shell
 from scanner.site import content
 from scanner.site.assets import assets
-from scanner.site.content import Model
+from scanner.site.content import Fleet, Model
 from scanner.store import Store
 from scanner.store.database import listing
 from scanner.store.publish import without_local_paths
@@ -109,36 +109,37 @@ def write_site(
     unfinished = {(scan.model or scan.scan_id): scan.parts for scan in store.unfinished()}
     paths: dict[str, str] = {}
     made: dict[str, dict[str, Any]] = {}
-    written = 0
     with _explained(target):
         place = _Place(target, paths)
         for name, data in files.items():
             place.write(f"assets/{name}", data)
         controls = _Controls(store, place, _digest(_FORM, controls_version))
-        for number, model in enumerate(models):
-            state = _digest(
-                _FORM,
-                __version__,
-                live,
-                model.name,
-                model.scans,
-                model.pairs,
+        states = {
+            model.key: _digest(
+                (_FORM, __version__, live, model.name, model.scans, model.pairs),
                 controls_version,
                 unfinished.get(model.name),
             )
-            known = made_before.get(model.key)
+            for model in models
+        }
+        for model in models:
+            before_it = made_before.get(model.key)
             if (
-                known is not None
-                and known["state"] == state
-                and all((target / path).is_file() for path in known["paths"])
+                before_it is not None
+                and before_it["state"] == states[model.key]
+                and all((target / path).is_file() for path in before_it["paths"])
             ):
-                made[model.key] = known
-                for path in known["paths"]:
-                    paths[path] = ""
-                continue
-            progress(f"{printable(model.name)} ({number + 1} of {len(models)})")
-            made[model.key] = {"state": state, **_write_model(store, model, place, controls, state, live=live)}
-            written += 1
+                made[model.key] = before_it
+                paths.update(dict.fromkeys(before_it["paths"], ""))
+        changed = [model for model in models if model.key not in made]
+        known = content.fleet(store, [model.name for model in changed])
+        for number, model in enumerate(changed):
+            progress(f"{printable(model.name)} ({number + 1} of {len(changed)})")
+            state = states[model.key]
+            made[model.key] = {
+                "state": state,
+                **_write_model(store, model, known, place, controls, state, live=live),
+            }
         entries = [made[model.key]["entry"] for model in models]
         nights = _write_nights(store, place)
         waiting = [{"name": printable(name), "parts": parts} for name, parts in sorted(unfinished.items())]
@@ -159,7 +160,7 @@ def write_site(
         manifest = {"written_by": f"rmtscan {__version__}", "files": sorted(paths), "models": made}
         _replace(target / MANIFEST, _json(manifest))
     size = sum((target / path).stat().st_size for path in paths)
-    return Site(path=target, models=len(models), written=written, nights=len(nights), bytes=size)
+    return Site(path=target, models=len(models), written=len(changed), nights=len(nights), bytes=size)
 
 
 @dataclass
@@ -202,18 +203,18 @@ class _Controls:
 
 
 def _write_model(
-    store: Store, model: Model, place: _Place, controls: _Controls, state: str, *, live: bool
+    store: Store, model: Model, known: Fleet, place: _Place, controls: _Controls, state: str, *, live: bool
 ) -> dict[str, Any]:
     """Write the files of one model; returns its entry of the index and their paths."""
     matrices = content.matrices_of(store, model)
-    about = content.aggregates(store, model, matrices)
+    about = content.aggregates(store, model, matrices, known)
     stored = content.vectors(store, model, matrices)
     folder = f"models/{model.key}"
     file = f"vectors-{state[:12]}.bin"
     shapes = dict.fromkeys((row["rows"], row["cols"]) for row in matrices)
     of_shape = {f"{rows}x{cols}": path for rows, cols in shapes if (path := controls.file(rows, cols)) is not None}
     headline = next((one["headline"] for one in about["findings"] if not one["warning"]), "")
-    entry = content.entry(store, model, headline)
+    entry = content.entry(store, model, known, headline)
     files = {
         "model.json": _json(about),
         "matrices.json": _json(content.listed(matrices, stored, file, of_shape)),

@@ -55,7 +55,9 @@ def test_a_served_site_follows_its_store(tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "store"), create=True)
     add_scan(store, "a", [Matrix()], model="first")
     command = [sys.executable, "-m", "scanner.cli.main", "serve", store.url, "--port", "0", "--interval", "0.2"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "TMPDIR": str(temporary)}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path) as server:
         try:
             assert server.stderr is not None
@@ -73,5 +75,6 @@ def test_a_served_site_follows_its_store(tmp_path: Path) -> None:
                 assert time.monotonic() < end, "the site does not follow its store"
                 time.sleep(0.1)
         finally:
-            server.send_signal(signal.SIGINT)
-            assert server.wait(30) in (0, 130)
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(30) == 0
+    assert not [path for path in temporary.iterdir() if path.name.startswith("rmtscan-site-")]

@@ -25,7 +25,7 @@ function choosing() {
 }
 
 const columns = [
-  { title: "", order: false, search: false, class: "choose", value: () => "",
+  { title: "Compare", order: false, search: false, class: "choose", value: () => "",
     html: (one) => `<input type="checkbox" value="${esc(one.key)}" aria-label="Compare ${esc(one.name)}"${chosen.has(one.key) ? " checked" : ""}>` },
   { title: "Model", name: "model", class: "name", value: (one) => one.name, text: (one) => [one.name, one.family, one.architecture, one.base, one.format].join(" "),
     html: (one) => `<a href="${esc(modelPage(one.key))}">${esc(one.name)}</a><small>${esc([one.architecture, one.format, one.failed ? one.failed + " failed" : ""].filter(Boolean).join(" · "))}</small>` },
