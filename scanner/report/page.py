@@ -105,7 +105,8 @@ def render(store: Store, models: Sequence[str], *, progress: Callable[[str], Non
             row["anchor"] = anchors.matrix(f"m{number}", row)
     points, every = budget({model: len(rows) for model, rows in matrices.items()})
     charts: dict[str, Any] = {}
-    sections, explored, experiments = [], [], []
+    sections, explored = [], []
+    experiments: list[dict[str, Any]] = []
     for number, model in enumerate(models):
         progress(f"{printable(model)} ({number + 1} of {len(models)})")
         section = _model(store, model, matrices[model], f"m{number}")

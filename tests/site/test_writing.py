@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,8 +32,8 @@ def layers(count: int = 2, **more: object) -> list[Matrix]:
     return [Matrix(tensor=f"block.{layer}.query", layer=layer, more=dict(more)) for layer in range(count)]
 
 
-def read(folder: Path, path: str) -> dict[str, object]:
-    found: dict[str, object] = json.loads((folder / path).read_text("utf-8"))
+def read(folder: Path, path: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / path).read_text("utf-8"))
     return found
 
 
