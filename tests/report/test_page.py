@@ -272,6 +272,9 @@ def test_dark_colors_follow_the_system_and_the_button(browser: Browser, page: Pa
         browser.open(page)
         assert browser.run(paper) == "rgb(18, 23, 29)"
         browser.wait(lambda: browser.run(ink) == "#f2f4f7")
+        paths = "[...document.querySelectorAll('#explorer-spectrum svg .mark-line path')]"
+        lines = f"return {paths}.map((one) => one.getAttribute('stroke'))"
+        assert "#f2f4f7" in browser.run(lines), "the law, which is black on white paper"
         browser.run("document.querySelector('[data-theme-toggle]').click()")
         assert browser.run(paper) == "rgb(255, 255, 255)"
         browser.wait(lambda: browser.run(ink) not in (None, "#f2f4f7"))
