@@ -27,7 +27,7 @@ from tests.site.conftest import Served
 
 FIRST_PAGE_SECONDS, FIRST_PAGE_BYTES, ENTRY_BYTES = 1.0, 2e6, 2048
 MODELS, QUICK_MODELS = (10, 100, 500), (3,)
-SHAPE = Fleet(scans=0, revisions=0, comparisons=0, layers=12, width=128, inner=320)
+SHAPE = Fleet(scans=0, revisions=0, comparisons=0, layers=6, width=96, inner=256)
 QUICK_SHAPE = replace(SHAPE, layers=2, width=32, inner=80)
 
 

@@ -37,6 +37,7 @@ from scanner.report.wording import in_shell
 from scanner.site import content
 from scanner.site.assets import assets
 from scanner.site.content import Fleet, Model
+from scanner.site.narrow import narrowed
 from scanner.store import Store
 from scanner.store.database import listing
 from scanner.store.publish import without_local_paths
@@ -44,6 +45,8 @@ from scanner.store.tables import listed_tables
 from scanner.version import __version__
 
 MANIFEST = "rmtscan-site.json"
+FEW = 8
+"""Number of models up to which all questions go to the whole store."""
 PAGES = ("index.html", "compare.html", "matrix.html", "nightly.html")
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 #: Part of the state of every model: raised when the files of a model change their form.
@@ -136,10 +139,15 @@ def write_site(
         for number, model in enumerate(changed):
             progress(f"{printable(model.name)} ({number + 1} of {len(changed)})")
             state = states[model.key]
+            # A comparison may belong to scans of other models and revisions.
+            narrow = len(models) > FEW and not model.pairs
+            own = narrowed(store, model.scans) if narrow else store
             made[model.key] = {
                 "state": state,
-                **_write_model(store, model, known, place, controls, state, live=live),
+                **_write_model(own, model, known, place, controls, state, live=live),
             }
+            if narrow:
+                own.close()
         entries = [made[model.key]["entry"] for model in models]
         nights = _write_nights(store, place)
         waiting = [{"name": printable(name), "parts": parts} for name, parts in sorted(unfinished.items())]

@@ -108,6 +108,18 @@ def test_the_same_store_makes_the_same_site(own: Store, tmp_path: Path) -> None:
         assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes()
 
 
+def test_many_models_have_the_same_files_as_few(own: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(3):
+        add_scan(own, f"s{number}", layers(number + 1), model=f"model-{number}", hours=number)
+        add_scan(own, f"t{number}", layers(1), model=f"model-{number}", hours=9 + number, sigma="std")
+    write_site(own, tmp_path / "few")
+    monkeypatch.setattr("scanner.site.writing.FEW", 0)
+    write_site(own, tmp_path / "many")
+    files = [path for path in (tmp_path / "few").rglob("*") if path.is_file()]
+    for path in files:
+        assert (tmp_path / "many" / path.relative_to(tmp_path / "few")).read_bytes() == path.read_bytes()
+
+
 def test_an_empty_store_has_a_site_that_says_so(own: Store, tmp_path: Path) -> None:
     assert write_site(own, tmp_path / "site").models == 0
     assert "no finished scan" in (tmp_path / "site" / "index.html").read_text("utf-8")
