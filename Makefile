@@ -92,6 +92,8 @@ demo: install $(BASE)/model.safetensors $(TUNED)/model.safetensors ## scan two r
 	@echo "  $(BIN)/rmtscan query decompose --store $(DEMO_STORE) --param layers=false"
 	@echo "  $(BIN)/rmtscan query layer_trend --store $(DEMO_STORE) --param role=mlp_up"
 	@echo "  $(BIN)/rmtscan sql \"SELECT role, region, count(*) AS vectors, avg(v_p) AS v_p FROM vectors GROUP BY ALL ORDER BY ALL\" --store $(DEMO_STORE)"
+	@echo "Browse the models, compare them, and follow them down to single matrices:"
+	@echo "  $(BIN)/rmtscan serve $(DEMO_STORE)"
 
 test: install samples browser lint types docs-check tests ## lint, types, generated documentation and tests
 

@@ -16,8 +16,12 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 
 from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
+from typing import TYPE_CHECKING  # noqa: E402
 
 import pytest  # noqa: E402
+
+if TYPE_CHECKING:
+    from tests.report.browser import Browser
 
 SAMPLES = Path(os.environ.get("RMTSCAN_SAMPLES", Path(__file__).parent.parent / ".cache" / "samples"))
 
@@ -82,3 +86,13 @@ def local_ray() -> Iterator[None]:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=256 << 20)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """One headless browser for all tests of pages."""
+    from tests.report.browser import Browser
+
+    opened = Browser(tmp_path_factory.mktemp("browser"))
+    yield opened
+    opened.close()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,7 @@ def test_every_benchmark_is_tried_here() -> None:
         "scan",
         "scaling",
         "queries",
+        "site",
         "store",
         "values",
     }
@@ -196,3 +198,13 @@ def test_scaling(tmp_path: Path) -> None:
     memory = found["memory"]
     assert memory["peak_MB"] >= memory["at_start_MB"] > 50  # torch and Ray are in there: it is the worker that was seen
     assert memory["peak_MB"] <= 4 * memory["largest_float64_MB"] + 600
+
+
+def test_site(tmp_path: Path) -> None:
+    if shutil.which("chromedriver") is None:
+        pytest.skip("chromedriver is missing: run `make browser`")
+    found = _run("site", tmp_path)
+    _all_numbers_are_positive(found["writing"])
+    for row in found["pages"]:
+        assert row["value"] > 0
+        assert row["met"] == "yes" or row["unit"] == "s"

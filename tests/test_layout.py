@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "callbacks": WORK | {"memory"},
     "export": DATA,
     "compress": WORK | {"experiments"},
-    "site": DATA | {"figures", "report"},
+    "site": DATA | {"figures", "report", "fleet"},
     "cli": WORK | {"experiments", "fleet", "figures", "report", "export", "compress", "site"},
 }
 """Which packages a package may import, beside itself and `SHARED`."""

@@ -32,6 +32,7 @@ VERBS = (
     "compress",
     "plot",
     "report",
+    "site",
     "export",
     "publish",
     "verify",

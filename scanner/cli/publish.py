@@ -1,15 +1,18 @@
-"""`rmtscan publish`: write a store as a dataset folder for the Hugging Face Hub."""
+"""`rmtscan publish`: write a store as a dataset folder or a static Space for the Hugging Face Hub."""
 
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from scanner.cli import options
 from scanner.cli.output import FormatOption, note, write
 from scanner.cli.progress import waiting
+
+if TYPE_CHECKING:
+    from scanner.store import Store
 
 
 def register(app: typer.Typer) -> None:
@@ -31,9 +34,12 @@ def publish(
     force: Annotated[
         bool, typer.Option("--force", help="Write into a folder that contains other files; they are kept.")
     ] = False,
+    space: Annotated[
+        bool, typer.Option("--space", help="Write the site of the store as a static Space instead of a dataset.")
+    ] = False,
     form: FormatOption = "table",
 ) -> None:
-    """Write a store as a dataset folder for the Hugging Face Hub: Parquet files and a card, for `datasets` and DuckDB.
+    """Write a store as a folder for the Hugging Face Hub: a dataset of Parquet files for `datasets` and DuckDB, or a Space.
 
     Only finished scans are published, without paths of this machine. Publishing again updates the folder: files that changed are
     written, files that are no longer in the store are removed, and all others stay as they are.
@@ -43,6 +49,8 @@ def publish(
         rmtscan publish results --to dataset
 
         hf upload ORG/NAME dataset . --repo-type dataset
+
+        rmtscan publish results --space --to space
     """
     import pyarrow as pa
 
@@ -50,6 +58,9 @@ def publish(
     from scanner.store.publish import publish as publish_store
 
     opened = open_store(store)
+    if space:
+        _publish_space(opened, to, name, license_id, force)
+        return
     with waiting(sys.stderr, f"publishing {opened.url}"):
         tables = publish_store(opened, to, name=name, license_id=license_id, force=force)
     columns: dict[str, list[object]] = {
@@ -61,3 +72,12 @@ def publish(
     schema = pa.schema([("table", pa.string()), ("files", pa.int32()), ("rows", pa.int64()), ("bytes", pa.int64())])
     write(pa.table(columns, schema=schema), form)
     note(f"published into {to}; next: hf upload ORG/NAME {to} . --repo-type dataset")
+
+
+def _publish_space(store: Store, to: str, name: str | None, license_id: str, force: bool) -> None:
+    from scanner.site.space import write_space
+
+    site = write_space(store, to, name=name, license_id=license_id, force=force)
+    note(
+        f"wrote {site.models} models into {to}, {site.bytes / 1e6:.1f} MB; next: hf upload ORG/NAME {to} . --repo-type space"
+    )

@@ -30,8 +30,8 @@ def report(
 ) -> None:
     """Write a report of scanned models: findings, interactive figures and tables in one HTML file.
 
-    The file opens in any browser without a network. It includes compared pairs if both models are in the report.
-    It does not include experiments: see `rmtscan query experiments` for their runs and `rmtscan plot --list` for their figures.
+    The file opens in any browser without a network. It includes compared pairs if both models are in the report, and the
+    experiments on its models. For many models, see `rmtscan site` and `rmtscan serve`.
 
     Examples:
 

@@ -134,7 +134,7 @@ def write_digest(store: Store, night_id: str, url: str) -> str:
         StoreError: the store cannot be read, or the folder cannot be written.
     """
     content = digest(store, night_id)
-    nights = _nights(store)
+    nights = nights_of(store)
     files = StoreFiles(url)
     files.write_bytes(f"{night_id}.json", as_json(content).encode())
     files.write_bytes(f"{night_id}.md", as_markdown(content).encode())
@@ -152,7 +152,7 @@ def digest(store: Store, night_id: str) -> dict[str, Any]:
         ValueError: there is no such night.
         StoreError: the store cannot be read.
     """
-    night = next((night for night in _nights(store) if night["night_id"] == night_id), None)
+    night = next((night for night in nights_of(store) if night["night_id"] == night_id), None)
     if night is None:
         raise ValueError(f"there is no night {night_id!r} in the store {store.url!r}")
     changed = _plain(store.query("releases", night=night_id).to_pylist())
@@ -209,8 +209,13 @@ def as_markdown(content: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def as_html(content: Mapping[str, Any]) -> str:
-    """Return the digest as one HTML file that loads nothing from anywhere."""
+def as_html(content: Mapping[str, Any], *, back: str | None = None) -> str:
+    """Return the digest as one HTML file that loads nothing from anywhere.
+
+    Args:
+        content: what `digest` returns.
+        back: address of the page with all nights, for a digest without the other files beside it; None: with them.
+    """
     night = content["night"]
     sections = [
         {
@@ -234,6 +239,7 @@ def as_html(content: Mapping[str, Any]) -> str:
         lists=lists,
         most=_MOST_ROWS,
         version=content["scanner_version"],
+        back=back,
     )
 
 
@@ -288,7 +294,12 @@ _LISTS = (
 )
 
 
-def _nights(store: Store) -> list[dict[str, Any]]:
+def nights_of(store: Store) -> list[dict[str, Any]]:
+    """Return the nights of a store as JSON types, the newest first.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
     return [row for row in _plain(store.query("nights").to_pylist()) if is_night(row["night_id"]) and row["started_at"]]
 
 

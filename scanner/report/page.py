@@ -21,8 +21,9 @@ from scanner import display
 from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
 from scanner.figures import FIGURES
-from scanner.figures.rendering import SCHEMA_URL, in_script, library
+from scanner.figures.rendering import in_script, library
 from scanner.report import findings, wording
+from scanner.report.anchors import Anchors, slug
 from scanner.report.explorer import budget, explorer
 from scanner.report.models import choose_models
 from scanner.report.statements import rows_of
@@ -30,6 +31,8 @@ from scanner.store import Store
 from scanner.version import __version__
 
 _HERE = Path(__file__).resolve().parent
+CHARTS, THEME, STYLE = _HERE / "charts.js", _HERE / "theme.js", _HERE / "report.css"
+"""Scripts and style that the site has, too."""
 MOST_DRAWN = 6
 """Maximal number of models (and of pairs) with figures; tables and findings are not limited."""
 MOST_ROWS = 1000
@@ -45,6 +48,9 @@ _MODEL_FIGURES: tuple[tuple[str, dict[str, object]], ...] = (
     ("heads", {}),
 )
 _PAIR_FIGURES = ("pair_spectra", "overlap")
+_EXPERIMENT_FIGURES = ("ablation", "activation_overlap", "activation_spectrum", "slicing", "finetuning", "lazy")
+"""Figures of runs of experiments; those of which the store has no run are left out."""
+MOST_RUNS = 50
 _SIDES = {"v": "right vectors (input side)", "u": "left vectors (output side)"}
 
 
@@ -99,15 +105,22 @@ def write_report(
 def render(store: Store, models: Sequence[str], *, progress: Callable[[str], None] = lambda _: None) -> tuple[str, int]:
     """Return the page of some models, and the number of pairs in it."""
     matrices = {model: rows_of(store, "matrices", model=model) for model in models}
+    anchors = Anchors()
+    for number, model in enumerate(models):
+        for row in matrices[model]:
+            row["anchor"] = anchors.matrix(f"m{number}", row)
     points, every = budget({model: len(rows) for model, rows in matrices.items()})
     charts: dict[str, Any] = {}
     sections, explored = [], []
+    experiments: list[dict[str, Any]] = []
     for number, model in enumerate(models):
         progress(f"{printable(model)} ({number + 1} of {len(models)})")
         section = _model(store, model, matrices[model], f"m{number}")
         if number < MOST_DRAWN:
             section["figures"] = _draw_all(store, model, f"m{number}", charts)
         sections.append(section)
+        made = _experiments(store, model, f"e{number}", charts if len(experiments) < MOST_DRAWN else None)
+        experiments += [made] if made else []
         if matrices[model]:
             explored.append(explorer(store, model, matrices[model], points=points, every=every[model]))
     pairs = [row for row in rows_of(store, "comparisons") if {row["base_model"], row["tuned_model"]} <= {*models}]
@@ -126,12 +139,18 @@ def render(store: Store, models: Sequence[str], *, progress: Callable[[str], Non
     text = page.render(
         models=sections,
         pairs=pair_sections,
-        explorer=in_script({"models": explored, "schema": SCHEMA_URL}) if explored else None,
+        cards=_cards([(one["name"], one["findings"]) for one in sections]),
+        pair_cards=_cards(
+            [(f"{one['base']} \N{RIGHTWARDS ARROW} {one['tuned']}", one["findings"]) for one in pair_sections]
+        ),
+        experiments=experiments,
+        explorer=in_script({"models": explored}) if explored else None,
         every=max(every.values(), default=1),
         charts=in_script(charts),
         library=library(),
-        style=(_HERE / "report.css").read_text("utf-8"),
-        script=(_HERE / "report.js").read_text("utf-8"),
+        style=STYLE.read_text("utf-8"),
+        theme=THEME.read_text("utf-8"),
+        script=CHARTS.read_text("utf-8") + (_HERE / "report.js").read_text("utf-8"),
         version=__version__,
         most_drawn=MOST_DRAWN,
         most_rows=MOST_ROWS,
@@ -151,25 +170,46 @@ def _writable(path: Path) -> Path:
     return path
 
 
-def _model(store: Store, model: str, matrices: list[dict[str, Any]], key: str) -> dict[str, Any]:
-    scans = rows_of(store, "scans", model=model)
+def findings_of_model(
+    store: Store,
+    model: str,
+    matrices: Sequence[Mapping[str, Any]],
+    scans: Sequence[Mapping[str, Any]],
+    controls: Sequence[Mapping[str, Any]] | None = None,
+) -> list[tuple[str, wording.Finding]]:
+    """Return what stands out in one model, each with its kind, a short title.
+
+    Args:
+        store: the store to read.
+        model: name of the model.
+        matrices: rows of statement `matrices`.
+        scans: rows of statement `scans`, newest first.
+        controls: rows of query `control_check`, which are the same for all models; None: they are asked for.
+    """
 
     def asked(query: str, **params: object) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = store.query(query, model=model, **params).to_pylist()
         return rows
 
     shapes = {(row["rows"], row["cols"]) for row in matrices}
-    found = [
-        findings.coverage(scans),
-        findings.decomposition(asked("decompose", layers=False), model),
-        findings.small_end(asked("small_end", layers=False), model),
-        findings.outliers(asked("outlier_share"), model),
-        findings.depth(matrices, asked("most_learned", top=1), model),
-        findings.consistency(asked("role_consistency"), model),
-        findings.sigma(matrices, model),
-        findings.stored_as(matrices),
-        findings.controls(store.query("control_check").to_pylist(), shapes),
-    ]
+    controls = store.query("control_check").to_pylist() if controls is None else controls
+    found = (
+        ("Failed tensors", findings.coverage(scans)),
+        ("Scale, head structure and direction", findings.decomposition(asked("decompose", layers=False), model)),
+        ("The small end of the spectrum", findings.small_end(asked("small_end", layers=False), model)),
+        ("Outside the bulk", findings.outliers(asked("outlier_share"), model)),
+        ("Depth", findings.depth(matrices, asked("most_learned", top=1), model)),
+        ("Similarity of the blocks", findings.consistency(asked("role_consistency"), model)),
+        ("Estimates of \N{GREEK SMALL LETTER SIGMA}", findings.sigma(matrices, model)),
+        ("Stored type", findings.stored_as(matrices)),
+        ("Random controls", findings.controls(controls, shapes)),
+    )
+    return [(kind, finding) for kind, finding in found if finding is not None]
+
+
+def _model(store: Store, model: str, matrices: list[dict[str, Any]], key: str) -> dict[str, Any]:
+    scans = rows_of(store, "scans", model=model)
+    found = findings_of_model(store, model, matrices, scans)
     shown = (
         sorted(matrices, key=lambda row: (row["p"] is None, row["p"]))[:MOST_ROWS]
         if len(matrices) > MOST_ROWS
@@ -181,15 +221,25 @@ def _model(store: Store, model: str, matrices: list[dict[str, Any]], key: str) -
         "scans": [_scan(scan) for scan in scans],
         "reference": wording.in_shell(_reference(scans[0])),
         "options": _options(scans[0]),
-        "findings": [finding for finding in found if finding is not None],
+        "findings": found,
         "coverage": _coverage(scans),
         "failures": rows_of(store, "failures", model=model, most=MOST_ROWS),
         "unfinished": sum(scan.parts for scan in store.unfinished() if scan.model == model),
-        "roles": asked("role_table"),
+        "roles": _with_anchors(key, store.query("role_table", model=model).to_pylist()),
         "matrices": shown,
         "all_matrices": len(matrices),
         "figures": [],
     }
+
+
+def _with_anchors(key: str, roles: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add a fragment to every row of query `role_table`."""
+    anchors = Anchors()
+    for row in roles:
+        row["anchor"] = anchors.new(
+            key, "role", row["role"], row["module"], {"u": "left", "v": "right"}.get(row["side"])
+        )
+    return roles
 
 
 def _scan(scan: Mapping[str, Any]) -> dict[str, Any]:
@@ -256,7 +306,8 @@ def _object(text: str | None) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _pair(store: Store, pair: Mapping[str, Any], key: str) -> dict[str, Any]:
+def findings_of_pair(store: Store, pair: Mapping[str, Any]) -> list[tuple[str, wording.Finding]]:
+    """Return what fine-tuning changed, each finding with its kind; `pair` is a row of statement `comparisons`."""
     base, tuned = pair["base_model"], pair["tuned_model"]
     rows = rows_of(store, "pairs", base=base, tuned=tuned, model_pair=pair["model_pair"])
     revisions = (pair["base_revision"], pair["tuned_revision"])
@@ -265,13 +316,19 @@ def _pair(store: Store, pair: Mapping[str, Any], key: str) -> dict[str, Any]:
         for row in store.query("pair_by_decile", base=base, tuned=tuned).to_pylist()
         if (row["base_revision"], row["tuned_revision"]) == revisions
     ]
-    models = f"{wording.parameter('base', base)}{wording.parameter('tuned', tuned)}"
-    changes = f"rmtscan query pair_changes{models}"
-    found = [
-        findings.change(rows, changes),
-        findings.turned(deciles, base, tuned),
-        findings.gained(rows, changes),
-    ]
+    changes = f"rmtscan query pair_changes{wording.parameter('base', base)}{wording.parameter('tuned', tuned)}"
+    found = (
+        ("Size of the change", findings.change(rows, changes)),
+        ("Where in the spectrum", findings.turned(deciles, base, tuned)),
+        ("Outliers and intruders", findings.gained(rows, changes)),
+    )
+    return [(kind, finding) for kind, finding in found if finding is not None]
+
+
+def _pair(store: Store, pair: Mapping[str, Any], key: str) -> dict[str, Any]:
+    base, tuned = pair["base_model"], pair["tuned_model"]
+    rows = rows_of(store, "pairs", base=base, tuned=tuned, model_pair=pair["model_pair"])
+    revisions = (pair["base_revision"], pair["tuned_revision"])
     return {
         **pair,
         "key": key,
@@ -279,7 +336,7 @@ def _pair(store: Store, pair: Mapping[str, Any], key: str) -> dict[str, Any]:
         "tuned": printable(tuned) if base != tuned else f"{printable(tuned)} ({printable(str(revisions[1]))})",
         "base_reference": wording.in_shell(base),
         "tuned_reference": wording.in_shell(tuned),
-        "findings": [finding for finding in found if finding is not None],
+        "findings": findings_of_pair(store, pair),
         "matrices": rows[:MOST_ROWS],
         "all_matrices": len(rows),
         "identical": sum(row["identical"] for row in rows),
@@ -302,6 +359,54 @@ def _names(text: str | None) -> list[str]:
         return walk(json.loads(text)) if text else []
     except ValueError:
         return []
+
+
+def _cards(named: Sequence[tuple[str, Sequence[tuple[str, wording.Finding]]]]) -> list[dict[str, Any]]:
+    """Return one card per kind of finding, in the order of the kinds; equal headlines of several models are said once."""
+    kinds: dict[str, dict[str, list[tuple[str, wording.Finding]]]] = {}
+    for name, found in named:
+        for kind, one in found:
+            kinds.setdefault(kind, {}).setdefault(one.headline, []).append((name, one))
+    order = [kind for _, found in named for kind, _ in found]
+    first = {kind: min(at for at, one in enumerate(order) if one == kind) for kind in kinds}
+    return [
+        {
+            "kind": kind,
+            "anchor": slug(kind),
+            "warning": any(one.warning for said in headlines.values() for _, one in said),
+            "said": [
+                {
+                    "headline": headline,
+                    "of": [{"name": name, "detail": one.detail, "query": one.query} for name, one in said],
+                }
+                for headline, said in headlines.items()
+            ],
+        }
+        for kind, headlines in sorted(kinds.items(), key=lambda item: first[item[0]])
+    ]
+
+
+def _experiments(store: Store, model: str, key: str, charts: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return the runs of experiments on a model, their controls and figures; None if there are none."""
+    runs = [row for row in store.query("experiments", model=model).to_pylist() if row["kind"] is not None]
+    if not runs:
+        return None
+    figures = []
+    for number, name in enumerate(_EXPERIMENT_FIGURES):
+        if charts is not None and name in FIGURES:
+            given = {"base" if "base" in FIGURES[name].parameters else "model": model}
+            figures += _draw(store, name, f"{key}-{number}", charts, "", **given)
+    controls = store.query("ablation_controls", model=model).to_pylist()
+    return {
+        "key": key,
+        "name": printable(model),
+        "runs": runs[:MOST_RUNS],
+        "all_runs": len(runs),
+        "figures": figures,
+        "controls": controls[:MOST_ROWS],
+        "query": f"rmtscan query experiments{wording.parameter('model', model)}",
+        "controls_query": f"rmtscan query ablation_controls{wording.parameter('model', model)}",
+    }
 
 
 def _draw_all(store: Store, model: str, key: str, charts: dict[str, Any]) -> list[dict[str, str]]:
@@ -351,6 +456,7 @@ def _templates() -> jinja2.Environment:
         "when": _when,
         "p": wording.number,
         "heat": _heat,
+        "sortable": _sortable,
     }
     return templates
 
@@ -379,6 +485,11 @@ def _when(value: datetime | None) -> str:
 
 
 def _heat(p: float | None) -> str:
-    """Return the background color of a p-value: darker blue for lower values, white from 0.5 upward."""
-    depth = 0.0 if p is None else max(0.0, min(1.0, (0.5 - p) / 0.5))
-    return f"rgba(0, 114, 178, {0.62 * depth:.2f})"
+    """Return the class of the background of a p-value: `h1` to `h16`, darker blue for lower values; none from 0.5 upward."""
+    depth = 0 if p is None else round(16 * max(0.0, min(1.0, (0.5 - p) / 0.5)))
+    return f"h{depth}" if depth else ""
+
+
+def _sortable(value: float | None) -> str:
+    """Return a number as short as sorting a table needs it."""
+    return "" if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)

@@ -43,11 +43,12 @@ class Browser:
         self.driver: Any = webdriver.Chrome(options=options, service=Service(driver, log_output=subprocess.DEVNULL))
         self.driver.set_page_load_timeout(120)
 
-    def open(self, path: Path) -> None:
-        """Open a file, forgetting what was before."""
+    def open(self, page: Path | str) -> None:
+        """Open a file or an address, forgetting what was before."""
         self.driver.get("about:blank")
         self.driver.get_log("performance")
-        self.driver.get(path.resolve().as_uri())
+        self.driver.get_log("browser")
+        self.driver.get(page if isinstance(page, str) else page.resolve().as_uri())
 
     def run(self, script: str, *arguments: object) -> Any:
         """What a script returns."""
@@ -68,6 +69,33 @@ class Browser:
         """Every URL that was asked for since the page was opened."""
         events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         return [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+
+    def received(self) -> dict[str, float]:
+        """Bytes of the bodies that were fetched over the network since the page was opened, by address."""
+        events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        urls = {
+            event["params"]["requestId"]: event["params"]["request"]["url"]
+            for event in events
+            if event["method"] == "Network.requestWillBeSent"
+        }
+        found: dict[str, float] = {}
+        for event in events:
+            if event["method"] == "Network.loadingFinished" and event["params"]["requestId"] in urls:
+                url = urls[event["params"]["requestId"]]
+                found[url] = found.get(url, 0.0) + event["params"]["encodedDataLength"]
+        return found
+
+    def size(self, width: int, *, dark: bool = False) -> None:
+        """Set the width of the window in pixels and the preferred colors; `reset` undoes it."""
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        colors = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [colors]})
+
+    def reset(self) -> None:
+        """Undo `size`."""
+        self.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
     def close(self) -> None:
         """End the browser and its driver."""

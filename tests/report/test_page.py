@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import pytest
 from scanner.report import write_report
 from scanner.store import Store, open_store
 from tests.store.rows import Matrix, add_scan, control
+from tests.store.test_experiment_queries import add_point, add_run
 from tests.store.test_staging_comparisons import METHOD
 
 from .browser import Browser
@@ -80,6 +81,18 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
         p = np.random.default_rng(1).uniform(size=min(rows, cols)).tolist()
         made.write_control(control(rows, cols, singular_values=values, u_p=p, v_p=p), rows, cols, "gaussian", 0)
     add_pair(made, "org/base", EVIL, [("query", layer, 24, 24) for layer in range(3)], method=METHOD)
+    add_run(made, "points", "ablation", model="org/base")
+    for decile in (1, 2, 10):
+        add_point(
+            made,
+            f"p{decile}",
+            run_id="points",
+            model="org/base",
+            set=f"decile:{decile}",
+            roles="query",
+            layers="0-2",
+            delta=0.1 * decile,
+        )
     return made
 
 
@@ -88,13 +101,6 @@ def page(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "report.html"
     write_report(store, [], path)
     return path
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    opened = Browser(tmp_path_factory.mktemp("browser"))
-    yield opened
-    opened.close()
 
 
 def see_everything(browser: Browser) -> None:
@@ -209,3 +215,96 @@ def test_the_page_fits_the_window(browser: Browser, page: Path, width: int) -> N
         assert browser.run("return document.documentElement.scrollWidth") <= width
     finally:
         browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_the_filter_leaves_what_has_every_word(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    shown = "return [...document.querySelectorAll('#m0 table.matrices tbody tr')].filter((row) => !row.hidden).length"
+    type_in = (
+        "const one = document.getElementById('filter'); one.value = arguments[0]; one.dispatchEvent(new Event('input'))"
+    )
+    assert browser.run(shown) == 6
+    browser.run(type_in, "block.1 MLP_up")
+    assert browser.run(shown) == 1
+    assert browser.run("return document.getElementById('filter-count').textContent").endswith("match")
+    browser.run("location.hash = 'm0-layer-2-query'")
+    browser.wait(lambda: browser.run(shown) == 6)
+    browser.run(type_in, "no such word")
+    assert browser.run(shown) == 0
+
+
+def test_a_fragment_leads_to_a_matrix_in_the_table_or_in_the_explorer(browser: Browser, page: Path) -> None:
+    shown = "return document.getElementById('explorer').dataset.shown"
+    browser.open(f"{page.as_uri()}#explore/m0-layer-2-mlp-up")
+    browser.wait(lambda: browser.run(shown) == "mlp_up / layer 2")
+    browser.open(f"{page.as_uri()}#m0-layer-1-query")
+    browser.wait(lambda: browser.run(shown) == "query / layer 1")
+    assert browser.run("return document.querySelector(':target').innerText").startswith("1")
+    browser.run("document.getElementById('choose-next').click()")
+    browser.wait(lambda: browser.driver.current_url.endswith("#explore/m0-layer-2-query"))
+
+
+def test_every_fragment_of_a_link_exists_and_no_id_is_given_twice(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    ids = browser.run("return [...document.querySelectorAll('[id]')].map((one) => one.id)")
+    assert len(ids) == len({*ids})
+    script = "return [...document.querySelectorAll('a[href^=\"#\"]')].map((one) => one.getAttribute('href').slice(1))"
+    links = [link for link in browser.run(script) if link]  # those of Vega's menus are empty
+    assert {link.removeprefix("explore/") for link in links} <= {*ids}
+    for wanted in (
+        "findings",
+        "m0",
+        "m0-roles",
+        "m0-role-query-left",
+        "m0-matrices",
+        "m1-layer-0-mlp-up",
+        "p0",
+        "p0-matrices",
+    ):
+        assert wanted in ids
+
+
+def test_dark_colors_follow_the_system_and_the_button(browser: Browser, page: Path) -> None:
+    paper = "return getComputedStyle(document.body).backgroundColor"
+    ink = "return document.querySelector('#explorer-spectrum svg .role-axis-label text')?.getAttribute('fill')"
+    browser.size(1400, dark=True)
+    try:
+        browser.open(page)
+        assert browser.run(paper) == "rgb(18, 23, 29)"
+        browser.wait(lambda: browser.run(ink) == "#f2f4f7")
+        paths = "[...document.querySelectorAll('#explorer-spectrum svg .mark-line path')]"
+        lines = f"return {paths}.map((one) => one.getAttribute('stroke'))"
+        assert "#f2f4f7" in browser.run(lines), "the law, which is black on white paper"
+        browser.run("document.querySelector('[data-theme-toggle]').click()")
+        assert browser.run(paper) == "rgb(255, 255, 255)"
+        browser.wait(lambda: browser.run(ink) not in (None, "#f2f4f7"))
+        browser.run("localStorage.clear()")
+    finally:
+        browser.reset()
+    assert browser.console() == []
+
+
+def test_a_printed_report_has_every_column_of_its_tables(browser: Browser, page: Path) -> None:
+    """On paper nothing scrolls: tables must be as narrow as the page."""
+    browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    browser.driver.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 680, "height": 960, "deviceScaleFactor": 1, "mobile": False}
+    )
+    try:
+        browser.open(page)
+        wide = browser.run(
+            "return [...document.querySelectorAll('table')].filter((one) => one.offsetWidth > 681).length"
+        )
+        assert wide == 0
+        assert browser.run("return getComputedStyle(document.querySelector('nav')).display") == "none"
+    finally:
+        browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+        browser.reset()
+
+
+def test_experiments_are_told_of(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    section = browser.run("return document.getElementById('experiments')?.innerText")
+    assert "ablation" in section
+    assert "rmtscan query experiments" in section
+    assert browser.run("return document.querySelectorAll('#experiments [data-chart]').length") >= 1

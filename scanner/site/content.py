@@ -1,0 +1,489 @@
+"""What a site says about one model, from named queries: an entry of the index, aggregates, the list of matrices, and their vectors.
+
+The functions read a store and return plain data; they write nothing. Names from a checkpoint lose control characters here.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from scanner.checkpoint.names import printable
+from scanner.errors import StoreError
+from scanner.figures.selection import rows_of
+from scanner.figures.theme import short
+from scanner.report.page import findings_of_model, findings_of_pair
+from scanner.report.statements import rows_of as report_rows
+from scanner.report.wording import Finding, in_shell
+from scanner.store import Store
+from scanner.store.publish import without_local_paths
+from scanner.store.tables import json_object
+
+_SQL = Path(__file__).resolve().parent / "sql"
+
+Row = Mapping[str, Any]
+
+DECILES = 10
+COLUMNS = ("singular_value", "u_p", "v_p", "u_p_scale", "v_p_scale", "scale_density")
+"""Columns of a file of vectors, in this order for every matrix; float32, NaN where the store has no value."""
+STEPS = 250
+"""p-values of aggregates are stored as one byte: p times `STEPS`, or `UNKNOWN`."""
+UNKNOWN = 255
+_KEY = re.compile(r"[^a-z0-9]+")
+_MOST_WORD = 80
+_CLASS = re.compile(r"(For[A-Z]\w*|Model|LMHeadModel)$")
+#: Columns of the list of matrices that are numbers, by their names in the store.
+_NUMBERS = (
+    *("layer", "expert", "rows", "cols", "sigma", "mp_lower", "mp_upper", "outliers_left", "outliers_right"),
+    *("scale_lower", "scale_upper", "outliers_left_scale", "outliers_right_scale", "u_p", "v_p", "p", "p_scale"),
+    *("stable_rank", "effective_rank", "spectral_norm", "mp_ks"),
+)
+_WORDS = ("stack", "role", "module", "dtype", "sigma_kind")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A model of a store, and the results that its pages are made from."""
+
+    name: str
+    key: str
+    """Name of its folder: letters, digits and `-`, unique and the same in every site."""
+    difference: bool
+    """Whether it is a difference `delta:BASE..TUNED`."""
+    scans: tuple[str, ...]
+    pairs: tuple[tuple[str, str, tuple[str, ...]], ...]
+    """Comparisons that it belongs to: base, tuned, ids."""
+
+
+def key_of(name: str) -> str:
+    """Return the name of the folder of a model: a readable part, and a hash, so that no two names share one."""
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    readable = _KEY.sub("-", name.lower()).strip("-")[-48:].strip("-")
+    return f"{readable}-{digest}" if readable else digest
+
+
+def models_of(store: Store) -> list[Model]:
+    """Return the models of a store, differences last, with the results that each is made from."""
+    compared = [
+        (row["base_model"], row["tuned_model"], tuple(row["pairs"])) for row in rows_of(store, _SQL / "comparisons.sql")
+    ]
+    return [
+        Model(
+            name=row["model"],
+            key=key_of(row["model"]),
+            difference=row["difference"],
+            scans=tuple(row["scans"]),
+            pairs=tuple(pair for pair in compared if row["model"] in pair[:2]),
+        )
+        for row in rows_of(store, _SQL / "models.sql")
+    ]
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Answers of named queries about all models of a store at once, which is faster than model by model."""
+
+    overview: Mapping[str, Row]
+    """Row of query `fleet_overview` by model."""
+    roles: Mapping[str, Sequence[Row]]
+    """Rows of query `role_table` by model."""
+    controls: Sequence[Row]
+    """Rows of query `control_check`."""
+
+
+def fleet(store: Store, names: Sequence[str]) -> Fleet:
+    """Return what the named queries say about these models, which may be differences, too."""
+    several = len(names) > 4
+    overview: dict[str, Row] = {}
+    roles: dict[str, list[Row]] = {}
+    if several:
+        overview = {row["model"]: row for row in store.query("fleet_overview").to_pylist()}
+        for row in store.query("role_table").to_pylist():
+            roles.setdefault(row["model"], []).append(row)
+    for name in names:
+        if name not in overview:  # a difference counts only if it is named
+            overview |= {row["model"]: row for row in store.query("fleet_overview", model=name).to_pylist()}
+            roles[name] = store.query("role_table", model=name).to_pylist()
+    return Fleet(overview, roles, store.query("control_check").to_pylist() if names else [])
+
+
+def entry(store: Store, model: Model, known: Fleet, headline: str) -> dict[str, Any]:
+    """Return the entry of a model in the index, at most 2 kB as JSON: facts for facets, and the heat strip.
+
+    `heat` has for every role ten pairs of digits: the mean p of both sides by decile in hundredths, smallest singular values first,
+    or `--` if there is none.
+
+    Args:
+        store: the store to read.
+        model: the model.
+        known: answers about all models.
+        headline: what stands out most.
+    """
+    row = known.overview.get(model.name)
+    if row is None:
+        raise StoreError(
+            f"{printable(model.name)!r} left the store {store.url!r} while the site was written: write it again"
+        )
+    scans = report_rows(store, "scans", model=model.name)
+    about = {
+        "key": model.key,
+        "name": printable(model.name),
+        "family": _family(row),
+        "architecture": _word(row["architecture"]),
+        "base": _word(row["base_model"]),
+        "format": _word(scans[0]["format"]),
+        "dtype": _word(scans[0]["dtype"]),
+        "parameters": row["parameters"],
+        "finished": when(row["finished_at"]),
+        "layers": row["layers"],
+        "matrices": row["matrices"],
+        "failed": row["failed"],
+        "p": short(row["p"], 3),
+        "below": short(row["below_percent"], 3),
+        "above": short(row["above_percent"], 3),
+        "learned": row["learned_role"],
+        "heat": heat(known.roles.get(model.name, ())),
+        "headline": shown(headline)[:200],
+    }
+    if model.difference:
+        about["difference"] = True
+    tunes = [key_of(tuned) for base, tuned, _ in model.pairs if base == model.name]
+    if tunes:
+        about["tunes"] = tunes[:40]
+    bases = [key_of(base) for base, tuned, _ in model.pairs if tuned == model.name]
+    if bases:
+        about["bases"] = bases[:5]
+    return {name: value for name, value in about.items() if value is not None}
+
+
+def heat(rows: Iterable[Row]) -> dict[str, str]:
+    """Return the heat strip of a model from the rows of query `role_table`: see `entry`."""
+    found: dict[str, list[list[float]]] = {}
+    for row in rows:
+        cells = found.setdefault(str(row["role"]), [[] for _ in range(DECILES)])
+        for decile in range(DECILES):
+            value = row[f"d{decile + 1}"]
+            if value is not None:
+                cells[decile].append(value)
+    return {
+        role: "".join(f"{min(99, round(100 * sum(cell) / len(cell))):02d}" if cell else "--" for cell in cells)
+        for role, cells in list(found.items())[:16]
+    }
+
+
+def aggregates(store: Store, model: Model, matrices: Sequence[Row], known: Fleet) -> dict[str, Any]:
+    """Return the aggregates of a model: 20 to 50 kB as JSON for the usual sizes.
+
+    `map` has places (stack, layer, number of matrices by role), roles, and for each measure a list by place of lists by role.
+    `deciles` is base64 of one byte per value (`STEPS`): place, role, decile, and u, v, u_scale, v_scale.
+    """
+    scans = report_rows(store, "scans", model=model.name)
+    newest = scans[0]
+    found = findings_of_model(store, model.name, matrices, scans, known.controls)
+    [counted] = rows_of(store, _SQL / "slices.sql", model=model.name)
+    pairs = [_pair(store, base, tuned) for base, tuned, _ in model.pairs if tuned == model.name]
+    return {
+        "key": model.key,
+        "name": printable(model.name),
+        "difference": model.difference,
+        "facts": _facts(newest),
+        "scans": [
+            {
+                "revision": printable(str(scan["revision"] or ""))[:12],
+                "finished": when(scan["finished_at"]),
+                "matrices": scan["matrices"],
+                "triplets": scan["vectors"],
+                "failed": scan["failed"],
+                "skipped": scan["skipped"] or 0,
+                "sigma": _word(json_object(scan["method"]).get("sigma")),
+                "seconds": short(scan["seconds"], 3),
+            }
+            for scan in scans[:20]
+        ],
+        "coverage": {
+            "analyzed": newest["matrices"],
+            "skipped": newest["skipped"] or 0,
+            "failed": newest["failed"],
+            "reasons": _reasons(newest["skipped_tensors"]),
+            "failures": [
+                {
+                    "tensor": _word(row["tensor"], 200),
+                    "error": _word(row["error"]),
+                    "message": without_local_paths(printable(str(row["message"] or ""))),
+                }
+                for row in report_rows(store, "failures", model=model.name, most=20)
+            ],
+        },
+        "unfinished": sum(scan.parts for scan in store.unfinished() if scan.model == model.name),
+        "slices": counted["slices"],
+        "matrices": len(matrices),
+        "findings": [_finding(one) for _, one in found],
+        "map": _map(matrices, rows_of(store, _SQL / "deciles.sql", model=model.name)),
+        "pairs": pairs,
+        "tunes": [
+            {"key": key_of(tuned), "name": printable(tuned)} for base, tuned, _ in model.pairs if base == model.name
+        ][:100],
+    }
+
+
+def matrices_of(store: Store, model: Model) -> list[dict[str, Any]]:
+    """Return the whole matrices of a model in the order of its blocks."""
+    return report_rows(store, "matrices", model=model.name)
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """The file with the vectors of a model, and where each matrix is in it."""
+
+    content: bytes
+    offsets: list[int | None]
+    """First byte of each matrix; None for a matrix without vectors."""
+    counts: list[int]
+    """Number of triplets of each matrix: its block has `counts` x `len(COLUMNS)` values."""
+
+
+def vectors(store: Store, model: Model, matrices: Sequence[Row]) -> Vectors:
+    """Return the singular triplets of a model as one binary file: for each matrix, one float32 column after the other.
+
+    A matrix takes 4 * len(COLUMNS) * min(rows, cols) bytes, little-endian, so that a page fetches one matrix by its range.
+    """
+    table = store.sql((_SQL / "vectors.sql").read_text("utf-8"), {"model": model.name})
+    keys = zip(*(table[name].to_pylist() for name in ("scan_id", "tensor", "role", "expert", "triplets")), strict=True)
+    sizes = {key[:4]: key[4] for key in keys}
+    starts, at = {}, 0
+    for key, size in sizes.items():
+        starts[key] = at
+        at += size
+    columns = [_floats(table[name]) for name in COLUMNS]
+    blocks: list[bytes] = []
+    offsets: list[int | None] = []
+    counts: list[int] = []
+    position = 0
+    for matrix in matrices:
+        key = (matrix["scan_id"], matrix["tensor"], matrix["role"], matrix["expert"])
+        size = sizes.get(key, 0)
+        counts.append(size)
+        offsets.append(position if size else None)
+        if size:
+            block = b"".join(column[starts[key] : starts[key] + size].tobytes() for column in columns)
+            blocks.append(block)
+            position += len(block)
+    return Vectors(content=b"".join(blocks), offsets=offsets, counts=counts)
+
+
+def _floats(column: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.float32]]:
+    parts = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
+    joined = np.concatenate(parts) if parts else np.empty(0)
+    return np.asarray(joined, dtype="<f4")
+
+
+def listed(matrices: Sequence[Row], stored: Vectors, file: str, controls: Mapping[str, str]) -> dict[str, Any]:
+    """Return the list of the matrices of a model, by columns, with the places of their vectors in `file`.
+
+    Columns of words are indices into `words`, so that a model with thousands of experts stays small.
+
+    Args:
+        matrices: rows of statement `matrices`.
+        stored: the vectors of these matrices.
+        file: name of the file with the vectors.
+        controls: files of random controls by shape, as `ROWSxCOLS`.
+    """
+    words: dict[str, list[str]] = {}
+    columns: dict[str, list[Any]] = {"tensor": [printable(str(row["tensor"])) for row in matrices]}
+    for name in _WORDS:
+        texts = [None if row[name] is None else printable(str(row[name])) for row in matrices]
+        words[name] = sorted({text for text in texts if text is not None})
+        place = {text: number for number, text in enumerate(words[name])}
+        columns[name] = [None if text is None else place[text] for text in texts]
+    for name in _NUMBERS:
+        columns[name] = [_finite(short(row[name], 5)) for row in matrices]
+    shapes = sorted({f"{row['rows']}x{row['cols']}" for row in matrices})
+    return {
+        "file": file,
+        "order": list(COLUMNS),
+        "words": words,
+        "columns": {**columns, "offset": stored.offsets, "count": stored.counts},
+        "controls": {shape: controls[shape] for shape in shapes if shape in controls},
+    }
+
+
+def control(store: Store, rows: int, cols: int) -> bytes | None:
+    """Return the local means of p of the random controls of a shape: u, then v, float32; None without controls."""
+    found = report_rows(store, "controls", rows=rows, cols=cols)
+    if len(found) != min(rows, cols):
+        return None
+    values = [[np.nan if row[side] is None else row[side] for row in found] for side in ("u", "v")]
+    return np.asarray(values, dtype="<f4").tobytes()
+
+
+def _map(matrices: Sequence[Row], deciles: Sequence[Row]) -> dict[str, Any]:
+    """Return the map of places and roles: see `aggregates`."""
+    places = list(dict.fromkeys((row["stack"], row["layer"]) for row in matrices))
+    roles = list(dict.fromkeys((row["role"], row["module"]) for row in matrices))
+    at_place, at_role = ({one: number for number, one in enumerate(found)} for found in (places, roles))
+    cells: list[list[list[Row]]] = [[[] for _ in roles] for _ in places]
+    for row in matrices:
+        cells[at_place[row["stack"], row["layer"]]][at_role[row["role"], row["module"]]].append(row)
+    packed = np.full((len(places), len(roles), DECILES, 4), UNKNOWN, dtype=np.uint8)
+    for row in deciles:
+        place, role = at_place.get((row["stack"], row["layer"])), at_role.get((row["role"], row["module"]))
+        if place is None or role is None or not 1 <= row["decile"] <= DECILES:
+            continue
+        for number, name in enumerate(("u", "v", "u_scale", "v_scale")):
+            if row[name] is not None:
+                packed[place, role, row["decile"] - 1, number] = round(STEPS * min(1.0, max(0.0, row[name])))
+    measures = {
+        "p": ("p", 3),
+        "p_scale": ("p_scale", 3),
+        "below": ("outliers_left", 3),
+        "above": ("outliers_right", 3),
+        "below_scale": ("outliers_left_scale", 3),
+        "above_scale": ("outliers_right_scale", 3),
+        "sigma": ("sigma", 3),
+    }
+    return {
+        "places": [[_word(stack), layer] for stack, layer in places],
+        "roles": [
+            role if module is None else f"{role} ({printable(str(module)).replace('_', ' ')})" for role, module in roles
+        ],
+        "counts": [[len(cell) for cell in row] for row in cells],
+        "means": {
+            name: [[_mean(cell, column, digits) for cell in row] for row in cells]
+            for name, (column, digits) in measures.items()
+        },
+        "shapes": [_shapes(matrices, role, module) for role, module in roles],
+        "deciles": base64.b64encode(packed.tobytes()).decode("ascii"),
+    }
+
+
+def _shapes(matrices: Sequence[Row], role: str, module: str | None) -> str:
+    shapes = dict.fromkeys(
+        f"{row['rows']} × {row['cols']}" for row in matrices if (row["role"], row["module"]) == (role, module)
+    )
+    return ", ".join([*shapes][:3]) + (" …" if len(shapes) > 3 else "")
+
+
+def _mean(rows: Sequence[Row], column: str, digits: int) -> Any:
+    values = [row[column] for row in rows if row[column] is not None and math.isfinite(row[column])]
+    return short(float(sum(values) / len(values)), digits) if values else None
+
+
+def _pair(store: Store, base: str, tuned: str) -> dict[str, Any]:
+    """Return what fine-tuning changed: by role, and by decile, of the pair that was compared last."""
+    pair = next(
+        row for row in report_rows(store, "comparisons") if (row["base_model"], row["tuned_model"]) == (base, tuned)
+    )
+    revisions = (pair["base_revision"], pair["tuned_revision"])
+
+    def rows(query: str) -> list[Row]:
+        found = store.query(query, base=base, tuned=tuned).to_pylist()
+        return [row for row in found if (row["base_revision"], row["tuned_revision"]) == revisions]
+
+    numbers = ("change_median", "change_max", "delta_rank", "delta_above", "delta_p")
+    deciles: dict[int, list[float]] = {}
+    for row in rows("pair_by_decile"):
+        values = [row[name] for name in ("u_subspace_turned", "v_subspace_turned") if row[name] is not None]
+        values = values or [row[name] for name in ("u_turned", "v_turned") if row[name] is not None]
+        if values:
+            deciles.setdefault(row["decile"], []).append(sum(values) / len(values))
+    return {
+        "base": printable(base),
+        "base_key": key_of(base),
+        "tuned": printable(tuned),
+        "tuned_key": key_of(tuned),
+        "difference_key": key_of(f"delta:{base}..{tuned}"),
+        "matrices": pair["matrices"],
+        "identical": pair["identical"] or 0,
+        "unmatched": pair["unmatched"] or 0,
+        "findings": [_finding(one) for _, one in findings_of_pair(store, pair)],
+        "command": f"rmtscan compare {in_shell(base)} {in_shell(tuned)}",
+        "roles": [
+            {
+                "role": row["role"],
+                "matrices": row["matrices"],
+                **{name: _finite(short(row[name], 3)) for name in numbers},
+                "intruders": row["intruders"],
+                "below": _before_and_after(row["below_base"], row["below_tuned"]),
+                "above": _before_and_after(row["above_base"], row["above_tuned"]),
+            }
+            for row in rows("pair_summary")
+        ],
+        "turned": [
+            short(sum(deciles[d]) / len(deciles[d]), 3) if d in deciles else None for d in range(1, DECILES + 1)
+        ],
+    }
+
+
+def _before_and_after(base: float | None, tuned: float | None) -> str | None:
+    return None if base is None or tuned is None else f"{base:.1f} \N{RIGHTWARDS ARROW} {tuned:.1f}"
+
+
+def _facts(scan: Row) -> dict[str, Any]:
+    source = str(scan["source"] or "")
+    return {
+        "architecture": _word(scan["architecture"]),
+        "base": _word(scan["base_model"]),
+        "revision": printable(str(scan["revision"] or ""))[:12],
+        "source": printable(source) if "://" in source and not source.startswith("file:") else None,
+        "format": _word(scan["format"]),
+        "dtype": _word(scan["dtype"]),
+        "parameters": scan["parameters"],
+        "finished": when(scan["finished_at"]),
+        "scan": scan["scan_id"],
+        "version": _word(scan["scanner_version"]),
+    }
+
+
+def _reasons(text: str | None) -> list[list[Any]]:
+    found = [
+        (str(reason), len(names)) for reason, names in json_object(text or "{}").items() if isinstance(names, list)
+    ]
+    return [
+        [without_local_paths(printable(reason)), count] for reason, count in sorted(found, key=lambda one: -one[1])[:20]
+    ]
+
+
+def _finding(one: Finding) -> dict[str, Any]:
+    return {
+        "headline": shown(one.headline),
+        "detail": shown(one.detail),
+        "query": shown(one.query),
+        "warning": one.warning,
+    }
+
+
+def _family(row: Row) -> str | None:
+    """Return the family of a model: the class of its architecture without the name of the task."""
+    architecture = row["architecture"]
+    return None if not architecture else _CLASS.sub("", _word(architecture) or "") or _word(architecture)
+
+
+def _word(value: object, most: int = _MOST_WORD) -> str | None:
+    if value is None or value == "":
+        return None
+    text = printable(str(value))
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def shown(text: str) -> str:
+    """Return a sentence without control characters; the names in it are short already."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def when(value: datetime | None) -> str | None:
+    """Return a time as `2026-11-01 12:00` in UTC."""
+    return None if value is None else value.astimezone(UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

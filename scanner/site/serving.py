@@ -1,0 +1,144 @@
+"""Serving a site on loopback, with byte ranges, and keeping it current while the store changes.
+
+The files are served by aiohttp's static handler, which answers ranges and conditional requests and leaves the folder under no name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import signal
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scanner.errors import ConfigError, ScannerError
+from scanner.site.writing import Site, state_of, write_site
+from scanner.store import open_store
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+HOST = "127.0.0.1"
+INTERVAL = 5.0
+"""Seconds between two looks at the store."""
+_NAMES = {"127.0.0.1", "localhost", "[::1]"}
+
+
+def serve(
+    url: str,
+    *,
+    port: int = 8137,
+    interval: float = INTERVAL,
+    ready: Callable[[str, Site], None] = lambda address, site: None,
+    tell: Callable[[str], None] = lambda text: None,
+) -> None:
+    """Write the site of a store to a temporary folder and serve it until interrupted.
+
+    Args:
+        url: the store.
+        port: port on the loopback interface; 0: any free one.
+        interval: seconds between two looks at the store; what changed is written again.
+        ready: called with the address, when requests are answered.
+        tell: called with what happens: models that are written, and problems of the store.
+
+    Raises:
+        ScannerError: there is no store, the port is taken, or a package is missing.
+    """
+    if not 0 <= port < 1 << 16:
+        raise ConfigError("port", f"must be between 0 and 65535, got {port}")
+    if not interval > 0:
+        raise ConfigError("interval", f"must be a positive number of seconds, got {interval:g}")
+    open_store(url)  # errors come before anything is written
+    with tempfile.TemporaryDirectory(prefix="rmtscan-site-") as folder:
+        site = _write(url, folder, tell)
+        with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
+            asyncio.run(_serve(url, Path(folder), port, interval, lambda address: ready(address, site), tell))
+
+
+def application(folder: Path) -> web.Application:
+    """Return the server of a folder: files, ranges, and no other host names, so that no page elsewhere reads it.
+
+    Raises:
+        ScannerError: aiohttp is not installed.
+    """
+    try:
+        from aiohttp import web
+    except ImportError as error:
+        raise ScannerError("serving needs the package aiohttp: pip install 'rmtscan[site]'") from error
+
+    @web.middleware
+    async def guarded(request: web.Request, handler: Callable[..., object]) -> web.StreamResponse:
+        # A page on the internet can give its own name this address (DNS rebinding).
+        if request.host.rpartition(":")[0] not in _NAMES and request.host not in _NAMES:
+            raise web.HTTPForbidden(text="this server answers to 127.0.0.1 and localhost only")
+        response: web.StreamResponse = await handler(request)  # type: ignore[misc]
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+    async def start(_: web.Request) -> web.StreamResponse:
+        return web.FileResponse(folder / "index.html")
+
+    app = web.Application(middlewares=[guarded])
+    app.router.add_get("/", start)
+    app.router.add_static("/", folder, follow_symlinks=False)
+    return app
+
+
+def _write(url: str, folder: str, tell: Callable[[str], None]) -> Site:
+    # A store belongs to one thread, and sites are written in several, one after the other.
+    store = open_store(url)
+    try:
+        return write_site(store, folder, live=True, progress=tell)
+    finally:
+        store.close()
+
+
+async def _serve(
+    url: str, folder: Path, port: int, interval: float, ready: Callable[[str], None], tell: Callable[[str], None]
+) -> None:
+    from aiohttp import web
+
+    # A service manager ends the server with SIGTERM: the temporary folder is removed then, too.
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    with contextlib.suppress(NotImplementedError, RuntimeError):
+        loop.add_signal_handler(signal.SIGTERM, task.cancel if task is not None else loop.stop)
+    runner = web.AppRunner(application(folder), access_log=None)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, HOST, port)
+        try:
+            await site.start()
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise ConfigError("port", f"{port} is in use: choose another one, or 0 for any") from error
+            raise ScannerError(f"{HOST}:{port} cannot be served: {os.strerror(error.errno or 0)}") from error
+        ready(f"http://{HOST}:{runner.addresses[0][1]}/")
+        await _keep_current(url, folder, interval, tell)
+    finally:
+        await runner.cleanup()
+
+
+async def _keep_current(url: str, folder: Path, interval: float, tell: Callable[[str], None]) -> None:
+    known = await asyncio.to_thread(_state, url)
+    while True:
+        await asyncio.sleep(interval)
+        try:
+            found = await asyncio.to_thread(_state, url)
+            if found != known:
+                await asyncio.to_thread(_write, url, os.fspath(folder), tell)
+                known = found
+        except ScannerError as error:  # such as a store on a disk that is gone for a moment: the site stays as it is
+            tell(f"the store could not be read: {error}")
+
+
+def _state(url: str) -> str:
+    store = open_store(url)
+    try:
+        return state_of(store)
+    finally:
+        store.close()

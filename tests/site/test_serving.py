@@ -1,0 +1,80 @@
+"""The server of a site: byte ranges, no way out of the folder, no other host names, and a site that follows its store."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from scanner.site.content import key_of
+from scanner.store import open_store
+from tests.store.rows import Matrix, add_scan
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def ask(address: str, path: str, **headers: str) -> tuple[int, bytes, dict[str, str]]:
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=30)
+    try:
+        connection.request("GET", path, headers=headers)
+        response = connection.getresponse()
+        return response.status, response.read(), {name.lower(): value for name, value in response.getheaders()}
+    finally:
+        connection.close()
+
+
+def test_a_range_of_a_file_is_these_bytes_and_no_others(address: str, folder: Path) -> None:
+    [path] = (folder / "models" / key_of("org/base")).glob("vectors-*.bin")
+    status, content, headers = ask(address, f"/{path.relative_to(folder)}", Range="bytes=96-191")
+    assert (status, content) == (206, path.read_bytes()[96:192])
+    assert headers["content-range"] == f"bytes 96-191/{path.stat().st_size}"
+    assert headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    "path", ["/../store/scans/scan0.parquet", "/%2e%2e/store", "/assets/../../store", "//etc/passwd"]
+)
+def test_nothing_outside_of_the_folder_is_served(address: str, path: str) -> None:
+    assert ask(address, path)[0] in (403, 404)
+
+
+def test_other_host_names_are_refused(address: str) -> None:
+    assert ask(address, "/", Host="evil.example")[0] == 403
+    assert ask(address, "/", Host="localhost:1")[0] == 200
+
+
+def test_a_served_site_follows_its_store(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "store"), create=True)
+    add_scan(store, "a", [Matrix()], model="first")
+    command = [sys.executable, "-m", "scanner.cli.main", "serve", store.url, "--port", "0", "--interval", "0.2"]
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "TMPDIR": str(temporary)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path) as server:
+        try:
+            assert server.stderr is not None
+            line = next(line for line in server.stderr if "http://" in line)
+            address = line[line.index("http://") :].split()[0]
+
+            def models() -> list[str]:
+                with urllib.request.urlopen(f"{address}index.json", timeout=30) as response:
+                    return [one["name"] for one in json.load(response)["models"]]
+
+            assert models() == ["first"]
+            add_scan(store, "b", [Matrix()], model="second")
+            end = time.monotonic() + 60
+            while models() != ["first", "second"]:
+                assert time.monotonic() < end, "the site does not follow its store"
+                time.sleep(0.1)
+        finally:
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(30) == 0
+    assert not [path for path in temporary.iterdir() if path.name.startswith("rmtscan-site-")]
