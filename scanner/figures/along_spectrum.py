@@ -106,7 +106,7 @@ def _spectra(
         color = theme.role_color(role)
         base = alt.Chart(theme.inline(kept)).encode(x=x)
         band = base.mark_area(color=color, opacity=0.25).encode(y=alt.Y("low:Q", scale=y_scale), y2="high:Q")
-        mean = base.mark_line(color=color, strokeWidth=1.2 * look.line).encode(y=y).properties(name=f"spectra_{i}")
+        mean = base.mark_line(color=color, strokeWidth=1.2 * look.line).encode(y=y)
         gamma = min(m, n) / max(m, n)
         quantiles = [row for row in _expected(gamma) if float(str(row["s"])) >= bottom]
         law = alt.Chart(theme.inline(quantiles))

@@ -115,11 +115,11 @@ def _depth_panels(
         context = alt.Chart(theme.inline(others)).mark_line(strokeWidth=0.5 * look.line, color=theme.PALE)
         base = alt.Chart(mine)
         color = theme.role_color(role)
-        line = base.mark_line(strokeWidth=look.line, color=color).encode(x=x, y=y).properties(name=f"depth_{i}")
+        line = base.mark_line(strokeWidth=look.line, color=color).encode(x=x, y=y)
         points = base.mark_point(
             filled=True, size=look.font * (2.5 if len(layers) <= 16 else 1.0), opacity=1, color=color
         )
-        points = points.encode(x=x, y=y)
+        points = points.encode(x=x, y=y).properties(name=f"depth_{i}")
         if interactive:
             tips = [
                 alt.Tooltip("role:N", title="role"),

@@ -178,7 +178,9 @@ def _spectrum(matrix: Matrix, columns: dict[str, list[Any]], look: theme.Style, 
     for name, (at, density) in curves:
         kept = theme.thinned(len(at))
         points = [{"nu": float(at[i]), "density": float(density[i]), "order": i} for i in kept]
-        line = alt.Chart(theme.inline(points), name=name.split()[-1]).mark_line(clip=True, strokeWidth=1.3 * look.line)
+        line = alt.Chart(theme.inline(points)).mark_line(clip=True, strokeWidth=1.3 * look.line)
+        # The zoom of a layer in a concatenation would belong to every view with a name, and Vega refuses it.
+        line = line if interactive else line.properties(name=name.split()[-1])
         line = line.encode(x=alt.X("nu:Q", scale=x_scale), y=alt.Y("density:Q", scale=y_scale), order="order:Q")
         layers.append(theme.named(line, name, names, look))
     edges = [
@@ -250,7 +252,7 @@ def _profile(
     layers.append(half.encode(y=alt.Y("half:Q", **shared_y)))
     for name in known:
         line = base.mark_line(strokeWidth=1.2 * look.line, clip=True).encode(y=alt.Y(f"{name}:Q", **shared_y))
-        layers.append(theme.named(line.properties(name=f"{name}_{side}"), name, names, look))
+        layers.append(theme.named(line if interactive else line.properties(name=f"{name}_{side}"), name, names, look))
     if interactive:
         tips = [alt.Tooltip("x:Q", title="relative rank", format=".2f")]
         tips += [alt.Tooltip(f"{name}:Q", format=".3f") for name in known]

@@ -38,6 +38,12 @@ def test_every_figure_is_as_wide_as_asked_for(full_store: Store, name: str, widt
     assert wide == pytest.approx(width * MILLIMETER, abs=1.0)
 
 
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_interactive_figure_compiles(full_store: Store, name: str) -> None:
+    """Vega refuses two signals of one name, which a zoom that belongs to two views makes; altair does not."""
+    assert measured(drawn(full_store, name, interactive=True)) > (400, 100)
+
+
 @pytest.mark.parametrize("name", ["spectrum", "depth", "pair_spectra", "decompose", "ablation", "lazy"])
 def test_a_height_is_that_of_the_whole_figure(full_store: Store, name: str) -> None:
     size = measured(drawn(full_store, name, width="120mm", height="140mm"))
