@@ -15,9 +15,9 @@ class _Files(StoreFiles):
         super().__init__(url)
         self._scans = frozenset(scans)
 
-    def versions(self, folder: str, *suffix: str) -> list[tuple[str, str]]:
+    def versions(self, folder: str, suffix: str = ".parquet") -> list[tuple[str, str]]:
         """Return names and versions as the store does, of the chosen scans only."""
-        found = super().versions(folder, *suffix)
+        found = super().versions(folder, suffix)
         return [one for one in found if folder != "scans" or one[0] in self._scans]
 
 

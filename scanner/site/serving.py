@@ -53,6 +53,8 @@ def serve(
     if not interval > 0:
         raise ConfigError("interval", f"must be a positive number of seconds, got {interval:g}")
     open_store(url)  # errors come before anything is written
+    with contextlib.suppress(ValueError):  # in a thread, there are no signals
+        signal.signal(signal.SIGTERM, _interrupted)
     with tempfile.TemporaryDirectory(prefix="rmtscan-site-") as folder:
         site = _write(url, folder, tell)
         with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
@@ -87,6 +89,11 @@ def application(folder: Path) -> web.Application:
     app.router.add_get("/", start)
     app.router.add_static("/", folder, follow_symlinks=False)
     return app
+
+
+def _interrupted(*_: object) -> None:
+    """Let SIGTERM end what Ctrl-C ends, so that the temporary folder is removed while the site is written, too."""
+    raise KeyboardInterrupt
 
 
 def _write(url: str, folder: str, tell: Callable[[str], None]) -> Site:
