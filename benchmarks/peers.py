@@ -2,7 +2,7 @@
 
 Every contestant is a command of its own, from the start of the interpreter to the end of the process: imports, reading, computing.
 They run alternately, each on all cores; WeightWatcher with everything that it can do takes minutes and runs once. Peak memory is
-that of all processes of a command (proportional set size, sampled).
+that of all processes of a command (proportional set size), sampled in a run of its own, because sampling takes processor time.
 WeightWatcher is installed into an environment of its own, which is made once.
 """
 
@@ -161,7 +161,7 @@ def compared(name: str, checkpoint: Path, python: Path, repeats: int, *, everyth
     cores = os.cpu_count() or 1
     peer = [str(python), str(PROGRAMS)]
     scan = [sys.executable, "-m", "scanner.cli.main", "scan", str(checkpoint)]
-    commands: dict[str, Callable[[], Run]] = {
+    commands: dict[str, Callable[..., Run]] = {
         "WeightWatcher": partial(command, [*peer, "weightwatcher", str(checkpoint)], threads=None),
         "WeightWatcher, fast": partial(
             command, [*peer, "weightwatcher-fast", str(checkpoint), str(cores)], threads=None
@@ -172,8 +172,10 @@ def compared(name: str, checkpoint: Path, python: Path, repeats: int, *, everyth
         "everything": partial(scanned, scan),
     }
     results = measure.alternate(commands, repeats)
+    memory: dict[str, float | None] = {contestant: run(sampled=True).memory for contestant, run in commands.items()}
     if everything and name == "encoder 768":
         results[SLOW] = [command([*peer, "weightwatcher-all", str(checkpoint)], threads=None)]
+        memory[SLOW] = None
     default = measure.median([run.seconds for run in results["WeightWatcher"]])
     there = matrices_in(checkpoint)
     rows: list[measure.Row] = []
@@ -185,7 +187,7 @@ def compared(name: str, checkpoint: Path, python: Path, repeats: int, *, everyth
                 "checkpoint": name,
                 "contestant": contestant,
                 "seconds": seconds,
-                "memory_gb": max(run.memory for run in runs),
+                "memory_gb": memory[contestant],
                 "matrices": told["matrices"],
                 "skipped": there - told["matrices"],
                 "columns": len(told["columns"]),
@@ -202,11 +204,11 @@ def compared(name: str, checkpoint: Path, python: Path, repeats: int, *, everyth
     return rows
 
 
-def scanned(arguments: Sequence[str]) -> Run:
+def scanned(arguments: Sequence[str], *, sampled: bool = False) -> Run:
     """Run a scan into a fresh store, and count what it holds afterwards."""
     folder = tempfile.mkdtemp()
     try:
-        run = command([*arguments, "--store", folder], threads="1")
+        run = command([*arguments, "--store", folder], threads="1", sampled=sampled)
         store = open_store(folder)
         matrices = store.sql("select * from matrices")
         columns = {
@@ -220,7 +222,7 @@ def scanned(arguments: Sequence[str]) -> Run:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def command(arguments: Sequence[str], *, threads: str | None) -> Run:
+def command(arguments: Sequence[str], *, threads: str | None, sampled: bool = False) -> Run:
     """Run a command to its end, with the number of BLAS threads that its users have (None: its own)."""
     environment = {key: value for key, value in os.environ.items() if not key.endswith("_NUM_THREADS")}
     if threads is not None:
@@ -231,11 +233,13 @@ def command(arguments: Sequence[str], *, threads: str | None) -> Run:
     peak = [0.0]
     done = threading.Event()
     sampler = threading.Thread(target=sample, args=(process.pid, peak, done))
-    sampler.start()
+    if sampled:
+        sampler.start()
     printed, errors = process.communicate()
     seconds = time.perf_counter() - started
     done.set()
-    sampler.join()
+    if sampled:
+        sampler.join()
     if process.returncode:
         raise RuntimeError(f"{' '.join(arguments)} ended with status {process.returncode}:\n{errors[-2000:]}")
     return Run(seconds=seconds, memory=peak[0] / 1e9, printed=printed)
