@@ -11,6 +11,9 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 # Tests leave no file in the home folder.
 _hashes = tempfile.TemporaryDirectory(prefix="rmtscan-tests-")
 os.environ["RMTSCAN_HASH_CACHE"] = os.path.join(_hashes.name, "sha256.json")  # noqa: PTH118
+# With the library readline, which pytest loads, the environment of test processes has the size of a terminal that is not there.
+for _variable in ("COLUMNS", "LINES"):
+    os.environ.pop(_variable, None)
 # Ray starts its workers with nice 15: beside the other test process they get a few percent of a core, and start in minutes.
 os.environ.setdefault("RAY_worker_niceness", "0")
 

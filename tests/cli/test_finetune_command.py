@@ -179,7 +179,7 @@ def test_an_interruption_says_that_the_same_command_goes_on(
     [
         (("--order", "sideways"), 2, "'sideways' is not one of none, remove-first, tune-first"),
         (("--deciles", "one"), 2, "'one' is not a decile"),
-        (("--deciles", "11"), 1, "--deciles are 1 (the smallest singular values) to 10"),
+        (("--deciles", "11"), 1, "--deciles has 11, which must be at most 10"),
         (("--roles", "mlp"), 2, "'mlp' is not one of"),
         (("--roles", "mlp_gate"), 1, "no matrix with role 'mlp_gate': it has"),
         (("--column", "body"), 1, "no column 'body': it has text, label"),

@@ -486,12 +486,12 @@ def test_kept_models_of_other_roles_and_recipes_stand_beside_each_other(
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"orders": ("both",)}, "`order` 'both' does not exist"),
-        ({"deciles": (0,)}, "`deciles` are 1"),
+        ({"orders": ("both",)}, "`order` has 'both', which must be one of none, remove-first, tune-first"),
+        ({"deciles": (0,)}, "`deciles` has 0, which must be at least 1"),
         ({"deciles": ()}, "`deciles` is empty"),
         ({"seeds": 0}, "`seeds` must be at least 1"),
         ({"test_share": 1.0}, "`test_share` must be between"),
-        ({"length": 4}, "at least 8 tokens"),
+        ({"length": 4}, "`window` must be at least 8, got 4"),
         ({"roles": ("mlp_gate",)}, "no matrix with role 'mlp_gate': it has "),
         ({"folder": "s3://bucket/models"}, "not a URL"),
     ],

@@ -329,7 +329,7 @@ def test_points_are_stored_and_never_computed_twice(tmp_path: Path, run: Callabl
 
 
 def test_what_cannot_be_done_is_told(run: Callable[..., Any]) -> None:
-    with pytest.raises(ScannerError, match="`deciles` must be 1 to 10"):
+    with pytest.raises(ScannerError, match="`deciles` has 0, which must be at least 1"):
         run(deciles=(0,))
     with pytest.raises(ScannerError, match="`order` must be"):
         run(orders=())

@@ -157,7 +157,7 @@ def test_what_has_no_module_is_left_out_with_one_line_for_each_kind(store: Store
         ({"roles": ("nonsense",)}, "unknown role 'nonsense'"),
         ({"by": "size"}, "`by` must be one of"),
         ({"top": 0.0}, "`top` must be between 0 and 100"),
-        ({"top": 3.0}, "`top` 3 selects no module: a type has at most 2, so it must be at least 50"),
+        ({"top": 3.0}, "`top` 3 selects no module: a type has at most 4, so it must be at least 25"),
     ],
 )
 def test_unsuitable_arguments_are_refused(store: Store, more: dict[str, object], words: str) -> None:
