@@ -183,7 +183,7 @@ def test_queries(tmp_path: Path) -> None:
     about = {row["about"] for row in found["times"]}
     assert about == {"one model", "fleet"}
     assert all(row["median_s"] > 0 for row in found["times"] + found["opening"])
-    assert len(found["partial_reads"]) == 6
+    assert len(found["partial_reads"]) == 7
     for row in found["partial_reads"]:
         assert row["pushed"] == "yes"
         assert row["read_MB"] > 0
