@@ -61,11 +61,11 @@ class Config(ModelOptions):
             raise ConfigError(
                 "budget", f"must be between 0 and 1 (0.9 keeps 90 % of the parameters), got {self.budget:g}"
             )
+        if self.by in ON_TEXT and not self.text:
+            raise ConfigError("text", f"is missing: {self.by} needs the activations of the model on a text")
         unused = [name for name in ("column", "where", "window") if getattr(self, name) is not None and not self.text]
         if unused:
             raise ConfigError(unused[0], "has no effect without `text`: give a text, or leave it out")
-        if self.by in ON_TEXT and not self.text:
-            raise ConfigError("text", f"is missing: {self.by} needs the activations of the model on a text")
 
     def measure(self) -> MeasureOptions:
         """Return the options of the measurement: the tokens of the calibration and those that follow."""
