@@ -110,10 +110,12 @@ async def _serve(
 ) -> None:
     from aiohttp import web
 
-    # A service manager ends the server with SIGTERM: the temporary folder is removed then, too.
+    # A service manager ends the server with SIGTERM, a user with Ctrl-C: both end the loop in an orderly way, and the temporary
+    # folder is removed.
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     with contextlib.suppress(NotImplementedError, RuntimeError):
-        loop.add_signal_handler(signal.SIGTERM, task.cancel if task is not None else loop.stop)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, task.cancel if task is not None else loop.stop)
     runner = web.AppRunner(application(folder), access_log=None)
     await runner.setup()
     try:

@@ -51,7 +51,8 @@ def test_other_host_names_are_refused(address: str) -> None:
     assert ask(address, "/", Host="localhost:1")[0] == 200
 
 
-def test_a_served_site_follows_its_store(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ends", [signal.SIGTERM, signal.SIGINT])
+def test_a_served_site_follows_its_store(tmp_path: Path, ends: signal.Signals) -> None:
     store = open_store(str(tmp_path / "store"), create=True)
     add_scan(store, "a", [Matrix()], model="first")
     command = [sys.executable, "-m", "scanner.cli.main", "serve", store.url, "--port", "0", "--interval", "0.2"]
@@ -75,6 +76,6 @@ def test_a_served_site_follows_its_store(tmp_path: Path) -> None:
                 assert time.monotonic() < end, "the site does not follow its store"
                 time.sleep(0.1)
         finally:
-            server.send_signal(signal.SIGTERM)
+            server.send_signal(ends)
             assert server.wait(30) == 0
     assert not [path for path in temporary.iterdir() if path.name.startswith("rmtscan-site-")]
