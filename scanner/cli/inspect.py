@@ -14,7 +14,8 @@ from scanner.checkpoint import Selection
 from scanner.cli import options
 from scanner.cli.output import Format, FormatOption, line_width, note, note_skipped, write
 from scanner.cli.progress import waiting
-from scanner.cli.tables import View, duration, escaped, wrapped
+from scanner.cli.tables import View, duration, wrapped
+from scanner.plain import escaped
 
 if TYPE_CHECKING:
     import pyarrow as pa

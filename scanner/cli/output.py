@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from decimal import Decimal
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from scanner.cli.logs import say
-from scanner.cli.tables import View, draw, escaped
+from scanner.cli.tables import View, draw
+from scanner.plain import as_json, inert, plain
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-#: First characters of a cell that spreadsheets take for a formula, or skip to find one.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 #: Number of rows that the format `table` shows; the other formats print all rows.
 _SHOWN = 200
 #: Number of reasons that are listed: those of adapters name a single tensor each.
@@ -95,7 +92,7 @@ def write(
         import pyarrow.csv as pc
 
         sys.stdout.flush()
-        pc.write_csv(_with_printable_text(_with_text_for(table, nested=True), _inert), sys.stdout.buffer)
+        pc.write_csv(_with_printable_text(_with_text_for(table, nested=True), inert), sys.stdout.buffer)
     else:
         if sys.stdout.isatty():
             raise typer.BadParameter(
@@ -133,8 +130,8 @@ def _with_text_for(table: pa.Table, *, nested: bool) -> pa.Table:
     for position, field in enumerate(table.schema):
         odd = nested and (pa.types.is_nested(field.type) or pa.types.is_binary(field.type))
         if odd or pa.types.is_interval(field.type):
-            values = [_plain(value) for value in table.column(position).to_pylist()]
-            texts = [value if value is None or isinstance(value, str) else _json(value) for value in values]
+            values = [plain(value) for value in table.column(position).to_pylist()]
+            texts = [value if value is None or isinstance(value, str) else as_json(value) for value in values]
             table = table.set_column(position, field.name, pa.array(texts, pa.string()))
     return table
 
@@ -164,33 +161,6 @@ def _write_json(table: pa.Table) -> None:
     before = "["
     for batch in table.to_batches():
         for row in batch.to_pylist():
-            print(before + _json(row), end="")
+            print(before + as_json(row), end="")
             before = ",\n "
     print("]" if before != "[" else "[]")
-
-
-def _json(value: Any) -> str:
-    import json
-
-    # ASCII only: all other characters and control characters are written as escapes.
-    return json.dumps(_plain(value), default=str, allow_nan=False, ensure_ascii=True)
-
-
-def _plain(value: Any) -> Any:
-    """Convert a value to JSON types: NaN and infinity to null, bytes to hexadecimal, decimals (sums of integers) to numbers."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, bytes):
-        return value.hex()
-    if isinstance(value, Decimal):
-        return int(value) if value == value.to_integral_value() else float(value)
-    return value
-
-
-def _inert(text: str) -> str:
-    """Escape control characters, and put `'` before a text that a spreadsheet would run as a formula: names are untrusted."""
-    return ("'" if text.startswith(_FORMULA) else "") + escaped(text)

@@ -13,7 +13,8 @@ from rich.cells import cell_len
 from scanner.cli import options
 from scanner.cli.output import DEFAULT_STORE, FormatOption, StoreOption, line_width, write
 from scanner.cli.progress import waiting
-from scanner.cli.tables import elide, escaped, number, view_of, wrapped
+from scanner.cli.tables import elide, number, view_of, wrapped
+from scanner.plain import escaped
 
 if TYPE_CHECKING:
     from rich.text import Text

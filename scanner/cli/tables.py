@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 
+from scanner.plain import escaped
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -118,11 +120,6 @@ def cell(value: Any) -> str:
     if isinstance(value, datetime):
         return value.strftime("%Y-%m-%d %H:%M")
     return escaped(str(value))
-
-
-def escaped(text: str) -> str:
-    """Escape what steers a terminal."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
 
 
 def elide(text: str, width: int, tail: int | None = None) -> str:

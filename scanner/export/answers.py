@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import io
-import json
 import math
 from collections.abc import Callable
 from datetime import UTC, date, datetime
@@ -23,11 +22,10 @@ import pyarrow.parquet as pq
 from scanner.checkpoint.names import printable
 from scanner.errors import ConfigError, ScannerError
 from scanner.export.flat import finite
+from scanner.plain import as_json, inert
 
 MOST_ROWS, MOST_COLUMNS, MOST_CHARACTERS = 1_048_575, 16_384, 32_767
 """Limits of a sheet of Excel (without the header) and of a cell."""
-#: First characters of a cell that spreadsheets take for a formula, or skip to find one.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _EXACT = 2**53
 """Whole numbers up to this size are exact in a cell of Excel."""
 
@@ -91,7 +89,7 @@ def _csv(table: pa.Table) -> bytes:
 
 
 def _json(table: pa.Table) -> bytes:
-    rows = ",\n ".join(_as_json(row) for batch in table.to_batches() for row in batch.to_pylist())
+    rows = ",\n ".join(as_json(row) for batch in table.to_batches() for row in batch.to_pylist())
     return f"[{rows}]\n".encode("ascii")
 
 
@@ -152,7 +150,7 @@ def _write_cell(sheet: Any, row: int, column: int, value: Any, times: Any) -> in
         sheet.write_datetime(row, column, moment, times)
         return 19
     else:
-        text = _cell_text(value if isinstance(value, str) else _as_json(value))
+        text = _cell_text(value if isinstance(value, str) else as_json(value))
         sheet.write_string(row, column, text)
         return len(text)
     return 8
@@ -164,12 +162,6 @@ def _cell_text(text: str) -> str:
     return shown if len(shown) <= MOST_CHARACTERS else f"{shown[: MOST_CHARACTERS - 1]}…"
 
 
-def inert(text: str) -> str:
-    """Escape control characters, and put `'` before a text that a spreadsheet would run as a formula."""
-    plain = "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
-    return ("'" if text.startswith(_FORMULA) else "") + plain
-
-
 def _with_text(table: pa.Table, *, nested: bool) -> pa.Table:
     """Convert columns of types that a format lacks to text: intervals, and with `nested` lists, structures and bytes."""
     for position, field in enumerate(table.schema):
@@ -177,31 +169,12 @@ def _with_text(table: pa.Table, *, nested: bool) -> pa.Table:
         odd = nested and (pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_dictionary(kind))
         if odd or pa.types.is_interval(kind):
             values = table.column(position).to_pylist()
-            texts = [value if value is None or isinstance(value, str) else _as_json(value) for value in values]
+            texts = [value if value is None or isinstance(value, str) else as_json(value) for value in values]
             metadata = {} if field.metadata is None else {"metadata": field.metadata}
             table = table.set_column(
                 position, pa.field(field.name, pa.string(), **metadata), pa.array(texts, pa.string())
             )
     return table
-
-
-def _as_json(value: Any) -> str:
-    return json.dumps(_plain(value), default=str, allow_nan=False)
-
-
-def _plain(value: Any) -> Any:
-    """Convert a value to JSON types: NaN and infinity to null, bytes to hexadecimal, decimals to numbers."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, bytes):
-        return value.hex()
-    if isinstance(value, Decimal):
-        return int(value) if value == value.to_integral_value() else float(value)
-    return value
 
 
 WRITERS: dict[str, Callable[[pa.Table], bytes]] = {".parquet": _parquet, ".csv": _csv, ".json": _json, ".xlsx": _xlsx}

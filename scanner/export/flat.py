@@ -13,12 +13,11 @@ import pyarrow.csv
 from scanner.checkpoint.names import printable
 from scanner.errors import ConfigError, ScannerError
 from scanner.export.matrices import SQL
+from scanner.plain import inert
 from scanner.store import Store
 
 Table = Literal["matrices", "vectors"]
 TABLES: tuple[Table, ...] = get_args(Table)
-#: First characters of a cell that spreadsheets take for a formula.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def finite(table: pa.Table) -> pa.Table:
@@ -43,7 +42,7 @@ def flat_csv(store: Store, model: str, *, table: Table = "matrices") -> str:
     rows = finite(_rows(store, model, table))
     for position, field in enumerate(rows.schema):
         if pa.types.is_string(field.type) or pa.types.is_dictionary(field.type):
-            texts = [None if text is None else _inert(text) for text in rows.column(position).to_pylist()]
+            texts = [None if text is None else inert(text) for text in rows.column(position).to_pylist()]
             rows = rows.set_column(position, field.name, pa.array(texts, pa.string()))
     stream = io.BytesIO()
     pyarrow.csv.write_csv(rows, stream)
@@ -68,7 +67,3 @@ def _rows(store: Store, model: str, table: Table) -> pa.Table:
     if not found.num_rows:
         raise ScannerError(f"{printable(model)} has no rows in {store.url}")
     return found
-
-
-def _inert(text: str) -> str:
-    return ("'" if text.startswith(_FORMULA) else "") + printable(text)

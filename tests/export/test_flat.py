@@ -58,3 +58,12 @@ def test_other_tables_and_models_are_refused(odd: Store) -> None:
         flat_csv(odd, "org/model", table="scans")  # type: ignore[arg-type]
     with pytest.raises(ScannerError, match="has no rows"):
         flat_json(odd, "org/other")
+
+
+def test_long_names_are_not_cut(tmp_path: Path) -> None:
+    """Two names that differ at their end stay different in a file."""
+    made = open_store(str(tmp_path / "long"), create=True)
+    names = [f"layers.0.{'x' * 300}.{end}.weight" for end in ("a", "b")]
+    add_scan(made, "s", [Matrix(tensor=name) for name in names], model="org/long")
+    found = csv.DictReader(io.StringIO(flat_csv(made, "org/long")))
+    assert sorted({row["tensor"] for row in found}) == names
