@@ -80,9 +80,9 @@ function snippets(one) {
   const command = `rmtscan plot spectrum --model ${inShell(name)} ${options} --store ${inShell(index.store)} -o spectrum.svg\n\n`
     + `rmtscan sql ${inShell(`${columns} WHERE ${where} ORDER BY k`)} --store ${inShell(index.store)} --format csv`;
   const bound = [["model", name], ["tensor", one.tensor], ["role", one.role], ...(known(one.expert) ? [["expert", one.expert]] : [])];
-  const code = `import scanner\nfrom scanner.figures import find_figure\n\nstore = scanner.open_store(${JSON.stringify(index.store)})\n`
+  const code = `import scanner\n\nstore = scanner.open_store(${JSON.stringify(index.store)})\n`
     + `matrix = dict(${[["model", name], ...place].map(([key, value]) => `${key}=${JSON.stringify(value)}`).join(", ")})\n`
-    + `chart = find_figure("spectrum").draw(store, **matrix)  # an altair chart\n`
+    + `chart = store.figure("spectrum", **matrix)  # an altair chart\n`
     + `vectors = store.sql(\n    "${columns}"\n    " WHERE ${bound.map(([key]) => `${key} = $${key}`).join(" AND ")} ORDER BY k",\n`
     + `    {name: matrix[name] for name in (${bound.map(([key]) => `"${key}"`).join(", ")})},\n)  # an Arrow table`;
   byId("command").replaceChildren(copyable(command, "the commands"));
