@@ -19,8 +19,6 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks" / "README.md"])
 VERBS = typer.main.get_command(application()).commands  # type: ignore[attr-defined]
 
-#: Named in the documents, and not written yet.
-
 
 def shown(path: Path) -> str:
     return str(path.relative_to(ROOT))
