@@ -1,4 +1,4 @@
-"""Checksums: what a file of a store was when it was written, and whether it still is."""
+"""Checksums: the record of a file of a store as it was written, and seals inside of small files."""
 
 from __future__ import annotations
 
@@ -8,21 +8,14 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import IO, TYPE_CHECKING, Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import IO, Any
 
 from scanner.store.tables import TABLES, to_json
-
-if TYPE_CHECKING:
-    from scanner.store.files import StoreFiles
 
 SEAL = "rmtscan.sha256"
 """Key in the metadata of a small Parquet file: the SHA-256 of the file, computed with `_NOT_YET` in its place."""
 _NOT_YET = hashlib.sha256(b"the checksum of this file").hexdigest()
 
-_BLOCK_BYTES = 8 << 20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _MAGIC = b"RMTSHA25"
@@ -148,80 +141,3 @@ def checked(content: bytes | None) -> bytes | None:
         return content
     body, digest = content[:-40], content[-40:-8]
     return body if hashlib.sha256(body).digest() == digest else None
-
-
-def damage(
-    files: StoreFiles, path: str, record: FileRecord | None, *, rows: int | None = None, deep: bool = True
-) -> str | None:
-    """Compare a Parquet file with its record.
-
-    Args:
-        files: the store.
-        path: the file.
-        record: what was written; None: not known, so a seal in the file and its readability count.
-        rows: number of rows that another file tells; None: not known.
-        deep: also read all of it; otherwise only its size and footer are compared.
-
-    Returns:
-        What is wrong with it, as in "is missing"; None if it is whole.
-
-    Raises:
-        StoreError: the store cannot be read.
-    """
-    size = files.size(path)
-    if size is None:
-        return "is missing"
-    if record is not None and size != record.bytes:
-        return f"has {size} bytes instead of {record.bytes}"
-    try:
-        with files.reading(path) as file:
-            parquet = pq.ParquetFile(file)
-            wanted = rows if record is None else record.rows
-            if wanted is not None and parquet.metadata.num_rows != wanted:
-                return f"has {parquet.metadata.num_rows} rows instead of {wanted}"
-            wrong = _wrong_type(path, parquet.schema_arrow)
-            if wrong:
-                return wrong
-            seal = (parquet.metadata.metadata or {}).get(SEAL.encode(), b"").decode("ascii", "replace")
-            if not deep:
-                return None
-            file.seek(0)
-            if record is not None:
-                return None if _sha256(file) == record.sha256 else "has another checksum than when it was written"
-            if seal:
-                return "has another checksum than when it was written" if seal_is_broken(file.read(), seal) else None
-            for _ in parquet.iter_batches():
-                pass
-    except (pa.ArrowException, OSError, ValueError) as error:
-        return f"cannot be read as Parquet ({_first_line(error)})"
-    return None
-
-
-def _wrong_type(path: str, schema: pa.Schema) -> str | None:
-    """Say which column has another type than its table: it would change the type of that column in all answers."""
-    for field in TABLES[path.partition("/")[0]].schema:
-        found = schema.field(field.name).type if field.name in schema.names else field.type
-        if found != field.type:
-            return f"has a column {field.name} of type {found} instead of {field.type}"
-    return None
-
-
-def has_checksum(files: StoreFiles, path: str) -> bool:
-    """Whether a small Parquet file has its checksum in its metadata."""
-    try:
-        with files.reading(path) as file:
-            return SEAL.encode() in (pq.ParquetFile(file).metadata.metadata or {})
-    except (pa.ArrowException, OSError, ValueError):
-        return False
-
-
-def _sha256(file: IO[bytes]) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(_BLOCK_BYTES):
-        digest.update(block)
-    return digest.hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    text = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    return "".join(character if character.isprintable() else "?" for character in text)

@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 
 from scanner.errors import StoreError
 from scanner.store.changing import changing
-from scanner.store.checksums import FileRecord, damage, records_in
+from scanner.store.checksums import FileRecord, records_in
+from scanner.store.damage import damage
 from scanner.store.files import StoreFiles
 from scanner.store.groups import (
     FOLDER,

@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from scanner.errors import ConfigError, StoreError
 from scanner.store.changing import changing
-from scanner.store.checksums import FileRecord, damage, records_as_json, records_in
+from scanner.store.checksums import FileRecord, records_as_json, records_in
+from scanner.store.damage import damage
 from scanner.store.files import StoreFiles
 from scanner.store.groups import GROUPED, has_row, names_of, place, results, row_of
 from scanner.store.lease import Lease, lease

@@ -15,8 +15,9 @@ from scanner import display
 from scanner.errors import ConfigError, QueryError, ScannerError, StoreError, StoreWarning
 from scanner.extensions import load_extensions
 from scanner.store import heartbeat
-from scanner.store.checksums import FileRecord, checked, damage, is_safe_id, printable, records_as_json, with_checksum
+from scanner.store.checksums import FileRecord, checked, is_safe_id, printable, records_as_json, with_checksum
 from scanner.store.choosing import match_model
+from scanner.store.damage import damage
 from scanner.store.database import Database, Params, listing, parts, read, refuse_all_but_select
 from scanner.store.files import StoreFiles
 from scanner.store.groups import FOLDER, GROUPED, has_row, place, read_result, results, row_of

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 
 from scanner.errors import StoreError
-from scanner.store.checksums import damage, has_checksum, is_safe_id, printable, records_in
+from scanner.store.checksums import is_safe_id, printable, records_in
+from scanner.store.damage import damage, has_checksum
 from scanner.store.groups import (
     FOLDER,
     GROUPED,
