@@ -122,10 +122,15 @@ def test_a_statement_that_takes_too_long_ends_and_the_store_goes_on(folder: Path
 
 def test_an_interrupted_query_ends_in_this_process_too(folder: Path) -> None:
     store = open_store(str(folder / "store"))
+    # A process that was started in the background of a shell ignores the signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
     began = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        store.sql(ENDLESS)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            store.sql(ENDLESS)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert time.monotonic() - began < 5
     assert store.sql("select 1").column(0).to_pylist() == [1]
 
