@@ -20,6 +20,7 @@ from scanner.store import Store
 
 from .stores import BASE
 from .test_catalogue import OF_ACTIVATIONS, OF_SCANS
+from .texts import cut, overlapping
 
 MILLIMETER = 72 / 25.4
 #: Figures with long tails, which a note in the figure counts.
@@ -166,3 +167,26 @@ def test_no_mark_lies_outside_its_frame(full_store: Store, name: str) -> None:
         assert not found or WITH_A_NOTE[name] in json.dumps(chart.to_dict(), ensure_ascii=False)
     else:
         assert found == []
+
+
+# ---- no text over another, and none that is cut
+
+
+@pytest.mark.parametrize("asked", [{"width": "85mm"}, {"width": "180mm", "theme": "screen"}], ids=["paper", "screen"])
+@pytest.mark.parametrize("name", FIGURES)
+def test_no_text_lies_over_another_or_beyond_the_border(full_store: Store, name: str, asked: dict[str, str]) -> None:
+    chart = drawn(full_store, name, **asked)
+    assert (overlapping(chart), cut(chart)) == ([], [])
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_fits_on_a_page(full_store: Store, name: str) -> None:
+    _, tall = measured(drawn(full_store, name, width="85mm"))
+    assert tall < 240 * MILLIMETER
+
+
+@pytest.mark.parametrize("width", ["60mm", "180mm"])
+@pytest.mark.parametrize("name", ["overlap", "overlap_map"])
+def test_maps_are_square_at_any_width(full_store: Store, name: str, width: str) -> None:
+    chart = drawn(full_store, name, width=width).to_dict()
+    assert chart["width"] == chart["height"]
