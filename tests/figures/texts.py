@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -50,9 +51,14 @@ def _box(item: dict[str, Any], x: float, y: float) -> Box:
     across, down = across + item.get("dx", 0.0), down + item.get("dy", 0.0)
     name = " ".join(str(line) for line in lines)
     angle = item.get("angle", 0.0)
-    if angle in (-90, 270):  # x' = y, y' = -x
-        return Box(name, at + down, height - across - wide, at + down + tall, height - across, angle)
-    return Box(name, at + across, height + down, at + across + wide, height + down + tall, angle)
+    turn = math.radians(angle)
+    corners = [
+        (u * math.cos(turn) - v * math.sin(turn), u * math.sin(turn) + v * math.cos(turn))
+        for u in (across, across + wide)
+        for v in (down, down + tall)
+    ]
+    xs, ys = ([corner[axis] for corner in corners] for axis in (0, 1))
+    return Box(name, at + min(xs), height + min(ys), at + max(xs), height + max(ys), angle)
 
 
 def overlapping(chart: Any, slack: float = 1.0) -> list[str]:
