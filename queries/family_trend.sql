@@ -36,13 +36,7 @@ with checkpoints as (
         revision,
         coalesce($family, model) as family,
         min(finished_at) as finished_at,
-        list_transform(
-            if($family is null, [revision, model], [model, revision]),
-            lambda name: try_cast(
-                regexp_extract_all(name, '(?i)(?:step|checkpoint|ckpt|iter|epoch)s?[-_]?([0-9]+)', 1)[-1] as bigint
-            )
-        ) as steps,
-        coalesce(steps[1], steps[2]) as step
+        training_step(if($family is null, [revision, model], [model, revision])) as step
     from scans
     where
         ($model is null or model = $model)
@@ -54,10 +48,7 @@ with checkpoints as (
 chosen as (
     select
         *,
-        case
-            when role in ('query', 'key', 'value', 'attn_out', 'mlp_up', 'mlp_gate', 'mlp_down') then role
-            else 'other'
-        end as place
+        role_column(role) as place
     from matrices
     where
         ($model is null or model = $model)
@@ -71,21 +62,7 @@ cells as (
         revision,
         place,
         count(*)::integer as matrices,
-        case $measure
-            when 'p' then (avg(u_p_mean) + avg(v_p_mean)) / 2
-            when 'u_p' then avg(u_p_mean)
-            when 'v_p' then avg(v_p_mean)
-            when 'p_scale' then (avg(u_p_scale_mean) + avg(v_p_scale_mean)) / 2
-            when 'below_percent' then 100 * sum(outliers_left) / sum(least(rows, cols))
-            when 'above_percent' then 100 * sum(outliers_right) / sum(least(rows, cols))
-            when 'mp_ks' then avg(mp_ks)
-            when 'stable_rank' then avg(stable_rank)
-            when 'stable_rank_percent' then 100 * avg(stable_rank / least(rows, cols))
-            when 'effective_rank_percent' then 100 * avg(effective_rank / least(rows, cols))
-            when 'spectral_norm' then avg(spectral_norm)
-            else error('measure must be one of p, u_p, v_p, p_scale, below_percent, above_percent, mp_ks, stable_rank, '
-                || 'stable_rank_percent, effective_rank_percent, spectral_norm')
-        end as measured
+        measured(chosen, $measure) as measured
     from chosen
     group by grouping sets ((model, revision), (model, revision, place))
 ),

@@ -26,10 +26,7 @@
 with chosen as (
     select
         *,
-        case
-            when role in ('query', 'key', 'value', 'attn_out', 'mlp_up', 'mlp_gate', 'mlp_down') then role
-            else 'other'
-        end as place
+        role_column(role) as place
     from matrices
     semi join (
         from chosen_scans(coalesce($a, $b), $revision)
@@ -44,21 +41,7 @@ cells as (
         model,
         place,
         count(*)::integer as matrices,
-        case $measure
-            when 'p' then (avg(u_p_mean) + avg(v_p_mean)) / 2
-            when 'u_p' then avg(u_p_mean)
-            when 'v_p' then avg(v_p_mean)
-            when 'p_scale' then (avg(u_p_scale_mean) + avg(v_p_scale_mean)) / 2
-            when 'below_percent' then 100 * sum(outliers_left) / sum(least(rows, cols))
-            when 'above_percent' then 100 * sum(outliers_right) / sum(least(rows, cols))
-            when 'mp_ks' then avg(mp_ks)
-            when 'stable_rank' then avg(stable_rank)
-            when 'stable_rank_percent' then 100 * avg(stable_rank / least(rows, cols))
-            when 'effective_rank_percent' then 100 * avg(effective_rank / least(rows, cols))
-            when 'spectral_norm' then avg(spectral_norm)
-            else error('measure must be one of p, u_p, v_p, p_scale, below_percent, above_percent, mp_ks, stable_rank, '
-                || 'stable_rank_percent, effective_rank_percent, spectral_norm')
-        end as measured
+        measured(chosen, $measure) as measured
     from chosen
     group by grouping sets ((model), (model, place))
 ),
@@ -87,8 +70,11 @@ models as (
         max(measured) filter (where place = 'mlp_gate') as mlp_gate,
         max(measured) filter (where place = 'mlp_down') as mlp_down,
         max(measured) filter (where place = 'other') as other,
-        arg_max(place, abs(distance)) as differs_in,
-        arg_max(distance, abs(distance)) as differs_by
+        -- Of several at the same distance, up to rounding, the first in the order of the columns.
+        arg_max(place, {'far': round(abs(distance), 12), 'place': -role_order(place)})
+            filter (where distance is not null) as differs_in,
+        arg_max(distance, {'far': round(abs(distance), 12), 'place': -role_order(place)})
+            filter (where distance is not null) as differs_by
     from apart
     group by model
 )

@@ -37,10 +37,7 @@ with cells as (
         model,
         stack,
         layer,
-        case
-            when role in ('query', 'key', 'value', 'attn_out', 'mlp_up', 'mlp_gate', 'mlp_down') then role
-            else 'other'
-        end as place,
+        role_column(role) as place,
         case when count(outliers_right) = count(*) then sum(outliers_left) end::integer as below,
         case when count(outliers_right) = count(*) then sum(outliers_right) end::integer as above
     from matrices_by_sigma($sigma, $model, $revision)

@@ -16,6 +16,7 @@
 -- column: vectors | number of singular vectors
 -- column: texts | number of different texts that the runs read; more than 1 is no comparison of checkpoints
 -- column: overlap | mean O_k
+-- column: spread | standard deviation of the mean O_k of single matrices; NULL for a single one
 -- column: above | share of vectors above random_high
 -- column: signs_p | mean p-value of O_k for random signs of the entries of v_k
 -- column: random_low | 0.135 % quantile of O_k for random vectors
@@ -44,6 +45,29 @@ texts as (
     from experiments
     semi join placed using (model)
     where kind = 'activations'
+),
+
+of_matrices as (
+    select
+        place,
+        model,
+        step,
+        role,
+        rows,
+        cols,
+        case (10 * k) // least(rows, cols) when 9 then 'small end' when 0 then 'large end' else 'middle' end as part,
+        tensor,
+        count(*) as vectors,
+        any_value(texts) as texts,
+        sum(overlap) as overlap,
+        sum((overlap > random_overlap(cols, 0.99865))::integer) as above,
+        sum(signs_p) as signs_p,
+        count(signs_p) as with_signs
+    from chosen_overlaps(null, null, $role, $centred)
+    inner join placed using (model)
+    cross join texts
+    where region != 'null' and ($layer is null or layer = $layer)
+    group by place, model, step, role, rows, cols, part, tensor
 )
 
 select
@@ -53,18 +77,16 @@ select
     role,
     rows,
     cols,
-    case (10 * k) // least(rows, cols) when 9 then 'small end' when 0 then 'large end' else 'middle' end as part,
-    count(*)::integer as vectors,
+    part,
+    sum(vectors)::integer as vectors,
     any_value(texts) as texts,
-    avg(overlap) as overlap,
-    avg((overlap > random_overlap(cols, 0.99865))::integer) as above,
-    avg(signs_p) as signs_p,
+    sum(overlap) / sum(vectors) as overlap,
+    stddev_samp(overlap / vectors) as spread,
+    sum(above) / sum(vectors) as above,
+    sum(signs_p) / nullif(sum(with_signs), 0) as signs_p,
     random_overlap(cols, 0.00135) as random_low,
     random_overlap(cols, 0.5) as random_middle,
     random_overlap(cols, 0.99865) as random_high
-from chosen_overlaps(null, null, $role, $centred)
-inner join placed using (model)
-cross join texts
-where region != 'null' and ($layer is null or layer = $layer)
+from of_matrices
 group by place, model, step, role, rows, cols, part
 order by role_order(role), role, rows, cols, part, place;

@@ -27,6 +27,7 @@ NAMES = {
     "kl": "KL (nats per token)",
     "accuracy": "change of accuracy",
 }
+_METRICS = {"kl": "KL divergence"}
 #: Kinds of sets that contain a share of the singular values: `smallest:10` is ten percent.
 PRUNING = ("smallest", "most-random")
 #: Kinds of sets in the order of the axis.
@@ -35,8 +36,6 @@ _KINDS = ("decile", "region", "range", *PRUNING)
 _ONE_BLOCK = re.compile(r"(?:[^: ]+:)?(\d+)")
 #: Label of a set; regions are named by their position relative to the bulk.
 _SET_LABEL = "({left: 'below', right: 'above'})[datum.label] || datum.label"
-#: Label of a single tick; the axis would choose one format for all of them.
-_TICK = "format(datum.value, abs(datum.value) < 10000 ? '~r' : '.0e')"
 
 
 @figure(
@@ -96,26 +95,49 @@ def ablation(
     values = [row | {"what": names[_group(row)]} for row in values if _group(row) in names]
     if values:
         chart = alt.vconcat(chart, _spectra(values, _color(rows, look), look)).resolve_scale(color="independent")
-    experiment = store.file_rows("experiments", chosen["run_id"], ["dataset"])
+    experiment = store.file_rows("experiments", chosen["run_id"], ["dataset", "tokens"])
+    sets = sorted({row["random_sets"] for row in rows if row["random_sets"]})
     caption = [
         of_run(store, chosen),
-        *measured(runs, chosen, metric, experiment[0]["dataset"] if experiment else None, found[0]["baseline"]),
+        *measured(runs, chosen, metric, experiment, found[0]["baseline"]),
         *_matrices(rows),
-        "hollow: random sets of the same size; bars: standard error",
+        *([f"hollow: mean of {_counted(sets)} of the same size"] if sets else []),
+        "bars: standard error",
         *beyond(rows),
     ]
     return theme.finish(chart, look, "Damage from removing singular values", caption)
 
 
 def measured(
-    runs: Sequence[dict[str, Any]], chosen: dict[str, Any], metric: str, text: object, baseline: float
+    runs: Sequence[dict[str, Any]],
+    chosen: dict[str, Any],
+    metric: str,
+    experiment: Sequence[dict[str, Any]],
+    baseline: float,
 ) -> list[str]:
-    """Return the caption of a run: metric, text and baseline, and its id if the model has several runs (newest first)."""
-    on = metric if text is None else f"{metric} on {printable(str(text))}"
+    """Return the caption of a run: metric, text and baseline, and its id if the model has several runs (newest first).
+
+    Args:
+        runs: all runs of the kind.
+        chosen: the one that is drawn.
+        metric: what was measured.
+        experiment: row of the run with `dataset` and `tokens`; empty if the run is unfinished.
+        baseline: value of the intact model.
+    """
+    text, tokens = (experiment[0]["dataset"], experiment[0]["tokens"]) if experiment else (None, None)
+    on = _METRICS.get(metric, metric) + ("" if text is None else f" on {printable(str(text))}")
+    on += f", {tokens:,} tokens" if tokens else ""
     own = [row["run_id"] for row in runs if row["model"] == chosen["model"]]
     which = "the newest" if chosen["run_id"] == own[0] else "one"
     run = [f"run {printable(chosen['run_id'])}, {which} of {len(own)}"] if len(own) > 1 else []
-    return [f"{on}, baseline {baseline:.4g}", *run]
+    return [f"{on}, baseline {baseline:.4g}" if baseline else on, *run]
+
+
+def _counted(sets: Sequence[int]) -> str:
+    """Return the number of random sets in words."""
+    if len(sets) > 1:
+        return f"{sets[0]} to {sets[-1]} random sets"
+    return "1 random set" if sets[0] == 1 else f"{sets[0]} random sets"
 
 
 def _matrices(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -223,7 +245,7 @@ def _in_order(rows: Sequence[dict[str, Any]]) -> alt.X:
         return _KINDS.index(kind) if kind in _KINDS else len(_KINDS), numbers, kind
 
     if {row["kind"] for row in rows} == {"decile"}:
-        return by_decile("decile (1: smallest singular values)")
+        return by_decile("decile (1:\u00a0smallest singular values)")
     order = list(dict.fromkeys(row["label"] for row in sorted(rows, key=rank)))
     return _ordinal(order, "singular values removed")
 
@@ -257,7 +279,7 @@ def _color(rows: Sequence[dict[str, Any]], look: theme.Style, *, legend: bool = 
     else:
         # An explicit domain keeps the order; sorted by name, layer 10 would come before layer 2.
         above = alt.Legend(orient="top", title=None, columns=theme.legend_columns(names, look))
-        color = alt.Color("what:N", scale=alt.Scale(domain=names), legend=above)
+        color = alt.Color("what:N", scale=alt.Scale(domain=names, range=[*theme.SERIES]), legend=above)
     return color if legend else color.legend(None)
 
 
@@ -289,40 +311,52 @@ def damage(
     """
     cap = BEYOND * rows[0]["baseline"] if metric == "perplexity" else math.inf
     rows = [_capped(row, cap) for row in rows]
-    scale, ticks = (alt.Scale(), None) if metric not in ("perplexity", "kl") else _symlog(rows)
-    y_axis = alt.Axis(tickCount=5) if ticks is None else alt.Axis(values=ticks, labelExpr=_TICK, labelOverlap=True)
-    title = NAMES.get(metric, f"change of accuracy, {metric}")
-    data = theme.inline([{**row, "finished_at": None} for row in rows])
     names = list(dict.fromkeys(row["what"] for row in rows))
     panels = len(names) > 1 and not together
+    across = look.across(len(names), 13.5) if panels else 1
+    width, height = (look.panel(across), 0.75 * look.height) if panels else (look.width, look.height)
+    scale, ticks = (alt.Scale(), None) if metric not in ("perplexity", "kl") else _symlog(rows, height, look)
+    title = NAMES.get(metric, f"change of accuracy, {metric}")
+    data = theme.inline([{**row, "finished_at": None} for row in rows])
     hover: list[Any] = ["what:N", "set:N", "removed:Q"]
     hover += [alt.Tooltip(name, format=".4g") for name in ("value:Q", "delta:Q", "stderr:Q", "random_delta:Q")]
-    base = alt.Chart(data).encode(x=x, color=_color(rows, look, legend=not panels))
-    y = alt.Y("drawn:Q", title=title, scale=scale, axis=y_axis)
-    line = base.mark_line(strokeWidth=look.line).encode(y=y, strokeDash=dashes)
-    shapes = alt.Scale(domain=["within", "beyond"], range=["circle", "triangle-up"])
-    dots = base.mark_point(filled=True, opacity=1.0, size=12 * look.line).encode(
-        y=y, shape=alt.Shape("beyond:N", legend=None, scale=shapes), tooltip=hover if interactive else alt.Undefined
-    )
-    bars = base.mark_rule(strokeWidth=look.line).encode(
-        y=alt.Y("low:Q", scale=scale, title=title, axis=y_axis), y2="high:Q"
-    )
-    random = base.mark_point(filled=False, size=14 * look.line, strokeWidth=0.8 * look.line).encode(
-        y=alt.Y("random_drawn:Q", scale=scale, title=title, axis=y_axis),
-        shape=alt.Shape("random_beyond:N", legend=None, scale=shapes),
-    )
-    layers: list[Any] = [bars, *([line] if connected else []), dots]
-    if any(row["value_beyond"] for row in rows):
-        words = base.mark_text(baseline="top", dy=0.6 * look.font, fontSize=look.small)
-        layers.append(words.encode(y=y, text="value_beyond:N"))
-    chart = alt.layer(*layers, random)
+    beyond = any(row["value_beyond"] for row in rows)
+
+    def view(i: int) -> Any:
+        """Return the marks of a panel, with the names of the axes at the margin."""
+        first, last = i % across == 0, not panels or i >= len(names) - across
+        y_axis = alt.Axis(tickCount=5, labels=first)
+        if ticks is not None:
+            y_axis = alt.Axis(values=ticks, labelExpr=theme.TICK, labelOverlap=True, labels=first)
+        y_title = title if first else None
+        below = x.copy()
+        below["title"] = theme.wrapped([x["title"]], width, look.font + 1) if last else None
+        base = alt.Chart() if panels else alt.Chart(data)
+        base = base.encode(x=below, color=_color(rows, look, legend=not panels))
+        base = base.transform_filter(alt.FieldEqualPredicate(field="what", equal=names[i])) if panels else base
+        y = alt.Y("drawn:Q", title=y_title, scale=scale, axis=y_axis)
+        line = base.mark_line(strokeWidth=look.line).encode(y=y, strokeDash=dashes)
+        shapes = alt.Scale(domain=["within", "beyond"], range=["circle", "triangle-up"])
+        dots = base.mark_point(filled=True, opacity=1.0, size=12 * look.line).encode(
+            y=y, shape=alt.Shape("beyond:N", legend=None, scale=shapes), tooltip=hover if interactive else alt.Undefined
+        )
+        bars = base.mark_rule(strokeWidth=look.line).encode(
+            y=alt.Y("low:Q", scale=scale, title=y_title, axis=y_axis), y2="high:Q"
+        )
+        random = base.mark_point(filled=False, size=14 * look.line, strokeWidth=0.8 * look.line).encode(
+            y=alt.Y("random_drawn:Q", scale=scale, title=y_title, axis=y_axis),
+            shape=alt.Shape("random_beyond:N", legend=None, scale=shapes),
+        )
+        layers: list[Any] = [bars, *([line] if connected else []), dots]
+        if beyond:
+            words = base.mark_text(baseline="top", dy=0.6 * look.font, fontSize=look.small)
+            layers.append(words.encode(y=y, text="value_beyond:N"))
+        return alt.layer(*layers, random).properties(width=width, height=height)
+
     if not panels:
-        return chart.properties(width=look.width, height=look.height)
-    across = look.across(len(names), 13.5)
-    header = alt.Header(title=None, labelFontSize=look.font, labelFontWeight="bold", labelAnchor="start")
-    facet = alt.Facet("what:N", sort=names, header=header)
-    chart = chart.properties(width=look.panel(across), height=0.75 * look.height, data=data)
-    return chart.facet(facet, columns=across, spacing=look.font)
+        return view(0)
+    views = [view(i).properties(title=theme.heading(name, look)) for i, name in enumerate(names)]
+    return alt.concat(*views, columns=across, data=data)
 
 
 def _capped(row: dict[str, Any], cap: float) -> dict[str, Any]:
@@ -336,8 +370,11 @@ def _capped(row: dict[str, Any], cap: float) -> dict[str, Any]:
     return row | drawn | {"random_beyond": "beyond" if random is not None and random > cap else "within"}
 
 
-def _symlog(rows: list[dict[str, Any]]) -> tuple[Any, list[float]]:
-    """Return a scale and ticks for damage that spans orders of magnitude and can be negative; all values lie within."""
+def _symlog(rows: list[dict[str, Any]], height: float, look: theme.Style) -> tuple[Any, list[float]]:
+    """Return a scale and ticks for damage that spans orders of magnitude and can be negative; all values lie within.
+
+    Ticks whose labels would overlap in a view of this height are left out: 0 stays, then the larger ones.
+    """
     points = [row[name] for row in rows for name in ("drawn", "random_drawn") if row[name] is not None]
     drawn = points + [row[name] for row in rows for name in ("low", "high") if math.isfinite(row[name])]
     largest = max(map(abs, drawn), default=1.0) or 1.0
@@ -350,14 +387,23 @@ def _symlog(rows: list[dict[str, Any]]) -> tuple[Any, list[float]]:
     ticks = [0.0, *(powers[:: 1 + len(powers) // 7] or theme.log_ticks(0.2 * largest, largest))]
     lowest = min(drawn)
     ticks += [-tick for tick in ticks[1:] if tick <= -lowest]
-    floor = min(1.2 * lowest, -0.3 * constant)
-    return alt.Scale(type="symlog", constant=constant, domain=[floor, 1.5 * largest], nice=False), ticks
+    floor, top = min(1.2 * lowest, -0.3 * constant), 1.5 * largest
+
+    def place(value: float) -> float:
+        return math.copysign(math.log1p(abs(value) / constant), value)
+
+    unit = height / (place(top) - place(floor))
+    kept: list[float] = []
+    for tick in sorted(ticks, key=lambda tick: (tick != 0.0, -abs(tick), -tick)):
+        if all(abs(place(tick) - place(other)) * unit >= 1.2 * look.font for other in kept):
+            kept.append(tick)
+    return alt.Scale(type="symlog", constant=constant, domain=[floor, top], nice=False), sorted(kept)
 
 
 def _spectra(values: list[dict[str, Any]], color: Any, look: theme.Style) -> Any:
     chart = alt.Chart(theme.inline(values)).mark_line(strokeWidth=look.line)
     return chart.encode(
-        x=alt.X("decile:O", title="decile", axis=alt.Axis(labelAngle=0, grid=False)),
+        x=alt.X("decile:O", title="decile (1: smallest singular values)", axis=alt.Axis(labelAngle=0, grid=False)),
         y=alt.Y("singular_value:Q", title="mean ν", axis=alt.Axis(tickCount=3)),
         color=color,
     ).properties(width=look.width, height=look.height // 2)
@@ -394,10 +440,11 @@ def slicing(store: Store, *, interactive: bool = False, model: str | None = None
     ]
     look = theme.style(interactive)
     metric = str(found[0]["metric"])
-    chart = damage(rows, by_decile("decile of eigenvalues (1: smallest)"), metric, look, interactive)
+    experiment = store.file_rows("experiments", chosen["run_id"], ["dataset", "tokens"])
+    chart = damage(rows, by_decile("decile of eigenvalues (1:\u00a0smallest)"), metric, look, interactive)
     caption = [
         of_run(store, chosen),
-        *measured(runs, chosen, metric, found[0]["dataset"], found[0]["baseline"]),
+        *measured(runs, chosen, metric, experiment, found[0]["baseline"]),
         "bars: standard error",
         *beyond(rows),
     ]

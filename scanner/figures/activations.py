@@ -89,17 +89,18 @@ def activation_overlap(
     look = theme.style(interactive)
     band = store.query("overlap_vs_region", run=run, model=chosen["model"], centred=centred).to_pylist()
     used = {row.pop("run_id") for row in found}
-    panels = []
+    panels, left_out = [], 0
     for name in _distinct(found, "role"):
         of_role = [row for row in found if row["role"] == name]
         widths = sorted({row["cols"] for row in of_role})
         for cols in widths:  # the band depends on the width
             mine = [row for row in of_role if row["cols"] == cols]
-            points = [mine[i] for i in theme.thinned(len(mine), 4 * theme.MAX_POINTS)]
             limits = next(row for row in band if (row["role"], row["cols"]) == (name, cols))
+            points = _points(mine, limits)
+            left_out += len(mine) - len(points)
             title = name + (f", {cols} inputs" if len(widths) > 1 else "")
             panels.append((title, points, limits))
-    across = look.across(len(panels), 15.0)
+    across = look.across(len(panels))
     chart = alt.concat(
         *(_panel(*panel, look, look.panel(across), i % across == 0, interactive) for i, panel in enumerate(panels)),
         columns=across,
@@ -113,20 +114,37 @@ def activation_overlap(
             of_run(store, chosen),
             f"{where}, {'centered covariance' if centred else 'second moments, not centered'}",
             _texts([row for row in runs if row["run_id"] in used]),
-            "lower part: largest entry M_k (overlap with the standard basis)",
+            "gray: 99.7 % of random vectors, line: their median; lower part: largest entry M_k (overlap with the standard basis)",
+            *(
+                [f"{left_out:,} of {len(found):,} vectors, most of them within the band, are left out"]
+                if left_out
+                else []
+            ),
         ],
     )
 
 
-def _texts(runs: list[dict[str, Any]]) -> str:
-    """Return the caption of the texts that the drawn runs read."""
+#: Points of a panel within the band of random vectors, and beyond it.
+_WITHIN, _BEYOND = 300, 500
+
+
+def _points(rows: list[dict[str, Any]], limits: dict[str, Any]) -> list[dict[str, Any]]:
+    """Select vectors to draw: those beyond the band, whose number is small, and as many of the others as can be seen."""
+    beyond = [i for i, row in enumerate(rows) if not limits["random_low"] <= row["overlap"] <= limits["random_high"]]
+    within = sorted({*range(len(rows))} - {*beyond})
+    chosen = [beyond[i] for i in theme.thinned(len(beyond), _BEYOND)]
+    return [rows[i] for i in sorted(chosen + [within[i] for i in theme.thinned(len(within), _WITHIN)])]
+
+
+def _texts(runs: list[dict[str, Any]], *, several: bool = True) -> str:
+    """Return the caption of the texts that the drawn runs read; with `several`, these are runs of one model."""
     texts = sorted({printable(str(run["dataset"])) for run in runs if run["dataset"] is not None})
     tokens = sorted({run["tokens"] for run in runs if run["tokens"] is not None})
     if not tokens:
-        return "an unfinished run"
+        return ", ".join(texts) or "an unfinished run"
     count = f"{tokens[0]:,} tokens" if len(tokens) == 1 else f"{tokens[0]:,} to {tokens[-1]:,} tokens"
-    several = f", the newest of {len(runs)} runs for each matrix" if len(runs) > 1 else ""
-    return f"{', '.join(texts)}: {count}{several}"
+    newest = f", the newest of {len(runs)} runs for each matrix" if several and len(runs) > 1 else ""
+    return f"{', '.join(texts)}: {count}{newest}"
 
 
 def _panel(
@@ -149,8 +167,8 @@ def _panel(
     upper = _against_band("overlap", names[0], x_above, points, limits, look, interactive)
     lower = _against_band("peak", names[1], x, points, limits, look, interactive)
     return alt.vconcat(
-        upper.properties(width=width, height=0.7 * look.height),
-        lower.properties(width=width, height=0.4 * look.height),
+        upper.properties(width=width, height=0.6 * look.height),
+        lower.properties(width=width, height=0.35 * look.height),
         spacing=look.font // 2,
         title=theme.heading(title, look),
     )
@@ -173,7 +191,7 @@ def _against_band(
     middle = alt.Chart(theme.inline([{"middle": limits["random_middle"]}])).mark_rule(strokeWidth=0.8 * look.line)
     hover = [alt.Tooltip(name, format=".4g") for name in ("singular_value:Q", "overlap:Q", "peak:Q", "eigenvalue:Q")]
     hover += [alt.Tooltip(name) for name in ("layer:O", "k:O", "match:O")]
-    dots = alt.Chart(theme.inline(points)).mark_point(filled=True, size=4 * look.line, opacity=0.6)
+    dots = alt.Chart(theme.inline(points)).mark_point(filled=True, size=4 * look.line, opacity=0.75)
     dots = dots.encode(
         x=x,
         y=alt.Y(f"{column}:Q", title=title, scale=y_scale, axis=alt.Axis(tickCount=4)),
@@ -189,7 +207,8 @@ def _against_band(
 
 @figure(
     title="Spectrum of the activations that enter the matrices",
-    about="Eigenvalues of the covariance of the inputs of each matrix, by role and index. Needs a run of `rmtscan activations`.",
+    about="Eigenvalues of the covariance of the inputs of each matrix, by index, a panel for each role; roles with the same input "
+    "share one. Needs a run of `rmtscan activations`.",
 )
 def activation_spectrum(
     store: Store,
@@ -202,6 +221,8 @@ def activation_spectrum(
     centred: bool = True,
 ) -> Any:
     """Draw the eigenvalues of the covariance of the inputs of the matrices: geometric mean over the layers of a role, by index.
+
+    Bands hold the middle 80 % of the layers. Eigenvalues that are zero within rounding are counted in the caption.
 
     Source: arXiv 2410.17770v3, sec. 4.
 
@@ -216,30 +237,75 @@ def activation_spectrum(
     if not found:
         raise ScannerError(_nothing(chosen, role, layer))
     look = theme.style(interactive)
-    roles = _same_lines(found)
-    points = []
-    for name, several in roles.items():
-        mine = [row | {"role": several} for row in found if row["role"] == name]
-        points += [mine[i] for i in theme.thinned(len(mine))]
-    colors = {several: theme.role_color(name) for name, several in roles.items()}
-    legend = alt.Legend(orient="top", title=None, columns=theme.legend_columns([*colors], look), symbolType="stroke")
-    chart = alt.Chart(theme.inline(points)).mark_line(strokeWidth=look.line)
-    chart = chart.encode(
-        x=alt.X(
-            "number:Q",
-            title="index of the eigenvalue",
-            scale=alt.Scale(type="log", nice=False),
-            axis=alt.Axis(grid=False),
-        ),
-        y=alt.Y(
-            "eigenvalue:Q", title="eigenvalue", scale=alt.Scale(type="log"), axis=alt.Axis(format=".0e", tickCount=5)
-        ),
-        color=alt.Color("role:N", scale=alt.Scale(domain=[*colors], range=[*colors.values()]), legend=legend),
-        tooltip=["role:N", "number:O", alt.Tooltip("eigenvalue:Q", format=".4g")] if interactive else alt.Undefined,
-    ).properties(width=look.width, height=look.height)
+    groups = _same_lines(found)
+    lines = {several: [row for row in found if row["role"] == name] for name, several in groups.items()}
+    drawn = {several: [row for row in rows if row["eigenvalue"] is not None] for several, rows in lines.items()}
+    if not any(drawn.values()):
+        raise ScannerError(f"all eigenvalues of {printable(chosen['model'])!r} are zero: there is nothing to draw")
+    colors = {several: theme.role_color(name) for name, several in groups.items()}
+    chart = _spectrum_panels({several: rows for several, rows in drawn.items() if rows}, colors, look, interactive)
     what = "covariance of the activations, centered" if centred else "second moments of the activations, not centered"
     texts = _texts([row for row in runs if row["run_id"] == chosen["run_id"]])
-    return theme.finish(chart, look, "Spectrum of the activations", [of_run(store, chosen), what, texts])
+    matrices = sorted({row["matrices"] for row in found})
+    details = "geometric mean"
+    if matrices[-1] > 1:
+        counted = f"{matrices[0]}" if len(matrices) == 1 else f"{matrices[0]} to {matrices[-1]}"
+        details += f" and middle 80 % (band) of {counted} matrices of a role"
+    details += "; gray: the other roles" if len(drawn) > 1 else ""
+    zeros = [
+        f"{len(rows) - len(drawn[several])} of {len(rows)} ({several})"
+        for several, rows in lines.items()
+        if len(rows) > len(drawn[several])
+    ]
+    missing = [f"zero up to rounding, not drawn: {', '.join(zeros)}"] if zeros else []
+    caption = [of_run(store, chosen), what, texts, details, *missing]
+    return theme.finish(chart, look, "Spectrum of the activations", caption)
+
+
+def _spectrum_panels(
+    lines: dict[str, list[dict[str, Any]]], colors: dict[str, str], look: theme.Style, interactive: bool
+) -> Any:
+    """Return a panel for each line on the same axes, with its band and the other lines in gray."""
+    every = [row for rows in lines.values() for row in rows]
+    most = max(row["number"] for row in every)
+    bottom, top = min(row["low"] for row in every), max(row["high"] for row in every)
+    x_scale = alt.Scale(type="log", domain=[1, most], nice=False)
+    y_scale = alt.Scale(type="log", domain=[bottom / 1.5, top * 1.5], nice=False)
+    across = look.across(len(lines))
+    points = {several: [rows[i] for i in _bent(len(rows))] for several, rows in lines.items()}
+    panels = []
+    for i, (several, mine) in enumerate(points.items()):
+        first, last = i % across == 0, i >= len(points) - across
+        x_axis = alt.Axis(grid=False, values=theme.decades(1, most, 5), labelExpr=theme.TICK, labels=last)
+        x = alt.X("number:Q", title="index of the eigenvalue" if last else None, scale=x_scale, axis=x_axis)
+        y_axis = alt.Axis(values=theme.decades(bottom / 1.5, top * 1.5, 6), labelExpr=theme.TICK, labels=first)
+        y = alt.Y("eigenvalue:Q", title="eigenvalue" if first else None, scale=y_scale, axis=y_axis)
+        base = alt.Chart(theme.inline(mine))
+        layers: list[Any] = []
+        others = [row | {"line": name} for name, rows in points.items() if name != several for row in rows]
+        if others:
+            context = alt.Chart(
+                theme.inline([{name: row[name] for name in ("line", "number", "eigenvalue")} for row in others])
+            )
+            pale = context.mark_line(strokeWidth=0.5 * look.line, color=theme.PALE)
+            layers.append(pale.encode(x=x, y=y, detail="line:N"))
+        if any(row["matrices"] > 1 for row in mine):
+            band = base.mark_area(opacity=0.3, color=colors[several])
+            layers.append(band.encode(x=x, y=alt.Y("low:Q", scale=y_scale), y2="high:Q"))
+        line = base.mark_line(strokeWidth=look.line, color=colors[several]).encode(x=x, y=y)
+        if interactive:
+            tips = [alt.Tooltip("number:Q", title="index")]
+            tips += [alt.Tooltip(f"{name}:Q", format=".4g") for name in ("eigenvalue", "low", "high")]
+            line = line.encode(tooltip=tips)
+        panel = alt.layer(*layers, line).properties(width=look.panel(across), height=0.6 * look.height)
+        panels.append(panel.properties(title=theme.heading(several, look, color=colors[several])))
+    return alt.concat(*panels, columns=across)
+
+
+def _bent(count: int) -> list[int]:
+    """Select ranks of a curve on a logarithmic axis that bends at both ends: close together at the first and the last."""
+    near = {round(count ** (i / 70)) - 1 for i in range(71)}
+    return sorted(near | {count - 1 - rank for rank in near})
 
 
 def _same_lines(found: list[dict[str, Any]]) -> dict[str, str]:
@@ -293,33 +359,47 @@ def overlap_map(
     x_axis, y_axis = alt.Axis(grid=False, tickCount=5), alt.Axis(grid=False, tickCount=5)
     drawn = ("k_first", "k_last", "j_first", "j_last", "overlap")
     cells = [{column: theme.short(row[column], 3) for column in drawn} for row in found]
-    chart = alt.Chart(theme.inline(cells)).mark_rect()
-    chart = chart.encode(
-        x=alt.X(
-            "k_first:Q",
-            title="rank k of the singular value",
-            axis=x_axis,
-            scale=alt.Scale(domain=[0, one["vectors"]], nice=False),
-        ),
-        x2="k_last:Q",
-        y=alt.Y(
-            "j_first:Q",
-            title="rank j of the principal direction",
-            axis=y_axis,
-            scale=alt.Scale(domain=[0, one["cols"]], nice=False, reverse=True),
-        ),
-        y2="j_last:Q",
-        color=alt.Color(
-            "overlap:Q",
-            title="overlap √n (random: 1)",
-            scale=alt.Scale(scheme="viridis", type="sqrt", domainMin=0),
-            legend=alt.Legend(orient="top", gradientLength=size // 2, tickCount=4),
-        ),
-        tooltip=["k_first:Q", "j_first:Q", alt.Tooltip("overlap:Q", format=".3g")] if interactive else alt.Undefined,
-    ).properties(width=size, height=size)
-    where = f"{one['role']}, layer {one['layer']}; {one['tokens']:,} tokens"
+    # Cells reach into the next ones, since seams would be visible between adjacent cells.
+    wide, tall = one["vectors"] / _CELLS, one["cols"] / _CELLS
+    chart = alt.Chart(theme.inline(cells)).transform_calculate(
+        k_drawn=f"min(datum.k_last + {0.2 * wide:.4g}, {one['vectors']})",
+        j_drawn=f"min(datum.j_last + {0.2 * tall:.4g}, {one['cols']})",
+    )
+    chart = (
+        chart.mark_rect(clip=True, strokeWidth=0)
+        .encode(
+            x=alt.X(
+                "k_first:Q",
+                title="rank k of the singular value",
+                axis=x_axis,
+                scale=alt.Scale(domain=[0, one["vectors"]], nice=False),
+            ),
+            x2="k_drawn:Q",
+            y=alt.Y(
+                "j_first:Q",
+                title="rank j of the principal direction",
+                axis=y_axis,
+                scale=alt.Scale(domain=[0, one["cols"]], nice=False, reverse=True),
+            ),
+            y2="j_drawn:Q",
+            color=alt.Color(
+                "overlap:Q",
+                title="overlap √n (random: 1)",
+                scale=alt.Scale(scheme="viridis", type="sqrt", domainMin=0),
+                legend=alt.Legend(orient="top", gradientLength=size // 2, tickCount=4),
+            ),
+            tooltip=["k_first:Q", "j_first:Q", alt.Tooltip("overlap:Q", format=".3g")]
+            if interactive
+            else alt.Undefined,
+        )
+        .properties(width=size, height=size)
+    )
+    where = f"{one['role']}, layer {one['layer']}"
     what = "centered covariance" if centred else "second moments, not centered"
-    return theme.finish(chart, look, "Overlaps with the activations", [of_run(store, chosen), f"{where}, {what}"])
+    text = next((row["dataset"] for row in runs if row["run_id"] == one["run_id"]), None)
+    read = f"{one['tokens']:,} tokens" if text is None else f"{printable(str(text))}: {one['tokens']:,} tokens"
+    caption = [of_run(store, chosen), f"{where}, {what}", read]
+    return theme.finish(chart, look, "Overlaps with the activations", caption)
 
 
 @figure(
@@ -359,54 +439,87 @@ def overlap_training(
             "run 'rmtscan activations' on each"
         )
     look = theme.style(interactive)
-    labels = _labels(found)
+    runs = {row["model"]: row for row in rows_of(store, "overlap_runs")[::-1] if row["model"] in names.values()}
+    labels, key = _labels(found, {model: of_run(store, row) for model, row in runs.items()})
+    shapes = list(dict.fromkeys((row["role"], row["cols"]) for row in found))
+    across = look.across(len(shapes))
     panels = []
-    across = look.across(len({(row["role"], row["cols"]) for row in found}), 15.0)
-    for name, cols in dict.fromkeys((row["role"], row["cols"]) for row in found):
-        mine = [row | {"label": labels[row["place"]]} for row in found if (row["role"], row["cols"]) == (name, cols)]
-        x = alt.X(
-            "label:O",
-            title="checkpoint",
-            sort=list(labels.values()),
-            axis=alt.Axis(grid=False, labelAngle=-45, labelOverlap=True, labelLimit=9 * look.font),
+    for i, (name, cols) in enumerate(shapes):
+        mine = [
+            row | {"label": labels[row["place"]], "low": _moved(row, -1.0), "high": _moved(row, 1.0)}
+            for row in found
+            if (row["role"], row["cols"]) == (name, cols)
+        ]
+        title = theme.heading(f"{name}, {cols} inputs", look)
+        panel = _training_panel(
+            mine, list(labels.values()), look, i % across == 0, i >= len(shapes) - across, interactive
         )
-        band = alt.Chart(theme.inline(mine[:1])).mark_rect(color=theme.GRAY, opacity=0.25)
-        band = band.encode(y=alt.Y("random_low:Q"), y2="random_high:Q")
-        color = alt.Color(
-            "part:N",
-            title=None,
-            scale=alt.Scale(domain=[*_PARTS], range=[*_PARTS.values()]),
-            legend=alt.Legend(orient="top", direction="horizontal"),
-        )
-        lines = alt.Chart(theme.inline(mine)).mark_line(strokeWidth=look.line, point=True)
-        lines = lines.encode(
-            x=x,
-            y=alt.Y("overlap:Q", title="mean overlap O_k", axis=alt.Axis(tickCount=4)),
-            color=color,
-            tooltip=["model:N", "part:N", alt.Tooltip("overlap:Q", format=".3f")] if interactive else alt.Undefined,
-        )
-        title = f"{name}, {cols} inputs"
-        panels.append(
-            alt.layer(band, lines).properties(
-                width=look.panel(across), height=0.7 * look.height, title=theme.heading(title, look)
-            )
-        )
+        panels.append(panel.properties(width=look.panel(across), height=0.6 * look.height, title=title))
     chart = alt.concat(*panels, columns=across)
     several = {row["texts"] for row in found} != {1}
     details = [f"{len(names)} checkpoints: {printable(names[min(names)])} to {printable(names[max(names)])}"]
-    details += ["their runs read different texts"] if several else []
+    details = key or details
+    details += ["their runs read different texts"] if several else [_texts([*runs.values()], several=False)]
+    spread = any(row["spread"] is not None for row in found)
+    details += ["gray: 99.7 % of random vectors" + ("; bars: standard deviation over matrices" if spread else "")]
     return theme.finish(chart, look, "Overlap with the activations over training", details)
 
 
+def _moved(row: dict[str, Any], deviations: float) -> float:
+    """Return the mean overlap, moved by a number of standard deviations over the matrices."""
+    return float(row["overlap"] + deviations * (row["spread"] or 0.0))
+
+
+def _training_panel(
+    rows: list[dict[str, Any]], labels: list[str], look: theme.Style, first: bool, last: bool, interactive: bool
+) -> Any:
+    """Return the curves of one role and width over the band of random vectors; parts stand side by side."""
+    ends = [row[name] for row in rows for name in ("low", "high", "random_low", "random_high")]
+    margin = 0.06 * (max(ends) - min(ends))
+    y_scale = alt.Scale(domain=[max(0.0, min(ends) - margin), max(ends) + margin], nice=False)
+    x = alt.X(
+        "label:O",
+        title="checkpoint" if last else None,
+        sort=labels,
+        scale=alt.Scale(type="point", domain=labels, padding=0.5),
+        axis=alt.Axis(grid=False, labelAngle=0, labelOverlap=True, labels=last),
+    )
+    y = alt.Y("overlap:Q", title="mean O_k" if first else None, scale=y_scale, axis=alt.Axis(tickCount=4))
+    band = alt.Chart(theme.inline(rows[:1])).mark_rect(color=theme.PALE, opacity=0.7)
+    layers: list[Any] = [band.encode(y=alt.Y("random_low:Q", scale=y_scale), y2="random_high:Q")]
+    for i, part in enumerate(_PARTS):
+        aside = (i - 0.5 * (len(_PARTS) - 1)) * 0.6 * look.font
+        base = alt.Chart(theme.inline([row for row in rows if row["part"] == part]))
+        tips = ["model:N", "part:N", alt.Tooltip("overlap:Q", format=".3f"), alt.Tooltip("spread:Q", format=".3f")]
+        line = base.mark_line(strokeWidth=look.line, xOffset=aside).encode(x=x, y=y)
+        dots = base.mark_point(filled=True, opacity=1, size=2.5 * look.font, xOffset=aside).encode(
+            x=x, y=y, tooltip=tips if interactive else alt.Undefined
+        )
+        bars = base.mark_rule(strokeWidth=look.line, xOffset=aside).encode(
+            x=x, y=alt.Y("low:Q", scale=y_scale), y2="high:Q"
+        )
+        layers += [theme.named(layer, part, _PARTS, look) for layer in (bars, line, dots)]
+    return alt.layer(*layers)
+
+
+#: Checkpoints that the caption names.
+_KEY = 6
 _PARTS = {"large end": theme.VERMILION, "middle": theme.GRAY, "small end": theme.BLUE}
 
 
-def _labels(found: list[dict[str, Any]]) -> dict[int, str]:
-    """Return short names of the checkpoints by place, in their order: steps if all differ, otherwise models."""
+def _labels(found: list[dict[str, Any]], captions: dict[str, str]) -> tuple[dict[int, str], list[str]]:
+    """Return short names of the checkpoints by place, in their order, and lines that explain them with their captions.
+
+    The names are steps if all differ, otherwise the places, and a line for each says which model it is.
+    """
     steps = {row["place"]: row["step"] for row in found}
-    names = {row["place"]: row["model"] for row in found}
-    differ = None not in steps.values() and len({*steps.values()}) == len(steps)
-    return {place: str(steps[place]) if differ else printable(names[place]) for place in sorted(names)}
+    names = {row["place"]: captions[row["model"]] for row in found}
+    places = sorted(names)
+    if None not in steps.values() and len({*steps.values()}) == len(steps):
+        return {place: str(steps[place]) for place in places}, []
+    lines = [f"{place}: {names[place]}" for place in places]
+    shown = lines if len(lines) <= _KEY else [*lines[: _KEY - 1], f"... {lines[-1]}"]
+    return {place: str(place) for place in places}, shown
 
 
 def _nothing(chosen: dict[str, Any], role: str | None, layer: int | None) -> str:

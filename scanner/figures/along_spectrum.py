@@ -85,10 +85,15 @@ def _spectra(
 ) -> tuple[Any, bool]:
     """Return a panel for each role and shape, on the same axes, and whether values lie below them."""
     values = [row["singular_value"] for line in groups.values() for row in line]
-    top = 1.25 * max(values)
+    # With the bands, and so that no label stands at the upper border, where it would move the heading of the panel.
+    top = 1.25 * max(
+        row["singular_value"] + (row["singular_value_std"] or 0.0) for line in groups.values() for row in line
+    )
     bottom = max(_FLOOR, 0.8 * min(values))
-    ticks = [tick for tick in theme.log_ticks(bottom, top) if tick in (0.01, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)]
-    ticks = ticks if len(ticks) > 1 else theme.log_ticks(bottom, top)
+    ticks = [
+        tick for tick in theme.log_ticks(bottom, top / 1.1) if tick in (0.01, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+    ]
+    ticks = ticks if len(ticks) > 1 else theme.log_ticks(bottom, top / 1.1)
     y_scale = alt.Scale(type="log", domain=[bottom, top], nice=False)
     several = len({role for role, _, _ in groups}) < len(groups)
     across = look.across(len(groups))

@@ -25,6 +25,9 @@ from scanner.figures.selection import (
 )
 from scanner.store import Store
 
+#: Share of the color scale from which on white text is easier to read on it than black.
+_DARK = 0.74
+
 
 def _p(matrix: Matrix, side: str | None) -> float | None:
     """Return the mean p of one side, or of both."""
@@ -101,7 +104,8 @@ def _depth_panels(
     high = max(0.5, *(row["high"] for row in rows))
     margin = 0.08 * max(high - low, 0.1)
     scale = alt.Scale(domain=[max(0.0, low - margin), min(1.0, high + margin)], nice=False)
-    x_scale = alt.Scale(domain=[min(layers) - 0.4, max(layers) + 0.4], nice=False)
+    aside = max(0.4, 0.025 * (max(layers) - min(layers)))  # for half a point
+    x_scale = alt.Scale(domain=[min(layers) - aside, max(layers) + aside], nice=False)
     across = look.across(len(roles))
     size = {"width": look.panel(across), "height": 0.5 * look.height}
     panels = []
@@ -136,7 +140,7 @@ def _depth_panels(
         parts += [context.encode(x=x, y=y, detail="role:N")] if others else []
         parts += [spread] if any(row["matrices"] > 1 for row in rows if row["role"] == role) else []
         if first and i == 0:
-            word = alt.Chart(theme.inline([{"p": 0.5, "text": "random", "layer": max(layers) + 0.4}]))
+            word = alt.Chart(theme.inline([{"p": 0.5, "text": "random", "layer": max(layers) + aside}]))
             word = word.mark_text(align="right", baseline="bottom", dx=-2, dy=-1, fontSize=look.small)
             parts.append(word.encode(x="layer:Q", y="p:Q", text="text:N"))
         panel = alt.layer(*parts, line, points).properties(title=theme.heading(role, look, color=color), **size)
@@ -289,7 +293,8 @@ def outliers(
         rect = base.mark_rect(stroke="white", strokeWidth=0.5).encode(color=color)
         if interactive:
             rect = rect.encode(tooltip=tips)
-        dark = alt.condition(f"datum.percent > {0.45 * most}", alt.value("white"), alt.value("black"))
+        # White on the scheme has more contrast than black from here on, where both have 4.6.
+        dark = alt.condition(f"datum.percent > {_DARK * most}", alt.value("white"), alt.value("black"))
         text = base.mark_text(fontSize=look.small).encode(text="text:N", color=dark)
         words = alt.TitleParams(heading, fontSize=look.font, anchor="start", fontWeight="bold", offset=2, frame="group")
         size = {"width": round(cell * len(roles)), "height": round(1.35 * look.font * len(layers))}

@@ -9,6 +9,7 @@ import altair as alt
 from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
 from scanner.figures import theme
+from scanner.figures.activations import of_run
 from scanner.figures.registry import figure, nearest
 from scanner.store import Store
 
@@ -77,12 +78,13 @@ def finetuning(
     counted = "1 seed" if seeds == [1] else f"{'-'.join(map(str, {seeds[0]: 0, seeds[-1]: 0}))} seeds"
     epochs = "1 epoch" if newest["epochs"] == 1 else f"{newest['epochs']} epochs"
     details = [
+        of_run(store, {"run_id": newest["run_id"], "model": base}),
         f"{printable(newest['dataset'])}, {newest['examples']} texts, {epochs}; "
         + (f"removed from: {printable(newest['roles'])}" if what is None else what),
         f"{counted}, ± one standard deviation{_words(untouched)}",
     ]
     chart = chart.properties(width=look.width, height=look.height)
-    return theme.finish(chart, look, f"Fine-tuning and removal, {printable(base)}", details)
+    return theme.finish(chart, look, "Fine-tuning and removal", details)
 
 
 def _words(untouched: dict[str, Any] | None) -> str:
@@ -116,13 +118,17 @@ def _untouched(look: theme.Style, x: alt.X, row: dict[str, Any] | None) -> list[
 
 
 def _lines(look: theme.Style, x: alt.X, rows: list[dict[str, Any]], interactive: bool) -> list[Any]:
-    drawn = []
+    drawn: list[dict[str, Any]] = []
     for row in sorted(rows, key=lambda row: (row["order"], row["decile"])):
         spread = row["spread"] or 0.0
         # Points of both orders stand side by side, so that no error bar hides the other.
         at = row["decile"] + _ASIDE[row["order"]]
         value = {"what": _ORDERS[row["order"]], "decile": row["decile"], "at": at, "accuracy": row["accuracy"]}
         value |= {"low": row["accuracy"] - spread, "high": row["accuracy"] + spread, "seeds": row["seeds"]}
+        # A line that spans deciles between, which nobody removed, would claim their accuracy.
+        before = drawn[-1] if drawn else value
+        follows = before["what"] == value["what"] and before["decile"] == value["decile"] - 1
+        value["part"] = before["part"] if follows else len(drawn)
         drawn.append(value | {"delta": row["delta"], "delta in sigma": row["delta_sigma"]})
     there = {name: color for name, color in _COLORS.items() if any(row["what"] == name for row in drawn)}
     color = alt.Color(
@@ -137,7 +143,7 @@ def _lines(look: theme.Style, x: alt.X, rows: list[dict[str, Any]], interactive:
     x = x.copy()
     x.shorthand = "at:Q"
     bars = base.mark_rule(strokeWidth=look.line).encode(x=x, y=_accuracy("low:Q"), y2="high:Q", color=color)
-    lines = base.mark_line(strokeWidth=1.3 * look.line).encode(x=x, y=_accuracy(), color=color)
+    lines = base.mark_line(strokeWidth=1.3 * look.line).encode(x=x, y=_accuracy(), color=color, detail="part:N")
     dots = base.mark_point(filled=True, size=3.0 * look.font, opacity=1.0).encode(
         x=x, y=_accuracy(), color=color, tooltip=hover if interactive else alt.Undefined
     )

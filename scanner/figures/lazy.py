@@ -12,7 +12,8 @@ from scanner.figures import theme
 from scanner.figures.registry import figure, nearest
 from scanner.store import Store
 
-_COLORS = (theme.BLUE, theme.VERMILION, theme.GREEN, theme.ORANGE, theme.PURPLE, theme.SKY, theme.BLACK)
+_ASIDE = 0.8
+"""Distance of the points of two regimes, in percent of the axis."""
 _PANELS = {
     "smallest": "the smallest removed, % of their number",
     "mass": "the smallest removed, % of the sum of all",
@@ -79,8 +80,13 @@ def lazy(store: Store, *, interactive: bool = False, model: str | None = None, r
         rows.append(value | {"percent": 0.0, "value": row["baseline"], "low": row["baseline"], "high": row["baseline"]})
     rows = list({(row["regime"], row["ordering"], row["percent"]): row for row in rows}.values())
     regimes = list(dict.fromkeys(str(row["regime"]) for row in rows))
-    if len(regimes) > len(_COLORS):
-        raise ScannerError(f"{len(regimes)} regimes, but only {len(_COLORS)} colors: use a store with fewer regimes")
+    # Regimes stand side by side, so that no error bar hides another.
+    aside = {regime: _ASIDE * (i - 0.5 * (len(regimes) - 1)) for i, regime in enumerate(regimes)}
+    rows = [row | {"at": row["percent"] + aside[row["regime"]]} for row in rows]
+    if len(regimes) > len(theme.SERIES):
+        raise ScannerError(
+            f"{len(regimes)} regimes, but only {len(theme.SERIES)} colors: use a store with fewer regimes"
+        )
     look = theme.style(interactive)
     panels = [
         _panel(look, rows, regimes, ordering, title, interactive)
@@ -105,16 +111,16 @@ def _panel(
     mine = sorted((row for row in rows if row["ordering"] == ordering), key=lambda row: (row["regime"], row["percent"]))
     data = theme.inline(mine)
     x = alt.X(
-        "percent:Q",
+        "at:Q",
         title=title,
-        scale=alt.Scale(domain=[-2, 102], nice=False),
+        scale=alt.Scale(domain=[-5, 105], nice=False),
         axis=alt.Axis(grid=False, values=[0, 20, 40, 60, 80, 100]),
     )
     y_scale = alt.Scale(domain=[-0.02, 1.02], nice=False)
     y = alt.Y("value:Q", title="accuracy", scale=y_scale, axis=alt.Axis(values=[0, 0.2, 0.4, 0.6, 0.8, 1]))
     color = alt.Color(
         "regime:N",
-        scale=alt.Scale(domain=regimes, range=[*_COLORS[: len(regimes)]]),
+        scale=alt.Scale(domain=regimes, range=[*theme.SERIES[: len(regimes)]]),
         legend=alt.Legend(orient="top", title=None, symbolType="stroke", direction="horizontal", labelLimit=look.width),
     )
     names = ("regime:N", "percent:Q", "value:Q", "low:Q", "high:Q")

@@ -68,6 +68,8 @@ def fitted(chart: Any, width: float | None, height: float | None) -> Any:
         for view in _views(chart, _of_chart):
             own = _of_chart(view, name)
             if isinstance(own, int | float):
+                if height is None and _of_chart(view, "height") == own:
+                    view.height = round(own * factor, 2)  # a map that is square stays so
                 setattr(view, name, round(own * factor, 2))
         # Sizes change in steps of whole points for each view of a row, so a last point or two is white.
         sides[side] += max(0.0, wanted - size)

@@ -41,6 +41,8 @@ ROLE_COLORS = {
     "lm_head": "#000000",
 }
 """Color of a role in all figures. Colors beyond those of Okabe and Ito are from Paul Tol's "muted" scheme."""
+SERIES = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
+"""Colors of what is neither a role nor a region, in their order."""
 REGIONS = {"left": "below the bulk", "bulk": "bulk", "right": "above the bulk"}
 """Stored regions of the spectrum, from small to large singular values, and their names in prose."""
 REGION_LABEL = f"({json.dumps(REGIONS)})[datum.label] || datum.label"
@@ -170,10 +172,11 @@ def finish(chart: Any, look: Style, title: str, subtitle: Sequence[str]) -> Any:
 
     Lines of the title that are wider than the figure are broken.
     """
-    lines = wrapped([title], look.total, (look.font + 1) * 1.06)  # bold
+    inner = look.total - look.font  # of the padding on both sides
+    lines = wrapped([title], inner, (look.font + 1) * 1.06)  # bold
     words = alt.TitleParams(
         lines[0] if len(lines) == 1 else lines,
-        subtitle=wrapped(subtitle, look.total, look.font),
+        subtitle=wrapped(subtitle, inner, look.font),
         anchor="start",
         frame="bounds",
         offset=look.font,
@@ -350,6 +353,20 @@ def log_ticks(bottom: float, top: float) -> list[float]:
     exponents = range(math.floor(math.log10(bottom)), math.ceil(math.log10(top)) + 1)
     ticks = [float(f"{step * 10.0**exponent:.3g}") for exponent in exponents for step in steps]
     return [tick for tick in ticks if bottom <= tick <= top]
+
+
+TICK = "format(datum.value, datum.value == 0 || (abs(datum.value) >= 0.001 && abs(datum.value) < 10000) ? '~r' : '.0e')"
+"""Vega expression of the label of a tick on an axis that spans orders of magnitude."""
+
+
+def decades(bottom: float, top: float, most: int) -> list[float]:
+    """Return powers of ten within a logarithmic axis, at most `most` of them; `log_ticks` if there are fewer than two."""
+    exponents = range(math.ceil(math.log10(bottom)), math.floor(math.log10(top)) + 1)
+    if len(exponents) < 2:
+        return log_ticks(bottom, top)
+    step = -(-len(exponents) // most)
+    # From the largest down: where small values are few, the large ones have the labels.
+    return [10.0**exponent for exponent in exponents[::-1][::step]][::-1]
 
 
 def inline(rows: Sequence[Mapping[str, object]]) -> alt.InlineData:

@@ -224,8 +224,9 @@ def _null(null: KsNull, length: int, d: float, p: float, look: theme.Style, tall
     at, density = null_density(null, length, typical)
     # The two lines of text stand above the density.
     top = 1.05 * float(density.max()) / max(0.3, 1.0 - (2.0 * look.font + 10.0) / tall)
-    far = d > typical
     reach = typical * 1.15
+    last = 0.985 * reach
+    far = d > last  # what is within the axis stands where it is
     scale = alt.Scale(domain=[0, reach], nice=False)
     x = alt.X("x:Q", title="D", scale=scale, axis=alt.Axis(tickCount=3, grid=False))
     y = alt.Y(
@@ -235,7 +236,7 @@ def _null(null: KsNull, length: int, d: float, p: float, look: theme.Style, tall
         axis=alt.Axis(tickCount=3, grid=False),
     )
     curve = [{"x": float(a), "y": float(b)} for a, b in zip(at, density, strict=True)]
-    mark = reach * 0.985 if far else d
+    mark = last if far else d
     p_text = f"p = {p:.2g}" if p >= 1e-4 else "p < 0.0001"
     word = {"x": mark, "y": top, "d": f"D = {d:.3g}" + (" →" if far else ""), "p": p_text}
     right = mark > 0.55 * reach

@@ -149,7 +149,14 @@ class Database:
                 self.connection.register_filesystem(RemoteFiles(files))
             # In a notebook without ipywidgets it is off, and DuckDB refuses to change it, also to what it is.
             [(draws,)] = self.connection.execute(_statements("draws_progress")).fetchall()
-            for name in (*(["no_progress"] if draws else []), "session", "keys", "vocabulary", "statistics"):
+            for name in (
+                *(["no_progress"] if draws else []),
+                "session",
+                "keys",
+                "vocabulary",
+                "measures",
+                "statistics",
+            ):
                 self._run(name)
             for table, schema in SCHEMAS.items():
                 self.connection.register("empty", schema.empty_table())

@@ -210,7 +210,7 @@ def test_sets_are_in_their_order_along_the_axis(
 
 def _layers(chart: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the layers of an ablation, which has a panel for each line if it has several."""
-    found: list[dict[str, Any]] = chart["spec"]["layer"] if "spec" in chart else chart["layer"]
+    found: list[dict[str, Any]] = chart["concat"][0]["layer"] if "concat" in chart else chart["layer"]
     return found
 
 
@@ -362,10 +362,10 @@ def test_the_caption_names_the_text_the_metric_and_one_run_of_several(
         return list(FIGURES[name].draw(empty_store, **asked).to_dict()["title"]["subtitle"])  # type: ignore[arg-type]
 
     add("novel", "novel.txt", "org/model", 12)
-    assert said()[:2] == ["org/model", "kl on novel.txt, baseline 0.5"]
+    assert said()[:2] == ["org/model", "KL divergence on novel.txt, baseline 0.5"]
     assert not any("run" in line for line in said())
     add("code", "code.txt", "org/model", 13)
     add("other", "other.txt", "org/other", 14)
-    assert said(model="org/model")[1:3] == ["kl on code.txt, baseline 0.5", "run code, the newest of 2"]
-    assert said(run="novel")[1:3] == ["kl on novel.txt, baseline 0.5", "run novel, one of 2"]
+    assert said(model="org/model")[1:3] == ["KL divergence on code.txt, baseline 0.5", "run code, the newest of 2"]
+    assert said(run="novel")[1:3] == ["KL divergence on novel.txt, baseline 0.5", "run novel, one of 2"]
     assert not any("run" in line for line in said(model="org/other"))

@@ -43,12 +43,12 @@ def test_the_caption_says_what_was_read_and_in_how_many_runs(store: Store) -> No
     store.write_rows("experiments", "run", table("experiments", [row]), method={})
     add_overlaps(store, "run", [0.3])
     add_overlaps(store, "run", [0.3], tensor="u", layer=1)
-    assert caption().startswith("novel.txt: 12,345 tokens lower part")
+    assert caption().startswith("novel.txt: 12,345 tokens gray: 99.7 % of random vectors")
     row |= {"run_id": "trial", "dataset": "trial.txt", "tokens": 500}
     store.write_rows("experiments", "trial", table("experiments", [row]), method={})
     add_overlaps(store, "trial", [0.9])
     assert caption().startswith(
-        "novel.txt, trial.txt: 500 to 12,345 tokens, the newest of 2 runs for each matrix lower"
+        "novel.txt, trial.txt: 500 to 12,345 tokens, the newest of 2 runs for each matrix gray:"
     )
 
 
@@ -62,8 +62,43 @@ def test_eigenvalues_never_rise_where_those_of_one_layer_end(store: Store) -> No
         ]
         store.write_rows("activation_spectra", f"run-{layer}", table("activation_spectra", rows), method={})
     chart = activation_spectrum(store).to_dict()
-    drawn = [(row["number"], row["eigenvalue"]) for row in chart["datasets"][chart["data"]["name"]]]
+    drawn = [(row["number"], row["eigenvalue"]) for rows in tables(chart) for row in rows]
     assert drawn == [(1, pytest.approx(100.0)), (2, pytest.approx(100.0))]
+
+
+def test_eigenvalues_that_are_zero_within_rounding_are_counted_and_not_drawn(store: Store) -> None:
+    """A norm leaves one direction without variance: its eigenvalue, 1e-15 of the largest, took most of the axis."""
+    for layer in (0, 1):
+        add_overlaps(store, "run", [0.5], tensor=f"t{layer}", layer=layer)
+        rows = [
+            {"run_id": "run", "model": "org/model", "tensor": f"t{layer}", "layer": layer, "role": "query"}
+            | {"index": i, "eigenvalue": value * (1 + 3 * layer), "centred": True}
+            for i, value in enumerate([10.0, 1.0, 1e-3, 4e-16 if layer else -1e-17])
+        ]
+        store.write_rows("activation_spectra", f"run-{layer}", table("activation_spectra", rows), method={})
+    chart = activation_spectrum(store).to_dict()
+    [panel] = chart["concat"]
+    drawn = [row for rows in tables(chart) for row in rows]
+    assert [row["eigenvalue"] for row in drawn] == pytest.approx([20.0, 2.0, 2e-3])  # the geometric mean of 1 and 4
+    assert (drawn[0]["low"], drawn[0]["high"]) == pytest.approx((13.0, 37.0))  # the middle 80 % of 10 and 40
+    assert panel["layer"][-1]["encoding"]["y"]["scale"]["domain"][0] > 1e-4
+    caption = " ".join(chart["title"]["subtitle"])
+    assert caption.endswith("(band) of 2 matrices of a role zero up to rounding, not drawn: 1 of 4 (query)")
+
+
+def test_vectors_beyond_the_band_are_drawn_however_many_there_are_within(store: Store) -> None:
+    add_overlaps(store, "run", [0.1], rows=3000, cols=3000)
+    limits = store.query("overlap_vs_region").to_pylist()[0]
+    values = [limits["random_middle"] + 1e-9 * i for i in range(3000)]
+    for place in (7, 1501, 2400):
+        values[place] = 0.9
+    add_overlaps(store, "run", values, rows=3000, cols=3000)
+    chart = activation_overlap(store).to_dict()
+    drawn = [row for rows in tables(chart) for row in rows if "overlap" in row]
+    upper = [row["overlap"] for row in drawn if row["overlap"] > 0.5]
+    assert len(upper) == 3
+    assert len(drawn) < 400
+    assert "of 3,000 vectors, most of them within the band, are left out" in " ".join(chart["title"]["subtitle"])
 
 
 def test_a_cell_of_a_map_is_the_root_mean_square_in_units_of_random_vectors(store: Store) -> None:
@@ -93,7 +128,7 @@ def test_a_cell_of_a_map_is_the_root_mean_square_in_units_of_random_vectors(stor
         k_first, k_last, j_first, j_last = (int(cell[name]) for name in ("k_first", "k_last", "j_first", "j_last"))
         mine = overlaps[k_first:k_last, j_first:j_last]
         assert cell["overlap"] == pytest.approx(np.sqrt(np.mean(mine**2) * 200), rel=6e-3)
-    assert chart["title"]["subtitle"] == ["org/model @ r1", "query, layer 3; 5 tokens, centered covariance"]
+    assert chart["title"]["subtitle"] == ["org/model @ r1", "query, layer 3, centered covariance", "5 tokens"]
     with pytest.raises(ScannerError, match="no such map of 'org/model': run 'rmtscan activations REF"):
         overlap_map(store, layer=4)
 
@@ -109,11 +144,16 @@ def test_checkpoints_are_drawn_in_the_order_of_their_steps_or_in_the_given_one(s
         store.write_rows("experiments", f"r{step}", table("experiments", [row]), method={})
         add_overlaps(store, f"r{step}", [value] * 20, model=f"m-step{step}", rows=20, cols=20)
     chart = overlap_training(store, models="m-step20, m-step300,m-step1000").to_dict()
-    lines = chart["concat"][0]["layer"][1]
-    drawn = chart["datasets"][lines["data"]["name"]]
+    band, bars, *_ = chart["concat"][0]["layer"]
+    drawn = chart["datasets"][bars["data"]["name"]]
     large = [(row["label"], row["overlap"]) for row in drawn if row["part"] == "large end"]
     assert large == [("20", pytest.approx(0.2)), ("300", pytest.approx(0.4)), ("1000", pytest.approx(0.6))]
-    assert chart["title"]["subtitle"] == ["3 checkpoints: m-step20 to m-step1000"]
+    assert bars["encoding"]["x"]["scale"]["domain"] == ["20", "300", "1000"]
+    assert " ".join(chart["title"]["subtitle"]) == (
+        "3 checkpoints: m-step20 to m-step1000 a.txt gray: 99.7 % of random vectors"
+    )
+    low, high = band["encoding"]["y"]["scale"]["domain"]
+    assert low < 0.2 < 0.6 < high, "no point lies on the frame"
     two = store.query("overlap_training", models="m-step300,m-step20").to_pylist()
     assert [(row["place"], row["model"]) for row in two if row["part"] == "middle"] == [
         (1, "m-step300"),

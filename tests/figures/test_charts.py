@@ -9,7 +9,8 @@ from scipy import stats
 from scanner.checkpoint import Selection, list_matrices, open_checkpoint, read_matrix
 from scanner.figures import FIGURES
 from scanner.figures.pairs import _both, blocks, pairs
-from scanner.figures.vector import largest_distance, null_density
+from scanner.figures.theme import PAPER
+from scanner.figures.vector import _null, largest_distance, null_density
 from scanner.rmt.ks_null import KsNull, simulate
 from scanner.store import Store, open_store
 from tests.store.rows import Matrix, Pair, add_comparison, add_scan
@@ -234,3 +235,14 @@ def test_the_legend_of_overlaps_says_what_a_cell_is(pair_store: Store) -> None:
     chart = FIGURES["overlap"].draw(pair_store, role="query", layer=0).to_dict()
     [view] = [view for view in (chart, *chart.get("layer", [])) if "color" in view.get("encoding", {})]
     assert view["encoding"]["color"]["legend"]["title"] == ["√( Σ (v · v′)² / 4 )", "over 4 × 4 ranks"]
+
+
+def test_a_distance_within_the_axis_stands_where_it_is_and_another_at_the_end_with_an_arrow() -> None:
+    """From the end of the drawn density on, all distances were drawn at the end of the axis, beyond their values."""
+    reach = 1.15 * 2.2 / np.sqrt(576)
+    for d, arrow in ((0.0941, False), (0.98 * reach, False), (0.99 * reach, True), (0.4, True)):
+        chart = _null(KsNull(), 576, d, 1e-5, PAPER, 90.0).to_dict()
+        [mark] = [row for rows in tables(chart) for row in rows if "d" in row]
+        assert (mark["x"] == pytest.approx(d, rel=1e-4)) == (not arrow)
+        assert mark["d"].endswith("→") == arrow
+        assert mark["x"] < reach

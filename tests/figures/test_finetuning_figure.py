@@ -44,18 +44,32 @@ def test_both_orders_stand_beside_the_untouched_runs(store: Store, interactive: 
     band = next(row for row in rows if row["decile"] == 0.5)
     assert (band["low"], band["high"]) == pytest.approx((0.72 - 0.06, 0.72 + 0.06))
     assert " ".join(drawn["title"]["subtitle"]) == (
-        "boolq, 100 texts, 2 epochs; removed from: all "
+        "org/base boolq, 100 texts, 2 epochs; removed from: all "
         "2-3 seeds, ± one standard deviation; gray: 3 untouched, ± three standard deviations"
     )
     assert save(chart, tmp_path / "f.svg").stat().st_size > 1000
+
+
+def test_lines_connect_only_deciles_that_follow_one_another(store: Store) -> None:
+    add(store, "a", "none", None, NONE)
+    for decile in (1, 2, 5, 10):
+        add(store, "a", "remove-first", decile, FIRST)
+    drawn = FIGURES["finetuning"].draw(store).to_dict()
+    rows = [row for values in drawn["datasets"].values() for row in values if "part" in row]
+    parts: dict[object, list[int]] = {}
+    for row in rows:
+        parts.setdefault(row["part"], []).append(row["decile"])
+    assert sorted(parts.values()) == [[1, 2], [5], [10]]
+    [line] = [layer for layer in drawn["layer"] if layer["mark"]["type"] == "line" and "color" in layer["encoding"]]
+    assert line["encoding"]["detail"]["field"] == "part"
 
 
 def test_the_newest_run_of_the_base_and_role_that_are_meant(store: Store) -> None:
     add(store, "b", "none", None, [0.8])
     add(store, "b", "tune-first", 3, [0.7], roles="query")
     subtitle = FIGURES["finetuning"].draw(filled(store), role="query").to_dict()["title"]["subtitle"]
-    assert subtitle[0].endswith("removed from: query")
-    assert subtitle[1] == "1 seed, ± one standard deviation; gray: 1 untouched"
+    assert subtitle[1].endswith("removed from: query")
+    assert subtitle[2] == "1 seed, ± one standard deviation; gray: 1 untouched"
     add(store, "c", "none", None, [0.8], base_model="org/other")
     with pytest.raises(ScannerError, match=r"several models were fine-tuned; give `base`, one of: org/base, org/other"):
         FIGURES["finetuning"].draw(store)
@@ -71,7 +85,7 @@ def test_directions_that_were_projected_out_are_named(store: Store) -> None:
     for decile in (1, 10):
         add(filled(store), "a", "tune-first", decile, [0.4, 0.5, 0.6], roles="after norm", finished_at=NOON)
     chart = FIGURES["finetuning"].draw(store, role="after norm").to_dict()
-    assert chart["title"]["subtitle"][0] == "boolq, 100 texts, 2 epochs; directions after norms"
+    assert chart["title"]["subtitle"][1] == "boolq, 100 texts, 2 epochs; directions after norms"
     assert "removed decile (1: smallest eigenvalues)" in json.dumps(chart)
     rows = [row for values in chart["datasets"].values() for row in values if "what" in row]
     assert [(row["what"], row["decile"], row["accuracy"]) for row in rows] == [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import struct
@@ -14,21 +15,30 @@ import vl_convert
 
 from scanner.errors import ConfigError
 from scanner.figures import FIGURES, save
+from scanner.figures.depth import _DARK
 from scanner.figures.sizing import measured, points
-from scanner.figures.theme import text_width, wrapped
+from scanner.figures.theme import ROLE_COLORS, text_width, wrapped
 from scanner.store import Store
 
 from .stores import BASE
-from .test_catalogue import OF_ACTIVATIONS, OF_SCANS
+from .test_catalogue import OF_ACTIVATIONS, OF_SCANS, _luminance
+from .texts import boxes, cut, overlapping
 
 MILLIMETER = 72 / 25.4
 #: Figures with long tails, which a note in the figure counts.
 WITH_A_NOTE = {"spectrum": "beyond", "scale": "beyond", "histograms_by_role": "→"}
 
 
+#: Charts that several tests look at: a width is found by drawing a figure some ten times.
+_DRAWN: dict[tuple[object, ...], Any] = {}
+
+
 def drawn(store: Store, name: str, **asked: Any) -> Any:
-    given = {"model": BASE} if name in OF_SCANS else {"model": "org/model"} if name in OF_ACTIVATIONS else {}
-    return FIGURES[name].draw(store, **given, **asked)
+    key = (store.url, name, *sorted(asked.items()))
+    if key not in _DRAWN:
+        given = {"model": BASE} if name in OF_SCANS else {"model": "org/model"} if name in OF_ACTIVATIONS else {}
+        _DRAWN[key] = FIGURES[name].draw(store, **given, **asked)
+    return _DRAWN[key]
 
 
 @pytest.mark.parametrize("width", [85, 180])
@@ -166,3 +176,48 @@ def test_no_mark_lies_outside_its_frame(full_store: Store, name: str) -> None:
         assert not found or WITH_A_NOTE[name] in json.dumps(chart.to_dict(), ensure_ascii=False)
     else:
         assert found == []
+
+
+# ---- no text over another, and none that is cut
+
+
+@pytest.mark.parametrize("asked", [{"width": "85mm"}, {"width": "180mm", "theme": "screen"}], ids=["paper", "screen"])
+@pytest.mark.parametrize("name", FIGURES)
+def test_no_text_lies_over_another_or_beyond_the_border(full_store: Store, name: str, asked: dict[str, str]) -> None:
+    chart = drawn(full_store, name, **asked)
+    assert (overlapping(chart), cut(chart)) == ([], [])
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_fits_on_a_page(full_store: Store, name: str) -> None:
+    _, tall = measured(drawn(full_store, name, width="85mm"))
+    assert tall < 240 * MILLIMETER
+
+
+@pytest.mark.parametrize("width", ["60mm", "180mm"])
+@pytest.mark.parametrize("name", ["overlap", "overlap_map"])
+def test_maps_are_square_at_any_width(full_store: Store, name: str, width: str) -> None:
+    chart = drawn(full_store, name, width=width).to_dict()
+    assert chart["width"] == chart["height"]
+
+
+@pytest.mark.parametrize("name", ["spectra_by_role", "depth", "histograms_by_role", "activation_spectrum", "ablation"])
+def test_headings_of_panels_in_a_row_stand_at_one_height(full_store: Store, name: str) -> None:
+    found, _ = boxes(drawn(full_store, name, width="85mm"))
+    tops = sorted(box.top for box in found if box.text in ROLE_COLORS)
+    assert all(low - high < 0.5 or low - high > 20 for high, low in itertools.pairwise(tops)), tops
+
+
+def test_numbers_on_a_heat_map_can_be_read_on_their_color() -> None:
+    """The contrast of white and of black text on the colors that Vega draws, by the formula of WCAG."""
+    shares = [i / 100 for i in range(101)]
+    color = {"field": "x", "type": "quantitative", "scale": {"scheme": "blues", "domain": [0, 1]}, "legend": None}
+    chart = {"data": {"values": [{"x": x} for x in shares]}, "mark": "rect"}
+    chart["encoding"] = {"x": {"field": "x", "type": "ordinal"}, "color": color}
+    svg = vl_convert.vegalite_to_svg(json.dumps(chart))
+    found = re.findall(r'aria-label="x: ([\d.]+)[^"]*"[^>]*fill="rgb\((\d+), (\d+), (\d+)\)"', svg)
+    assert len(found) == len(shares)
+    for x, *channels in found:
+        luminance = _luminance("#" + "".join(f"{int(channel):02x}" for channel in channels))
+        contrast = 1.05 / (luminance + 0.05) if float(x) > _DARK else (luminance + 0.05) / 0.05
+        assert contrast >= 4.5, x

@@ -1,6 +1,7 @@
 """Named queries about models and fleets, compared with numbers computed by hand or with numpy."""
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import scipy.stats
 
 from scanner.errors import QueryError
 from scanner.store import Store
+from scanner.store.queries import find_query
 
 from .rows import NOON, Matrix, add_scan, control, scan_values, table
 
@@ -315,6 +317,33 @@ def test_model_compare_has_one_row_a_model_and_says_where_it_differs(store: Stor
     assert rows(store.query("model_compare", heads=True), "model", "overall") == [("m1", near(0.9))]
     with pytest.raises(QueryError, match="measure must be one of p, u_p, v_p"):
         store.query("model_compare", measure="q")
+
+
+def test_models_that_differ_equally_in_several_roles_are_said_to_differ_in_the_first(store: Store) -> None:
+    """Threads add in any order, so without an order of roles the answer was another one each time."""
+    roles = ("mlp_down", "key", "value", "query")
+    for name, p in (("a", 0.1), ("b", 0.1), ("c", 0.3)):
+        add_scan(store, name, [measured(role, 0, role, p) for role in roles], model=name)
+    differs = ("model", "differs_in", "differs_by")
+    assert rows(store.query("model_compare", a="a", b="b"), *differs) == [("a", "query", 0.0), ("b", "query", 0.0)]
+    near = pytest.approx
+    assert rows(store.query("model_compare", a="a", b="c"), *differs) == [
+        ("a", "query", near(-0.2)),
+        ("c", "query", near(0.2)),
+    ]
+
+
+def test_every_measure_that_the_queries_document_is_one(store: Store) -> None:
+    add_scan(store, "one", [measured("a", 0, "query", 0.2, stable_rank=1.0)], model="m")
+    for name in ("model_compare", "family_trend"):
+        [parameter] = [one for one in find_query(name).params if one.name == "measure"]
+        documented = re.split(r",\s*|\s+(?:and|or)\s+", re.sub(r"\s*\([^)]*\)", "", parameter.help))
+        for measure in documented:
+            store.query(name, measure=measure)
+        with pytest.raises(QueryError) as caught:
+            store.query(name, measure="q")
+        told = str(caught.value).removeprefix("measure must be one of ").split(", ")
+        assert sorted(documented) == sorted(told)
 
 
 def test_checkpoints_are_the_revisions_of_a_model_in_time(store: Store) -> None:

@@ -2,6 +2,7 @@
 select distinct
     run_id,
     model,
+    dataset,
     finished_at
 from (select distinct run_id, model from overlap_maps)
 left join experiments using (run_id, model)
