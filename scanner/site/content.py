@@ -22,6 +22,7 @@ from scanner.figures.theme import short
 from scanner.report.page import findings_of_model, findings_of_pair
 from scanner.report.statements import rows_of as report_rows
 from scanner.report.wording import Finding, in_shell
+from scanner.rmt import product_law
 from scanner.site.answers import Answers, Changed
 from scanner.site.models import Model, key_of
 from scanner.store import Store
@@ -45,6 +46,11 @@ _NUMBERS = (
     *("stable_rank", "effective_rank", "spectral_norm", "mp_ks"),
 )
 _WORDS = ("stack", "role", "module", "dtype", "sigma_kind")
+#: The same of slices and products of heads; a tensor has many.
+_SLICE_NUMBERS = ("head", "kv_head", *(name for name in _NUMBERS if name != "expert"))
+_SLICE_WORDS = ("tensor", "between", *_WORDS)
+_PRODUCTS = ("qk", "ov")
+_LAW_POINTS = 121
 
 
 def entry(model: Model, found: Answers, headline: str) -> dict[str, Any]:
@@ -170,6 +176,18 @@ def aggregates(model: Model, found: Answers, controls: Sequence[Row], unfinished
     }
 
 
+#: Measures of the maps: column of the store, and significant digits.
+_MEASURES = {
+    "p": ("p", 3),
+    "p_scale": ("p_scale", 3),
+    "below": ("outliers_left", 3),
+    "above": ("outliers_right", 3),
+    "below_scale": ("outliers_left_scale", 3),
+    "above_scale": ("outliers_right_scale", 3),
+    "sigma": ("sigma", 3),
+}
+
+
 @dataclass(frozen=True)
 class Vectors:
     """The file with the vectors of a model, and where each matrix is in it."""
@@ -219,34 +237,97 @@ def _floats(column: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.float32]]:
     return np.asarray(joined, dtype="<f4")
 
 
-def listed(matrices: Sequence[Row], stored: Vectors, file: str, controls: Mapping[str, str]) -> dict[str, Any]:
+def listed(
+    matrices: Sequence[Row], stored: Vectors, file: str, controls: Mapping[str, str], *, slices: bool = False
+) -> dict[str, Any]:
     """Return the list of the matrices of a model, by columns, with the places of their vectors in `file`.
 
     Columns of words are indices into `words`, so that a model with thousands of experts stays small.
+    With products of heads, `laws` has the density of their law by shape: see `_law`.
 
     Args:
-        matrices: rows of statement `matrices`.
+        matrices: rows of statement `matrices`, or of statement `slices`.
         stored: the vectors of these matrices.
         file: name of the file with the vectors.
         controls: files of random controls by shape, as `ROWSxCOLS`.
+        slices: whether they are slices and products of heads.
     """
     words: dict[str, list[str]] = {}
-    columns: dict[str, list[Any]] = {"tensor": [printable(str(row["tensor"])) for row in matrices]}
-    for name in _WORDS:
+    columns: dict[str, list[Any]] = {}
+    if not slices:
+        columns["tensor"] = [printable(str(row["tensor"])) for row in matrices]
+    for name in _SLICE_WORDS if slices else _WORDS:
         texts = [None if row[name] is None else printable(str(row[name])) for row in matrices]
         words[name] = sorted({text for text in texts if text is not None})
         place = {text: number for number, text in enumerate(words[name])}
         columns[name] = [None if text is None else place[text] for text in texts]
-    for name in _NUMBERS:
+    for name in _SLICE_NUMBERS if slices else _NUMBERS:
         columns[name] = [_finite(short(row[name], 5)) for row in matrices]
     shapes = sorted({f"{row['rows']}x{row['cols']}" for row in matrices})
-    return {
+    about = {
         "file": file,
         "order": list(COLUMNS),
         "words": words,
         "columns": {**columns, "offset": stored.offsets, "count": stored.counts},
         "controls": {shape: controls[shape] for shape in shapes if shape in controls},
     }
+    if slices:
+        products = {
+            (row["rows"], row["cols"], count)
+            for row, count in zip(matrices, stored.counts, strict=True)
+            if row["role"] in _PRODUCTS and 0 < count <= min(row["rows"], row["cols"])
+        }
+        about["laws"] = {"x".join(map(str, shape)): _law(*shape) for shape in sorted(products)}
+    return about
+
+
+def _law(rows: int, cols: int, width: int) -> list[list[float]]:
+    """Return singular values in units of the square root of sigma^2 rows cols / width, and the density of random products there."""
+    c, d = width / rows, width / cols
+    low, high = np.sqrt(product_law.edges(c, d))
+    # Dense at the edges, where the density vanishes like a square root; at zero it is infinite.
+    nu = 0.5 * (low + high) - 0.5 * (high - low) * np.cos(np.linspace(0.0, np.pi, _LAW_POINTS))
+    density = 2.0 * nu * product_law.pdf(nu**2, c, d)
+    return [[float(f"{value:.4g}") for value in values] for values in (nu, density)]
+
+
+def heads(slices: Sequence[Row]) -> dict[str, Any]:
+    """Return the table of the slices and products of heads of a model: means by place, role and head.
+
+    `places` has (stack, layer), and every role for each measure a list by place of lists by head; a measure that no matrix of the
+    role has is left out.
+
+    Args:
+        slices: rows of statement `slices`.
+    """
+    places = list(dict.fromkeys((row["stack"], row["layer"]) for row in slices))
+    at = {place: number for number, place in enumerate(places)}
+    found: dict[tuple[str, str | None], list[Row]] = {}
+    for row in slices:
+        found.setdefault((row["role"], row["module"]), []).append(row)
+    roles = []
+    for (role, module), rows in found.items():
+        numbers = sorted({row["head"] for row in rows})
+        column = {head: number for number, head in enumerate(numbers)}
+        cells: list[list[list[Row]]] = [[[] for _ in numbers] for _ in places]
+        for row in rows:
+            cells[at[row["stack"], row["layer"]]][column[row["head"]]].append(row)
+        means = {
+            name: [[_mean(cell, stored, 3) for cell in line] for line in cells]
+            for name, (stored, _) in _MEASURES.items()
+            if any(row[stored] is not None for row in rows)
+        }
+        roles.append(
+            {
+                "role": _word(role),
+                "module": _word(module),
+                "between": _word(rows[0]["between"]),
+                "shape": _shapes(rows, role, module),
+                "heads": numbers,
+                "means": means,
+            }
+        )
+    return {"places": [[_word(stack), layer] for stack, layer in places], "roles": roles}
 
 
 def control(store: Store, rows: int, cols: int) -> bytes | None:
@@ -274,15 +355,6 @@ def _map(matrices: Sequence[Row], deciles: Sequence[Row]) -> dict[str, Any]:
         for number, name in enumerate(("u", "v", "u_scale", "v_scale")):
             if row[name] is not None:
                 packed[place, role, row["decile"] - 1, number] = round(STEPS * min(1.0, max(0.0, row[name])))
-    measures = {
-        "p": ("p", 3),
-        "p_scale": ("p_scale", 3),
-        "below": ("outliers_left", 3),
-        "above": ("outliers_right", 3),
-        "below_scale": ("outliers_left_scale", 3),
-        "above_scale": ("outliers_right_scale", 3),
-        "sigma": ("sigma", 3),
-    }
     return {
         "places": [[_word(stack), layer] for stack, layer in places],
         "roles": [
@@ -291,7 +363,7 @@ def _map(matrices: Sequence[Row], deciles: Sequence[Row]) -> dict[str, Any]:
         "counts": [[len(cell) for cell in row] for row in cells],
         "means": {
             name: [[_mean(cell, column, digits) for cell in row] for row in cells]
-            for name, (column, digits) in measures.items()
+            for name, (column, digits) in _MEASURES.items()
         },
         "shapes": [_shapes(matrices, role, module) for role, module in roles],
         "deciles": base64.b64encode(packed.tobytes()).decode("ascii"),

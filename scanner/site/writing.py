@@ -6,6 +6,8 @@
     DIR/models/<key>/model.json                             aggregates by place, role and decile
     DIR/models/<key>/matrices.json                          the matrices, and where their vectors are
     DIR/models/<key>/vectors-<state>.bin                    singular values and p-values, fetched matrix by matrix
+    DIR/models/<key>/heads.json                             of models with slices of heads: their table
+    DIR/models/<key>/slices.json, slices-<state>.bin        the slices, and their vectors, like those of the matrices
     DIR/controls/<rows>x<cols>-<state>.bin                  random controls by shape
     DIR/nights/<night>.json, .html                          digests of nightly scans
     DIR/assets/                                             scripts and styles, those of third parties with their licenses
@@ -50,9 +52,9 @@ MANIFEST = "rmtscan-site.json"
 PAGES = ("index.html", "compare.html", "matrix.html", "nightly.html")
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 #: Part of the state of every model: raised when the files of a model change their form.
-_FORM = 1
+_FORM = 2
 _OWN = re.compile(
-    r"(?:models/[a-z0-9-]{1,64}/(?:index\.html|model\.json|matrices\.json|vectors-[0-9a-f]{12}\.bin)"
+    r"(?:models/[a-z0-9-]{1,64}/(?:index\.html|model\.json|(?:matrices|heads|slices)\.json|(?:vectors|slices)-[0-9a-f]{12}\.bin)"
     r"|controls/\d+x\d+-[0-9a-f]{12}\.bin|nights/[0-9A-Za-z-]+\.(?:json|html)|assets/[A-Za-z0-9_.-]+"
     r"|(?:index|compare|matrix|nightly)\.html|index\.json|404\.html|\.nojekyll)"
 )
@@ -229,7 +231,7 @@ def _write_model(
     stored = content.vectors(found.vectors, matrices)
     folder = f"models/{model.key}"
     file = f"vectors-{state[:12]}.bin"
-    shapes = dict.fromkeys((row["rows"], row["cols"]) for row in matrices)
+    shapes = dict.fromkeys((row["rows"], row["cols"]) for row in (*matrices, *found.slices))
     of_shape = {f"{rows}x{cols}": path for rows, cols in shapes if (path := controls.file(rows, cols)) is not None}
     headline = next((one["headline"] for one in about["findings"] if not one["warning"]), "")
     entry = content.entry(model, found, headline)
@@ -239,6 +241,13 @@ def _write_model(
         file: stored.content,
         "index.html": _page("model.html", live=live, model=about, root="../..", key=model.key),
     }
+    if found.slices:
+        of_slices, slices_file = content.vectors(found.vectors, found.slices), f"slices-{state[:12]}.bin"
+        files |= {
+            "heads.json": _json(content.heads(found.slices)),
+            "slices.json": _json(content.listed(found.slices, of_slices, slices_file, of_shape, slices=True)),
+            slices_file: of_slices.content,
+        }
     for name, data in files.items():
         place.write(f"{folder}/{name}", data)
     return {"entry": entry, "paths": [*(f"{folder}/{name}" for name in files), *of_shape.values()]}

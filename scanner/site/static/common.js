@@ -121,18 +121,20 @@ export function setState(changes, { push = true } = {}) {
 export const onBack = (show) => window.addEventListener("popstate", show);
 
 export const modelPage = (key) => `${root}/models/${encodeURIComponent(key)}/index.html`;
-export function matrixPage(key, matrix) {
-  const values = { model: key, tensor: matrix.tensor, role: matrix.role };
-  if (known(matrix.expert)) values.expert = matrix.expert;
+export function matrixPage(key, matrix) {  // what is not known of a slice of a head is left out
+  const values = { model: key };
+  for (const name of ["tensor", "role", "module", "stack", "layer", "head", "expert"]) {
+    if (known(matrix[name]) && (["tensor", "role", "expert"].includes(name) || known(matrix.head))) values[name] = matrix[name];
+  }
   return `${root}/matrix.html?${new URLSearchParams(values)}`;
 }
 
 // ---- the matrices of a model
 
-export async function matricesOf(key) {
-  const found = await json(`models/${encodeURIComponent(key)}/matrices.json`);
+export async function matricesOf(key, file = "matrices.json") {
+  const found = await json(`models/${encodeURIComponent(key)}/${file}`);
   const names = Object.keys(found.columns);
-  const matrices = found.columns.tensor.map((_, i) => {
+  const matrices = found.columns.offset.map((_, i) => {
     const one = {};
     for (const name of names) {
       const value = found.columns[name][i];
@@ -145,6 +147,7 @@ export async function matricesOf(key) {
 export const roleName = (matrix) => matrix.role + (matrix.module ? ` (${matrix.module.replaceAll("_", " ")})` : "");
 export const placeName = (matrix) => (matrix.stack ? matrix.stack + " " : "")
   + (known(matrix.layer) ? `layer ${matrix.layer}` : matrix.tensor) + (known(matrix.expert) ? `, expert ${matrix.expert}` : "");
+export const headName = (matrix) => known(matrix.head) ? `, head ${matrix.head}` : "";
 
 // ---- tables
 
