@@ -151,9 +151,7 @@ def draw(
     # The label of the lower edge is outside the bulk if there is space above zero, and otherwise inside, above the bars.
     begin, beside_lower = axis_start(matrix, look, min(float(borders[0]), lower - 0.35 * (upper - lower)), shown)
     x_scale = alt.Scale(domain=[begin, shown], nice=False)
-    top = (1.22 if beside_lower else 1.4) * float(
-        max(counted.density[borders[:-1] < shown].max(), density.max())
-    )
+    top = (1.22 if beside_lower else 1.4) * float(max(counted.density[borders[:-1] < shown].max(), density.max()))
 
     control_name = f"control ({str(ensemble).replace('_', ' ')})"
     names = {MEASURED: theme.SKY, law_name: theme.BLACK}

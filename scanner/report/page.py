@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -60,6 +61,7 @@ _PAIR_FIGURES = ("pair_spectra", "overlap")
 _EXPERIMENT_FIGURES = ("ablation", "activation_overlap", "activation_spectrum", "slicing", "finetuning", "lazy")
 """Figures of runs of experiments; those of which the store has no run are left out."""
 MOST_RUNS = 50
+_NEEDS = re.compile(r" ?Needs (?:a run|runs|a comparison)\b[^.]*\.(?= |$)")
 _SIDES = {"v": "right vectors (input side)", "u": "left vectors (output side)"}
 
 
@@ -450,7 +452,12 @@ def _draw(store: Store, name: str, key: str, charts: dict[str, Any], more: str, 
     below = heading.get("subtitle") if isinstance(heading, dict) else None
     note = "; ".join(map(str, below[1:])) if isinstance(below, list) else ""  # the first line is the model
     charts[key] = specification
-    return [{"key": key, "title": f"{figure.title}{more}", "about": figure.about, "note": note}]
+    return [{"key": key, "title": f"{figure.title}{more}", "about": _about(figure.about), "note": note}]
+
+
+def _about(text: str) -> str:
+    """Return what a figure shows without the sentence that says what it needs: it is drawn."""
+    return _NEEDS.sub("", text)
 
 
 @cache
@@ -483,7 +490,9 @@ def _figures3(value: float | None) -> str:
         return ""
     if value and not 1e-3 <= abs(value) < 1e5:
         return f"{value:.2e}"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    if abs(value) >= 100 or float(value).is_integer():
+        return f"{value:,.0f}"
+    return f"{value:#.3g}"
 
 
 def _when(value: datetime | None) -> str:

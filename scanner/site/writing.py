@@ -36,7 +36,7 @@ import jinja2
 
 from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
-from scanner.fleet.digest import as_html, as_json, digest, nights_of
+from scanner.fleet.digest import SECTIONS, as_html, as_json, digest, nights_of
 from scanner.site import content
 from scanner.site.answers import Answers, answers, batches
 from scanner.site.assets import assets
@@ -44,6 +44,7 @@ from scanner.site.models import Model, models_of
 from scanner.store import Store
 from scanner.store.database import listing
 from scanner.store.publish import without_local_paths
+from scanner.store.queries import find_query
 from scanner.store.tables import listed_tables
 from scanner.templates import environment
 from scanner.version import __version__
@@ -167,6 +168,11 @@ def write_site(
             "nights": nights,
             "unfinished": waiting,
         }
+        if nights:
+            index["sections"] = [
+                {"query": one.query, "title": find_query(one.query).title, "columns": one.columns, "none": one.none}
+                for one in SECTIONS
+            ]
         place.write("index.json", _json(index))
         for page in PAGES:
             place.write(page, _page(page, live=live, models=entries, nights=nights, unfinished=waiting, root="."))

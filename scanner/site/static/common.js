@@ -26,8 +26,10 @@ export const known = (value) => value !== null && value !== undefined && !Number
 export function number(value, digits = 3) {
   if (!known(value)) return "";
   if (value && (Math.abs(value) < 1e-3 || Math.abs(value) >= 1e5)) return Number(value).toExponential(1);
-  return Math.abs(value) >= 100 ? Math.round(value).toLocaleString("en") : String(Number(Number(value).toPrecision(digits)));
+  if (Number.isInteger(value) || Math.abs(value) >= 100) return Math.round(value).toLocaleString("en");
+  return Number(value).toPrecision(digits);
 }
+export const percent = (value) => !known(value) ? "" : value ? (100 * value).toPrecision(3) : "0";
 export const p = (value) => !known(value) ? "" : value >= 0.01 ? value.toFixed(2) : value === 0 ? "0" : Number(value).toPrecision(1);
 export function size(value) {
   if (!known(value)) return "";
@@ -151,6 +153,7 @@ export const headName = (matrix) => known(matrix.head) ? `, head ${matrix.head}`
 
 // ---- tables
 
+const MOST_PRINTED = 1000;  // rows of a table that are printed at once
 const bundle = () => import("./dt_bundle.js");
 // columns: { title, value(row), html(row)?, class?, help?, search? }. `html` returns markup whose texts are escaped.
 export async function table(place, columns, rows, { order = [], search = "", length = 50, total = rows.length, caption = "", empty = "Nothing matches." } = {}) {
@@ -184,6 +187,10 @@ export async function table(place, columns, rows, { order = [], search = "", len
     language: { search: "Search", searchPlaceholder: "", emptyTable: empty, zeroRecords: empty, info: "_START_ to _END_ of _TOTAL_", infoFiltered: "(of _MAX_)", infoEmpty: "none" },
   });
   place.dataset.drawn = "yes";
+  if (total > length && total <= MOST_PRINTED) {
+    window.addEventListener("beforeprint", () => made.page.len(-1).draw(false));
+    window.addEventListener("afterprint", () => made.page.len(length).draw(false));
+  }
   return made;
 }
 

@@ -96,9 +96,9 @@ async function drawTurned(pairs) {
   if (!values.length) { byId("turned").remove(); return; }
   await draw(byId("turned"), { ...base, height: 200, data: { values }, mark: { type: "bar", color: BLUE }, encoding: {
     x: { field: "decile", type: "ordinal", title: "decile of the singular values, 1 = smallest", axis: { labelAngle: 0 } },
-    y: { field: "value", type: "quantitative", title: "share that turned out of the decile" },
+    y: { field: "value", type: "quantitative", title: "share that turned out of the decile", axis: { format: "~%" } },
     ...(pairs.length > 1 ? { xOffset: { field: "base" }, color: { field: "base", type: "nominal" } } : {}),
-    tooltip: [{ field: "decile" }, { field: "value", format: ".3g" }] } }, "Share of the singular vectors that turned out of their decile");
+    tooltip: [{ field: "decile" }, { field: "value", format: ".3~%" }] } }, "Share of the singular vectors that turned out of their decile");
 }
 
 // ---- attention heads: their table is loaded when it is looked at
