@@ -36,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 """Which packages a package may import, beside itself and `SHARED`."""
 
-SHARED = {"configuration", "display", "errors", "extensions", "plain", "version"}
+SHARED = {"configuration", "display", "errors", "extensions", "plain", "templates", "version"}
 """Modules at the top that every package may import, except `rmt`, which imports nothing of the project."""
 
 HEAVY = {

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scanner.figures import theme
 from scanner.figures.registry import figure
 from scanner.figures.selection import Matrix, caption, choose_matrix, control, place, vectors
-from scanner.rmt import marchenko_pastur
+from scanner.rmt import marchenko_pastur, product_law
 from scanner.store import Store
 
 FloatArray = NDArray[np.float64]
@@ -20,7 +20,8 @@ FloatArray = NDArray[np.float64]
 BULK_BINS = 24
 """Number of bins between the edges of the bulk."""
 MOST_BINS = 400
-MEASURED, LAW = "singular values", "Marchenko–Pastur law"
+MEASURED, LAW, PRODUCT_LAW = "singular values", "Marchenko–Pastur law", "law of random products"
+PRODUCTS = ("qk", "ov")
 LOWER = "ν min"
 SHOWN = 2.5
 """End of the axis in units of the upper edge; a note counts the values beyond it."""
@@ -74,6 +75,18 @@ def law(matrix: Matrix, points: int = 160) -> tuple[FloatArray, FloatArray]:
     return at * scale, density / scale
 
 
+def law_of_products(matrix: Matrix, count: int, points: int = 160) -> tuple[FloatArray, FloatArray]:
+    """Return the density of the `count` nonzero singular values of a product of two random factors: two arrays of `points`.
+
+    See `scanner.rmt.product_law`; the inner dimension is `count`.
+    """
+    c, d = count / matrix.rows, count / matrix.cols
+    low, high = np.sqrt(product_law.edges(c, d))
+    unit = product_law.unit(matrix.sigma, matrix.rows, matrix.cols, count)
+    at = 0.5 * (low + high) - 0.5 * (high - low) * np.cos(np.linspace(0.0, np.pi, points))
+    return at * unit, 2.0 * at * product_law.pdf(at**2, c, d) / unit
+
+
 @figure(
     title="Spectrum of a matrix, with the Marchenko-Pastur law and a random control",
     about="Histogram of the singular values. Those of a random matrix lie between the edges ν_min and ν_max; values outside come "
@@ -116,7 +129,8 @@ def spectrum(
     )
     scale = matrix.scale
     values = np.array(vectors(store, matrix)["singular_value"], dtype=np.float64)
-    beside = control(store, matrix, ensemble)
+    # A control of the shape of a product is one random matrix, not a product of two.
+    beside = None if _is_product(matrix) else control(store, matrix, ensemble)
     scaled = None if beside is None else np.array(beside[1]["singular_value"], dtype=np.float64) * scale
     return draw(matrix, values, None if beside is None else beside[0], scaled, interactive=interactive)
 
@@ -130,22 +144,22 @@ def draw(
     both = values if control_values is None else np.concatenate([values, control_values])
     borders = bins(lower, upper, float(both.min()), float(both.max()))
     counted = histogram(values, borders)
+    at, density = law_of_products(matrix, len(values)) if _is_product(matrix) else law(matrix)
+    law_name = PRODUCT_LAW if _is_product(matrix) else LAW
     shown = min(float(borders[-1]), SHOWN * upper)
     shown = max(shown, upper / (1.0 - _share(look, _above(matrix))))
     # The label of the lower edge is outside the bulk if there is space above zero, and otherwise inside, above the bars.
     begin, beside_lower = axis_start(matrix, look, min(float(borders[0]), lower - 0.35 * (upper - lower)), shown)
     x_scale = alt.Scale(domain=[begin, shown], nice=False)
-    top = (1.22 if beside_lower else 1.4) * float(
-        max(counted.density[borders[:-1] < shown].max(), law(matrix)[1].max())
-    )
+    top = (1.22 if beside_lower else 1.4) * float(max(counted.density[borders[:-1] < shown].max(), density.max()))
 
     control_name = f"control ({str(ensemble).replace('_', ' ')})"
-    names = {MEASURED: theme.SKY, LAW: theme.BLACK}
+    names = {MEASURED: theme.SKY, law_name: theme.BLACK}
     if control_values is not None:
         names[control_name] = theme.VERMILION
     rows = [
-        {"from": float(borders[i]), "to": float(borders[i + 1]), "density": float(density), "count": int(count)}
-        for i, (density, count) in enumerate(zip(counted.density, counted.counts, strict=True))
+        {"from": float(borders[i]), "to": float(borders[i + 1]), "density": float(height), "count": int(count)}
+        for i, (height, count) in enumerate(zip(counted.density, counted.counts, strict=True))
         if count
     ]
     x = alt.X("from:Q", title="singular value ν", scale=x_scale, axis=alt.Axis(grid=False))
@@ -168,17 +182,20 @@ def draw(
         random = random.mark_line(clip=True, strokeWidth=look.line, strokeJoin="miter")
         random = random.encode(x="nu:Q", y="density:Q", order="order:Q")
         layers.append(theme.named(random, control_name, names, look))
-    at, density = law(matrix)
     points = [
         {"nu": float(a), "density": float(d), "order": i} for i, (a, d) in enumerate(zip(at, density, strict=True))
     ]
     curve = alt.Chart(theme.inline(points), name="law").mark_line(clip=True, strokeWidth=1.3 * look.line)
     curve = curve.encode(x="nu:Q", y="density:Q", order="order:Q")
-    layers.append(theme.named(curve, LAW, names, look))
+    layers.append(theme.named(curve, law_name, names, look))
     layers += _edges(matrix, look, top, shown, beside_lower, int(np.count_nonzero(values > shown)), float(values.max()))
     chart = alt.layer(*layers).properties(width=look.width, height=look.height)
     details = f"{matrix.rows} × {matrix.cols}, σ = {matrix.sigma:.4g}"
     return theme.finish(chart, look, place(matrix), [caption([matrix]), details])
+
+
+def _is_product(matrix: Matrix) -> bool:
+    return matrix.head is not None and matrix.role in PRODUCTS
 
 
 def steps(counted: Histogram) -> list[dict[str, object]]:

@@ -27,6 +27,7 @@ from scanner.store import Store
 from scanner.store.files import StoreFiles
 from scanner.store.queries import find_query
 from scanner.store.tables import json_object
+from scanner.templates import environment
 from scanner.version import __version__
 
 _HERE = Path(__file__).resolve().parent
@@ -384,13 +385,10 @@ def _address(repository: object) -> str | None:
 
 @cache
 def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["address"] = _address
-    environment.globals["cell"] = cell
-    environment.globals["style"] = (_HERE / "digest.css").read_text("utf-8")
-    return environment
+    made = environment(_HERE, {"address": _address})
+    made.globals["cell"] = cell
+    made.globals["style"] = (_HERE / "digest.css").read_text("utf-8")
+    return made
 
 
 def _template(name: str) -> jinja2.Template:

@@ -124,12 +124,12 @@ window.rmtCharts = (() => {
 
   function spectrum(matrix) {
     const { start, width, counts, beyond, largest } = matrix.histogram;
-    const total = Math.min(matrix.rows, matrix.cols);
+    const total = matrix.count, main = matrix.law ? matrix.law.name : "Marchenko–Pastur law";
     const bars = counts.map((count, i) => ({ from: start + i * width, to: start + (i + 1) * width, count, density: count / total / width })).filter((bar) => bar.count);
     const edges = [{ nu: matrix.upper, edge: "ν₊, " + matrix.right + " above" }];
     if (matrix.lower > 0) edges.unshift({ nu: matrix.lower, edge: "ν₋, " + matrix.left + " below" });
     const x = { field: "from", type: "quantitative", title: "singular value ν", scale: { zero: false, nice: false }, axis: { grid: false, tickCount: 8 } };
-    const laws = { "singular values": SKY, "Marchenko–Pastur law": "#000000" };
+    const laws = { "singular values": SKY, [main]: "#000000" };
     if (matrix.scale) {
       laws["law of the scale null"] = VERMILION;
       edges.push({ nu: matrix.scale.upper, edge: "scale null, " + matrix.scale.right + " above", law: "law of the scale null" });
@@ -138,7 +138,7 @@ window.rmtCharts = (() => {
     const color = (name) => ({ datum: name, scale: { domain: Object.keys(laws), range: Object.values(laws) } });
     const curve = (points, name) => ({ data: { values: points }, mark: { type: "line", strokeWidth: 2, clip: true },
       encoding: { x: { field: "nu", type: "quantitative" }, y: { field: "density", type: "quantitative" }, order: { field: "nu", type: "quantitative" }, color: color(name) } });
-    const rules = (name) => ({ data: { values: edges.filter((edge) => (edge.law || "Marchenko–Pastur law") === name) }, mark: { type: "rule", strokeDash: [4, 3], clip: true },
+    const rules = (name) => ({ data: { values: edges.filter((edge) => (edge.law || main) === name) }, mark: { type: "rule", strokeDash: [4, 3], clip: true },
       encoding: { x: { field: "nu", type: "quantitative" }, color: color(name), tooltip: [{ field: "edge", title: "edge" }, { field: "nu", title: "ν", format: ".4g" }] } });
     return { ...base,
       title: beyond ? { text: beyond + (beyond === 1 ? " value" : " values") + " beyond the axis, up to " + short(largest), anchor: "end", fontWeight: "normal", fontSize: 12, color: "#5a6675" } : undefined,
@@ -147,7 +147,7 @@ window.rmtCharts = (() => {
           params: [{ name: "zoom", select: { type: "interval", encodings: ["x"] }, bind: "scales" }],
           encoding: { x, x2: { field: "to" }, y: { field: "density", type: "quantitative", title: "density p(ν)", scale: { zero: true } }, y2: { datum: 0 }, color: color("singular values"),
             tooltip: [{ field: "count", title: "singular values" }, { field: "from", format: ".4g" }, { field: "to", format: ".4g" }] } },
-        curve(law(matrix), "Marchenko–Pastur law"),
+        curve(matrix.law ? matrix.law.points : law(matrix), main),
         ...(matrix.scale ? [curve(scaleLaw(matrix), "law of the scale null")] : []),
         ...Object.keys(laws).slice(1).map(rules),
       ] };
@@ -174,7 +174,7 @@ window.rmtCharts = (() => {
       { data: { values: rows }, mark: { type: "line", strokeWidth: 1.8, clip: true },
         params: [{ name: "zoom", select: { type: "interval", encodings: ["x"] }, bind: "scales" }],
         encoding: {
-          x: { field: "k", type: "quantitative", title: "rank k of the singular value (0 = largest)", scale: { nice: false, domain: [0, Math.min(matrix.rows, matrix.cols) - 1] }, axis: { grid: false, tickCount: 8 } },
+          x: { field: "k", type: "quantitative", title: "rank k of the singular value (0 = largest)", scale: { nice: false, domain: [0, matrix.count - 1] }, axis: { grid: false, tickCount: 8 } },
           y: { field: "p", type: "quantitative", title: "local mean of p", scale: { domain: [0, 1] } },
           color: { field: "what", type: "nominal", scale: { domain: names.slice(0, shown), range: colors.slice(0, shown) } },
           ...(matrix.scale ? { strokeDash: { field: "against", type: "nominal", scale: { domain: ["independent entries", "scale null"], range: [[1, 0], [4, 3]] }, legend: { orient: "bottom", title: null, symbolType: "stroke", symbolSize: 300 } } } : {}),

@@ -216,7 +216,7 @@ def consistency(rows: Sequence[Row], model: str) -> Finding | None:
     detail = (
         f"The p-values of its {_SIDES[best['side']]} vectors have a similar profile along the spectrum in all "
         f"{best['blocks']} blocks: the profile of a block has a correlation of {best['correlation']:.2f} with the mean of "
-        f"the others. The blocks differ most in {widest['role']} ({_SIDES[widest['side']]}): mean p from "
+        f"the others. The blocks differ most in the {_SIDES[widest['side']]} vectors of {widest['role']}: mean p from "
         f"{number(widest['lowest_p'])} in layer {widest['lowest_layer']} to {number(widest['highest_p'])} in layer "
         f"{widest['highest_layer']}."
     )
@@ -278,7 +278,8 @@ def stored_as(rows: Sequence[Row]) -> Finding | None:
     """Report whether the scanned weights were quantized; rows of table `matrices`."""
     kinds: dict[str, int] = {}
     for row in rows:
-        kinds[str(row["dtype"])] = kinds.get(str(row["dtype"]), 0) + 1
+        if row["dtype"] is not None:  # an earlier version did not store it
+            kinds[str(row["dtype"])] = kinds.get(str(row["dtype"]), 0) + 1
     rounded = {kind: count for kind, count in kinds.items() if kind.upper() not in _FLOATS}
     if not rounded:
         return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -28,6 +29,7 @@ from scanner.report.explorer import budget, explorer
 from scanner.report.models import choose_models
 from scanner.report.statements import rows_of
 from scanner.store import Store
+from scanner.templates import environment
 from scanner.version import __version__
 
 _HERE = Path(__file__).resolve().parent
@@ -47,10 +49,19 @@ _MODEL_FIGURES: tuple[tuple[str, dict[str, object]], ...] = (
     ("outliers", {}),
     ("heads", {}),
 )
+MODEL_QUERIES: Mapping[str, Mapping[str, object]] = {
+    "decompose": {"layers": False},
+    "small_end": {"layers": False},
+    "outlier_share": {},
+    "most_learned": {"top": 1},
+    "role_consistency": {},
+}
+"""Named queries that the findings about a model are made from, with their parameters."""
 _PAIR_FIGURES = ("pair_spectra", "overlap")
 _EXPERIMENT_FIGURES = ("ablation", "activation_overlap", "activation_spectrum", "slicing", "finetuning", "lazy")
 """Figures of runs of experiments; those of which the store has no run are left out."""
 MOST_RUNS = 50
+_NEEDS = re.compile(r" ?Needs (?:a run|runs|a comparison)\b[^.]*\.(?= |$)")
 _SIDES = {"v": "right vectors (input side)", "u": "left vectors (output side)"}
 
 
@@ -113,9 +124,10 @@ def render(store: Store, models: Sequence[str], *, progress: Callable[[str], Non
     charts: dict[str, Any] = {}
     sections, explored = [], []
     experiments: list[dict[str, Any]] = []
+    controls = store.query("control_check").to_pylist()
     for number, model in enumerate(models):
         progress(f"{printable(model)} ({number + 1} of {len(models)})")
-        section = _model(store, model, matrices[model], f"m{number}")
+        section = _model(store, model, matrices[model], controls, f"m{number}")
         if number < MOST_DRAWN:
             section["figures"] = _draw_all(store, model, f"m{number}", charts)
         sections.append(section)
@@ -171,35 +183,29 @@ def _writable(path: Path) -> Path:
 
 
 def findings_of_model(
-    store: Store,
     model: str,
     matrices: Sequence[Mapping[str, Any]],
     scans: Sequence[Mapping[str, Any]],
-    controls: Sequence[Mapping[str, Any]] | None = None,
+    controls: Sequence[Mapping[str, Any]],
+    asked: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> list[tuple[str, wording.Finding]]:
     """Return what stands out in one model, each with its kind, a short title.
 
     Args:
-        store: the store to read.
         model: name of the model.
         matrices: rows of statement `matrices`.
         scans: rows of statement `scans`, newest first.
-        controls: rows of query `control_check`, which are the same for all models; None: they are asked for.
+        controls: rows of query `control_check`, which are the same for all models.
+        asked: rows of each query in `MODEL_QUERIES`, asked with the parameters there.
     """
-
-    def asked(query: str, **params: object) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = store.query(query, model=model, **params).to_pylist()
-        return rows
-
     shapes = {(row["rows"], row["cols"]) for row in matrices}
-    controls = store.query("control_check").to_pylist() if controls is None else controls
     found = (
         ("Failed tensors", findings.coverage(scans)),
-        ("Scale, head structure and direction", findings.decomposition(asked("decompose", layers=False), model)),
-        ("The small end of the spectrum", findings.small_end(asked("small_end", layers=False), model)),
-        ("Outside the bulk", findings.outliers(asked("outlier_share"), model)),
-        ("Depth", findings.depth(matrices, asked("most_learned", top=1), model)),
-        ("Similarity of the blocks", findings.consistency(asked("role_consistency"), model)),
+        ("Scale, head structure and direction", findings.decomposition(asked["decompose"], model)),
+        ("The small end of the spectrum", findings.small_end(asked["small_end"], model)),
+        ("Outside the bulk", findings.outliers(asked["outlier_share"], model)),
+        ("Depth", findings.depth(matrices, asked["most_learned"], model)),
+        ("Similarity of the blocks", findings.consistency(asked["role_consistency"], model)),
         ("Estimates of \N{GREEK SMALL LETTER SIGMA}", findings.sigma(matrices, model)),
         ("Stored type", findings.stored_as(matrices)),
         ("Random controls", findings.controls(controls, shapes)),
@@ -207,9 +213,12 @@ def findings_of_model(
     return [(kind, finding) for kind, finding in found if finding is not None]
 
 
-def _model(store: Store, model: str, matrices: list[dict[str, Any]], key: str) -> dict[str, Any]:
+def _model(
+    store: Store, model: str, matrices: list[dict[str, Any]], controls: list[dict[str, Any]], key: str
+) -> dict[str, Any]:
     scans = rows_of(store, "scans", model=model)
-    found = findings_of_model(store, model, matrices, scans)
+    asked = {name: store.query(name, model=model, **given).to_pylist() for name, given in MODEL_QUERIES.items()}
+    found = findings_of_model(model, matrices, scans, controls, asked)
     shown = (
         sorted(matrices, key=lambda row: (row["p"] is None, row["p"]))[:MOST_ROWS]
         if len(matrices) > MOST_ROWS
@@ -306,16 +315,17 @@ def _object(text: str | None) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def findings_of_pair(store: Store, pair: Mapping[str, Any]) -> list[tuple[str, wording.Finding]]:
-    """Return what fine-tuning changed, each finding with its kind; `pair` is a row of statement `comparisons`."""
+def findings_of_pair(
+    pair: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], deciles: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, wording.Finding]]:
+    """Return what fine-tuning changed, each finding with its kind.
+
+    Args:
+        pair: row of statement `comparisons`.
+        rows: rows of statement `pairs` of this pair.
+        deciles: rows of query `pair_by_decile` of these revisions.
+    """
     base, tuned = pair["base_model"], pair["tuned_model"]
-    rows = rows_of(store, "pairs", base=base, tuned=tuned, model_pair=pair["model_pair"])
-    revisions = (pair["base_revision"], pair["tuned_revision"])
-    deciles = [
-        row
-        for row in store.query("pair_by_decile", base=base, tuned=tuned).to_pylist()
-        if (row["base_revision"], row["tuned_revision"]) == revisions
-    ]
     changes = f"rmtscan query pair_changes{wording.parameter('base', base)}{wording.parameter('tuned', tuned)}"
     found = (
         ("Size of the change", findings.change(rows, changes)),
@@ -329,6 +339,11 @@ def _pair(store: Store, pair: Mapping[str, Any], key: str) -> dict[str, Any]:
     base, tuned = pair["base_model"], pair["tuned_model"]
     rows = rows_of(store, "pairs", base=base, tuned=tuned, model_pair=pair["model_pair"])
     revisions = (pair["base_revision"], pair["tuned_revision"])
+    deciles = [
+        row
+        for row in store.query("pair_by_decile", base=base, tuned=tuned).to_pylist()
+        if (row["base_revision"], row["tuned_revision"]) == revisions
+    ]
     return {
         **pair,
         "key": key,
@@ -336,7 +351,7 @@ def _pair(store: Store, pair: Mapping[str, Any], key: str) -> dict[str, Any]:
         "tuned": printable(tuned) if base != tuned else f"{printable(tuned)} ({printable(str(revisions[1]))})",
         "base_reference": wording.in_shell(base),
         "tuned_reference": wording.in_shell(tuned),
-        "findings": findings_of_pair(store, pair),
+        "findings": findings_of_pair(pair, rows, deciles),
         "matrices": rows[:MOST_ROWS],
         "all_matrices": len(rows),
         "identical": sum(row["identical"] for row in rows),
@@ -437,19 +452,17 @@ def _draw(store: Store, name: str, key: str, charts: dict[str, Any], more: str, 
     below = heading.get("subtitle") if isinstance(heading, dict) else None
     note = "; ".join(map(str, below[1:])) if isinstance(below, list) else ""  # the first line is the model
     charts[key] = specification
-    return [{"key": key, "title": f"{figure.title}{more}", "about": figure.about, "note": note}]
+    return [{"key": key, "title": f"{figure.title}{more}", "about": _about(figure.about), "note": note}]
+
+
+def _about(text: str) -> str:
+    """Return what a figure shows without the sentence that says what it needs: it is drawn."""
+    return _NEEDS.sub("", text)
 
 
 @cache
 def _templates() -> jinja2.Environment:
-    templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates.filters |= {
+    filters: dict[str, Callable[..., Any]] = {
         "shown": _shown,
         "shown_long": _shown_long,
         "figures3": _figures3,
@@ -458,7 +471,7 @@ def _templates() -> jinja2.Environment:
         "heat": _heat,
         "sortable": _sortable,
     }
-    return templates
+    return environment(_HERE, filters)
 
 
 def _shown(value: object) -> str:
@@ -477,7 +490,9 @@ def _figures3(value: float | None) -> str:
         return ""
     if value and not 1e-3 <= abs(value) < 1e5:
         return f"{value:.2e}"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    if abs(value) >= 100 or float(value).is_integer():
+        return f"{value:,.0f}"
+    return f"{value:#.3g}"
 
 
 def _when(value: datetime | None) -> str:

@@ -21,6 +21,10 @@
   } else {
     for (const place of [...waiting.keys()]) now(place);
   }
+  // Paper has nothing to click: what is folded is printed, too.
+  const folded = document.querySelectorAll(".said details:not([open])");
+  window.addEventListener("beforeprint", () => { for (const one of folded) one.open = true; });
+  window.addEventListener("afterprint", () => { for (const one of folded) one.open = false; });
   window.addEventListener("beforeprint", () => { for (const place of [...waiting.keys()]) now(place); });
 
   document.addEventListener("themechange", () => rmtCharts.redraw());

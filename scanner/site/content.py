@@ -1,18 +1,16 @@
-"""What a site says about one model, from named queries: an entry of the index, aggregates, the list of matrices, and their vectors.
+"""What a site says about one model: an entry of the index, aggregates, the list of matrices, and their vectors.
 
-The functions read a store and return plain data; they write nothing. Names from a checkpoint lose control characters here.
+The functions take what a store says, return plain data and write nothing. Names from a checkpoint lose control characters here.
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,16 +18,16 @@ import pyarrow as pa
 
 from scanner.checkpoint.names import printable
 from scanner.errors import StoreError
-from scanner.figures.selection import rows_of
 from scanner.figures.theme import short
 from scanner.report.page import findings_of_model, findings_of_pair
 from scanner.report.statements import rows_of as report_rows
 from scanner.report.wording import Finding, in_shell
+from scanner.rmt import product_law
+from scanner.site.answers import Answers, Changed
+from scanner.site.models import Model, key_of
 from scanner.store import Store
 from scanner.store.publish import without_local_paths
 from scanner.store.tables import json_object
-
-_SQL = Path(__file__).resolve().parent / "sql"
 
 Row = Mapping[str, Any]
 
@@ -39,7 +37,6 @@ COLUMNS = ("singular_value", "u_p", "v_p", "u_p_scale", "v_p_scale", "scale_dens
 STEPS = 250
 """p-values of aggregates are stored as one byte: p times `STEPS`, or `UNKNOWN`."""
 UNKNOWN = 255
-_KEY = re.compile(r"[^a-z0-9]+")
 _MOST_WORD = 80
 _CLASS = re.compile(r"(For[A-Z]\w*|Model|LMHeadModel)$")
 #: Columns of the list of matrices that are numbers, by their names in the store.
@@ -49,100 +46,38 @@ _NUMBERS = (
     *("stable_rank", "effective_rank", "spectral_norm", "mp_ks"),
 )
 _WORDS = ("stack", "role", "module", "dtype", "sigma_kind")
+#: The same of slices and products of heads; a tensor has many.
+_SLICE_NUMBERS = ("head", "kv_head", *(name for name in _NUMBERS if name != "expert"))
+_SLICE_WORDS = ("tensor", "between", *_WORDS)
+_PRODUCTS = ("qk", "ov")
+_LAW_POINTS = 121
 
 
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    """A model of a store, and the results that its pages are made from."""
-
-    name: str
-    key: str
-    """Name of its folder: letters, digits and `-`, unique and the same in every site."""
-    difference: bool
-    """Whether it is a difference `delta:BASE..TUNED`."""
-    scans: tuple[str, ...]
-    pairs: tuple[tuple[str, str, tuple[str, ...]], ...]
-    """Comparisons that it belongs to: base, tuned, ids."""
-
-
-def key_of(name: str) -> str:
-    """Return the name of the folder of a model: a readable part, and a hash, so that no two names share one."""
-    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-    readable = _KEY.sub("-", name.lower()).strip("-")[-48:].strip("-")
-    return f"{readable}-{digest}" if readable else digest
-
-
-def models_of(store: Store) -> list[Model]:
-    """Return the models of a store, differences last, with the results that each is made from."""
-    compared = [
-        (row["base_model"], row["tuned_model"], tuple(row["pairs"])) for row in rows_of(store, _SQL / "comparisons.sql")
-    ]
-    return [
-        Model(
-            name=row["model"],
-            key=key_of(row["model"]),
-            difference=row["difference"],
-            scans=tuple(row["scans"]),
-            pairs=tuple(pair for pair in compared if row["model"] in pair[:2]),
-        )
-        for row in rows_of(store, _SQL / "models.sql")
-    ]
-
-
-@dataclass(frozen=True)
-class Fleet:
-    """Answers of named queries about all models of a store at once, which is faster than model by model."""
-
-    overview: Mapping[str, Row]
-    """Row of query `fleet_overview` by model."""
-    roles: Mapping[str, Sequence[Row]]
-    """Rows of query `role_table` by model."""
-    controls: Sequence[Row]
-    """Rows of query `control_check`."""
-
-
-def fleet(store: Store, names: Sequence[str]) -> Fleet:
-    """Return what the named queries say about these models, which may be differences, too."""
-    several = len(names) > 4
-    overview: dict[str, Row] = {}
-    roles: dict[str, list[Row]] = {}
-    if several:
-        overview = {row["model"]: row for row in store.query("fleet_overview").to_pylist()}
-        for row in store.query("role_table").to_pylist():
-            roles.setdefault(row["model"], []).append(row)
-    for name in names:
-        if name not in overview:  # a difference counts only if it is named
-            overview |= {row["model"]: row for row in store.query("fleet_overview", model=name).to_pylist()}
-            roles[name] = store.query("role_table", model=name).to_pylist()
-    return Fleet(overview, roles, store.query("control_check").to_pylist() if names else [])
-
-
-def entry(store: Store, model: Model, known: Fleet, headline: str) -> dict[str, Any]:
+def entry(model: Model, found: Answers, headline: str) -> dict[str, Any]:
     """Return the entry of a model in the index, at most 2 kB as JSON: facts for facets, and the heat strip.
 
     `heat` has for every role ten pairs of digits: the mean p of both sides by decile in hundredths, smallest singular values first,
     or `--` if there is none.
 
     Args:
-        store: the store to read.
         model: the model.
-        known: answers about all models.
+        found: what the store says about it.
         headline: what stands out most.
+
+    Raises:
+        StoreError: the model left the store since it was listed.
     """
-    row = known.overview.get(model.name)
-    if row is None:
-        raise StoreError(
-            f"{printable(model.name)!r} left the store {store.url!r} while the site was written: write it again"
-        )
-    scans = report_rows(store, "scans", model=model.name)
+    row = found.overview
+    if row is None or not found.scans:
+        raise StoreError(f"{printable(model.name)!r} left the store while the site was written: write it again")
     about = {
         "key": model.key,
         "name": printable(model.name),
         "family": _family(row),
         "architecture": _word(row["architecture"]),
         "base": _word(row["base_model"]),
-        "format": _word(scans[0]["format"]),
-        "dtype": _word(scans[0]["dtype"]),
+        "format": _word(found.scans[0]["format"]),
+        "dtype": _word(found.scans[0]["dtype"]),
         "parameters": row["parameters"],
         "finished": when(row["finished_at"]),
         "layers": row["layers"],
@@ -152,15 +87,15 @@ def entry(store: Store, model: Model, known: Fleet, headline: str) -> dict[str, 
         "below": short(row["below_percent"], 3),
         "above": short(row["above_percent"], 3),
         "learned": row["learned_role"],
-        "heat": heat(known.roles.get(model.name, ())),
+        "heat": heat(found.roles),
         "headline": shown(headline)[:200],
     }
     if model.difference:
         about["difference"] = True
-    tunes = [key_of(tuned) for base, tuned, _ in model.pairs if base == model.name]
+    tunes = [key_of(pair.tuned) for pair in model.pairs if pair.base == model.name]
     if tunes:
         about["tunes"] = tunes[:40]
-    bases = [key_of(base) for base, tuned, _ in model.pairs if tuned == model.name]
+    bases = [key_of(pair.base) for pair in model.pairs if pair.tuned == model.name]
     if bases:
         about["bases"] = bases[:5]
     return {name: value for name, value in about.items() if value is not None}
@@ -181,17 +116,20 @@ def heat(rows: Iterable[Row]) -> dict[str, str]:
     }
 
 
-def aggregates(store: Store, model: Model, matrices: Sequence[Row], known: Fleet) -> dict[str, Any]:
+def aggregates(model: Model, found: Answers, controls: Sequence[Row], unfinished: int) -> dict[str, Any]:
     """Return the aggregates of a model: 20 to 50 kB as JSON for the usual sizes.
 
     `map` has places (stack, layer, number of matrices by role), roles, and for each measure a list by place of lists by role.
     `deciles` is base64 of one byte per value (`STEPS`): place, role, decile, and u, v, u_scale, v_scale.
+
+    Args:
+        model: the model.
+        found: what the store says about it.
+        controls: rows of query `control_check`.
+        unfinished: number of matrices of scans that are not finished.
     """
-    scans = report_rows(store, "scans", model=model.name)
-    newest = scans[0]
-    found = findings_of_model(store, model.name, matrices, scans, known.controls)
-    [counted] = rows_of(store, _SQL / "slices.sql", model=model.name)
-    pairs = [_pair(store, base, tuned) for base, tuned, _ in model.pairs if tuned == model.name]
+    newest = found.scans[0]
+    stands_out = findings_of_model(model.name, found.matrices, found.scans, controls, found.asked)
     return {
         "key": model.key,
         "name": printable(model.name),
@@ -208,7 +146,7 @@ def aggregates(store: Store, model: Model, matrices: Sequence[Row], known: Fleet
                 "sigma": _word(json_object(scan["method"]).get("sigma")),
                 "seconds": short(scan["seconds"], 3),
             }
-            for scan in scans[:20]
+            for scan in found.scans[:20]
         ],
         "coverage": {
             "analyzed": newest["matrices"],
@@ -221,24 +159,33 @@ def aggregates(store: Store, model: Model, matrices: Sequence[Row], known: Fleet
                     "error": _word(row["error"]),
                     "message": without_local_paths(printable(str(row["message"] or ""))),
                 }
-                for row in report_rows(store, "failures", model=model.name, most=20)
+                for row in found.failures
             ],
         },
-        "unfinished": sum(scan.parts for scan in store.unfinished() if scan.model == model.name),
-        "slices": counted["slices"],
-        "matrices": len(matrices),
-        "findings": [_finding(one) for _, one in found],
-        "map": _map(matrices, rows_of(store, _SQL / "deciles.sql", model=model.name)),
-        "pairs": pairs,
+        "unfinished": unfinished,
+        "slices": len(found.slices),
+        "matrices": len(found.matrices),
+        "findings": [_finding(one) for _, one in stands_out],
+        "map": _map(found.matrices, found.deciles),
+        "pairs": [_pair(one) for one in found.changed],
         "tunes": [
-            {"key": key_of(tuned), "name": printable(tuned)} for base, tuned, _ in model.pairs if base == model.name
+            {"key": key_of(pair.tuned), "name": printable(pair.tuned)}
+            for pair in model.pairs
+            if pair.base == model.name
         ][:100],
     }
 
 
-def matrices_of(store: Store, model: Model) -> list[dict[str, Any]]:
-    """Return the whole matrices of a model in the order of its blocks."""
-    return report_rows(store, "matrices", model=model.name)
+#: Measures of the maps: column of the store, and significant digits.
+_MEASURES = {
+    "p": ("p", 3),
+    "p_scale": ("p_scale", 3),
+    "below": ("outliers_left", 3),
+    "above": ("outliers_right", 3),
+    "below_scale": ("outliers_left_scale", 3),
+    "above_scale": ("outliers_right_scale", 3),
+    "sigma": ("sigma", 3),
+}
 
 
 @dataclass(frozen=True)
@@ -252,14 +199,17 @@ class Vectors:
     """Number of triplets of each matrix: its block has `counts` x `len(COLUMNS)` values."""
 
 
-def vectors(store: Store, model: Model, matrices: Sequence[Row]) -> Vectors:
-    """Return the singular triplets of a model as one binary file: for each matrix, one float32 column after the other.
+def vectors(table: pa.Table, matrices: Sequence[Row]) -> Vectors:
+    """Return the singular triplets of some matrices as one binary file: for each matrix, one float32 column after the other.
+
+    Args:
+        table: rows of statement `vectors` of their model.
+        matrices: the matrices, in the order of the file.
 
     A matrix takes 4 * len(COLUMNS) * min(rows, cols) bytes, little-endian, so that a page fetches one matrix by its range.
     """
-    table = store.sql((_SQL / "vectors.sql").read_text("utf-8"), {"model": model.name})
-    keys = zip(*(table[name].to_pylist() for name in ("scan_id", "tensor", "role", "expert", "triplets")), strict=True)
-    sizes = {key[:4]: key[4] for key in keys}
+    names = ("scan_id", "tensor", "role", "head", "expert", "triplets")
+    sizes = {key[:-1]: key[-1] for key in zip(*(table[name].to_pylist() for name in names), strict=True)}
     starts, at = {}, 0
     for key, size in sizes.items():
         starts[key] = at
@@ -270,7 +220,7 @@ def vectors(store: Store, model: Model, matrices: Sequence[Row]) -> Vectors:
     counts: list[int] = []
     position = 0
     for matrix in matrices:
-        key = (matrix["scan_id"], matrix["tensor"], matrix["role"], matrix["expert"])
+        key = tuple(matrix.get(name) for name in names[:-1])
         size = sizes.get(key, 0)
         counts.append(size)
         offsets.append(position if size else None)
@@ -287,34 +237,97 @@ def _floats(column: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.float32]]:
     return np.asarray(joined, dtype="<f4")
 
 
-def listed(matrices: Sequence[Row], stored: Vectors, file: str, controls: Mapping[str, str]) -> dict[str, Any]:
+def listed(
+    matrices: Sequence[Row], stored: Vectors, file: str, controls: Mapping[str, str], *, slices: bool = False
+) -> dict[str, Any]:
     """Return the list of the matrices of a model, by columns, with the places of their vectors in `file`.
 
     Columns of words are indices into `words`, so that a model with thousands of experts stays small.
+    With products of heads, `laws` has the density of their law by shape: see `_law`.
 
     Args:
-        matrices: rows of statement `matrices`.
+        matrices: rows of statement `matrices`, or of statement `slices`.
         stored: the vectors of these matrices.
         file: name of the file with the vectors.
         controls: files of random controls by shape, as `ROWSxCOLS`.
+        slices: whether they are slices and products of heads.
     """
     words: dict[str, list[str]] = {}
-    columns: dict[str, list[Any]] = {"tensor": [printable(str(row["tensor"])) for row in matrices]}
-    for name in _WORDS:
+    columns: dict[str, list[Any]] = {}
+    if not slices:
+        columns["tensor"] = [printable(str(row["tensor"])) for row in matrices]
+    for name in _SLICE_WORDS if slices else _WORDS:
         texts = [None if row[name] is None else printable(str(row[name])) for row in matrices]
         words[name] = sorted({text for text in texts if text is not None})
         place = {text: number for number, text in enumerate(words[name])}
         columns[name] = [None if text is None else place[text] for text in texts]
-    for name in _NUMBERS:
+    for name in _SLICE_NUMBERS if slices else _NUMBERS:
         columns[name] = [_finite(short(row[name], 5)) for row in matrices]
     shapes = sorted({f"{row['rows']}x{row['cols']}" for row in matrices})
-    return {
+    about = {
         "file": file,
         "order": list(COLUMNS),
         "words": words,
         "columns": {**columns, "offset": stored.offsets, "count": stored.counts},
         "controls": {shape: controls[shape] for shape in shapes if shape in controls},
     }
+    if slices:
+        products = {
+            (row["rows"], row["cols"], count)
+            for row, count in zip(matrices, stored.counts, strict=True)
+            if row["role"] in _PRODUCTS and 0 < count <= min(row["rows"], row["cols"])
+        }
+        about["laws"] = {"x".join(map(str, shape)): _law(*shape) for shape in sorted(products)}
+    return about
+
+
+def _law(rows: int, cols: int, width: int) -> list[list[float]]:
+    """Return singular values in units of the square root of sigma^2 rows cols / width, and the density of random products there."""
+    c, d = width / rows, width / cols
+    low, high = np.sqrt(product_law.edges(c, d))
+    # Dense at the edges, where the density vanishes like a square root; at zero it is infinite.
+    nu = 0.5 * (low + high) - 0.5 * (high - low) * np.cos(np.linspace(0.0, np.pi, _LAW_POINTS))
+    density = 2.0 * nu * product_law.pdf(nu**2, c, d)
+    return [[float(f"{value:.4g}") for value in values] for values in (nu, density)]
+
+
+def heads(slices: Sequence[Row]) -> dict[str, Any]:
+    """Return the table of the slices and products of heads of a model: means by place, role and head.
+
+    `places` has (stack, layer), and every role for each measure a list by place of lists by head; a measure that no matrix of the
+    role has is left out.
+
+    Args:
+        slices: rows of statement `slices`.
+    """
+    places = list(dict.fromkeys((row["stack"], row["layer"]) for row in slices))
+    at = {place: number for number, place in enumerate(places)}
+    found: dict[tuple[str, str | None], list[Row]] = {}
+    for row in slices:
+        found.setdefault((row["role"], row["module"]), []).append(row)
+    roles = []
+    for (role, module), rows in found.items():
+        numbers = sorted({row["head"] for row in rows})
+        column = {head: number for number, head in enumerate(numbers)}
+        cells: list[list[list[Row]]] = [[[] for _ in numbers] for _ in places]
+        for row in rows:
+            cells[at[row["stack"], row["layer"]]][column[row["head"]]].append(row)
+        means = {
+            name: [[_mean(cell, stored, 3) for cell in line] for line in cells]
+            for name, (stored, _) in _MEASURES.items()
+            if any(row[stored] is not None for row in rows)
+        }
+        roles.append(
+            {
+                "role": _word(role),
+                "module": _word(module),
+                "between": _word(rows[0]["between"]),
+                "shape": _shapes(rows, role, module),
+                "heads": numbers,
+                "means": means,
+            }
+        )
+    return {"places": [[_word(stack), layer] for stack, layer in places], "roles": roles}
 
 
 def control(store: Store, rows: int, cols: int) -> bytes | None:
@@ -342,15 +355,6 @@ def _map(matrices: Sequence[Row], deciles: Sequence[Row]) -> dict[str, Any]:
         for number, name in enumerate(("u", "v", "u_scale", "v_scale")):
             if row[name] is not None:
                 packed[place, role, row["decile"] - 1, number] = round(STEPS * min(1.0, max(0.0, row[name])))
-    measures = {
-        "p": ("p", 3),
-        "p_scale": ("p_scale", 3),
-        "below": ("outliers_left", 3),
-        "above": ("outliers_right", 3),
-        "below_scale": ("outliers_left_scale", 3),
-        "above_scale": ("outliers_right_scale", 3),
-        "sigma": ("sigma", 3),
-    }
     return {
         "places": [[_word(stack), layer] for stack, layer in places],
         "roles": [
@@ -359,7 +363,7 @@ def _map(matrices: Sequence[Row], deciles: Sequence[Row]) -> dict[str, Any]:
         "counts": [[len(cell) for cell in row] for row in cells],
         "means": {
             name: [[_mean(cell, column, digits) for cell in row] for row in cells]
-            for name, (column, digits) in measures.items()
+            for name, (column, digits) in _MEASURES.items()
         },
         "shapes": [_shapes(matrices, role, module) for role, module in roles],
         "deciles": base64.b64encode(packed.tobytes()).decode("ascii"),
@@ -378,20 +382,13 @@ def _mean(rows: Sequence[Row], column: str, digits: int) -> Any:
     return short(float(sum(values) / len(values)), digits) if values else None
 
 
-def _pair(store: Store, base: str, tuned: str) -> dict[str, Any]:
+def _pair(found: Changed) -> dict[str, Any]:
     """Return what fine-tuning changed: by role, and by decile, of the pair that was compared last."""
-    pair = next(
-        row for row in report_rows(store, "comparisons") if (row["base_model"], row["tuned_model"]) == (base, tuned)
-    )
-    revisions = (pair["base_revision"], pair["tuned_revision"])
-
-    def rows(query: str) -> list[Row]:
-        found = store.query(query, base=base, tuned=tuned).to_pylist()
-        return [row for row in found if (row["base_revision"], row["tuned_revision"]) == revisions]
-
+    pair = found.comparison
+    base, tuned = pair["base_model"], pair["tuned_model"]
     numbers = ("change_median", "change_max", "delta_rank", "delta_above", "delta_p")
     deciles: dict[int, list[float]] = {}
-    for row in rows("pair_by_decile"):
+    for row in found.deciles:
         values = [row[name] for name in ("u_subspace_turned", "v_subspace_turned") if row[name] is not None]
         values = values or [row[name] for name in ("u_turned", "v_turned") if row[name] is not None]
         if values:
@@ -405,7 +402,7 @@ def _pair(store: Store, base: str, tuned: str) -> dict[str, Any]:
         "matrices": pair["matrices"],
         "identical": pair["identical"] or 0,
         "unmatched": pair["unmatched"] or 0,
-        "findings": [_finding(one) for _, one in findings_of_pair(store, pair)],
+        "findings": [_finding(one) for _, one in findings_of_pair(pair, found.matrices, found.deciles)],
         "command": f"rmtscan compare {in_shell(base)} {in_shell(tuned)}",
         "roles": [
             {
@@ -416,7 +413,7 @@ def _pair(store: Store, base: str, tuned: str) -> dict[str, Any]:
                 "below": _before_and_after(row["below_base"], row["below_tuned"]),
                 "above": _before_and_after(row["above_base"], row["above_tuned"]),
             }
-            for row in rows("pair_summary")
+            for row in found.roles
         ],
         "turned": [
             short(sum(deciles[d]) / len(deciles[d]), 3) if d in deciles else None for d in range(1, DECILES + 1)

@@ -6,6 +6,8 @@
     DIR/models/<key>/model.json                             aggregates by place, role and decile
     DIR/models/<key>/matrices.json                          the matrices, and where their vectors are
     DIR/models/<key>/vectors-<state>.bin                    singular values and p-values, fetched matrix by matrix
+    DIR/models/<key>/heads.json                             of models with slices of heads: their table
+    DIR/models/<key>/slices.json, slices-<state>.bin        the slices, and their vectors, like those of the matrices
     DIR/controls/<rows>x<cols>-<state>.bin                  random controls by shape
     DIR/nights/<night>.json, .html                          digests of nightly scans
     DIR/assets/                                             scripts and styles, those of third parties with their licenses
@@ -22,9 +24,11 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,27 +36,26 @@ import jinja2
 
 from scanner.checkpoint.names import printable
 from scanner.errors import ScannerError
-from scanner.fleet.digest import as_html, as_json, digest, nights_of
-from scanner.report.wording import in_shell
+from scanner.fleet.digest import SECTIONS, as_html, as_json, digest, nights_of
 from scanner.site import content
+from scanner.site.answers import Answers, answers, batches
 from scanner.site.assets import assets
-from scanner.site.content import Fleet, Model
-from scanner.site.narrow import narrowed
+from scanner.site.models import Model, models_of
 from scanner.store import Store
 from scanner.store.database import listing
 from scanner.store.publish import without_local_paths
+from scanner.store.queries import find_query
 from scanner.store.tables import listed_tables
+from scanner.templates import environment
 from scanner.version import __version__
 
 MANIFEST = "rmtscan-site.json"
-FEW = 8
-"""Number of models up to which all questions go to the whole store."""
 PAGES = ("index.html", "compare.html", "matrix.html", "nightly.html")
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 #: Part of the state of every model: raised when the files of a model change their form.
-_FORM = 1
+_FORM = 2
 _OWN = re.compile(
-    r"(?:models/[a-z0-9-]{1,64}/(?:index\.html|model\.json|matrices\.json|vectors-[0-9a-f]{12}\.bin)"
+    r"(?:models/[a-z0-9-]{1,64}/(?:index\.html|model\.json|(?:matrices|heads|slices)\.json|(?:vectors|slices)-[0-9a-f]{12}\.bin)"
     r"|controls/\d+x\d+-[0-9a-f]{12}\.bin|nights/[0-9A-Za-z-]+\.(?:json|html)|assets/[A-Za-z0-9_.-]+"
     r"|(?:index|compare|matrix|nightly)\.html|index\.json|404\.html|\.nojekyll)"
 )
@@ -107,19 +110,23 @@ def write_site(
     files = assets()
     target = _usable_folder(folder, store, force=force, keep=keep)
     before, made_before = _earlier(target)
-    models = content.models_of(store)
+    models = models_of(store)
     controls_version = repr(listing(store.files, "controls").version)
-    unfinished = {(scan.model or scan.scan_id): scan.parts for scan in store.unfinished()}
+    unfinished: Counter[str] = Counter()
+    for scan in store.unfinished():
+        unfinished[scan.model or scan.scan_id] += scan.parts
     paths: dict[str, str] = {}
     made: dict[str, dict[str, Any]] = {}
     with _explained(target):
         place = _Place(target, paths)
+        if not (target / MANIFEST).exists():
+            _write_manifest(target, (), {})
         for name, data in files.items():
             place.write(f"assets/{name}", data)
         controls = _Controls(store, place, _digest(_FORM, controls_version))
         states = {
             model.key: _digest(
-                (_FORM, __version__, live, model.name, model.scans, model.pairs),
+                (_FORM, __version__, live, model.name, model.scans, [pair[:3] for pair in model.pairs]),
                 controls_version,
                 unfinished.get(model.name),
             )
@@ -135,19 +142,20 @@ def write_site(
                 made[model.key] = before_it
                 paths.update(dict.fromkeys(before_it["paths"], ""))
         changed = [model for model in models if model.key not in made]
-        known = content.fleet(store, [model.name for model in changed])
-        for number, model in enumerate(changed):
-            progress(f"{printable(model.name)} ({number + 1} of {len(changed)})")
-            state = states[model.key]
-            # A comparison may belong to scans of other models and revisions.
-            narrow = len(models) > FEW and not model.pairs
-            own = narrowed(store, model.scans) if narrow else store
-            made[model.key] = {
-                "state": state,
-                **_write_model(own, model, known, place, controls, state, live=live),
-            }
-            if narrow:
-                own.close()
+        checked = store.query("control_check").to_pylist() if changed else []
+        number = 0
+        for batch in batches(changed):
+            found = answers(store, batch)
+            for model in batch:
+                number += 1
+                progress(f"{printable(model.name)} ({number} of {len(changed)})")
+                about = content.aggregates(model, found[model.name], checked, unfinished[model.name])
+                made[model.key] = {
+                    "state": states[model.key],
+                    **_write_model(model, found[model.name], about, place, controls, states[model.key], live=live),
+                }
+            # A run that is ended is continued by the next one.
+            _write_manifest(target, {*before, *paths}, made)
         entries = [made[model.key]["entry"] for model in models]
         nights = _write_nights(store, place)
         waiting = [{"name": printable(name), "parts": parts} for name, parts in sorted(unfinished.items())]
@@ -160,13 +168,17 @@ def write_site(
             "nights": nights,
             "unfinished": waiting,
         }
+        if nights:
+            index["sections"] = [
+                {"query": one.query, "title": find_query(one.query).title, "columns": one.columns, "none": one.none}
+                for one in SECTIONS
+            ]
         place.write("index.json", _json(index))
         for page in PAGES:
             place.write(page, _page(page, live=live, models=entries, nights=nights, unfinished=waiting, root="."))
         place.write(".nojekyll", b"")
         _remove(target, {*before} - {*paths})
-        manifest = {"written_by": f"rmtscan {__version__}", "files": sorted(paths), "models": made}
-        _replace(target / MANIFEST, _json(manifest))
+        _write_manifest(target, paths, made)
     size = sum((target / path).stat().st_size for path in paths)
     return Site(path=target, models=len(models), written=len(changed), nights=len(nights), bytes=size)
 
@@ -211,24 +223,37 @@ class _Controls:
 
 
 def _write_model(
-    store: Store, model: Model, known: Fleet, place: _Place, controls: _Controls, state: str, *, live: bool
+    model: Model,
+    found: Answers,
+    about: Mapping[str, Any],
+    place: _Place,
+    controls: _Controls,
+    state: str,
+    *,
+    live: bool,
 ) -> dict[str, Any]:
     """Write the files of one model; returns its entry of the index and their paths."""
-    matrices = content.matrices_of(store, model)
-    about = content.aggregates(store, model, matrices, known)
-    stored = content.vectors(store, model, matrices)
+    matrices = found.matrices
+    stored = content.vectors(found.vectors, matrices)
     folder = f"models/{model.key}"
     file = f"vectors-{state[:12]}.bin"
-    shapes = dict.fromkeys((row["rows"], row["cols"]) for row in matrices)
+    shapes = dict.fromkeys((row["rows"], row["cols"]) for row in (*matrices, *found.slices))
     of_shape = {f"{rows}x{cols}": path for rows, cols in shapes if (path := controls.file(rows, cols)) is not None}
     headline = next((one["headline"] for one in about["findings"] if not one["warning"]), "")
-    entry = content.entry(store, model, known, headline)
+    entry = content.entry(model, found, headline)
     files = {
         "model.json": _json(about),
         "matrices.json": _json(content.listed(matrices, stored, file, of_shape)),
         file: stored.content,
         "index.html": _page("model.html", live=live, model=about, root="../..", key=model.key),
     }
+    if found.slices:
+        of_slices, slices_file = content.vectors(found.vectors, found.slices), f"slices-{state[:12]}.bin"
+        files |= {
+            "heads.json": _json(content.heads(found.slices)),
+            "slices.json": _json(content.listed(found.slices, of_slices, slices_file, of_shape, slices=True)),
+            slices_file: of_slices.content,
+        }
     for name, data in files.items():
         place.write(f"{folder}/{name}", data)
     return {"entry": entry, "paths": [*(f"{folder}/{name}" for name in files), *of_shape.values()]}
@@ -254,16 +279,9 @@ def _page(name: str, *, live: bool, root: str, **values: Any) -> bytes:
     return text.encode("utf-8", "replace")
 
 
+@cache
 def _templates() -> jinja2.Environment:
-    templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates.filters["in_shell"] = in_shell
-    return templates
+    return environment(_TEMPLATES, {})
 
 
 def _name(store: Store) -> str:
@@ -322,6 +340,11 @@ def _earlier(target: Path) -> tuple[set[str], Mapping[str, dict[str, Any]]]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return set(), {}
     return files, models
+
+
+def _write_manifest(target: Path, paths: Collection[str], made: Mapping[str, dict[str, Any]]) -> None:
+    manifest = {"written_by": f"rmtscan {__version__}", "files": sorted(paths), "models": made}
+    _replace(target / MANIFEST, _json(manifest))
 
 
 def _remove(target: Path, paths: set[str]) -> None:

@@ -8,7 +8,7 @@ import math
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -128,8 +128,12 @@ def closure(wanted: Iterable[str]) -> list[str]:
 class Database:
     """An in-memory database with views over the files of a store, which can read nothing else."""
 
-    def __init__(self, files: StoreFiles) -> None:
+    def __init__(self, files: StoreFiles, chosen: Mapping[str, Collection[str]] | None = None) -> None:
         """Connect.
+
+        Args:
+            files: the files of the store.
+            chosen: ids of the scans and comparisons that the views have, by table; of tables that are not named, all.
 
         Raises:
             StoreError: the database cannot be opened.
@@ -139,6 +143,7 @@ class Database:
         self.left_out: frozenset[tuple[str, str]] = frozenset()
         """Results that it does not have, because they are damaged: table and id."""
         self._files = files
+        self._chosen = {table: frozenset(ids) for table, ids in (chosen or {}).items()}
         self._made: set[str] = set()
         self._mixed = False  # whether scans of one revision computed different metrics
         # DuckDB creates this folder when memory runs out, and removes it with the connection.
@@ -285,12 +290,16 @@ class Database:
         self._run("metric_values", values=values, vector_names=str(names))
 
     def _names(self, table: str) -> list[str]:
-        return [name for name in self.listings[table].names if (table, name) not in self.left_out]
+        return [name for name in self.listings[table].names if self._has(table, name)]
+
+    def _has(self, table: str, name: str) -> bool:
+        """Whether a committed result is one of those that were chosen, and whole."""
+        return (table, name) not in self.left_out and (table not in self._chosen or name in self._chosen[table])
 
     def _committed(self, table: str) -> None:
         """Make `files.<table>`: the rows that commit results, from their files and from catalogs."""
         found = self.listings[table]
-        own = [name for name, _ in found.own if (table, name) not in self.left_out]
+        own = [name for name, _ in found.own if self._has(table, name)]
         self._check_names(table, own)
         grouped = {*self._names(table)} - {name for name, _ in found.own}
         tables = [row for name in sorted(grouped) if (row := found.catalog.row(name)) is not None]

@@ -4,7 +4,7 @@ import importlib
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -99,6 +99,7 @@ class Store:
         self._files = files
         self._written: dict[str, FileRecord] = {}
         self._open: Database | None = None
+        self._chosen: Mapping[str, Collection[str]] = {}
         display.show_answers()
 
     def __enter__(self) -> "Store":
@@ -521,7 +522,7 @@ class Store:
         if timeout is not None and not 0 < timeout <= threading.TIMEOUT_MAX:
             raise ConfigError("timeout", f"must be a positive number of seconds, got {timeout:g}")
         if self._open is None:
-            self._open = Database(self._files)
+            self._open = Database(self._files, self._chosen)
         refuse_all_but_select(self._open.connection, text)
         return display.marked(self._read(text, params, timeout=timeout), "", "", {})
 
@@ -550,6 +551,17 @@ class Store:
         figures = importlib.import_module("scanner.figures")
         return figures.find_figure(name).draw(self, interactive=interactive, **parameters)
 
+    def narrowed(self, scans: Collection[str], comparisons: Collection[str] = ()) -> "Store":
+        """Return this store for queries that see some results only: they do not open the files of others.
+
+        Args:
+            scans: ids of the scans that the tables of scans have.
+            comparisons: ids of the comparisons that the tables of comparisons have.
+        """
+        found = Store(self._files)
+        found._chosen = {"scans": frozenset(scans), "comparisons": frozenset(comparisons)}
+        return found
+
     def close(self) -> None:
         """Release the memory and threads of queries; the next query opens the database again."""
         if self._open is not None:
@@ -558,7 +570,7 @@ class Store:
 
     def _read(self, text: str, params: Params, *, timeout: float | None = None) -> pa.Table:
         if self._open is None:
-            self._open = Database(self._files)
+            self._open = Database(self._files, self._chosen)
         wanted = self._open.needed(text)
         try:
             return self._answer(wanted, text, params, timeout)
@@ -596,7 +608,7 @@ class Store:
             known.listings[table].version != found.version for table, found in fresh.items() if table in known.listings
         ):
             self.close()
-            self._open = known = Database(self._files)
+            self._open = known = Database(self._files, self._chosen)
         known.listings.update({table: found for table, found in fresh.items() if table not in known.listings})
         known.prepare(wanted)
         return known
@@ -623,7 +635,7 @@ class Store:
                 stacklevel=4,
             )
         self.close()
-        self._open = database = Database(self._files)
+        self._open = database = Database(self._files, self._chosen)
         database.listings = {table: listing(self._files, table) for table in Database.tables_for(wanted)}
         database.left_out = frozenset(lost)
         database.prepare(wanted)

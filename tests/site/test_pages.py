@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scanner.site.content import COLUMNS, key_of
+from scanner.site.content import COLUMNS
+from scanner.site.models import key_of
 from scanner.store import Store
 from tests.report.browser import Browser
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,16 @@ import pytest
 
 from scanner.errors import ScannerError
 from scanner.site import write_site
-from scanner.site.content import STEPS, UNKNOWN, heat, key_of, models_of
+from scanner.site.answers import answers, batches
+from scanner.site.content import STEPS, UNKNOWN, heat
+from scanner.site.models import key_of, models_of
 from scanner.site.space import write_space
 from scanner.site.writing import MANIFEST, state_of
 from scanner.store import Store, open_store
+from scanner.store.compaction import compact
+from tests.report.pair_rows import add_pair
 from tests.store.rows import Matrix, add_scan, scan_values
+from tests.store.test_staging_comparisons import METHOD
 
 from .conftest import EVIL
 
@@ -108,16 +114,60 @@ def test_the_same_store_makes_the_same_site(own: Store, tmp_path: Path) -> None:
         assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes()
 
 
-def test_many_models_have_the_same_files_as_few(own: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("limit", "compacted"), [("MODELS", False), ("MODELS", True), ("TRIPLETS", False)])
+def test_models_have_the_same_files_whether_they_are_asked_about_together_or_one_by_one(
+    own: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, compacted: bool
+) -> None:
     for number in range(3):
-        add_scan(own, f"s{number}", layers(number + 1), model=f"model-{number}", hours=number)
-        add_scan(own, f"t{number}", layers(1), model=f"model-{number}", hours=9 + number, sigma="std")
-    write_site(own, tmp_path / "few")
-    monkeypatch.setattr("scanner.site.writing.FEW", 0)
-    write_site(own, tmp_path / "many")
-    files = [path for path in (tmp_path / "few").rglob("*") if path.is_file()]
+        first, last = f"model-{number}", f"model-{number} newest"
+        add_scan(own, f"s{number}", layers(number + 1), model=first, hours=number, failed=["lost", EVIL])
+        add_scan(own, f"t{number}", layers(1), model=first, hours=9 + number, sigma="std")
+        add_scan(own, f"u{number}", layers(2), model=last, revision="r1", hours=number)
+        add_scan(own, f"v{number}", layers(3), model=last, revision="r2", hours=9 + number)
+    add_scan(own, "d", layers(), model="delta:model-0..model-1")
+    add_pair(own, "model-0", "model-1", [("query", layer, 24, 24) for layer in range(2)], method=METHOD)
+    if compacted:
+        compact(own, grace=timedelta(0))
+    write_site(own, tmp_path / "together")
+    monkeypatch.setattr(f"scanner.site.answers.{limit}", 1)
+    write_site(own, tmp_path / "one by one")
+    files = [path for path in (tmp_path / "together").rglob("*") if path.is_file()]
+    assert len(files) > 7 * 4
     for path in files:
-        assert (tmp_path / "many" / path.relative_to(tmp_path / "few")).read_bytes() == path.read_bytes()
+        assert (tmp_path / "one by one" / path.relative_to(tmp_path / "together")).read_bytes() == path.read_bytes()
+
+
+def test_a_batch_sees_its_own_models_and_differences_are_asked_about_alone(own: Store) -> None:
+    for name in ("a", "b", "c", "delta:a..b", "delta:a..c"):
+        add_scan(own, f"scan-{key_of(name)}", layers(), model=name)
+    models = models_of(own)
+    assert [[model.name for model in batch] for batch in batches(models)] == [
+        ["a", "b", "c"],
+        ["delta:a..b"],
+        ["delta:a..c"],
+    ]
+    for chosen in (models[:2], models[3:4]):
+        found = answers(own, chosen)
+        assert [*found] == [model.name for model in chosen]
+        for name, answer in found.items():
+            assert {row["model"] for row in [*answer.matrices, *answer.roles, *answer.scans]} == {name}
+            assert len(answer.matrices) == answer.vectors.num_rows == 2
+            assert {*answer.vectors["model"].to_pylist()} == {name}
+
+
+def test_a_run_that_was_ended_is_continued(own: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "abc":
+        add_scan(own, f"scan-{name}", layers(), model=name)
+    monkeypatch.setattr("scanner.site.answers.MODELS", 1)
+
+    def end_at_the_third(told: str) -> None:
+        if told.startswith("c"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_site(own, tmp_path / "site", progress=end_at_the_third)
+    assert write_site(own, tmp_path / "site").written == 1
+    assert write_site(own, tmp_path / "site").written == 0
 
 
 def test_an_empty_store_has_a_site_that_says_so(own: Store, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import re
+from datetime import timedelta
 from pathlib import Path
 
 import fsspec
@@ -8,8 +9,9 @@ import pytest
 
 from scanner.errors import StoreError, StoreWarning
 from scanner.store import SCHEMAS, Store, open_store
+from scanner.store.compaction import compact
 
-from .rows import Matrix, add_scan, control, scan_values
+from .rows import Matrix, Pair, add_comparison, add_scan, control, scan_values
 
 
 def test_a_store_that_does_not_exist_says_how_to_make_one(tmp_path: Path) -> None:
@@ -207,3 +209,21 @@ def test_a_folder_in_memory_is_removed_with_all_that_is_in_it_and_nothing_else(m
     assert files.folders("staging") == ["one-more"]
     assert files.read_bytes("staging/one-more/c") == b"content"
     files.remove_folder("staging/none")
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_a_narrowed_store_answers_from_the_chosen_results_only(tmp_path: Path, compacted: bool) -> None:
+    store = open_store(str(tmp_path / "store"), create=True)
+    for name in "abc":
+        add_scan(store, name, [Matrix()], model=name)
+        add_comparison(store, f"pair-{name}", [Pair()], base="a", tuned=name)
+    if compacted:
+        compact(store, grace=timedelta(0))
+    own = store.narrowed(["a", "c"], ["pair-b"])
+    for table in ("scans", "matrices", "vectors", "all_matrices"):
+        found = own.sql(f"select distinct model from {table} order by model")["model"].to_pylist()
+        assert found == ["a", "c"], table
+    assert own.sql("select pair_id from comparisons")["pair_id"].to_pylist() == ["pair-b"]
+    assert own.sql("select distinct pair_id from pairs")["pair_id"].to_pylist() == ["pair-b"]
+    assert {row["model"] for row in own.query("fleet_overview").to_pylist()} == {"a", "c"}
+    assert {row["model"] for row in store.query("fleet_overview").to_pylist()} == {"a", "b", "c"}

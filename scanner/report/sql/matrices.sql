@@ -1,6 +1,8 @@
--- Whole matrices of one model with the columns of the table of matrices, in the order of the forward pass.
+-- Whole matrices of one model (null: of all models, except differences) with the columns of the table of matrices, in the order of
+-- the forward pass.
 select
     scan_id,
+    model,
     stack,
     layer,
     role,

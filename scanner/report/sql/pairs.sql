@@ -1,5 +1,6 @@
--- Newest result of every whole matrix of one pair of models, by decreasing change.
+-- Newest result of every whole matrix of one pair of models (null: of all pairs), by decreasing change.
 select
+    model_pair,
     stack,
     layer,
     role,
@@ -20,6 +21,6 @@ select
     delta_stable_rank
 from chosen_pairs($base, $tuned, null)
 where
-    model_pair = $model_pair
+    ($model_pair is null or model_pair = $model_pair)
     and head is null
 order by relative_change desc nulls last, layer nulls last, role_order(role), role, tensor, expert;

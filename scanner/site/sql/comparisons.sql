@@ -2,7 +2,9 @@
 select
     base_model,
     tuned_model,
-    list(pair_id order by pair_id) as pairs
+    list(pair_id order by pair_id) as pairs,
+    list_sort(list_distinct(list(base_scan_id) || list(tuned_scan_id))) as scans,
+    sum(matrices)::bigint as matrices
 from comparisons
 group by base_model, tuned_model
 order by max(finished_at) desc nulls last, base_model, tuned_model;

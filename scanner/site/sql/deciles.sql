@@ -1,6 +1,7 @@
--- Mean p-values and p-values under the scale null of the whole matrices of one model, by place in the model, role and decile of the
--- spectrum (1 = smallest singular values). Experts of one layer are averaged.
+-- Mean p-values and p-values under the scale null of the whole matrices of one model (null: of all models, except differences), by
+-- place in the model, role and decile of the spectrum (1 = smallest singular values). Experts of one layer are averaged.
 select
+    model,
     stack,
     layer,
     role,

@@ -2,7 +2,9 @@
 select
     model,
     starts_with(model, 'delta:') as difference,
-    list(scan_id order by scan_id) as scans
+    list(scan_id order by scan_id) as scans,
+    sum(matrices)::bigint as matrices,
+    sum(vectors)::bigint as triplets
 from scans
 semi join (
     from chosen_scans(null, null)

@@ -1,5 +1,37 @@
--- Number of slices of heads and of products of heads of one model, which a site leaves out.
-select count(*)::integer as slices
+-- Slices and products of attention heads of one model (null: of all models, except differences), in the order of the forward pass.
+select
+    scan_id,
+    model,
+    stack,
+    layer,
+    role,
+    module,
+    head,
+    kv_head,
+    "between",
+    tensor,
+    rows,
+    cols,
+    dtype,
+    sigma,
+    sigma_kind,
+    mp_lower,
+    mp_upper,
+    outliers_left,
+    outliers_right,
+    scale_lower,
+    scale_upper,
+    outliers_left_scale,
+    outliers_right_scale,
+    mp_ks,
+    spectral_norm,
+    stable_rank,
+    effective_rank,
+    u_p_mean as u_p,
+    v_p_mean as v_p,
+    (u_p_mean + v_p_mean) / 2 as p,
+    (u_p_scale_mean + v_p_scale_mean) / 2 as p_scale
 from matrices
 semi join chosen_scans($model, null) using (scan_id)
-where head is not null;
+where head is not null
+order by stack desc nulls first, layer nulls last, role_order(role), role, module nulls first, head, tensor;

@@ -1,8 +1,11 @@
--- Columns of the singular triplets of the whole matrices of one model, one row per matrix, largest singular value first.
+-- Columns of the singular triplets of one model (null: of all models, except differences), one row per matrix, slice or product, largest
+-- singular value first.
 select
+    model,
     scan_id,
     tensor,
     role,
+    head,
     expert,
     count(*) as triplets,
     list(singular_value::float order by k) as singular_value,
@@ -13,6 +16,5 @@ select
     list(scale_density::float order by k) as scale_density
 from vectors
 semi join chosen_scans($model, null) using (scan_id)
-where head is null
-group by scan_id, tensor, role, expert
-order by scan_id, tensor, role, expert;
+group by model, scan_id, tensor, role, head, expert
+order by model, scan_id, tensor, role, head nulls first, expert;

@@ -26,8 +26,10 @@ export const known = (value) => value !== null && value !== undefined && !Number
 export function number(value, digits = 3) {
   if (!known(value)) return "";
   if (value && (Math.abs(value) < 1e-3 || Math.abs(value) >= 1e5)) return Number(value).toExponential(1);
-  return Math.abs(value) >= 100 ? Math.round(value).toLocaleString("en") : String(Number(Number(value).toPrecision(digits)));
+  if (Number.isInteger(value) || Math.abs(value) >= 100) return Math.round(value).toLocaleString("en");
+  return Number(value).toPrecision(digits);
 }
+export const percent = (value) => !known(value) ? "" : value ? (100 * value).toPrecision(3) : "0";
 export const p = (value) => !known(value) ? "" : value >= 0.01 ? value.toFixed(2) : value === 0 ? "0" : Number(value).toPrecision(1);
 export function size(value) {
   if (!known(value)) return "";
@@ -121,18 +123,20 @@ export function setState(changes, { push = true } = {}) {
 export const onBack = (show) => window.addEventListener("popstate", show);
 
 export const modelPage = (key) => `${root}/models/${encodeURIComponent(key)}/index.html`;
-export function matrixPage(key, matrix) {
-  const values = { model: key, tensor: matrix.tensor, role: matrix.role };
-  if (known(matrix.expert)) values.expert = matrix.expert;
+export function matrixPage(key, matrix) {  // what is not known of a slice of a head is left out
+  const values = { model: key };
+  for (const name of ["tensor", "role", "module", "stack", "layer", "head", "expert"]) {
+    if (known(matrix[name]) && (["tensor", "role", "expert"].includes(name) || known(matrix.head))) values[name] = matrix[name];
+  }
   return `${root}/matrix.html?${new URLSearchParams(values)}`;
 }
 
 // ---- the matrices of a model
 
-export async function matricesOf(key) {
-  const found = await json(`models/${encodeURIComponent(key)}/matrices.json`);
+export async function matricesOf(key, file = "matrices.json") {
+  const found = await json(`models/${encodeURIComponent(key)}/${file}`);
   const names = Object.keys(found.columns);
-  const matrices = found.columns.tensor.map((_, i) => {
+  const matrices = found.columns.offset.map((_, i) => {
     const one = {};
     for (const name of names) {
       const value = found.columns[name][i];
@@ -145,9 +149,11 @@ export async function matricesOf(key) {
 export const roleName = (matrix) => matrix.role + (matrix.module ? ` (${matrix.module.replaceAll("_", " ")})` : "");
 export const placeName = (matrix) => (matrix.stack ? matrix.stack + " " : "")
   + (known(matrix.layer) ? `layer ${matrix.layer}` : matrix.tensor) + (known(matrix.expert) ? `, expert ${matrix.expert}` : "");
+export const headName = (matrix) => known(matrix.head) ? `, head ${matrix.head}` : "";
 
 // ---- tables
 
+const MOST_PRINTED = 1000;  // rows of a table that are printed at once
 const bundle = () => import("./dt_bundle.js");
 // columns: { title, value(row), html(row)?, class?, help?, search? }. `html` returns markup whose texts are escaped.
 export async function table(place, columns, rows, { order = [], search = "", length = 50, total = rows.length, caption = "", empty = "Nothing matches." } = {}) {
@@ -181,6 +187,10 @@ export async function table(place, columns, rows, { order = [], search = "", len
     language: { search: "Search", searchPlaceholder: "", emptyTable: empty, zeroRecords: empty, info: "_START_ to _END_ of _TOTAL_", infoFiltered: "(of _MAX_)", infoEmpty: "none" },
   });
   place.dataset.drawn = "yes";
+  if (total > length && total <= MOST_PRINTED) {
+    window.addEventListener("beforeprint", () => made.page.len(-1).draw(false));
+    window.addEventListener("afterprint", () => made.page.len(length).draw(false));
+  }
   return made;
 }
 

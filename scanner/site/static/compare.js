@@ -1,5 +1,5 @@
 // Two to six models side by side, or a base and its fine-tunes.
-import { byId, charts, el, fail, heat, json, known, modelPage, number, onBack, p, setState, size, state, strip } from "./common.js";
+import { byId, charts, el, fail, heat, json, known, modelPage, number, onBack, p, percent, setState, size, state, strip } from "./common.js";
 import { meanOf, unpacked } from "./map.js";
 
 const MOST = 6;
@@ -85,9 +85,11 @@ function small(base, values, short, x, title) {
   const columns = Math.max(1, Math.min(4, Math.floor(wide / 250)));
   const roles = [...new Set(values.map((one) => one.role))];
   const scale = { domain: short, range: COLORS.slice(0, short.length) };
-  return { $schema: base.$schema, config: { ...base.config, header: { labelFontSize: 12, title: null, labelFontWeight: "bold" }, legend: { ...base.config.legend, columns: wide < 600 ? 1 : 3, labelLimit: Math.max(220, wide / 3) } },
-    data: { values }, facet: { field: "role", type: "nominal", title: null, sort: roles }, columns,
-    spec: { width: Math.max(150, Math.floor((wide - 50) / columns) - 26), height: 130, layer: [
+  return { $schema: base.$schema, config: { ...base.config, header: { labelFontSize: 12, title: null, labelFontWeight: "bold" }, legend: { ...base.config.legend, columns: wide < 600 ? 1 : 3, labelLimit: wide < 600 ? wide - 90 : wide / 3, symbolType: "stroke", symbolSize: 300 } },
+    // With a shared axis, the last row would have axes without panels.
+    resolve: { axis: { x: "independent" } },
+    data: { values }, spacing: 16, facet: { field: "role", type: "nominal", title: null, sort: roles }, columns,
+    spec: { width: Math.max(150, Math.floor((wide - 50) / columns) - 30), height: 130, layer: [
       { mark: { type: "rule", color: "#8C8C8C", strokeDash: [2, 2] }, encoding: { y: { datum: 0.5 } } },
       { mark: { type: "line", point: { size: 14 }, strokeWidth: 1.6 }, encoding: { x, y: { field: "value", type: "quantitative", title, scale: { domain: [0, Math.max(0.6, ...values.map((one) => one.value))] }, axis: { tickCount: 4 } },
         color: { field: "model", type: "nominal", scale, legend: { orient: "top", title: null } },
@@ -107,7 +109,7 @@ function roleTable(models, short, measure) {
     el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "role"), ...short.map((name) => el("th", { scope: "col", class: "n" }, name)))),
     el("tbody", {}, ...roles.map((role) => el("tr", {}, el("th", { scope: "row" }, role), ...models.map((model) => {
       const value = of(model, role, measure), above = of(model, role, "above"), below = of(model, role, "below");
-      return el("td", { class: "n", style: `background:${heat(value)}` }, known(value) || known(above) ? `${p(value) || "–"} · ${number(below)} | ${number(above)}` : "");
+      return el("td", { class: "n", style: `background:${heat(value)}` }, known(value) || known(above) ? `${p(value) || "–"} · ${known(below) ? below.toFixed(1) : "–"} | ${known(above) ? above.toFixed(1) : "–"}` : "");
     })))));
 }
 
@@ -118,9 +120,11 @@ async function pairsIn(models) {
   place.replaceChildren();
   const turned = [];
   for (const pair of found) {
-    const heads = ["role", "matrices", "change, median", "change, largest", "below", "above", "intruders", "rank of the change", "p of the change"];
-    const rows = pair.roles.map((one) => el("tr", {}, el("th", { scope: "row" }, one.role),
-      ...[number(one.matrices), number(one.change_median), number(one.change_max), one.below, one.above, number(one.intruders), number(one.delta_rank), p(one.delta_p)].map((text) => el("td", { class: "n" }, text ?? ""))));
+    const columns = [["matrices", (one) => number(one.matrices)], ["change, median, %", (one) => percent(one.change_median)], ["change, largest, %", (one) => percent(one.change_max)],
+      ["below", (one) => one.below], ["above", (one) => one.above], ["intruders", (one) => number(one.intruders)], ["rank of the change", (one) => number(one.delta_rank)], ["p of the change", (one) => p(one.delta_p)]]
+      .filter(([, text]) => pair.roles.some((one) => text(one)));  // what an earlier version did not store is left out
+    const heads = ["role", ...columns.map(([title]) => title)];
+    const rows = pair.roles.map((one) => el("tr", {}, el("th", { scope: "row" }, one.role), ...columns.map(([, text]) => el("td", { class: "n" }, text(one) ?? ""))));
     const exists = index.models.some((one) => one.key === pair.difference_key);
     place.append(el("h3", {}, `${pair.base} → ${pair.tuned}`),
       el("p", {}, `${pair.matrices} matrices compared, ${pair.identical} exactly unchanged, ${pair.unmatched} without a counterpart. `,
@@ -136,8 +140,8 @@ async function pairsIn(models) {
   const { base, draw } = await charts();
   await draw(chart, { ...base, height: 220, data: { values: turned }, mark: { type: "line", point: true }, encoding: {
     x: { field: "x", type: "ordinal", title: "decile of the singular values, 1 = smallest", axis: { labelAngle: 0 } },
-    y: { field: "value", type: "quantitative", title: "share that turned" }, color: { field: "pair", type: "nominal", scale: { range: COLORS }, legend: { orient: "top", title: null, columns: 1, labelLimit: Math.max(220, chart.clientWidth - 60) } },
-    tooltip: [{ field: "pair" }, { field: "x", title: "decile" }, { field: "value", format: ".3g" }] } }, "Share of the singular vectors that turned, by decile");
+    y: { field: "value", type: "quantitative", title: "share that turned", axis: { format: "~%" } }, color: { field: "pair", type: "nominal", scale: { range: COLORS }, legend: found.length < 2 ? null : { orient: "top", title: null, columns: 1, symbolType: "stroke", labelLimit: chart.clientWidth - 70 } },
+    tooltip: [{ field: "pair" }, { field: "x", title: "decile" }, { field: "value", format: ".3~%" }] } }, "Share of the singular vectors that turned, by decile");
 }
 
 let turn = 0;
@@ -162,9 +166,9 @@ async function show() {
   const { base, draw } = await charts();
   const title = measure === "p" ? "mean p" : "mean p, scale null";
   const decile = byDecile(models, short, measure, side), depth = byDepth(models, short, measure, side);
-  if (decile.length) await draw(byId("by-decile"), small(base, decile, short, { field: "x", type: "quantitative", title: "decile, 1 = smallest values", scale: { domain: [1, 10] }, axis: { tickCount: 5, format: "d" } }, title), "Mean p by decile, one panel per role");
+  if (decile.length) await draw(byId("by-decile"), small(base, decile, short, { field: "x", type: "quantitative", title: null, scale: { domain: [1, 10] }, axis: { tickCount: 5, format: "d" } }, title), "Mean p by decile, one panel per role");
   else byId("by-decile").textContent = "The chosen models have no p-values of this kind.";
-  if (depth.length) await draw(byId("by-depth"), small(base, depth, short, { field: "x", type: "quantitative", title: "depth, 0 = first block, 1 = last", scale: { domain: [0, 1] }, axis: { tickCount: 3 } }, title), "Mean p by depth, one panel per role");
+  if (depth.length) await draw(byId("by-depth"), small(base, depth, short, { field: "x", type: "quantitative", title: null, scale: { domain: [0, 1] }, axis: { tickCount: 3 } }, title), "Mean p by depth, one panel per role");
   else byId("by-depth").textContent = "The chosen models have no p-values by block.";
   await pairsIn(models);
   if (mine === turn) document.body.dataset.ready = "yes";

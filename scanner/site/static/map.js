@@ -1,5 +1,5 @@
 // Aggregates of a model by place, role and decile: reading them, and the measures that pages show.
-import { known } from "./common.js";
+import { el, heat, known } from "./common.js";
 
 export const MEASURES = {
   p: { title: "mean p", kind: "p" },
@@ -32,6 +32,21 @@ export function valueOf(map, read, place, role, measure, side, decile) {
     return meanOf(deciles.flatMap((one) => parts.map((part) => read(place, role, one, part))));
   }
   return map.means[measure][place][role];
+}
+
+// A table of colored numbers. rows: { name, cells: [null | { value, text, color, label, href, open? }] }; `open` replaces the link.
+export function drawGrid(place, title, heads, rows) {
+  place.replaceChildren(el("caption", {}, title),
+    el("thead", {}, el("tr", {}, ...heads.map(([text, help]) => el("th", { scope: "col", title: help }, text)))),
+    el("tbody", {}, ...rows.map(({ name, cells }) => el("tr", {}, el("th", { scope: "row" }, name), ...cells.map((cell) => {
+      if (!cell) return el("td", {}, "");
+      const link = el("a", { href: cell.href, "aria-label": `${cell.label}: ${cell.text || "unknown"}` }, cell.text || "–");
+      if (cell.open) link.addEventListener("click", (event) => { event.preventDefault(); cell.open(); });
+      return el("td", { style: `background:${cell.color}` }, link);
+    })))));
+}
+export function shadeOf(kind, value, most) {
+  return kind === "p" ? heat(value) : known(value) ? `rgba(0, 114, 178, ${(0.62 * value / most).toFixed(2)})` : "transparent";
 }
 
 export const placeOf = ([stack, layer]) => (stack ? stack + " " : "") + (known(layer) ? String(layer) : "outside blocks");

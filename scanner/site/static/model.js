@@ -1,5 +1,5 @@
 // The page of one model: the map of its layers and roles, and its matrices. The findings are in the page already.
-import { MEASURES, placeOf, SIDES, unpacked, valueOf } from "./map.js";
+import { drawGrid, MEASURES, placeOf, shadeOf, SIDES, unpacked, valueOf } from "./map.js";
 import { byId, charts, el, esc, fail, heat, json, known, matricesOf, matrixPage, number, onBack, p, placeName, roleName, setState, state, table } from "./common.js";
 
 const key = document.documentElement.dataset.model;
@@ -16,19 +16,13 @@ function drawMap(map, read) {
   const values = map.places.map((_, place) => map.roles.map((_, role) => map.counts[place][role] ? valueOf(map, read, place, role, measure, side, decile) : null));
   const most = Math.max(...values.flat().filter(known), 1e-12);
   const title = MEASURES[measure].title + (isP ? `, ${SIDES[side]}` : "") + (isP && decile ? `, decile ${decile}` : "");
-  const rows = map.places.map((one, place) => el("tr", {}, el("th", { scope: "row" }, placeOf(one)),
-    ...map.roles.map((role, column) => {
-      const value = values[place][column];
-      if (!map.counts[place][column]) return el("td", {}, "");
-      const color = isP ? heat(value) : known(value) ? `rgba(0, 114, 178, ${(0.62 * value / most).toFixed(2)})` : "transparent";
-      const text = isP ? p(value) : number(value);
-      const query = new URLSearchParams({ role, place: placeOf(one) });
-      const link = el("a", { href: `?${query}#matrices`, "aria-label": `${role}, ${known(one[1]) ? "layer " : ""}${placeOf(one)}: ${text || "unknown"}` }, text || "–");
-      link.addEventListener("click", (event) => { event.preventDefault(); open(one, role); });
-      return el("td", { style: `background:${color}` }, link);
-    })));
-  const heads = el("tr", {}, el("th", { scope: "col" }, "layer"), ...map.roles.map((role, i) => el("th", { scope: "col", title: map.shapes[i] }, role)));
-  byId("map").replaceChildren(el("caption", {}, title), el("thead", {}, heads), el("tbody", {}, ...rows));
+  const rows = map.places.map((one, place) => ({ name: placeOf(one), cells: map.roles.map((role, column) => {
+    if (!map.counts[place][column]) return null;
+    const value = values[place][column];
+    return { text: isP ? p(value) : number(value), color: shadeOf(MEASURES[measure].kind, value, most), label: `${role}, ${known(one[1]) ? "layer " : ""}${placeOf(one)}`,
+      href: `?${new URLSearchParams({ role, place: placeOf(one) })}#matrices`, open: () => open(one, role) };
+  }) }));
+  drawGrid(byId("map"), title, [["layer"], ...map.roles.map((role, i) => [role, map.shapes[i]])], rows);
   byId("map").dataset.drawn = `${measure} ${side} ${decile}`;
 }
 
@@ -102,8 +96,59 @@ async function drawTurned(pairs) {
   if (!values.length) { byId("turned").remove(); return; }
   await draw(byId("turned"), { ...base, height: 200, data: { values }, mark: { type: "bar", color: BLUE }, encoding: {
     x: { field: "decile", type: "ordinal", title: "decile of the singular values, 1 = smallest", axis: { labelAngle: 0 } },
-    y: { field: "value", type: "quantitative", title: "share that turned out of the decile" },
+    y: { field: "value", type: "quantitative", title: "share that turned out of the decile", axis: { format: "~%" } },
     ...(pairs.length > 1 ? { xOffset: { field: "base" }, color: { field: "base", type: "nominal" } } : {}),
-    tooltip: [{ field: "decile" }, { field: "value", format: ".3g" }] } }, "Share of the singular vectors that turned out of their decile");
+    tooltip: [{ field: "decile" }, { field: "value", format: ".3~%" }] } }, "Share of the singular vectors that turned out of their decile");
 }
+
+// ---- attention heads: their table is loaded when it is looked at
+
+const BETWEEN = { rotary: "the rotation by position", norm: "the norm of queries and keys" };
+function drawHeads(found) {
+  const now = state();
+  const names = found.roles.map(roleName);
+  const chosen = Math.max(0, names.indexOf(now.get("head_role")));
+  const role = found.roles[chosen];
+  const measures = Object.keys(MEASURES).filter((name) => name in role.means);
+  const measure = measures.includes(now.get("head_measure")) ? now.get("head_measure") : measures[0];
+  byId("head-role").value = names[chosen];
+  byId("head-measure").replaceChildren(...measures.map((name) => el("option", { value: name }, MEASURES[name].title)));
+  byId("head-measure").value = measure;
+  const { kind, title } = MEASURES[measure], values = role.means[measure];
+  const most = Math.max(...values.flat().filter(known), 1e-12);
+  const there = found.places.map((_, place) => place).filter((place) => values[place].some(known));
+  const note = role.between ? `Without what the model does between queries and keys: ${role.between.split(/[ ,]+/).map((word) => BETWEEN[word] || word).join(", ")}.` : "";
+  byId("heads-note").hidden = !note;
+  byId("heads-note").textContent = note;
+  const rows = there.map((place) => {
+    const [stack, layer] = found.places[place];
+    return { name: placeOf(found.places[place]), cells: role.heads.map((head, column) => {
+      const value = values[place][column];
+      return { text: kind === "p" ? p(value) : number(value), color: shadeOf(kind, value, most), label: `${names[chosen]}, ${known(layer) ? "layer " : ""}${placeOf(found.places[place])}, head ${head}`,
+        href: matrixPage(key, { role: role.role, module: role.module, stack, layer, head }) };
+    }) };
+  });
+  drawGrid(byId("heads-map"), `${names[chosen]} (${role.shape}): ${title}`, [["layer \\ head"], ...role.heads.map((head) => [String(head)])], rows);
+  byId("heads-map").dataset.drawn = `${names[chosen]} ${measure}`;
+}
+async function startHeads() {
+  const found = await json(`models/${encodeURIComponent(key)}/heads.json`);
+  if (!found.roles.length) return;
+  byId("head-role").append(...found.roles.map((role) => el("option", { value: roleName(role) }, roleName(role))));
+  for (const [id, name] of [["head-role", "head_role"], ["head-measure", "head_measure"]]) {
+    byId(id).addEventListener("change", () => { setState({ [name]: byId(id).value }); drawHeads(found); });
+  }
+  onBack(() => drawHeads(found));
+  byId("heads-controls").hidden = false;
+  drawHeads(found);
+}
+
 if (key && byId("map")) start().catch(fail);
+if (key && byId("heads-map")) {
+  const watcher = new IntersectionObserver((seen) => {
+    if (!seen.some((one) => one.isIntersecting)) return;
+    watcher.disconnect();
+    startHeads().catch(fail);
+  }, { rootMargin: "400px" });
+  watcher.observe(byId("heads-map"));
+}

@@ -1,5 +1,5 @@
 // Nightly scans: the list of nights, and the digest of the chosen one.
-import { byId, el, fail, json, known, number, onBack, p, root, setState, size, state } from "./common.js";
+import { byId, el, fail, json, known, modelPage, number, onBack, p, root, setState, size, state } from "./common.js";
 
 const day = (text) => (text || "").slice(0, 16).replace("T", " ");
 const cell = (name, value) => {
@@ -11,35 +11,53 @@ const cell = (name, value) => {
   if (["p", "p_scale"].includes(name)) return p(value);
   return typeof value === "number" ? number(value) : String(value);
 };
-function rows(found, columns, nothing, label) {
-  if (!found.length) return el("p", { class: "soft" }, nothing);
-  const head = el("tr", {}, ...columns.map((name) => el("th", { scope: "col" }, name.replaceAll("_", " "))));
-  const body = found.slice(0, 100).map((row) => el("tr", {}, ...columns.map((name) => el("td", { class: typeof row[name] === "number" ? "n" : name === "reason" ? "wrap" : "" }, cell(name, row[name])))));
-  return el("div", {}, el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label }, el("table", {}, el("thead", {}, head), el("tbody", {}, ...body))),
-    found.length > 100 ? el("p", { class: "soft" }, `${found.length - 100} more are in the JSON file.`) : null);
+const NAMES = ["repository", "model", "other_model", "base_model", "tuned_model"];
+let index = null;
+function shown(name, value) {  // a model that the site has is a link to its page
+  const entry = NAMES.includes(name) ? index.models.find((one) => one.name === value) : null;
+  return entry ? el("a", { href: modelPage(entry.key) }, value) : cell(name, value);
 }
-const TITLES = { broken_uploads: "Broken uploads", near_copies: "Near copies", standout_roles: "Roles unlike those of other models", standout_small_ends: "Small ends that differ from i.i.d.", standout_intruders: "Fine-tunes with many intruders" };
+// columns: name -> heading; one that is empty in every row is left out.
+function rows(found, columns, label) {
+  const names = Object.keys(columns).filter((name) => found.some((row) => cell(name, row[name]) !== ""));
+  const right = new Set(names.filter((name) => found.every((row) => !known(row[name]) || typeof row[name] === "number")));
+  const head = el("tr", {}, ...names.map((name) => el("th", { scope: "col", class: right.has(name) ? "n" : "" }, columns[name])));
+  const body = found.slice(0, 100).map((row) => el("tr", {}, ...names.map((name) => el("td", { class: right.has(name) ? "n" : ["reason", "example"].includes(name) ? "wrap" : NAMES.includes(name) ? "name" : "" }, shown(name, row[name])))));
+  return el("div", {}, el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label }, el("table", {}, el("thead", {}, head), el("tbody", {}, ...body))),
+    found.length > 100 ? el("p", { class: "soft" }, `${(found.length - 100).toLocaleString("en")} more are in the JSON file.`) : null);
+}
+const RELEASES = { repository: "model", commit: "commit", reason: "reason" };
+const LISTS = [["Failed", "failed"], ["Waiting", "waiting"], ["Skipped", "skipped"]];
 
 async function show(nights) {
   const id = state().get("night") || nights[0].night_id;
   const night = nights.find((one) => one.night_id === id);
   if (!night) throw new Error("The store has no such night: choose one from the list.");
-  for (const link of byId("nights").querySelectorAll("a")) link.toggleAttribute("aria-current", link.dataset.night === id);
+  for (const link of byId("nights").querySelectorAll("a")) {
+    if (link.dataset.night === id) link.setAttribute("aria-current", "true"); else link.removeAttribute("aria-current");
+  }
   const found = await json(`nights/${encodeURIComponent(id)}.json`);
-  const lists = [["Failed", "failed"], ["Waiting", "waiting"], ["Skipped", "skipped"]];
-  byId("digest").replaceChildren(
+  const sections = index.sections.filter((one) => one.query in found.stands_out);
+  const [some, none] = [true, false].map((has) => sections.filter((one) => found.stands_out[one.query].length > 0 === has));
+  const empty = LISTS.filter(([, key]) => !found[key].length).map(([title]) => title.toLowerCase());
+  byId("digest").replaceChildren(...[
     el("h2", { tabindex: "-1" }, `Night of ${day(night.started_at)} UTC`),
-    el("p", {}, `Listed ${number(night.listed)}, new ${number(night.new)}, scanned ${number(night.scanned)}, failed ${number(night.failed)}, skipped ${number(night.skipped)}, waiting ${number(night.waiting)}. `,
-      el("a", { href: `${root}/nights/${encodeURIComponent(id)}.html` }, "As one page"), ", ", el("a", { href: `${root}/nights/${encodeURIComponent(id)}.json` }, "JSON")),
-    el("h3", {}, "What is new"), rows(found.new, ["repository", "commit", "parameters", "task", "license", "matrices", "reason"], "No release was scanned.", "New releases"),
-    ...Object.entries(found.stands_out).flatMap(([query, listed]) => [el("h3", {}, TITLES[query] || query),
-      rows(listed, listed.length ? Object.keys(listed[0]).slice(0, 9) : [], "Nothing stands out.", TITLES[query] || query)]),
-    ...lists.flatMap(([title, key]) => [el("h3", {}, title), rows(found[key], ["repository", "commit", "reason"], "None.", title)]));
+    el("p", {}, `${number(night.listed)} models listed, ${number(night.new)} of them new releases: ${number(night.scanned)} scanned, ${number(night.failed)} failed, ${number(night.skipped)} skipped, ${number(night.waiting)} waiting. `,
+      el("a", { href: `${root}/nights/${encodeURIComponent(id)}.html` }, "The digest as a page of text"), ", ", el("a", { href: `${root}/nights/${encodeURIComponent(id)}.json` }, "JSON")),
+    el("h3", {}, "What is new"),
+    found.new.length ? rows(found.new, { repository: "model", commit: "commit", parameters: "parameters", task: "task", license: "license", matrices: "matrices", reason: "note" }, "New releases")
+      : el("p", { class: "soft" }, "No release was scanned."),
+    el("h3", {}, "What stands out"),
+    ...some.flatMap((one) => [el("h4", {}, one.title), rows(found.stands_out[one.query], one.columns, one.title)]),
+    none.length ? el("ul", { class: "soft" }, ...none.map((one) => el("li", {}, one.none))) : null,
+    ...LISTS.filter(([, key]) => found[key].length).flatMap(([title, key]) => [el("h3", {}, title), rows(found[key], RELEASES, title)]),
+    empty.length ? el("p", { class: "soft" }, `None ${empty.join(", none ")}.`) : null].filter(Boolean));
   document.body.dataset.ready = "yes";
 }
 
 async function start() {
-  const { nights } = await json("index.json");
+  index = await json("index.json");
+  const { nights } = index;
   if (!nights.length) { document.body.dataset.ready = "yes"; return; }
   byId("nights").addEventListener("click", (event) => {
     const link = event.target.closest("a[data-night]");
