@@ -12,7 +12,8 @@ import typer
 
 from scanner.checkpoint import Selection
 from scanner.cli import options
-from scanner.cli.output import Format, FormatOption, line_width, note, note_skipped, write
+from scanner.cli.answers import AnswerOptions, named, printer
+from scanner.cli.output import line_width, note, note_skipped, write
 from scanner.cli.progress import waiting
 from scanner.cli.tables import View, duration, wrapped
 from scanner.plain import escaped
@@ -24,13 +25,20 @@ if TYPE_CHECKING:
 
 #: Units of cost per second of a core, as those of the nodes in docs/cluster.md.
 _RATE = 2e10
+#: Columns of the list of tensors, what a terminal shows of them, and columns of the summary.
+_COLUMNS = tuple(
+    "tensor stack layer role module head expert rows cols dtype role_source cost_gflop cost_percent skipped".split()
+)
+_SHOWN = ("tensor", "layer", "role", "rows", "cols", "cost_gflop", "skipped")
+_SUMMARY = ("role", "matrices", "shapes", "cost_gflop", "percent", "core_seconds")
+_TOTALS = ("matrices", "cost_gflop", "percent", "core_seconds")
 #: Shapes that the summary names for a role.
 _SHAPES = 3
 
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the command."""
-    options.register(app, "inspect", inspect)
+    options.register(app, "inspect", inspect, without=("all_rows",))
 
 
 def inspect(
@@ -38,7 +46,7 @@ def inspect(
     *,
     selection: Selection,
     all_tensors: Annotated[bool, typer.Option("--all", help="List every tensor in format table, too.")] = False,
-    form: FormatOption = "table",
+    table: AnswerOptions,
 ) -> None:
     """Say what a scan would analyze and what it costs, by role, and what it would skip and why, without reading weights.
 
@@ -52,6 +60,12 @@ def inspect(
 
         rmtscan inspect ./my-model --format csv | grep expert
     """
+    listed = all_tensors or table.form != "table" or table.output is not None
+    if listed:
+        show = printer(table, View(shown=named(_SHOWN), caption=False), columns=_COLUMNS, rows=None)
+    else:
+        show = printer(table, View(caption=False, totals=_TOTALS), columns=_SUMMARY, rows=None)
+
     from scanner.checkpoint import list_matrices, open_checkpoint
     from scanner.checkpoint.formats.commands import beside_note
     from scanner.checkpoint.names import printable
@@ -66,12 +80,13 @@ def inspect(
         f"{checkpoint.parameters:,} parameters ({checkpoint.dtype})"
     )
     counts = f"{len(inventory.matrices)} matrices to analyze ({sum(costs):,.1f} GFLOP), {len(inventory.skipped)} tensors skipped"
-    if form == "table" and not all_tensors:
+    if not listed:
         width = line_width()
         print("\n".join([*([escaped(summary)] if width is None else wrapped(summary, width)), ""]))
-        _write_summary(inventory, costs, form)
+        show(_summary(inventory, costs))
+        _write_skipped(inventory)
     else:
-        write(_tensors(inventory, costs), form, rows=None, whole=True)
+        show(_tensors(inventory, costs))
         note_skipped(Counter(skip.reason for skip in inventory.skipped))
     for copy, original in inventory.perhaps_tied:
         note(
@@ -80,7 +95,7 @@ def inspect(
         )
     if checkpoint.beside:
         note(f"  {beside_note(checkpoint.beside)}")
-    if form == "table" and not all_tensors:
+    if not listed:
         note(f"{counts}; {_expected(inventory)}; --all lists every tensor")
     else:
         note(f"{summary}; {counts}")
@@ -93,7 +108,7 @@ def _tensors(inventory: Inventory, costs: list[float]) -> pa.Table:
     from scanner.checkpoint.names import printable
 
     total = sum(costs)
-    columns = ("stack", "layer", "role", "module", "head", "expert", "rows", "cols", "dtype", "role_source")
+    columns = _COLUMNS[1:-3]
     # Columns, because a dictionary for each row takes most of the memory of large checkpoints.
     tensors = [*(ref.tensor for ref in inventory.matrices), *(skip.tensor for skip in inventory.skipped)]
     nothing = [None] * len(inventory.skipped)
@@ -106,12 +121,11 @@ def _tensors(inventory: Inventory, costs: list[float]) -> pa.Table:
     }
     numbers = {name: pa.int32() for name in ("layer", "head", "expert", "rows", "cols")}
     numbers |= {name: pa.float64() for name in ("cost_gflop", "cost_percent")}
-    names = ("tensor", *columns, "cost_gflop", "cost_percent", "skipped")
-    return pa.table(table, schema=pa.schema([(name, numbers.get(name, pa.string())) for name in names]))
+    return pa.table(table, schema=pa.schema([(name, numbers.get(name, pa.string())) for name in _COLUMNS]))
 
 
-def _write_summary(inventory: Inventory, costs: list[float], form: Format) -> None:
-    """Print one row per role, the most expensive first, then one row per reason for which tensors are skipped."""
+def _summary(inventory: Inventory, costs: list[float]) -> pa.Table:
+    """Return one row per role, the most expensive first."""
     import pyarrow as pa
 
     groups: dict[str, list[tuple[MatrixRef, float]]] = {}
@@ -130,9 +144,14 @@ def _write_summary(inventory: Inventory, costs: list[float], form: Format) -> No
         for role, of_role in sorted(groups.items(), key=lambda item: -sum(cost for _, cost in item[1]))
     ]
     kinds = {"role": pa.string(), "matrices": pa.int32(), "shapes": pa.string()}
-    kinds |= dict.fromkeys(("cost_gflop", "percent", "core_seconds"), pa.float64())
-    totals = ("matrices", "cost_gflop", "percent", "core_seconds")
-    write(pa.Table.from_pylist(rows, schema=pa.schema(kinds)), form, view=View(caption=False, totals=totals), rows=None)
+    schema = pa.schema([(name, kinds.get(name, pa.float64())) for name in _SUMMARY])
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def _write_skipped(inventory: Inventory) -> None:
+    """Print one row per reason for which tensors are skipped."""
+    import pyarrow as pa
+
     if inventory.skipped:
         print()
         tensors: dict[str, list[str]] = {}
@@ -146,7 +165,7 @@ def _write_summary(inventory: Inventory, costs: list[float], form: Format) -> No
         }
         write(
             pa.table(skipped),
-            form,
+            "table",
             view=View(caption=False, totals=("skipped",)),
             rows=50,
             more="--all lists every tensor",

@@ -11,7 +11,8 @@ import typer
 from rich.cells import cell_len
 
 from scanner.cli import options
-from scanner.cli.output import DEFAULT_STORE, FormatOption, StoreOption, line_width, write
+from scanner.cli.answers import AnswerOptions, printer
+from scanner.cli.output import DEFAULT_STORE, StoreOption, line_width
 from scanner.cli.progress import waiting
 from scanner.cli.tables import elide, number, view_of, wrapped
 from scanner.plain import escaped
@@ -38,6 +39,7 @@ def register(app: typer.Typer) -> None:
 
 
 def show(
+    *,
     model: Annotated[
         str | None,
         typer.Argument(
@@ -51,13 +53,14 @@ def show(
         typer.Option("--revision", help="The newest revision that begins with this.", show_default="the newest"),
     ] = None,
     store: StoreOption = DEFAULT_STORE,
-    form: FormatOption = "table",
+    table: AnswerOptions,
 ) -> None:
     """Show a scanned model on one screen: coverage, what stands out, p-values by role and decile, and what to do next.
 
     The strip has one line per role and side (v: input side, u: output side) and one cell per decile, from the smallest to the
     largest singular values, with the mean p-value of the singular vectors: 0.5 for random ones, and 0 where training shaped them.
-    It is colored if the terminal has colors; NO_COLOR turns them off. Formats json, csv and parquet print the rows of the strip.
+    It is colored if the terminal has colors; NO_COLOR turns them off. With any of the options for tables (--columns, --wide,
+    --rows, --all, --format, -o), only the rows of the strip are printed or written.
 
     Examples:
 
@@ -70,10 +73,12 @@ def show(
     from scanner.store import open_store
     from scanner.store.queries import find_query
 
+    query = find_query("role_table")
+    print_rows = printer(table, view_of(query), columns=[column.name for column in query.columns], what="the strip")
     opened = open_store(store)
     name = _chosen(opened, model)
-    if form != "table":
-        write(opened.query("role_table", model=name, revision=revision), form, view=view_of(find_query("role_table")))
+    if table != AnswerOptions():
+        print_rows(opened.query("role_table", model=name, revision=revision))
         return
     with waiting(sys.stderr, f"asking about {name}"):
         lines = _screen(opened, name, revision, min(line_width() or _WIDTH, _MOST))
