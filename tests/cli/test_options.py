@@ -317,6 +317,8 @@ OPTIONS = {
     "export json": "--output --table --store --force",
     "export card": "--output --store --force",
     "export duckdb": "--output --store --force",
+    "export wandb": "--project --entity --offline --store",
+    "export mlflow": "--experiment --uri --store",
     "compress": "--output --budget --by --factored --roles --layers --text --column --where --tokens --window --calibration-tokens "
     f"--saved-dtype {TABLE}",
 }
