@@ -6,6 +6,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -46,17 +47,28 @@ def inspect(
     *,
     selection: Selection,
     all_tensors: Annotated[bool, typer.Option("--all", help="List every tensor in format table, too.")] = False,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            "--store",
+            "-s",
+            help="Take the speed of a core from the scans in this store.",
+            show_default="2e10 units of cost per second",
+        ),
+    ] = None,
     table: AnswerOptions,
 ) -> None:
     """Say what a scan would analyze and what it costs, by role, and what it would skip and why, without reading weights.
 
     Formats json, csv and parquet, and format table with --all, have one row per matrix and skipped tensor. Cost is that of the
-    decomposition, in GFLOP and as a percentage of the total; the time is that of one core that does 2e10 units of cost per second
-    (docs/cluster.md), tests of the singular vectors included.
+    decomposition, in GFLOP and as a percentage of the total; the time is that of one core, tests of the singular vectors included.
+    Without --store, the core does 2e10 units of cost per second (docs/cluster.md); those of laptops do 2e10 to 4e10.
 
     Examples:
 
         rmtscan inspect ./my-model
+
+        rmtscan inspect ./my-model --store results
 
         rmtscan inspect ./my-model --format csv | grep expert
     """
@@ -71,6 +83,7 @@ def inspect(
     from scanner.checkpoint.names import printable
     from scanner.engine.plan import decomposition_cost
 
+    rate, basis = _speed(store)
     with waiting(sys.stderr, f"reading headers of {reference}"):
         checkpoint = open_checkpoint(reference, identify=False)
         inventory = list_matrices(checkpoint, selection, compare_bytes=False)
@@ -83,7 +96,7 @@ def inspect(
     if not listed:
         width = line_width()
         print("\n".join([*([escaped(summary)] if width is None else wrapped(summary, width)), ""]))
-        show(_summary(inventory, costs))
+        show(_summary(inventory, costs, rate))
         _write_skipped(inventory)
     else:
         show(_tensors(inventory, costs))
@@ -96,7 +109,8 @@ def inspect(
     if checkpoint.beside:
         note(f"  {beside_note(checkpoint.beside)}")
     if not listed:
-        note(f"{counts}; {_expected(inventory)}; --all lists every tensor")
+        note(f"{counts}; --all lists every tensor")
+        note(f"{_expected(inventory, rate)} at {basis}, without random controls and the start of Ray (about 10 s)")
     else:
         note(f"{summary}; {counts}")
 
@@ -124,9 +138,11 @@ def _tensors(inventory: Inventory, costs: list[float]) -> pa.Table:
     return pa.table(table, schema=pa.schema([(name, numbers.get(name, pa.string())) for name in _COLUMNS]))
 
 
-def _summary(inventory: Inventory, costs: list[float]) -> pa.Table:
+def _summary(inventory: Inventory, costs: list[float], rate: float) -> pa.Table:
     """Return one row per role, the most expensive first."""
     import pyarrow as pa
+
+    from scanner.engine.plan import expected_seconds
 
     groups: dict[str, list[tuple[MatrixRef, float]]] = {}
     for ref, cost in zip(inventory.matrices, costs, strict=True):
@@ -139,7 +155,7 @@ def _summary(inventory: Inventory, costs: list[float]) -> pa.Table:
             "shapes": _shapes(ref for ref, _ in of_role),
             "cost_gflop": sum(cost for _, cost in of_role),
             "percent": 100.0 * sum(cost for _, cost in of_role) / total if total else None,
-            "core_seconds": sum(_seconds(ref) for ref, _ in of_role),
+            "core_seconds": sum(expected_seconds(ref.rows, ref.cols, rate) for ref, _ in of_role),
         }
         for role, of_role in sorted(groups.items(), key=lambda item: -sum(cost for _, cost in item[1]))
     ]
@@ -178,15 +194,29 @@ def _shapes(refs: Iterable[MatrixRef]) -> str:
     return ", ".join(shown) + (f" and {len(counts) - _SHAPES} more" if len(counts) > _SHAPES else "")
 
 
-def _seconds(ref: MatrixRef) -> float:
+def _speed(url: str | None) -> tuple[float, str]:
+    """Return the units of cost that a core does in a second, and where that is from: scans on CPUs in a store, or a constant."""
+    usual = f"{_RATE:.1e} units/s"
+    if url is None:
+        return _RATE, f"{usual} (--store STORE: at the speed of your scans)"
+    from scanner.engine.plan import expected_seconds
+    from scanner.store import open_store
+
+    opened = open_store(url)
+    rows = opened.sql((Path(__file__).parent / "sql" / "speed.sql").read_text("utf-8")).to_pylist()
+    units = sum(row["matrices"] * expected_seconds(row["rows"], row["cols"], 1.0) for row in rows)
+    seconds = sum(row["seconds"] for row in rows)
+    if not seconds:
+        return _RATE, f"{usual}, because {escaped(opened.url)} has no scan on a CPU"
+    count = sum(row["matrices"] for row in rows)
+    return units / seconds, f"{units / seconds:.1e} units/s, the speed of {count:,} matrices in {escaped(opened.url)}"
+
+
+def _expected(inventory: Inventory, rate: float) -> str:
+    """Say how long the cores of this machine take, which share the matrices but not one of them."""
     from scanner.engine.plan import expected_seconds
 
-    return expected_seconds(ref.rows, ref.cols, _RATE)
-
-
-def _expected(inventory: Inventory) -> str:
-    """Say how long the cores of this machine take, which share the matrices but not one of them."""
-    seconds = [_seconds(ref) for ref in inventory.matrices]
+    seconds = [expected_seconds(ref.rows, ref.cols, rate) for ref in inventory.matrices]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wall = max(max(seconds, default=0.0), sum(seconds) / cores)
-    return f"about {duration(wall)} on the {cores} cores of this machine, without random controls"
+    return f"about {duration(wall)} on the {cores} cores of this machine"

@@ -282,7 +282,7 @@ TEXT = "--text --column --second --where"
 MEASURE = f"{TEXT} --label --metric --tokens --window --examples --dtype"
 OPTIONS = {
     "scan": f"--from --name --upgrade --store {SELECTION} {METHOD} --ensemble --control-draws --download --force {POOL} {TABLE}",
-    "inspect": f"{SELECTION} {ANSWER}",
+    "inspect": f"{SELECTION} --store {ANSWER}",
     "compare": f"--store {SELECTION} {WITH_VECTORS} --download --force {POOL} {TABLE}",
     "query": f"--param --list --store {ANSWER}",
     "sql": f"--store --timeout {ANSWER}",
