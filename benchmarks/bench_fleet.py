@@ -257,7 +257,7 @@ def measure_large(folder: Path, size: int) -> tuple[list[measure.Row], list[meas
     )
     total = time.perf_counter() - began
     [model] = report.models
-    if model.error is not None or model.analysed != 2:
+    if model.error is not None or model.analyzed != 2:
         raise RuntimeError(f"the scan failed: {model.error}")
     opened, ready = told.started - began, told.first - told.started
     figures: list[measure.Row] = [

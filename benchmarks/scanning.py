@@ -50,7 +50,7 @@ def run_scan(checkpoint: Path, store: Path, *, workers: int, clock: Clock | None
     if model.error is not None or model.failed:
         raise RuntimeError(f"the scan of {checkpoint.name} failed: {model.error or f'{model.failed} matrices'}")
     return Run(
-        matrices=model.analysed,
+        matrices=model.analyzed,
         start_up=clock.dispatching_at - clock.starting_at,
         steady=clock.committed_at - clock.dispatching_at,
     )

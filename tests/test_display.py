@@ -167,7 +167,7 @@ print("shown")
 
 def test_reports_of_runs_are_one_line_and_a_table() -> None:
     tensors = {"too small": [f"t{i}" for i in range(5000)]}
-    done = ModelReport(reference="./m", model="org/m", revision="abc", scan_id="s", analysed=12, skipped=tensors)
+    done = ModelReport(reference="./m", model="org/m", revision="abc", scan_id="s", analyzed=12, skipped=tensors)
     gone = ModelReport(reference="./gone", error=CheckpointError(f"no checkpoint {HOSTILE}"))
     report = ScanReport(store="results", models=(done, gone))
     assert repr(done) == "ModelReport('org/m': 12 matrices, 0 failed, 5000 skipped)"

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from scanner.cli import options
-from scanner.cli.output import DEFAULT_STORE, FormatOption, StoreOption, note, write
+from scanner.cli.answers import TableOptions, printer
+from scanner.cli.output import DEFAULT_STORE, StoreOption, note
 from scanner.cli.progress import steps
 
 
@@ -42,7 +43,7 @@ def compact(
         ),
     ] = 1 << 30,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be done.")] = False,
-    form: FormatOption = "table",
+    table: TableOptions,
 ) -> None:
     """Merge the files of many scans and comparisons into groups, so that a large store opens fast, above all on an object store.
 
@@ -55,6 +56,9 @@ def compact(
 
         rmtscan compact s3://bucket/results --older-than 24
     """
+    numbers = ("results", "groups", "merged", "files", "files_written", "bytes", "bytes_written")
+    show = printer(table, columns=("table", *numbers))
+
     from datetime import timedelta
 
     import pyarrow as pa
@@ -73,10 +77,8 @@ def compact(
             dry_run=dry_run,
             progress=progress,
         )
-    columns = {"table": pa.string()} | dict.fromkeys(
-        ("results", "groups", "merged", "files", "files_written", "bytes", "bytes_written"), pa.int64()
-    )
-    write(pa.table({name: [getattr(one, name) for one in done] for name in columns}, schema=pa.schema(columns)), form)
+    columns = {"table": pa.string()} | dict.fromkeys(numbers, pa.int64())
+    show(pa.table({name: [getattr(one, name) for one in done] for name in columns}, schema=pa.schema(columns)))
     for one in done:
         for result, why in one.left:
             note(f"{one.table} {printable(result)} keeps its files: {printable(why)}")

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from scanner.cli import options
+from scanner.cli.answers import Print, TableOptions, printer
 from scanner.cli.choosing import stored_reference
 from scanner.cli.logs import LogFormatOption
-from scanner.cli.output import DEFAULT_STORE, Format, FormatOption, StoreOption, note, write
+from scanner.cli.output import DEFAULT_STORE, StoreOption, note
 from scanner.cli.run import run_verb
 from scanner.cli.tables import view_of
 from scanner.engine.method import Method
@@ -37,7 +38,7 @@ def compare(
     method: Method | None,
     how: ReadOptions,
     pool: PoolOptions,
-    form: FormatOption = "table",
+    table: TableOptions,
     log_format: LogFormatOption = None,
 ) -> None:
     """Compare a pretrained model with its fine-tune: what changed, how much, and in which singular vectors.
@@ -55,6 +56,10 @@ def compare(
 
         rmtscan compare org/base org/tuned --roles query,value --store s3://bucket/results
     """
+    from scanner.store.queries import find_query
+
+    query = find_query("pair_summary")
+    show = printer(table, view_of(query), columns=[column.name for column in query.columns], rows=None)
 
     def call(observer: Observer) -> ComparisonReport:
         from scanner.engine.compare import compare as run_comparison
@@ -70,16 +75,15 @@ def compare(
             observer=observer,
         )
 
-    run_verb(call, lambda report: _show(report, form), store=store, log_format=log_format)
+    run_verb(call, lambda report: _show(report, show), store=store, log_format=log_format)
 
 
-def _show(report: ComparisonReport, form: Format) -> None:
+def _show(report: ComparisonReport, show: Print) -> None:
     from scanner.checkpoint.names import printable
     from scanner.store import open_store
-    from scanner.store.queries import find_query
 
     answer = open_store(report.store).query("pair_summary", pair_id=report.pair_id, heads=report.heads)
-    write(answer, form, view=view_of(find_query("pair_summary")), rows=None)
+    show(answer)
     state = "" if report.new else " (already in the store)"
     note(f"{report.matrices} pairs of matrices compared{state}; {len(report.identical)} exactly unchanged")
     if report.change_median is not None:

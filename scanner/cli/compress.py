@@ -7,7 +7,8 @@ from dataclasses import asdict
 import typer
 
 from scanner.cli import options
-from scanner.cli.output import FormatOption, note, write
+from scanner.cli.answers import TableOptions, printer
+from scanner.cli.output import note
 from scanner.cli.run import terminate_like_interrupt
 from scanner.compress import Config
 
@@ -17,7 +18,7 @@ def register(app: typer.Typer) -> None:
     options.register(app, "compress", compress)
 
 
-def compress(config: Config, *, form: FormatOption = "table") -> None:
+def compress(config: Config, *, table: TableOptions) -> None:
     """Write a checkpoint whose matrices have the low rank that a budget of parameters allows, and measure what it costs.
 
     The table has the intact model, the checkpoint that was written, plain truncation (energy) and truncation after whitening
@@ -30,6 +31,9 @@ def compress(config: Config, *, form: FormatOption = "table") -> None:
 
         rmtscan compress ./my-model --budget 0.8 --by importance --text novel.txt --factored -o smaller
     """
+    numbers = "share perplexity nats nats_low nats_high versus_chosen versus_low versus_high".split()
+    show = printer(table, columns=("rule", "parameters", *numbers))
+
     import pyarrow as pa
 
     from scanner.checkpoint.names import printable
@@ -42,9 +46,8 @@ def compress(config: Config, *, form: FormatOption = "table") -> None:
             note("interrupted: nothing was written")
             raise
     schema = pa.schema([("rule", pa.string()), ("parameters", pa.int64())])
-    numbers = "share perplexity nats nats_low nats_high versus_chosen versus_low versus_high".split()
     schema = pa.schema([*schema, *((name, pa.float64()) for name in numbers)])
-    write(pa.Table.from_pylist([asdict(row) for row in done.rows], schema=schema), form)
+    show(pa.Table.from_pylist([asdict(row) for row in done.rows], schema=schema))
     for line in done.notes:
         note(line)
     saved = 1.0 - done.parameters_after / done.parameters_before

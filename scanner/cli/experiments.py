@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from scanner.cli import options
+from scanner.cli.answers import TableOptions, printer
 from scanner.cli.logs import LogFormatOption
-from scanner.cli.output import DEFAULT_STORE, FormatOption, StoreOption, note, write
+from scanner.cli.output import DEFAULT_STORE, StoreOption, note
 from scanner.cli.run import run_verb
 from scanner.cli.tables import view_of
 from scanner.engine.options import PoolOptions, ReuseOptions
@@ -26,7 +27,7 @@ def register(app: typer.Typer) -> None:
 
 
 def add_experiment(app: typer.Typer, experiment: Experiment[Any], run: Callable[..., Report] = run_experiment) -> None:
-    """Add the verb of an experiment: the options of its configuration and of the pool, `--store`, `--force` and `--format`."""
+    """Add the verb of an experiment: the options of its configuration and of the pool, `--store`, `--force` and those of tables."""
 
     def verb(
         config: Any,
@@ -34,20 +35,23 @@ def add_experiment(app: typer.Typer, experiment: Experiment[Any], run: Callable[
         store: StoreOption = DEFAULT_STORE,
         reuse: ReuseOptions,
         pool: PoolOptions,
-        form: FormatOption = "table",
+        table: TableOptions,
         log_format: LogFormatOption = None,
     ) -> None:
         from scanner.checkpoint.names import printable
         from scanner.store import open_store
         from scanner.store.queries import find_query
 
+        query = find_query(experiment.query)
+        print_rows = printer(table, view_of(query), columns=[column.name for column in query.columns])
+
         def call(observer: Observer) -> Report:
             return run(experiment, config, store=store, pool=pool, force=reuse.force, observer=observer)
 
         def show(report: Report) -> None:
-            shorter = experiment.table_parameters if form == "table" else {}
+            shorter = experiment.table_parameters if table.form == "table" else {}
             answer = open_store(report.store).query(experiment.query, **{**report.parameters, **shorter})
-            write(answer, form, view=view_of(find_query(experiment.query)))
+            print_rows(answer)
             if shorter:
                 note(f"all results: rmtscan query {experiment.query} --store {report.store}")
             for item, reason in sorted(report.failed.items()):

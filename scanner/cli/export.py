@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -63,6 +64,8 @@ def register(app: typer.Typer) -> None:
         ("json", json),
         ("card", card),
         ("duckdb", duckdb),
+        ("wandb", wandb),
+        ("mlflow", mlflow),
     ):
         options.register(group, name, command)
     app.add_typer(
@@ -314,6 +317,91 @@ def duckdb(
         written = write_duckdb(opened, path, progress=begin)
     filled = ", ".join(f"{one.name} {one.rows:,}" for one in written if one.rows and not one.name.startswith("all_"))
     note(f"{path}: {path.stat().st_size:,} bytes; rows: {filled or 'none'}")
+
+
+def wandb(
+    model: Model,
+    *,
+    project: Annotated[str, typer.Option("--project", help="Project of the run.")] = "rmtscan",
+    entity: Annotated[
+        str | None, typer.Option("--entity", help="User or team.", show_default="that of the account")
+    ] = None,
+    offline: Annotated[
+        Path | None,
+        typer.Option(
+            "--offline",
+            metavar="DIR",
+            help="Write the run into this folder, from which `wandb sync` uploads it.",
+            show_default="log to the server that is configured",
+        ),
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Log a scan as a run of Weights & Biases: report, tables and card as an artifact, p-values and outliers by role as summary.
+
+    Needs the extra `wandb`. WANDB_API_KEY, WANDB_BASE_URL and WANDB_MODE have their usual meaning.
+
+    Examples:
+
+        rmtscan export wandb my-model --project checkpoints
+
+        rmtscan export wandb my-model --offline runs
+    """
+    from scanner.export import tracking
+
+    if offline is not None:
+        offline.mkdir(parents=True, exist_ok=True)
+    _track(
+        store, model, lambda *logged: tracking.log_to_wandb(*logged, project=project, entity=entity, offline=offline)
+    )
+
+
+def mlflow(
+    model: Model,
+    *,
+    experiment: Annotated[str, typer.Option("--experiment", help="Experiment of the run.")] = "rmtscan",
+    uri: Annotated[
+        str | None,
+        typer.Option(
+            "--uri",
+            help="Tracking server, database (sqlite:///runs.db) or folder (file:./mlruns).",
+            show_default="MLFLOW_TRACKING_URI, or what MLflow does without it",
+        ),
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Log a scan as a run of MLflow: report, tables and card as artifacts, p-values and outliers by role as metrics.
+
+    Needs the extra `mlflow`.
+
+    Examples:
+
+        rmtscan export mlflow my-model --uri http://localhost:5000
+
+        rmtscan export mlflow my-model --uri file:./mlruns
+    """
+    from scanner.export import tracking
+
+    tracking.client("mlflow")  # before any work
+    _track(store, model, lambda *logged: tracking.log_to_mlflow(*logged, experiment=experiment, uri=uri))
+
+
+def _track(store: str, model: str, log: Callable[[Path, dict[str, float], str], str]) -> None:
+    """Write report, tables and card of a scan into a temporary folder, and log it."""
+    import tempfile
+
+    from scanner.export import tracking
+    from scanner.report import write_report
+
+    opened, name = _opened(store, model)
+    with tempfile.TemporaryDirectory(prefix="rmtscan-") as folder:
+        with waiting(sys.stderr, "writing report and tables"):
+            tracking.write_tables(opened, name, Path(folder))
+            write_report(opened, [name], Path(folder) / "report.html")
+            files, metrics = sorted(Path(folder).iterdir()), tracking.summary(opened, name)
+        with waiting(sys.stderr, "logging the run"):
+            where = log(Path(folder), metrics, name)
+    note(f"{where}: {len(files)} files, {len(metrics)} metrics")
 
 
 def _opened(store: str, model: str) -> tuple[Store, str]:

@@ -165,7 +165,7 @@ class Events(Observer):
             model=model.model,
             revision=model.revision,
             scan_id=model.scan_id,
-            analyzed=model.analysed,
+            analyzed=model.analyzed,
             skipped=model.skipped_count,
             failed=model.failed,
             new=model.new,

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from scanner.cli import options
-from scanner.cli.output import FormatOption, note, write
+from scanner.cli.answers import TableOptions, printer
+from scanner.cli.output import note
 from scanner.cli.progress import waiting
 
 
@@ -18,6 +19,7 @@ def register(app: typer.Typer) -> None:
 
 
 def merge(
+    *,
     source: Annotated[
         list[str], typer.Argument(metavar="FROM...", help="Stores that are read: folders or URLs.", show_default=False)
     ],
@@ -28,7 +30,7 @@ def merge(
         ),
     ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be copied.")] = False,
-    form: FormatOption = "table",
+    table: TableOptions,
 ) -> None:
     """Copy scans, comparisons, experiments and controls of stores into another one that does not have them.
 
@@ -39,6 +41,9 @@ def merge(
 
         rmtscan merge laptop-results s3://bucket/results --into all-results
     """
+    states = ("copied", "kept", "replaced", "damaged", "busy")
+    show = printer(table, columns=("source", "table", *states))
+
     import pyarrow as pa
 
     from scanner.store import open_store
@@ -51,14 +56,13 @@ def merge(
     for one in sources:
         with waiting(sys.stderr, f"copying from {one.url}"):
             done += merge_stores(one, target, dry_run=dry_run)
-    states = ("copied", "kept", "replaced", "damaged", "busy")
     kinds = sorted({(entry.source, entry.table) for entry in done})
     counts = {
         state: [sum((e.source, e.table, e.state) == (*kind, state) for e in done) for kind in kinds] for state in states
     }
     columns = {"source": [kind[0] for kind in kinds], "table": [kind[1] for kind in kinds], **counts}
     schema = pa.schema({"source": pa.string(), "table": pa.string(), **dict.fromkeys(states, pa.int64())})
-    write(pa.table(columns, schema=schema), form)
+    show(pa.table(columns, schema=schema))
     for entry in done:
         if entry.problem:
             note(f"{entry.table} {entry.result} was not copied: {entry.problem}")

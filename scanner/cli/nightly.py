@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from scanner.cli import options
+from scanner.cli.answers import Print, TableOptions, printer
 from scanner.cli.logs import LogFormatOption
-from scanner.cli.output import Format, FormatOption, note, write
+from scanner.cli.output import note
 from scanner.cli.run import run_verb
 from scanner.engine.options import PoolOptions
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from scanner.fleet.nightly import NightReport
 
 _CONFIG = "watch.toml"
+_COLUMNS = ("repository", "commit", "state", "bytes", "expected_hours", "compared_with", "reason")
 
 
 def register(app: typer.Typer) -> None:
@@ -43,7 +45,7 @@ def nightly(
         bool, typer.Option("--dry-run", help="Print the plan with expected bytes and hours; nothing is written.")
     ] = False,
     pool: PoolOptions,
-    form: FormatOption = "table",
+    table: TableOptions,
     log_format: LogFormatOption = None,
 ) -> None:
     """Scan what is new on the Hub: list new releases, scan what fits into the budget of a night, and write a digest.
@@ -61,6 +63,7 @@ def nightly(
 
         rmtscan nightly --config watch.toml
     """
+    show = printer(table, columns=_COLUMNS)
     file = Path(path or config)
     if init:
         _write(file)
@@ -78,7 +81,7 @@ def nightly(
 
         return run_night(found, observer=observer, dry_run=dry_run, progress=note)
 
-    run_verb(call, lambda report: _show(report, form), store=found.output.store, log_format=log_format)
+    run_verb(call, lambda report: _show(report, table, show), store=found.output.store, log_format=log_format)
 
 
 def _write(file: Path) -> None:
@@ -95,12 +98,11 @@ def _write(file: Path) -> None:
     note(f"{file} written; edit it, then: rmtscan nightly --config {file} --dry-run")
 
 
-def _show(report: NightReport, form: Format) -> None:
+def _show(report: NightReport, table: TableOptions, show: Print) -> None:
     import pyarrow as pa
 
     from scanner.checkpoint.names import printable
 
-    columns = ("repository", "commit", "state", "bytes", "expected_hours", "compared_with", "reason")
     compared = {entry.release.key: entry.base.repository for entry in report.planned if entry.base is not None}
     notes = {entry.release.key: entry.note for entry in report.planned}
     planned = {entry.release.key for entry in report.planned} if report.dry_run else set()
@@ -128,9 +130,9 @@ def _show(report: NightReport, form: Format) -> None:
         for one in report.upgrades
     ]
     kinds = {"bytes": pa.int64(), "expected_hours": pa.float64()}
-    schema = pa.schema([(name, kinds.get(name, pa.string())) for name in columns])
-    if rows or form != "table":
-        write(pa.Table.from_pylist(rows, schema=schema), form)
+    schema = pa.schema([(name, kinds.get(name, pa.string())) for name in _COLUMNS])
+    if rows or table.form != "table":
+        show(pa.Table.from_pylist(rows, schema=schema))
     for problem in report.problems:
         note(f"warning: {printable(problem)}")
     if report.digest is not None:

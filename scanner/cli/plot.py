@@ -9,19 +9,25 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from scanner.cli import options
-from scanner.cli.output import DEFAULT_STORE, FormatOption, StoreOption, note, write
+from scanner.cli.answers import TableOptions, named, printer
+from scanner.cli.output import DEFAULT_STORE, StoreOption, note
 from scanner.cli.tables import View
 
 if TYPE_CHECKING:
     from scanner.figures import Figure
 
 
+#: Options with another name than the parameter of the figure, which is called as its column is stored.
+_FLAGS = {"centred": "--centered"}
+
+
 def register(app: typer.Typer) -> None:
     """Add the verb to the command."""
-    options.register(app, "plot", plot, aliases={"--centered": "--centred", "--uncentered": "--uncentred"})
+    options.register(app, "plot", plot, aliases={"--centred": "--centered", "--uncentred": "--uncentered"})
 
 
 def plot(
+    *,
     figure: Annotated[str | None, typer.Argument(help="Name of the figure; see --list.", show_default=False)] = None,
     output: Annotated[
         Path | None,
@@ -61,9 +67,9 @@ def plot(
     centred: Annotated[
         bool | None,
         typer.Option(
-            "--centred/--uncentred",
+            "--centered/--uncentered",
             help="Covariance of the activations, or their second moments.",
-            show_default="centred",
+            show_default="centered",
         ),
     ] = None,
     run: Annotated[
@@ -105,7 +111,7 @@ def plot(
     ] = None,
     scale: Annotated[float, typer.Option("--scale", help="Multiplies the 300 pixels per inch of a .png file.")] = 1.0,
     store: StoreOption = DEFAULT_STORE,
-    form: FormatOption = "table",
+    table: TableOptions,
 ) -> None:
     """Draw a figure of scanned models: an interactive HTML page, or an image for a paper.
 
@@ -128,13 +134,10 @@ def plot(
     if listed and figure is None:
         import pyarrow as pa
 
-        from scanner.store.queries import Shown
-
         known = list(all_figures().values())
         columns = {"figure": [one.name for one in known], "shows": [one.title for one in known]}
         listing = pa.table(columns | {"options": [" ".join(map(_option, one.parameters)) for one in known]})
-        shown = tuple(Shown(name=name, columns=(name,)) for name in columns)
-        write(listing, form, view=View(shown=shown, caption=False), rows=None)
+        printer(table, View(shown=named([*columns]), caption=False), rows=None)(listing)
         return
     if figure is None:
         raise typer.BadParameter("give the name of a figure; --list shows all figures", param_hint="FIGURE")
@@ -172,8 +175,8 @@ def plot(
     appearance: dict[str, Any] = {name: value for name, value in looks.items() if value is not None}
     opened = open_store(store) if chosen.needs_store else None
     if opened is not None:
-        named = [name for name in ("model", "base", "tuned") if isinstance(parameters.get(name), str)]
-        parameters |= {name: whole_name(opened, str(parameters[name])) for name in named}
+        models = [name for name in ("model", "base", "tuned") if isinstance(parameters.get(name), str)]
+        parameters |= {name: whole_name(opened, str(parameters[name])) for name in models}
     with steps(sys.stderr, "drawing") as progress:
         chart = chosen.draw(
             opened,
@@ -195,4 +198,5 @@ def _option(parameter: str) -> str:
     """Return the option that sets a parameter of a figure."""
     from scanner.figures import PARAMETERS
 
-    return f"--{parameter}" if parameter in PARAMETERS else f"--param {parameter}="
+    flag = _FLAGS.get(parameter, f"--{parameter}")
+    return flag if parameter in PARAMETERS else f"--param {parameter}="

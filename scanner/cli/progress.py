@@ -208,5 +208,5 @@ class Progress(Observer):
             self._say(f"error: cannot scan {printable(model.reference)}: {model.error}")
             return
         state = "committed" if model.new else "already in the store"
-        counts = f"{model.analysed} analyzed, {model.skipped_count} skipped, {model.failed} failed"
+        counts = f"{model.analyzed} analyzed, {model.skipped_count} skipped, {model.failed} failed"
         self._say(f"{printable(model.model)} {state}: {counts}")

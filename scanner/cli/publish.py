@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from scanner.cli import options
-from scanner.cli.output import FormatOption, note, write
+from scanner.cli.answers import TableOptions, printer
+from scanner.cli.output import note
 from scanner.cli.progress import waiting
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ def register(app: typer.Typer) -> None:
 
 
 def publish(
+    *,
     store: Annotated[
         str, typer.Argument(metavar="STORE", help="The store: a folder or any fsspec URL.", show_default=False)
     ],
@@ -37,7 +39,7 @@ def publish(
     space: Annotated[
         bool, typer.Option("--space", help="Write the site of the store as a static Space instead of a dataset.")
     ] = False,
-    form: FormatOption = "table",
+    table: TableOptions,
 ) -> None:
     """Write a store as a folder for the Hugging Face Hub: a dataset of Parquet files for `datasets` and DuckDB, or a Space.
 
@@ -52,6 +54,8 @@ def publish(
 
         rmtscan publish results --space --to space
     """
+    show = printer(table, columns=("table", "files", "rows", "bytes"))
+
     import pyarrow as pa
 
     from scanner.store import open_store
@@ -70,7 +74,7 @@ def publish(
         "bytes": [found.bytes for found in tables],
     }
     schema = pa.schema([("table", pa.string()), ("files", pa.int32()), ("rows", pa.int64()), ("bytes", pa.int64())])
-    write(pa.table(columns, schema=schema), form)
+    show(pa.table(columns, schema=schema))
     note(f"published into {to}; next: hf upload ORG/NAME {to} . --repo-type dataset")
 
 

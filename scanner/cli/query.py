@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from scanner.cli import options
-from scanner.cli.answers import AnswerOption, ForceOption, answer_to
-from scanner.cli.output import DEFAULT_STORE, FormatOption, StoreOption, line_width, note, write
+from scanner.cli.answers import AnswerOptions, named, printer
+from scanner.cli.output import DEFAULT_STORE, SHOWN, StoreOption, line_width, note
 from scanner.cli.progress import waiting
 from scanner.cli.tables import View, view_of, wrapped
 
 if TYPE_CHECKING:
     from scanner.store import Store
-    from scanner.store.queries import Query, Shown
+    from scanner.store.queries import Query
 
-#: Rows that format table shows, of an answer that is read and of one that is drawn.
-_ROWS, _ROWS_OF_CHARTS = 200, 10
+#: Rows that format table shows of an answer that is made for a chart.
+_ROWS_OF_CHARTS = 10
 #: Number of pairs of models that a note names.
 _NAMED = 6
 
@@ -32,35 +29,15 @@ def register(app: typer.Typer) -> None:
 
 
 def query(
+    *,
     name: Annotated[str | None, typer.Argument(help="The query; see --list.", show_default=False)] = None,
     param: Annotated[
         list[str] | None,
         typer.Option("--param", "-p", metavar="NAME=VALUE", help="A parameter of the query; can be repeated."),
     ] = None,
     listed: Annotated[bool, typer.Option("--list", "-l", help="List the queries, or describe the query NAME.")] = False,
-    columns: Annotated[
-        str | None,
-        typer.Option("--columns", metavar="NAME,...", help="These columns, in any format.", show_default=False),
-    ] = None,
-    wide: Annotated[
-        bool, typer.Option("--wide", "-w", help="All columns, in lines as long as they are, in format table.")
-    ] = False,
-    rows: Annotated[
-        int | None,
-        typer.Option(
-            "--rows",
-            "-n",
-            metavar="N",
-            min=1,
-            help="Rows that format table shows.",
-            show_default="200; 10 of a query for charts",
-        ),
-    ] = None,
-    all_rows: Annotated[bool, typer.Option("--all", help="Show all rows in format table.")] = False,
     store: StoreOption = DEFAULT_STORE,
-    form: FormatOption = "table",
-    output: AnswerOption = None,
-    force: ForceOption = False,
+    table: AnswerOptions,
 ) -> None:
     """Ask a named query.
 
@@ -91,25 +68,23 @@ def query(
         known = list(load_queries().values())
         listing = {"query": [q.name for q in known], "answers": [q.title for q in known]}
         listing["parameters"] = [" ".join(p.name for p in q.params) for q in known]
-        write(pa.table(listing), form, view=View(shown=_named(["query", "answers"]), caption=False), rows=None)
+        printer(table, View(shown=named(["query", "answers"]), caption=False), rows=None)(pa.table(listing))
     elif name is None:
         raise typer.BadParameter("name a query, or use --list to see them", param_hint="NAME")
     else:
         values, found = _parse(param or []), find_query(name)
-        view = view_of(found)
-        if columns is not None:
-            view = replace(view, shown=_chosen(found, columns), caption=False)
-        elif wide:
-            view = replace(view, shown=())
-        with answer_to(output, force=force) as keep:
-            with waiting(sys.stderr, f"asking {name}"):
-                opened = open_store(store)
-                answer = opened.query(name, **values)
-            if columns is not None and (form != "table" or output is not None):
-                answer = answer.select(list(dict.fromkeys(part for one in view.shown for part in one.columns)))
-            if not keep(answer):
-                shown = None if all_rows else rows or (_ROWS_OF_CHARTS if found.figures else _ROWS)
-                write(answer, form, view=view, rows=shown, whole=wide, more=_more(found), wider="--wide shows them")
+        show = printer(
+            table,
+            view_of(found),
+            columns=[column.name for column in found.columns],
+            rows=_ROWS_OF_CHARTS if found.figures else SHOWN,
+            more=_more(found),
+            what=f"query {found.name!r}",
+        )
+        with waiting(sys.stderr, f"asking {name}"):
+            opened = open_store(store)
+            answer = opened.query(name, **values)
+        show(answer)
         if answer.num_rows == 0:
             stored = (
                 _compared(opened)
@@ -117,31 +92,6 @@ def query(
                 else f"`rmtscan models --store {store}` lists the scanned models, `rmtscan query experiments` the experiments"
             )
             note(f"no rows: {stored}, `rmtscan query {name} --list` the parameters")
-
-
-def _named(names: Sequence[str]) -> tuple[Shown, ...]:
-    from scanner.store.queries import Shown
-
-    return tuple(Shown(name=name, columns=(name,)) for name in names)
-
-
-def _chosen(query: Query, text: str) -> tuple[Shown, ...]:
-    """Return the columns that --columns names: those of the answer, or those that a terminal shows by default.
-
-    Raises:
-        typer.BadParameter: the query has no such column.
-    """
-    packed = {one.name: one for one in query.shown if one.between}
-    known = {one.name: one for one in _named([column.name for column in query.columns])} | packed
-    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
-            raise typer.BadParameter(f"query {query.name!r} has no column {name!r}{hint}", param_hint="--columns")
-    if not names:
-        raise typer.BadParameter("name a column", param_hint="--columns")
-    return tuple(known[name] for name in names)
 
 
 def _more(query: Query) -> str:

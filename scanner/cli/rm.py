@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from scanner.cli import options
-from scanner.cli.output import DEFAULT_STORE, FormatOption, StoreOption, note, write
+from scanner.cli.answers import TableOptions, printer
+from scanner.cli.output import DEFAULT_STORE, StoreOption, note
 
 if TYPE_CHECKING:
     from scanner.store import Store
@@ -21,6 +22,7 @@ def register(app: typer.Typer) -> None:
 
 
 def rm(
+    *,
     what: Annotated[
         list[str],
         typer.Argument(
@@ -32,7 +34,7 @@ def rm(
     store: StoreOption = DEFAULT_STORE,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be removed.")] = False,
-    form: FormatOption = "table",
+    table: TableOptions,
 ) -> None:
     """Remove scans from a store: all of a model, those of a revision, or single ones. Comparisons and runs are removed by their id.
 
@@ -45,6 +47,8 @@ def rm(
 
         rmtscan rm org/model@5f3c0a 0f2a77c1d9e4b6a8 --yes
     """
+    show = printer(table, columns=("table", "result", "model", "revision", "finished_at"), rows=None)
+
     import pyarrow as pa
 
     from scanner.checkpoint.names import printable
@@ -67,7 +71,7 @@ def rm(
         "finished_at": pa.timestamp("us", tz="UTC"),
     }
     rows = {name: [getattr(one, name) for one in planned.removed] for name in columns}
-    write(pa.table(rows, schema=pa.schema(columns)), form)
+    show(pa.table(rows, schema=pa.schema(columns)))
     for line in planned.consequences:
         note(line)
     count = len(planned.removed)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from scanner.cli import options
+from scanner.cli.answers import Print, TableOptions, named, printer
 from scanner.cli.logs import LogFormatOption, say_error
-from scanner.cli.output import DEFAULT_STORE, Format, FormatOption, StoreOption, note, note_skipped, write
+from scanner.cli.output import DEFAULT_STORE, StoreOption, note, note_skipped
 from scanner.cli.run import run_verb
 from scanner.cli.tables import View
 from scanner.engine.method import Method
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from scanner.engine import Observer, ScanReport
 
 
+#: Columns of the summary that a terminal shows.
+_SHOWN = ("model", "state", "analyzed", "skipped", "failed", "scan_id")
 #: Above this number of models, the tensors that each of them skips are not summed up.
 _MOST_NOTES = 20
 
@@ -70,7 +73,7 @@ def scan(
     method: Method,
     how: ScanOptions,
     pool: PoolOptions,
-    form: FormatOption = "table",
+    table: TableOptions,
     log_format: LogFormatOption = None,
 ) -> None:
     """Scan checkpoints: compare every weight matrix with random matrix theory, one row per singular triplet.
@@ -105,6 +108,9 @@ def scan(
     if not (upgrade or references or listed is not None):
         raise typer.BadParameter("name a checkpoint, or a file of references with --from", param_hint="REF")
 
+    view = View(shown=named(_SHOWN), totals=("analyzed", "skipped", "failed"))
+    show = printer(table, view, columns=(*_SHOWN, "revision"), rows=None)
+
     def call(observer: Observer) -> ScanReport:
         if upgrade:
             from scanner.fleet.backfill import upgrade as run_upgrade
@@ -133,7 +139,7 @@ def scan(
             observer=observer,
         )
 
-    run_verb(call, lambda report: _show(report, form, name), store=store, log_format=log_format)
+    run_verb(call, lambda report: _show(report, table, show, name), store=store, log_format=log_format)
 
 
 def _named(references: list[str], listed: str | None) -> Iterable[str]:
@@ -180,38 +186,30 @@ def _references_in(lines: Iterable[str]) -> Iterator[str]:
             yield reference
 
 
-def _show(report: ScanReport, form: Format, name: str | None) -> None:
+def _show(report: ScanReport, table: TableOptions, show: Print, name: str | None) -> None:
     import pyarrow as pa
 
     from scanner.checkpoint.formats.commands import beside_note
     from scanner.checkpoint.names import printable
-    from scanner.store.queries import Shown
 
     scanned = [model for model in report.models if model.error is None]
     if not report.models:
         note("no scan of an earlier method")
-    if not scanned and form == "table":  # the errors have just been shown, and there is nothing else
+    if not scanned and table.form == "table":  # the errors have just been shown, and there is nothing else
         return
     columns: dict[str, list[object]] = {
         "model": [model.model for model in scanned],
         "revision": [model.revision for model in scanned],
-        "analysed": [model.analysed for model in scanned],
+        "analyzed": [model.analyzed for model in scanned],
         "skipped": [model.skipped_count for model in scanned],
         "failed": [model.failed for model in scanned],
         "scan_id": [model.scan_id for model in scanned],
         "state": ["new" if model.new else "already scanned" for model in scanned],
     }
     schema = pa.schema(
-        [(name, pa.int32() if name in {"analysed", "skipped", "failed"} else pa.string()) for name in columns]
+        [(name, pa.int32() if name in {"analyzed", "skipped", "failed"} else pa.string()) for name in columns]
     )
-    order = ("model", "state", "analysed", "skipped", "failed", "scan_id")
-    shown = tuple(Shown(name=name, columns=(name,)) for name in order)
-    write(
-        pa.table(columns, schema=schema),
-        form,
-        view=View(shown=shown, totals=("analysed", "skipped", "failed")),
-        rows=None,
-    )
+    show(pa.table(columns, schema=schema))
     for model in scanned:
         if name is not None and model.model != name:
             note(

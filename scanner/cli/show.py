@@ -11,7 +11,8 @@ import typer
 from rich.cells import cell_len
 
 from scanner.cli import options
-from scanner.cli.output import DEFAULT_STORE, FormatOption, StoreOption, line_width, write
+from scanner.cli.answers import AnswerOptions, printer
+from scanner.cli.output import DEFAULT_STORE, StoreOption, line_width
 from scanner.cli.progress import waiting
 from scanner.cli.tables import elide, number, view_of, wrapped
 from scanner.plain import escaped
@@ -38,6 +39,7 @@ def register(app: typer.Typer) -> None:
 
 
 def show(
+    *,
     model: Annotated[
         str | None,
         typer.Argument(
@@ -51,13 +53,14 @@ def show(
         typer.Option("--revision", help="The newest revision that begins with this.", show_default="the newest"),
     ] = None,
     store: StoreOption = DEFAULT_STORE,
-    form: FormatOption = "table",
+    table: AnswerOptions,
 ) -> None:
     """Show a scanned model on one screen: coverage, what stands out, p-values by role and decile, and what to do next.
 
     The strip has one line per role and side (v: input side, u: output side) and one cell per decile, from the smallest to the
     largest singular values, with the mean p-value of the singular vectors: 0.5 for random ones, and 0 where training shaped them.
-    It is colored if the terminal has colors; NO_COLOR turns them off. Formats json, csv and parquet print the rows of the strip.
+    It is colored if the terminal has colors; NO_COLOR turns them off. With any of the options for tables (--columns, --wide,
+    --rows, --all, --format, -o), only the rows of the strip are printed or written.
 
     Examples:
 
@@ -70,15 +73,20 @@ def show(
     from scanner.store import open_store
     from scanner.store.queries import find_query
 
+    query = find_query("role_table")
+    print_rows = printer(table, view_of(query), columns=[column.name for column in query.columns], what="the strip")
     opened = open_store(store)
     name = _chosen(opened, model)
-    if form != "table":
-        write(opened.query("role_table", model=name, revision=revision), form, view=view_of(find_query("role_table")))
+    if table != AnswerOptions():
+        print_rows(opened.query("role_table", model=name, revision=revision))
         return
     with waiting(sys.stderr, f"asking about {name}"):
         lines = _screen(opened, name, revision, min(line_width() or _WIDTH, _MOST))
         lines += [Text(""), Text("Next", style="bold")]
-        lines += [Text(line) for line in _next(opened, name, model or name, store)]
+        width = min(line_width() or _WIDTH, _MOST)
+        lines += [
+            Text(line) for command in _next(opened, name, model or name, store) for line in _folded(command, width)
+        ]
     _print(lines)
 
 
@@ -227,22 +235,34 @@ def _heat(p: float | None, cells: int) -> tuple[str, str]:
     return f"{text:>{cells}}", f"{'white' if color in (88, 124) else 'black'} on color({color})"
 
 
-def _next(store: Store, model: str, named: str, url: str) -> list[str]:
+def _next(store: Store, model: str, named: str, url: str) -> list[list[str]]:
     """Return commands that go on from here; `named` is how the user named the model."""
-    import shlex
-
-    at = "" if url == os.environ.get("RMTSCAN_STORE", DEFAULT_STORE) else f" --store {shlex.quote(escaped(url))}"
-    name = shlex.quote(escaped(named))
-    lines = [
-        f"  rmtscan query decompose -p {shlex.quote(f'model={escaped(named)}')} -p layers=false{at}",
-        f"  rmtscan plot depth --model {name} -o depth.html{at}",
-        f"  rmtscan report {name} -o report.html{at}",
+    at = [] if url == os.environ.get("RMTSCAN_STORE", DEFAULT_STORE) else ["--store", escaped(url)]
+    name = escaped(named)
+    commands = [
+        ["query", "decompose", "-p", f"model={name}", "-p", "layers=false"],
+        ["plot", "depth", "--model", name, "-o", "depth.html"],
+        ["report", name, "-o", "report.html"],
     ]
     pairs = store.sql("from files.model_pairs").to_pylist()
     side = next((side for side in ("tuned", "base") if any(row[f"{side}_model"] == model for row in pairs)), None)
     if side is not None:
-        lines.insert(1, f"  rmtscan query pair_shift -p {shlex.quote(f'{side}={escaped(named)}')}{at}")
-    return lines
+        commands.insert(1, ["query", "pair_shift", "-p", f"{side}={name}"])
+    return [["rmtscan", *words, *at] for words in commands]
+
+
+def _folded(words: Sequence[str], width: int) -> list[str]:
+    """Write a command as lines, which a shell reads as one."""
+    import shlex
+
+    lines = [""]
+    options = {at for at, word in enumerate(words) if at and words[at - 1].startswith("-")}
+    together = [shlex.join(words[at : at + 1 + (at + 1 in options)]) for at in range(len(words)) if at not in options]
+    for word in together:
+        if lines[-1] and cell_len(lines[-1]) + 1 + cell_len(word) > width - 4:  # two spaces before, " \\" after
+            lines.append("  ")
+        lines[-1] += word if not lines[-1].strip() else f" {word}"
+    return [f"  {line}" + (" \\" if at < len(lines) - 1 else "") for at, line in enumerate(lines)]
 
 
 def _bullet(text: str, width: int) -> list[str]:

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from scanner.cli import options
-from scanner.cli.answers import AnswerOption, ForceOption, answer_to
-from scanner.cli.output import DEFAULT_STORE, FormatOption, StoreOption, write
+from scanner.cli.answers import AnswerOptions, printer
+from scanner.cli.output import DEFAULT_STORE, StoreOption
 from scanner.cli.progress import waiting
 
 
@@ -19,6 +19,7 @@ def register(app: typer.Typer) -> None:
 
 
 def sql(
+    *,
     statement: Annotated[str, typer.Argument(help="One SELECT statement in DuckDB's SQL.", show_default=False)],
     store: StoreOption = DEFAULT_STORE,
     timeout: Annotated[
@@ -27,9 +28,7 @@ def sql(
             "--timeout", metavar="SECONDS", help="End the statement with an error after this time.", show_default=False
         ),
     ] = None,
-    form: FormatOption = "table",
-    output: AnswerOption = None,
-    force: ForceOption = False,
+    table: AnswerOptions,
 ) -> None:
     """Ask with SQL.
 
@@ -48,8 +47,7 @@ def sql(
     """
     from scanner.store import open_store
 
-    with answer_to(output, force=force) as keep:
-        with waiting(sys.stderr, "asking"):
-            answer = open_store(store).sql(statement, timeout=timeout)
-        if not keep(answer):
-            write(answer, form)
+    show = printer(table, what="the answer")
+    with waiting(sys.stderr, "asking"):
+        answer = open_store(store).sql(statement, timeout=timeout)
+    show(answer)

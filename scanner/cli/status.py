@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from scanner.cli import options
-from scanner.cli.output import DEFAULT_STORE, FormatOption, StoreOption, line_width, note, write
+from scanner.cli.answers import AnswerOptions, chosen_view, named, printer
+from scanner.cli.output import DEFAULT_STORE, StoreOption, line_width, note, write
+from scanner.cli.progress import waiting
 from scanner.cli.tables import View, draw, duration
 
 if TYPE_CHECKING:
@@ -18,6 +20,12 @@ if TYPE_CHECKING:
 
     from scanner.store import Heartbeat, Store
 
+#: Columns of the table of scans, of that of running work, and what a terminal shows of the latter.
+_SCANS = ("model", "scan_id", "state", "matrices", "failed")
+_RUNNING = tuple(
+    "running models done total percent per_minute seconds_left remaining failed workers since updated state host pid".split()
+)
+_SHOWN = ("running", "models", "done", "total", "percent", "per_minute", "remaining", "failed", "state", "host")
 #: Seconds between two looks of --watch: heartbeats are five seconds apart, on a network twenty.
 _LOOK_SECONDS = 2.0
 #: Rows of scans that --watch shows, so that running work stays on the screen.
@@ -32,12 +40,13 @@ def register(app: typer.Typer) -> None:
 
 
 def status(
+    *,
     store: StoreOption = DEFAULT_STORE,
     running: Annotated[bool, typer.Option("--running", help="List only running work, in any format.")] = False,
     watch: Annotated[
         bool, typer.Option("--watch", help="Show running work again and again until nothing runs, or Ctrl-C.")
     ] = False,
-    form: FormatOption = "table",
+    table: AnswerOptions,
 ) -> None:
     """Show what is scanned, running, unfinished or failed.
 
@@ -53,16 +62,24 @@ def status(
     """
     from scanner.store import open_store
 
-    if watch and form != "table":
+    if watch and (table.form != "table" or table.output is not None):
         raise typer.BadParameter("--watch needs format table; a script can repeat --running", param_hint="--watch")
+    if running or watch:
+        show = printer(table, _view(), columns=_RUNNING)
+    else:
+        show = printer(table, View(caption=False, totals=("matrices", "failed")), columns=_SCANS)
     opened = open_store(store)
     if watch:
-        _watch(opened)
+        _watch(opened, table)
         return
     if running:
-        write(_running(opened), form, view=_view())
+        work = _running(opened)
+        show(work)
+        if not work.num_rows:
+            note(f"nothing is running in {opened.url}")
         return
-    scans, work = _scans(opened), _running(opened)
+    with waiting(sys.stderr, "reading the store"):
+        scans, work = _scans(opened), _running(opened)
     runs = opened.query("experiments").num_rows
     if runs:
         note(f"runs of experiments: {runs} (rmtscan query experiments --store {store})")
@@ -73,34 +90,34 @@ def status(
         )
     if not scans.num_rows:
         note(f"nothing has been scanned into {opened.url}; start with: rmtscan scan REF --store {store}")
-    write(scans, form, view=View(caption=False, totals=("matrices", "failed")))
-    if work.num_rows and form == "table":
+    show(scans)
+    if work.num_rows and table.form == "table" and table.output is None:
         print()
-        write(work, form, view=_view())
+        write(work, "table", view=_view(), whole=table.wide)
     elif work.num_rows:
         note(f"running: {work.num_rows} (rmtscan status --running --store {store})")
 
 
 def _view() -> View:
     """Return what the table of running work shows."""
-    from scanner.store.queries import Shown
-
-    names = ("running", "models", "done", "total", "percent", "per_minute", "remaining", "failed", "state", "host")
-    return View(shown=tuple(Shown(name=name, columns=(name,)) for name in names), caption=False)
+    return View(shown=named(_SHOWN), caption=False)
 
 
-def _watch(store: Store) -> None:
+def _watch(store: Store, table: AnswerOptions) -> None:
     """Print the running work until there is none: in the same place on a terminal, elsewhere one table after the other."""
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
+    view = chosen_view(table, _view(), _RUNNING)
+    rows = None if table.all_rows else table.rows or _WATCHED
+
     def screen() -> tuple[str, bool]:
         work = _running(store)
         if not work.num_rows:
             return "", False
-        drawn = draw(work, width=line_width(), view=_view(), rows=_WATCHED)
-        more = f"\n... {work.num_rows - _WATCHED} more" if work.num_rows > _WATCHED else ""
+        drawn = draw(work, width=None if table.wide else line_width(), view=view, rows=rows)
+        more = f"... {work.num_rows - rows} more\n" if rows is not None and work.num_rows > rows else ""
         at = datetime.now(UTC).strftime("%H:%M:%S UTC")
         return "\n".join([*drawn.lines, f"{more}{at}, {store.url}"]), any(
             state == "running" for state in work["state"].to_pylist()
@@ -144,15 +161,8 @@ def _scans(store: Store) -> pa.Table:
         }
         for scan in store.unfinished()
     ]
-    schema = pa.schema(
-        {
-            "model": pa.string(),
-            "scan_id": pa.string(),
-            "state": pa.string(),
-            "matrices": pa.int32(),
-            "failed": pa.int32(),
-        }
-    )
+    kinds = dict.fromkeys(("matrices", "failed"), pa.int32())
+    schema = pa.schema([(name, kinds.get(name, pa.string())) for name in _SCANS])
     return pa.Table.from_pylist(rows, schema=schema)
 
 
@@ -188,26 +198,10 @@ def _running(store: Store) -> pa.Table:
         for run in store.running()
         for seconds in [_seconds_left(run)]
     ]
-    when = pa.timestamp("us", tz="UTC")
-    schema = pa.schema(
-        {
-            "running": pa.string(),
-            "models": pa.string(),
-            "done": pa.int64(),
-            "total": pa.int64(),
-            "percent": pa.float64(),
-            "per_minute": pa.float64(),
-            "seconds_left": pa.float64(),
-            "remaining": pa.string(),
-            "failed": pa.int64(),
-            "workers": pa.int64(),
-            "since": when,
-            "updated": when,
-            "state": pa.string(),
-            "host": pa.string(),
-            "pid": pa.int64(),
-        }
-    )
+    kinds = dict.fromkeys(("done", "total", "failed", "workers", "pid"), pa.int64())
+    kinds |= dict.fromkeys(("percent", "per_minute", "seconds_left"), pa.float64())
+    kinds |= dict.fromkeys(("since", "updated"), pa.timestamp("us", tz="UTC"))
+    schema = pa.schema([(name, kinds.get(name, pa.string())) for name in _RUNNING])
     return pa.Table.from_pylist(rows, schema=schema)
 
 

@@ -8,13 +8,14 @@ from typing import Annotated
 import typer
 
 from scanner.cli import options
-from scanner.cli.output import DEFAULT_STORE, FormatOption, StoreOption, note, write
+from scanner.cli.answers import AnswerOptions, printer
+from scanner.cli.output import DEFAULT_STORE, StoreOption, note
 from scanner.cli.progress import waiting
 
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the command."""
-    options.register(app, "verify", verify)
+    options.register(app, "verify", verify, without=("all_rows",))
 
 
 def verify(
@@ -24,7 +25,7 @@ def verify(
     *,
     store: StoreOption = DEFAULT_STORE,
     everything: Annotated[bool, typer.Option("--all", help="List whole files, too.")] = False,
-    form: FormatOption = "table",
+    table: AnswerOptions,
 ) -> None:
     """Check that every committed file of a store is there, has its rows, and has not changed since it was written.
 
@@ -37,6 +38,9 @@ def verify(
 
         rmtscan verify s3://bucket/results --format json
     """
+    names = ("file", "result", "state", "problem", "remedy")
+    show = printer(table, columns=names, rows=None)
+
     import pyarrow as pa
 
     from scanner.store import open_store
@@ -47,10 +51,9 @@ def verify(
     damaged = [found for found in checked if found.state == "damaged"]
     unsure = sum(found.state == "readable" for found in checked)
     listed = checked if everything else damaged
-    names = ("file", "result", "state", "problem", "remedy")
     rows = {name: [getattr(found, name).replace("`force`", "--force") for found in listed] for name in names}
-    if listed or form != "table":
-        write(pa.table(rows, schema=pa.schema([(name, pa.string()) for name in names])), form)
+    if listed or table.form != "table" or table.output is not None:
+        show(pa.table(rows, schema=pa.schema([(name, pa.string()) for name in names])))
     note(f"{len(checked)} files: {len(checked) - len(damaged)} whole, {len(damaged)} missing or damaged")
     if unsure:
         note(

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -80,7 +81,8 @@ class ModelReport:
     model: str = ""
     revision: str = ""
     scan_id: str = ""
-    analysed: int = 0
+    analyzed: int = 0
+    """Number of analyzed matrices."""
     skipped: dict[str, list[str]] = field(default_factory=dict)
     """Reason -> tensors that were skipped for it."""
     failed: int = 0
@@ -96,13 +98,14 @@ class ModelReport:
         if self.error is not None:
             return f"ModelReport({name!r}: not scanned, {display.plain(self.error, 300)})"
         known = "" if self.new else ", already in the store"
-        matrices = display.counted(self.analysed, "matrix", "matrices")
+        matrices = display.counted(self.analyzed, "matrix", "matrices")
         return f"ModelReport({name!r}: {matrices}, {self.failed} failed, {self.skipped_count} skipped{known})"
 
     @property
-    def analyzed(self) -> int:
-        """Number of analyzed matrices."""
-        return self.analysed
+    def analysed(self) -> int:
+        """Former name of `analyzed`, which will be removed."""
+        warnings.warn("ModelReport.analysed is now called analyzed", DeprecationWarning, stacklevel=2)
+        return self.analyzed
 
     @property
     def skipped_count(self) -> int:
@@ -118,7 +121,7 @@ class ScanReport:
     models: tuple[ModelReport, ...]
 
     def __repr__(self) -> str:
-        matrices = display.counted(sum(model.analysed for model in self.models), "matrix", "matrices")
+        matrices = display.counted(sum(model.analyzed for model in self.models), "matrix", "matrices")
         errors = f", {len(self.errors)} not scanned" if self.errors else ""
         models = display.counted(len(self.models), "model")
         return f"ScanReport({models}: {matrices}, {self.failed} failed{errors}; store {display.plain(self.store)!r})"
@@ -129,7 +132,7 @@ class ScanReport:
             (
                 model.model or model.reference,
                 model.revision[:12],
-                *((model.analysed, model.failed, model.skipped_count) if model.error is None else (None, None, None)),
+                *((model.analyzed, model.failed, model.skipped_count) if model.error is None else (None, None, None)),
                 str(model.error) if model.error is not None else "" if model.new else "already in the store",
             )
             for model in self.models[: display.MOST_ROWS]
@@ -758,7 +761,7 @@ def _report_of_row(reference: str, row: dict[str, Any], *, new: bool = False) ->
         model=row["model"],
         revision=row["revision"] or "",
         scan_id=row["scan_id"],
-        analysed=row["matrices"],
+        analyzed=row["matrices"],
         skipped=lists_of_text(row["skipped_tensors"]),
         failed=row["failed"],
         new=new,

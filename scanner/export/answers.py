@@ -9,20 +9,20 @@ from __future__ import annotations
 import importlib
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
 from scanner.checkpoint.names import printable
 from scanner.errors import ConfigError, ScannerError
-from scanner.export.flat import finite
-from scanner.plain import as_json, inert
+from scanner.plain import as_json, inert, plain
 
 MOST_ROWS, MOST_COLUMNS, MOST_CHARACTERS = 1_048_575, 16_384, 32_767
 """Limits of a sheet of Excel (without the header) and of a cell."""
@@ -52,49 +52,95 @@ def answer_file(table: pa.Table, suffix: str) -> bytes:
     Raises:
         ScannerError: the table is too large for a sheet of Excel, or the package for it is not installed.
     """
-    return WRITERS[suffix](_distinct(table))
+    sink = io.BytesIO()
+    write_answer(table, suffix, sink)
+    return sink.getvalue()
 
 
-def _distinct(table: pa.Table) -> pa.Table:
-    """Rename columns with the name of another one, which SQL allows: `a`, `a_2`."""
+def write_answer(table: pa.Table, suffix: str, sink: BinaryIO) -> None:
+    """Write the rows of an answer to an open file, as `answer_file` returns them."""
+    WRITERS[suffix](distinct_names(table), sink)
+
+
+def distinct_names(table: pa.Table) -> pa.Table:
+    """Rename columns with the name of an earlier one, which SQL allows and files do not: `a`, `a_2`."""
     names: list[str] = []
     for name in table.column_names:
         one, count = name, 1
         while one in names or (count > 1 and one in table.column_names):
             one, count = f"{name}_{count + 1}", count + 1
         names.append(one)
-    if names == table.column_names:
-        return table
+    return table if names == table.column_names else renamed(table, names)
+
+
+def renamed(table: pa.Table, names: Sequence[str]) -> pa.Table:
+    """Return a table with other names of columns; what its columns are stays in the metadata of the fields."""
     fields = [field.with_name(name) for field, name in zip(table.schema, names, strict=True)]
     return pa.Table.from_arrays(table.columns, schema=pa.schema(fields, metadata=table.schema.metadata))
 
 
-def _parquet(table: pa.Table) -> bytes:
-    """Return a Parquet file; what the columns are is in the metadata of its fields."""
-    sink = io.BytesIO()
-    pq.write_table(_with_text(table, nested=False), sink, compression="zstd")
-    return sink.getvalue()
+def finite(table: pa.Table) -> pa.Table:
+    """Return a table in which infinite values and NaN are null."""
+    for position, field in enumerate(table.schema):
+        if pa.types.is_floating(field.type):
+            column = table.column(position)
+            kept = pc.if_else(pc.is_finite(column), column, pa.scalar(None, field.type))
+            table = table.set_column(position, field, kept)
+    return table
 
 
-def _csv(table: pa.Table) -> bytes:
-    plain = _with_text(finite(table), nested=True)
-    for position, field in enumerate(plain.schema):
-        if pa.types.is_string(field.type):
-            texts = [None if text is None else inert(text) for text in plain.column(position).to_pylist()]
-            plain = plain.set_column(position, field.name, pa.array(texts, pa.string()))
-    plain = plain.rename_columns([inert(name) for name in plain.column_names])
-    sink = io.BytesIO()
-    pyarrow.csv.write_csv(plain, sink)
-    return sink.getvalue()
+def with_text(table: pa.Table, *, nested: bool) -> pa.Table:
+    """Convert columns of types that a format lacks to text: intervals, and with `nested` (CSV) lists, structures and bytes."""
+    for position, field in enumerate(table.schema):
+        kind = field.type
+        odd = nested and (pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+        if odd or pa.types.is_interval(kind):
+            values = [plain(value) for value in table.column(position).to_pylist()]
+            texts = [value if value is None or isinstance(value, str) else as_json(value) for value in values]
+            table = table.set_column(position, field.with_type(pa.string()), pa.array(texts, pa.string()))
+    return table
 
 
-def _json(table: pa.Table) -> bytes:
-    rows = ",\n ".join(as_json(row) for batch in table.to_batches() for row in batch.to_pylist())
-    return f"[{rows}]\n".encode("ascii")
+def inert_text(table: pa.Table) -> pa.Table:
+    """Make texts and names of columns such that neither a terminal nor a spreadsheet acts on them."""
+    for position, field in enumerate(table.schema):
+        of_texts = pa.types.is_dictionary(field.type) and _is_text(field.type.value_type)
+        if not of_texts and not _is_text(field.type):
+            continue
+        # Every distinct text is escaped once: names and roles are repeated in every row.
+        columns = []
+        for chunk in table.column(position).chunks:
+            coded = chunk if of_texts else chunk.cast(pa.string()).dictionary_encode()
+            texts = [None if text is None else inert(text) for text in coded.dictionary.to_pylist()]
+            columns.append(pa.array(texts, pa.string()).take(coded.indices))
+        table = table.set_column(position, field.with_type(pa.string()), pa.chunked_array(columns, pa.string()))
+    return distinct_names(renamed(table, [inert(name) for name in table.column_names]))
 
 
-def _xlsx(table: pa.Table) -> bytes:
-    """Return a workbook: a sheet with the rows, and one that says what the columns are."""
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _parquet(table: pa.Table, sink: BinaryIO) -> None:
+    """Write a Parquet file; what the columns are is in the metadata of its fields."""
+    pq.write_table(with_text(table, nested=False), sink, compression="zstd")
+
+
+def _csv(table: pa.Table, sink: BinaryIO) -> None:
+    pyarrow.csv.write_csv(inert_text(with_text(finite(table), nested=True)), sink)
+
+
+def _json(table: pa.Table, sink: BinaryIO) -> None:
+    before = b"["
+    for batch in table.to_batches():
+        for row in batch.to_pylist():
+            sink.write(before + as_json(row).encode("ascii"))
+            before = b",\n "
+    sink.write(b"]\n" if before != b"[" else b"[]\n")
+
+
+def _xlsx(table: pa.Table, sink: BinaryIO) -> None:
+    """Write a workbook: a sheet with the rows, and one that says what the columns are."""
     if table.num_rows > MOST_ROWS or table.num_columns > MOST_COLUMNS:
         raise ScannerError(
             f"{table.num_rows:,} rows and {table.num_columns:,} columns do not fit into a sheet of Excel "
@@ -106,7 +152,6 @@ def _xlsx(table: pa.Table) -> bytes:
         raise ScannerError(
             "Excel workbooks need XlsxWriter, which is not installed: run `pip install 'rmtscan[xlsx]'`, or write .csv"
         ) from error
-    sink = io.BytesIO()
     # Texts stay texts, whatever they look like.
     options = {"in_memory": True, "strings_to_formulas": False, "strings_to_urls": False, "strings_to_numbers": False}
     with xlsxwriter.Workbook(sink, options) as book:
@@ -130,7 +175,6 @@ def _xlsx(table: pa.Table) -> bytes:
             told = (field.metadata or {}).get(b"description", b"").decode("utf-8", "replace")
             about.write_string(number, 0, _cell_text(field.name))
             about.write_string(number, 1, _cell_text(told))
-    return sink.getvalue()
 
 
 def _write_cell(sheet: Any, row: int, column: int, value: Any, times: Any) -> int:
@@ -162,20 +206,10 @@ def _cell_text(text: str) -> str:
     return shown if len(shown) <= MOST_CHARACTERS else f"{shown[: MOST_CHARACTERS - 1]}…"
 
 
-def _with_text(table: pa.Table, *, nested: bool) -> pa.Table:
-    """Convert columns of types that a format lacks to text: intervals, and with `nested` lists, structures and bytes."""
-    for position, field in enumerate(table.schema):
-        kind = field.type
-        odd = nested and (pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_dictionary(kind))
-        if odd or pa.types.is_interval(kind):
-            values = table.column(position).to_pylist()
-            texts = [value if value is None or isinstance(value, str) else as_json(value) for value in values]
-            metadata = {} if field.metadata is None else {"metadata": field.metadata}
-            table = table.set_column(
-                position, pa.field(field.name, pa.string(), **metadata), pa.array(texts, pa.string())
-            )
-    return table
-
-
-WRITERS: dict[str, Callable[[pa.Table], bytes]] = {".parquet": _parquet, ".csv": _csv, ".json": _json, ".xlsx": _xlsx}
+WRITERS: dict[str, Callable[[pa.Table, BinaryIO], None]] = {
+    ".parquet": _parquet,
+    ".csv": _csv,
+    ".json": _json,
+    ".xlsx": _xlsx,
+}
 """The formats, by suffix."""

@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import io
-import json
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
 
 from scanner.checkpoint.names import printable
 from scanner.errors import ConfigError, ScannerError
+from scanner.export.answers import answer_file
 from scanner.export.matrices import SQL
-from scanner.plain import inert
 from scanner.store import Store
 
 Table = Literal["matrices", "vectors"]
 TABLES: tuple[Table, ...] = get_args(Table)
-
-
-def finite(table: pa.Table) -> pa.Table:
-    """Return a table in which infinite values and NaN are null."""
-    for position, field in enumerate(table.schema):
-        if pa.types.is_floating(field.type):
-            column = table.column(position)
-            kept = pc.if_else(pc.is_finite(column), column, pa.scalar(None, field.type))
-            table = table.set_column(position, field, kept)
-    return table
 
 
 def flat_csv(store: Store, model: str, *, table: Table = "matrices") -> str:
@@ -39,14 +25,7 @@ def flat_csv(store: Store, model: str, *, table: Table = "matrices") -> str:
         ConfigError: there is no such table.
         ScannerError: the model has no rows.
     """
-    rows = finite(_rows(store, model, table))
-    for position, field in enumerate(rows.schema):
-        if pa.types.is_string(field.type) or pa.types.is_dictionary(field.type):
-            texts = [None if text is None else inert(text) for text in rows.column(position).to_pylist()]
-            rows = rows.set_column(position, field.name, pa.array(texts, pa.string()))
-    stream = io.BytesIO()
-    pyarrow.csv.write_csv(rows, stream)
-    return stream.getvalue().decode()
+    return answer_file(_rows(store, model, table), ".csv").decode()
 
 
 def flat_json(store: Store, model: str, *, table: Table = "matrices") -> str:
@@ -56,8 +35,7 @@ def flat_json(store: Store, model: str, *, table: Table = "matrices") -> str:
         ConfigError: there is no such table.
         ScannerError: the model has no rows.
     """
-    rows: list[dict[str, Any]] = finite(_rows(store, model, table)).to_pylist()
-    return "[" + ",\n ".join(json.dumps(row, default=str, allow_nan=False) for row in rows) + "]\n"
+    return answer_file(_rows(store, model, table), ".json").decode()
 
 
 def _rows(store: Store, model: str, table: Table) -> pa.Table:

@@ -530,7 +530,7 @@ class _Run:
         if report.error is not None:
             self._set(night, self._failed(release, report.error))
             return
-        release = replace(release, scan_id=report.scan_id, matrices=report.analysed, failed_tensors=report.failed)
+        release = replace(release, scan_id=report.scan_id, matrices=report.analyzed, failed_tensors=report.failed)
         if report.failed and self._may_pass(report.scan_id) and release.attempts + 1 < self.config.night.attempts:
             reason = f"{report.failed} tensors could not be read; they are tried again"
             self._set(night, release.now("waiting", reason, attempts=release.attempts + 1))

@@ -134,7 +134,7 @@ def test_tensors_outside_of_blocks_are_in_no_layer(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_head_with_the_bytes_of_the_embedding_is_analysed_once(tmp_path: Path, tied: bool) -> None:
+def test_a_head_with_the_bytes_of_the_embedding_is_analyzed_once(tmp_path: Path, tied: bool) -> None:
     head = LLAMA["model.embed_tokens.weight"].clone()
     head[5, 1] += 0 if tied else 1
     opened = open_checkpoint(checkpoint(tmp_path / "llama", LLAMA | {"lm_head.weight": head}))
@@ -234,7 +234,7 @@ def test_a_config_can_declare_the_tie(tmp_path: Path, declared: bool | None) -> 
     assert ("lm_head.weight" in listed(list_matrices(opened, Selection(embeddings=True)))) is not (declared is True)
 
 
-def test_a_head_asked_for_alone_is_analysed_although_tied(tmp_path: Path) -> None:
+def test_a_head_asked_for_alone_is_analyzed_although_tied(tmp_path: Path) -> None:
     tensors = LLAMA | {"lm_head.weight": LLAMA["model.embed_tokens.weight"].clone()}
     opened = open_checkpoint(checkpoint(tmp_path / "llama", tensors))
     assert listed(list_matrices(opened, Selection(only=("lm_head",)))) == {"lm_head.weight"}
@@ -302,8 +302,8 @@ def test_matrices_and_skipped_add_up_to_the_checkpoint(
     opened = open_checkpoint(checkpoint(tmp_path_factory.getbasetemp() / "any", tensors, config))
     selection = Selection(only=tuple(only), layers=tuple(layers), embeddings=embeddings, heads=heads)
     inventory = list_matrices(opened, selection)
-    analysed = {ref.entry.name for ref in inventory.matrices}
-    assert sorted([*analysed, *(skipped.tensor for skipped in inventory.skipped)]) == sorted(tensors)
+    analyzed = {ref.entry.name for ref in inventory.matrices}
+    assert sorted([*analyzed, *(skipped.tensor for skipped in inventory.skipped)]) == sorted(tensors)
     assert len({ref.key for ref in inventory.matrices}) == len(inventory.matrices)
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]{16,80}", ref.key) for ref in inventory.matrices)
 

@@ -10,7 +10,9 @@ import torch
 from wcwidth import wcswidth
 
 from scanner.checkpoint.sources.files import LocalFiles
+from scanner.store import open_store
 from tests.checkpoint.writing import checkpoint
+from tests.store.rows import Matrix, add_scan
 
 from .conftest import Run
 
@@ -115,3 +117,27 @@ def test_models_that_the_folder_also_holds_are_mentioned_with_their_command(rmts
     dense = checkpoint(tmp_path / "model" / "2_Dense", {"linear.weight": torch.zeros(2, 4)})
     told = rmtscan("inspect", str(tmp_path / "model"))
     assert (told.status, f"rmtscan scan {dense}" in told.err) == (0, True)
+
+
+def test_the_speed_of_earlier_scans_gives_the_expected_time(rmtscan: Run, model: str, tmp_path: Path) -> None:
+    def units(rows: int, cols: int) -> float:
+        lo, hi = sorted((rows, cols))
+        return float(lo**2 * (3 * hi + 9 * lo) + 800 * lo * (lo + hi) + 1.5e8)
+
+    store = open_store(str(tmp_path / "store"), create=True)
+    told = rmtscan("inspect", model, "--store", store.url)
+    assert f"at 2.0e+10 units/s, because {store.url} has no scan on a CPU, without" in told.err
+    shapes = {(4, 4): 0.25, (8, 4): 0.5}
+    rows = [
+        Matrix(tensor=f"m{i}", rows=shape[0], cols=shape[1], more={"device": "cpu", "seconds": seconds})
+        for i, (shape, seconds) in enumerate(shapes.items())
+    ]
+    rows.append(Matrix(tensor="gpu", more={"device": "cuda", "seconds": 100.0}))
+    rows.append(Matrix(tensor="head", head=1, more={"device": "cpu", "seconds": 100.0}))
+    add_scan(store, "a", rows)
+    rate = sum(units(*shape) for shape in shapes) / sum(shapes.values())
+    told = rmtscan("inspect", model, "--store", store.url)
+    assert f"{rate:.1e} units/s, the speed of 2 matrices in {store.url}" in told.err
+    words = [line.split() for line in told.out.decode().splitlines()]
+    seconds = next(float(line[-1]) for line in words if line and line[0] == "query")
+    assert seconds == pytest.approx(120 * units(6, 4) / rate, rel=5e-3)

@@ -102,7 +102,7 @@ def test_hostile_names_are_values_in_one_line(capsys: pytest.CaptureFixture[str]
     events = logs.Events()
     events.opening(HOSTILE)
     events.hung([HOSTILE], 3.0)
-    events.model_done(ModelReport(reference=HOSTILE, model=HOSTILE, analysed=3, failed=1))
+    events.model_done(ModelReport(reference=HOSTILE, model=HOSTILE, analyzed=3, failed=1))
     text = capsys.readouterr().err
     assert text.isascii()
     told = objects(text)

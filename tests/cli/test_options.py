@@ -276,37 +276,39 @@ POOL = "--address --workers --gpus-per-worker --task-timeout --share-cores --log
 SELECTION = "--roles --layers --embeddings --heads --products"
 WITH_VECTORS = "--sigma --null --scale --head-mass --metrics"
 METHOD = f"{WITH_VECTORS} --values-only"
+TABLE = "--columns --wide --rows --all --format"
+ANSWER = f"{TABLE} --output --force"
 TEXT = "--text --column --second --where"
 MEASURE = f"{TEXT} --label --metric --tokens --window --examples --dtype"
 OPTIONS = {
-    "scan": f"--from --name --upgrade --store {SELECTION} {METHOD} --ensemble --control-draws --download --force {POOL} --format",
-    "inspect": f"{SELECTION} --all --format",
-    "compare": f"--store {SELECTION} {WITH_VECTORS} --download --force {POOL} --format",
-    "query": "--param --list --columns --wide --rows --all --store --format --output --force",
-    "sql": "--store --timeout --format --output --force",
-    "models": "--store --format",
-    "show": "--revision --store --format",
-    "status": "--store --running --watch --format",
-    "calibrate": "--output --draws --seed --format",
+    "scan": f"--from --name --upgrade --store {SELECTION} {METHOD} --ensemble --control-draws --download --force {POOL} {TABLE}",
+    "inspect": f"{SELECTION} --store {ANSWER}",
+    "compare": f"--store {SELECTION} {WITH_VECTORS} --download --force {POOL} {TABLE}",
+    "query": f"--param --list --store {ANSWER}",
+    "sql": f"--store --timeout {ANSWER}",
+    "models": f"--store {ANSWER}",
+    "show": f"--revision --store {ANSWER}",
+    "status": f"--store --running --watch {ANSWER}",
+    "calibrate": f"--output --draws --seed {TABLE}",
     "activations": f"{TEXT} --store --tokens --window --roles --layers --dtype --sign-draws --halves --map {POOL} "
-    "--force --format",
+    f"--force {TABLE}",
     "ablate": f"{MEASURE} --store --roles --layers --by --sets --random --controls --control-draws --stride --prompt "
-    f"--answers {POOL} --force --format",
+    f"--answers {POOL} --force {TABLE}",
     "finetune": f"{TEXT} --label --store --order --deciles --seeds --roles --examples --test-share --window --epochs --batch --lr "
-    f"--remove --keep {POOL} --force --format",
-    "lazy-learning": f"--data --store --alpha --frozen --hidden --normalize --seeds --epochs --lr --batch {POOL} --force --format",
-    "slicing": f"{MEASURE} --store --prompt --answers --order --deciles --calibration --calibration-tokens {POOL} --force --format",
+    f"--remove --keep {POOL} --force {TABLE}",
+    "lazy-learning": f"--data --store --alpha --frozen --hidden --normalize --seeds --epochs --lr --batch {POOL} --force {TABLE}",
+    "slicing": f"{MEASURE} --store --prompt --answers --order --deciles --calibration --calibration-tokens {POOL} --force {TABLE}",
     "plot": "--output --list --model --revision --layer --role --head --expert --stack --tensor --side --k --ensemble --base "
-    "--tuned --centred --run --param --width --height --font-size --theme --scale --store --format",
+    f"--tuned --centered --run --param --width --height --font-size --theme --scale --store {TABLE}",
     "report": "--output --store",
     "site": "--output --force",
     "serve": "--port --interval",
-    "verify": "--all --store --format",
-    "compact": "--store --older-than --grace --group-bytes --dry-run --format",
-    "merge": "--into --dry-run --format",
-    "rm": "--store --yes --dry-run --format",
-    "nightly": f"--config --init --dry-run {POOL} --format",
-    "publish": "--to --name --license --force --space --format",
+    "verify": f"--store {ANSWER}",
+    "compact": f"--store --older-than --grace --group-bytes --dry-run {TABLE}",
+    "merge": f"--into --dry-run {TABLE}",
+    "rm": f"--store --yes --dry-run {TABLE}",
+    "nightly": f"--config --init --dry-run {POOL} {TABLE}",
+    "publish": f"--to --name --license --force --space {TABLE}",
     "export spectrum": "--output --by --top --roles --store --force",
     "export axolotl": "--output --by --top --roles --store --force",
     "export peft": "--output --least --most --alpha --init --roles --store --force",
@@ -315,8 +317,10 @@ OPTIONS = {
     "export json": "--output --table --store --force",
     "export card": "--output --store --force",
     "export duckdb": "--output --store --force",
+    "export wandb": "--project --entity --offline --store",
+    "export mlflow": "--experiment --uri --store",
     "compress": "--output --budget --by --factored --roles --layers --text --column --where --tokens --window --calibration-tokens "
-    "--saved-dtype --format",
+    f"--saved-dtype {TABLE}",
 }
 """The options of every verb: users and scripts rely on these names."""
 ALIASES = {
@@ -326,11 +330,12 @@ ALIASES = {
     "activations": {"--only": "--roles"},
     "finetune": {"--length": "--window"},
     "lazy-learning": {"--rate": "--lr"},
-    "plot": {"--centered": "--centred", "--uncentered": "--uncentred"},
+    "plot": {"--centred": "--centered", "--uncentred": "--uncentered"},
 }
 """Names that are accepted and not shown."""
 ONE_MEANING = (
-    "store roles layers tokens window lr seeds epochs batch examples address workers dtype metric column where format"
+    "store roles layers tokens window lr seeds epochs batch examples address workers dtype metric column where format "
+    "columns wide rows"
 )
 
 VERBS: dict[str, Any] = {}

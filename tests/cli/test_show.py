@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,46 @@ def test_hostile_names_print_harmlessly(rmtscan: Run, tmp_path: Path, monkeypatc
     assert max(wcswidth(line) for line in lines[: lines.index("Next")]) <= 80
     told = rmtscan("show", ESCAPES[1:] + "x", "--store", store.url)
     assert all(line.isprintable() for line in told.err.splitlines())
+
+
+def test_a_model_of_ten_thousand_matrices_is_one_screen(
+    rmtscan: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    from fleet import Fleet, build
+
+    layers = 1440
+    store = build(tmp_path / "store", Fleet(scans=1, revisions=0, comparisons=0, layers=layers, width=16, inner=24))
+    monkeypatch.setenv("COLUMNS", "80")
+    told = rmtscan("show", "--store", store.url)
+    text = told.out.decode()
+    lines = text.splitlines()
+    assert (told.status, told.err) == (0, "")
+    assert f"10,080 matrices in {layers} layers" in text
+    assert len(lines) < 45
+    assert max(map(wcswidth, lines)) <= 80
+    means = store.sql("from matrices select role, layer, (u_p_mean + v_p_mean) / 2 as p").to_pandas()
+    least = means.sort_values("p").iloc[0]
+    assert f"least random matrices (mean p): {least.role} L{least.layer} {least.p:.3f}" in " ".join(text.split())
+    [strip] = [line.split() for line in lines if line.startswith("  mlp_gate v")]
+    assert len(strip) == 2 + 10 + 1, "a cell for every decile, and the outliers"
+
+
+def test_commands_that_do_not_fit_are_continued_on_the_next_line(
+    rmtscan: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(str(tmp_path / "store"), create=True)
+    add_scan(store, "a", [Matrix()], model="org/it's-" + "y" * 30)
+    monkeypatch.chdir(tmp_path)
+    for width in (80, 120):
+        monkeypatch.setenv("COLUMNS", str(width))
+        commands = rmtscan("show", "--store", "store").out.decode().partition("\nNext\n")[2]
+        assert (" \\\n" in commands) == (width == 80)
+        joined = commands.replace("\\\n", "").strip().splitlines()
+        assert [shlex.split(line)[:2] for line in joined] == [["rmtscan", verb] for verb in ("query", "plot", "report")]
+        assert all(shlex.split(line)[-1] == "store" for line in joined)
+        told = rmtscan(*shlex.split(joined[0])[1:])
+        assert (told.status, told.errors) == (0, [])
 
 
 def test_other_formats_print_the_rows_of_the_strip(rmtscan: Run, real: Store) -> None:

@@ -94,7 +94,7 @@ def told_by(report: ScanReport, told: Recorder) -> dict[str, Any]:
     store = open_store(report.store)
     [row] = store.sql("SELECT environment FROM scans").to_pylist()
     return {
-        "analysed": report.models[0].analysed,
+        "analyzed": report.models[0].analyzed,
         "failed": report.failed,
         "alive": told.alive,
         "devices": store.sql("SELECT DISTINCT device FROM matrices")["device"].to_pylist(),

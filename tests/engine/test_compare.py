@@ -170,7 +170,7 @@ def test_two_checkpoints_of_one_name_keep_their_lists_apart(tmp_path: Path) -> N
     assert report.unmatched == {"only in base (same)": [gone], "only in tuned (same)": [new]}
 
 
-def test_a_difference_that_was_not_analysed_is_a_failure_and_the_pair_is_kept(tmp_path: Path) -> None:
+def test_a_difference_that_was_not_analyzed_is_a_failure_and_the_pair_is_kept(tmp_path: Path) -> None:
     changed = {name: tensor * 1.5 for name, tensor in tensors(layers=1).items()}
     base, tuned = small(tmp_path / "base", layers=1), checkpoint(tmp_path / "tuned", changed, CONFIG)
     opened = difference(open_checkpoint(base), open_checkpoint(tuned))

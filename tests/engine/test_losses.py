@@ -50,7 +50,7 @@ def test_a_worker_that_is_killed_costs_nothing_but_time(tmp_path: Path) -> None:
     report = scan(model, store=tmp_path / "store", observer=told, pool=PoolOptions(workers=1))
     assert len(killed) == 1
     assert 0 in told.alive, "the loss was told"
-    assert (report.models[0].analysed, report.failed) == (10, 0)
+    assert (report.models[0].analyzed, report.failed) == (10, 0)
     assert results(open_store(str(tmp_path / "store"))) == results(open_store(str(tmp_path / "quiet")))
 
 
@@ -59,7 +59,7 @@ def test_a_node_that_goes_away_costs_nothing_but_time(fragile: tuple[Path, dict[
     assert told["nodes"] == 2, "the node was taken away, and another one came"
     whole = told["whole"]
     assert whole["alive"] == [1, 0, 1]
-    assert (whole["analysed"], whole["failed"]) == (8, 0)
+    assert (whole["analyzed"], whole["failed"]) == (8, 0)
     found = results(open_store(str(folder / "whole")))
     assert found == results(open_store(str(folder / "half")))
     assert len(found["matrices"]) == 8

@@ -121,7 +121,7 @@ def test_a_model_is_committed_while_the_next_is_still_being_opened(
     told = Tells()
     report = run_scan(iter([first, second]), store=tmp_path / "store", observer=told, pool=ONE)
     assert waited == [True], "the first model was committed before the second was open"
-    assert [model.analysed for model in report.models] == [4, 4]
+    assert [model.analyzed for model in report.models] == [4, 4]
     assert told.queues == [len(told.tasks)], "the total grew"
     assert [Path(model.reference).name for model in told.models] == ["first", "second"]
 
@@ -153,7 +153,7 @@ def test_many_models_with_broken_ones_among_them(tmp_path: Path, monkeypatch: py
     assert 1 <= max(at_once) <= 4, "four for each worker, if this is more"
     reports = [work.reports[name] for name in names]
     assert [report.error is None for report in reports] == [number != 3 for number in range(9)]
-    assert {report.analysed for report in reports if report.error is None} == {4}
+    assert {report.analyzed for report in reports if report.error is None} == {4}
     assert reports[3].error is not None
     assert reports[3].error.__traceback__ is None, "frames would keep the checkpoint in memory"
     assert work.reports[str(tmp_path / "copy")].scan_id == reports[0].scan_id
@@ -215,7 +215,7 @@ def test_content_that_has_a_scan_already_is_not_scanned_to_the_end(
         work.more(0.1)
     assert not any(work.wanted(task) for task in tasks), "the others are dropped from the queue"
     [report] = work.reports.values()
-    assert (report.new, report.analysed, report.scan_id) == (False, 12, first.reports[reference].scan_id)
+    assert (report.new, report.analyzed, report.scan_id) == (False, 12, first.reports[reference].scan_id)
     work.finish()
     work.close()
     assert staged(tmp_path, "store") == []
@@ -227,7 +227,7 @@ def test_two_copies_are_one_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     shutil.copytree(reference, tmp_path / "copy")
     work = scanned(tmp_path, monkeypatch, "store", reference, str(tmp_path / "copy"))
     one, copy = work.reports.values()
-    assert (one.scan_id, one.new, one.analysed) == (copy.scan_id, True, 12)
+    assert (one.scan_id, one.new, one.analyzed) == (copy.scan_id, True, 12)
     assert work.store.committed() == [one.scan_id]
     assert staged(tmp_path, "store") == []
 
@@ -311,7 +311,7 @@ def test_an_interrupted_scan_resumes_when_its_content_is_hashed(
     assert work.kept == 5
     assert staged(tmp_path, "store") == []
     assert work.store.unfinished() == []
-    assert work.reports[reference].analysed == 12
+    assert work.reports[reference].analyzed == 12
     undisturbed = scanned(tmp_path, monkeypatch, "undisturbed", reference)
     assert undisturbed.kept == 0
     assert results(work.store) == results(undisturbed.store)
@@ -427,7 +427,7 @@ def test_two_drivers_of_one_checkpoint_end_with_one_scan(tmp_path: Path, monkeyp
     first, second = (work.reports[reference] for work in works)
     assert first.scan_id == second.scan_id
     assert (first.error, second.error) == (None, None)
-    assert first.analysed == second.analysed == 12
+    assert first.analyzed == second.analyzed == 12
     assert [path.name for path in (tmp_path / "store" / "staging").glob("*")] == []
 
 

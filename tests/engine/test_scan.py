@@ -73,12 +73,12 @@ def test_every_tensor_of_a_real_model_is_accounted_for(real: Scanned, minilm: Pa
     with safe_open(minilm / "model.safetensors", "pt") as file:
         names = set(file.keys())
         matrices = {name for name in names if len(file.get_slice(name).get_shape()) == 2}
-    analysed = set(real.store.sql("SELECT tensor FROM matrices")["tensor"].to_pylist())
+    analyzed = set(real.store.sql("SELECT tensor FROM matrices")["tensor"].to_pylist())
     skipped = [name for tensors in model.skipped.values() for name in tensors]
-    assert (model.analysed, model.failed, model.error) == (37, 0, None)
-    assert analysed | set(skipped) == names
-    assert model.analysed + model.skipped_count + model.failed == len(names)
-    assert matrices - analysed == {name for name in matrices if "embeddings" in name}
+    assert (model.analyzed, model.failed, model.error) == (37, 0, None)
+    assert analyzed | set(skipped) == names
+    assert model.analyzed + model.skipped_count + model.failed == len(names)
+    assert matrices - analyzed == {name for name in matrices if "embeddings" in name}
     row: Any = real.store.scan_row(model.scan_id)
     assert row is not None
     assert (row["matrices"], row["skipped"], row["failed"], row["vectors"]) == (37, len(skipped), 0, 37 * 384)
@@ -265,7 +265,7 @@ def test_the_next_scan_uses_the_controls_that_are_there(real: Scanned, minilm_tu
     method = Method(selection=Selection(only=("query",), layers=(0,)))
     second = scanned(minilm_tuned, Path(real.store.url), method=method, pool=ONE)
     assert [type(task) for task in second.told.tasks] == [MatrixTask]
-    assert second.report.models[0].analysed == 1
+    assert second.report.models[0].analyzed == 1
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
@@ -275,7 +275,7 @@ def test_what_is_committed_is_not_scanned_again(real: Scanned, minilm: Path, mon
     with no_ray(monkeypatch):
         again = scanned(minilm, store)
     [model] = again.report.models
-    assert (model.new, model.analysed) == (False, 37)
+    assert (model.new, model.analyzed) == (False, 37)
     assert (again.told.queues, again.told.tasks) == ([], [])
     assert {path: path.stat().st_mtime_ns for path in store.rglob("*.parquet")} == before
 
@@ -305,7 +305,7 @@ def test_a_checkpoint_that_cannot_be_opened_does_not_stop_the_others(several: Sc
     damaged, one, missing, copy, two = several.report.models
     assert "download it again" in str(damaged.error)
     assert "does not exist" in str(missing.error)
-    assert [model.analysed for model in (one, copy, two)] == [12, 12, 8]
+    assert [model.analyzed for model in (one, copy, two)] == [12, 12, 8]
     assert several.report.errors == (damaged, missing)
     assert len(several.store.committed()) == 2
 
@@ -358,7 +358,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Scanned:
 
 def test_the_three_counts_add_up_when_some_fail(odd: Scanned) -> None:
     [model] = odd.report.models
-    assert (model.analysed, model.failed, model.skipped_count) == (len(ODD), 2, 4)
+    assert (model.analyzed, model.failed, model.skipped_count) == (len(ODD), 2, 4)
     assert odd.report.failed == 2
     [row] = odd.store.query("scans").to_pylist()
     assert (row["matrices"], row["failed"], row["skipped"]) == (len(ODD), 2, 4)
@@ -494,7 +494,7 @@ def test_workers_and_not_the_driver_compare_the_bytes_of_embedding_and_head(
     method = Method(selection=Selection(embeddings=True))
     found = scanned(base, tmp_path / "store", method=method, pool=ONE, ensembles=())
     [model] = found.report.models
-    assert model.analysed == (2 if same else 3)
+    assert model.analyzed == (2 if same else 3)
     assert model.skipped == ({"tied with model.embed_tokens.weight": ["lm_head.weight"]} if same else {})
     assert sum(found.told.queues) == 3
     pair = comparing.compare(base, tuned, store=tmp_path / "store", method=method, pool=ONE, ensembles=())

@@ -23,7 +23,7 @@ def test_every_block_has_its_seven_roles(smollm2: Path) -> None:
 def test_singular_values_are_those_of_the_dequantised_weights(smollm2: Path, tmp_path: Path) -> None:
     method = Method(selection=Selection(layers=(3,)))
     report = scan(smollm2, store=tmp_path, method=method, ensembles=(), pool=PoolOptions(workers=2))
-    assert (report.models[0].analysed, report.failed) == (7, 0)
+    assert (report.models[0].analyzed, report.failed) == (7, 0)
     store = open_store(str(tmp_path))
     for tensor in gguf.GGUFReader(smollm2).tensors:
         if tensor.name.startswith("blk.3.") and len(tensor.shape) == 2:

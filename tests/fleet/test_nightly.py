@@ -343,7 +343,7 @@ def test_scans_of_an_earlier_method_are_computed_again(
     share = night("eight", budget="models = 10\nupgrade_share = 0.1", night="length_hours = 0")
     assert (share.upgraded, share.exit_status, len(outdated_scans(store))) == (1, 0, 1)
     report = upgrade(store, pool=PoolOptions(workers=1))
-    assert [(one.new, one.analysed, one.error) for one in report.models] == [(True, 1, None)]
+    assert [(one.new, one.analyzed, one.error) for one in report.models] == [(True, 1, None)]
     assert outdated_scans(store) == []
     assert upgrade(store).models == ()
     versions = store.sql("select model, method ->> '$.version' as v from scans order by all").to_pylist()

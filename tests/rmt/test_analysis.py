@@ -148,7 +148,7 @@ def test_a_zero_matrix_is_all_null() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 50), (50, 1), (1, 1), (2, 2)])
-def test_the_smallest_shapes_are_analysed(shape: tuple[int, int]) -> None:
+def test_the_smallest_shapes_are_analyzed(shape: tuple[int, int]) -> None:
     w = np.random.default_rng(4).standard_normal(shape)
     found = analyze(w)
     assert found.singular_values == pytest.approx(np.linalg.svd(w, compute_uv=False))

@@ -45,9 +45,9 @@ def test_every_tensor_is_accounted_for_once_and_every_matrix_has_its_own_key(
 ) -> None:
     opened = tiny(name).opened
     inventory = list_matrices(opened, Selection(heads=heads, embeddings=not heads))
-    analysed = {ref.entry.name for ref in inventory.matrices}
+    analyzed = {ref.entry.name for ref in inventory.matrices}
     skipped = [skipped.tensor for skipped in inventory.skipped]
-    assert sorted([*analysed, *skipped]) == sorted(entry.name for entry in opened.tensors)
+    assert sorted([*analyzed, *skipped]) == sorted(entry.name for entry in opened.tensors)
     assert len({ref.key for ref in inventory.matrices}) == len(inventory.matrices)
     for ref in inventory.matrices:
         assert tuple(read_matrix(opened.source, ref).shape) == (ref.rows, ref.cols)
