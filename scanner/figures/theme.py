@@ -200,6 +200,7 @@ def finish(chart: Any, look: Style, title: str, subtitle: Sequence[str]) -> Any:
             tickSize=3,
             labelOverlap=True,
         )
+        .configure_axisX(labelSeparation=0.25 * look.font)  # 10 11 is not 1011
         .configure_legend(
             labelFontSize=look.font,
             titleFontSize=look.font,
