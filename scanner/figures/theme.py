@@ -253,7 +253,7 @@ def _recolored(node: Any) -> Any:
 
 
 #: Widths of characters in units of the font size, of Liberation Sans (and Arial, whose metrics it has).
-_NARROW, _WIDE = "iljtfrI.,:;'|!()[]/ -", "mwMW@%→±"
+_NARROW, _WIDE = "iljtfrI.,:;'|!()[]/ -·′²", "mwMW@%→±"
 _WIDTHS = {**dict.fromkeys(_NARROW, 0.3), **dict.fromkeys(_WIDE, 0.86)}
 
 
