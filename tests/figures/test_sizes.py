@@ -188,12 +188,6 @@ def test_no_text_lies_over_another_or_beyond_the_border(full_store: Store, name:
     assert (overlapping(chart), cut(chart)) == ([], [])
 
 
-@pytest.mark.parametrize("name", FIGURES)
-def test_every_figure_fits_on_a_page(full_store: Store, name: str) -> None:
-    _, tall = measured(drawn(full_store, name, width="85mm"))
-    assert tall < 240 * MILLIMETER
-
-
 @pytest.mark.parametrize("width", ["60mm", "180mm"])
 @pytest.mark.parametrize("name", ["overlap", "overlap_map"])
 def test_maps_are_square_at_any_width(full_store: Store, name: str, width: str) -> None:
