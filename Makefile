@@ -84,10 +84,10 @@ gallery-experiments: install $(BASE)/model.safetensors $(TUNED)/model.safetensor
 	@for model in $(BASE) $(TUNED); do \
 		$(BIN)/rmtscan activations $$model --text $(NOVEL) --tokens 2048 --window 128 --sign-draws 0 --map query:3 $(SHORT) >/dev/null || exit; done
 	@$(BIN)/rmtscan lazy-learning --hidden 128,128 --epochs 20 $(SHORT) >/dev/null
-	@$(BIN)/rmtscan finetune $(BASE) --task $(REVIEWS) --where source=rotten_tomatoes --examples 512 --test-share 0.02 --window 48 \
-		--epochs 1 --lr 3e-4 --seeds 2 --deciles 1,5,10 $(SHORT) >/dev/null
-	@$(BIN)/rmtscan slicing $(LLAMA) --text $(NOVEL) --tokens 384 --window 64 --calibration-tokens 1024 --deciles 1,4,7,10 $(SHORT) >/dev/null
-	@$(BIN)/rmtscan ablate $(LLAMA) --text $(NOVEL) --tokens 384 --window 64 --roles query,mlp_down --random 2 $(SHORT) >/dev/null
+	@$(BIN)/rmtscan finetune $(BASE) --task $(REVIEWS) --where source=rotten_tomatoes --examples 192 --test-share 0.02 --window 32 \
+		--epochs 1 --batch 8 --lr 2e-4 --seeds 2 --deciles 1,10 $(SHORT) >/dev/null
+	@$(BIN)/rmtscan slicing $(LLAMA) --text $(NOVEL) --tokens 256 --window 64 --calibration-tokens 1024 --deciles 1,4,7,10 $(SHORT) >/dev/null
+	@$(BIN)/rmtscan ablate $(LLAMA) --text $(NOVEL) --tokens 256 --window 64 --roles query,mlp_down --random 2 $(SHORT) >/dev/null
 	@echo "Every figure has results now: make docs"
 
 demo: install $(BASE)/model.safetensors $(TUNED)/model.safetensors ## scan two real checkpoints, compare them, write the report

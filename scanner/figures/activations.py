@@ -101,10 +101,11 @@ def activation_overlap(
             title = name + (f", {cols} inputs" if len(widths) > 1 else "")
             panels.append((title, points, limits))
     across = look.across(len(panels))
-    chart = alt.concat(
-        *(_panel(*panel, look, look.panel(across), i % across == 0, interactive) for i, panel in enumerate(panels)),
-        columns=across,
-    )
+    views = []
+    for i, panel in enumerate(panels):
+        first, last = i % across == 0, i >= len(panels) - across
+        views.append(_panel(*panel, look, look.panel(across), first, last, interactive))
+    chart = alt.concat(*views, columns=across)
     where = f"layer {layer}" if layer is not None else "all layers"
     return theme.finish(
         chart,
@@ -154,21 +155,22 @@ def _panel(
     look: theme.Style,
     width: float,
     first: bool,
+    last: bool,
     interactive: bool,
 ) -> Any:
-    """Return the panel of O_k above M_k for one role and width."""
+    """Return the panel of O_k above M_k for one role and width, with the names of the axes at the margin of the figure."""
     largest = max(row["singular_value"] for row in points)
     # Points at the largest value lie within the frame.
     x_scale = alt.Scale(domain=[-_SPACE * largest, (1.0 + _SPACE) * largest], nice=False)
     axis = alt.Axis(grid=False, tickCount=5)
-    x = alt.X("singular_value:Q", title="singular value ν", scale=x_scale, axis=axis)
+    x = alt.X("singular_value:Q", title="singular value ν" if last else None, scale=x_scale, axis=axis)
     x_above = alt.X("singular_value:Q", title=None, scale=x_scale, axis=alt.Axis(grid=False, tickCount=5, labels=False))
     names = ("overlap O_k", "entry M_k") if first else (None, None)
     upper = _against_band("overlap", names[0], x_above, points, limits, look, interactive)
     lower = _against_band("peak", names[1], x, points, limits, look, interactive)
     return alt.vconcat(
-        upper.properties(width=width, height=0.6 * look.height),
-        lower.properties(width=width, height=0.35 * look.height),
+        upper.properties(width=width, height=0.5 * look.height),
+        lower.properties(width=width, height=0.3 * look.height),
         spacing=look.font // 2,
         title=theme.heading(title, look),
     )

@@ -27,7 +27,7 @@ _RANDOM = f"± {CHANCE:g} standard errors of random vectors"
     about="How far the mean p of the singular vectors lies below the 0.5 of random vectors, at the small end (the smallest tenth "
     "of the singular values), in the middle, and at the large end (the largest tenth). Scale is what unequal row and column "
     "variances explain, head structure what vectors that live in a few attention heads explain, direction what neither explains; "
-    "the black line is the sum. Gray is chance. Bars to the left: vectors closer to the Gaussian than chance, which orthogonality "
+    "the thick line is the sum. Gray is chance. Bars to the left: vectors closer to the Gaussian than chance, which orthogonality "
     "to the others does. All roles, or the layers of one role, or the heads of one role in one layer.",
 )
 def decompose(
@@ -43,7 +43,7 @@ def decompose(
     """Draw the parts of 0.5 - p at both ends and in the middle of the spectrum as stacked bars, as query `decompose` has them.
 
     Without a role there is one bar for each role, with a role one for each layer, with a role and a layer one for each attention
-    head. A black line marks the sum of the parts, 0.5 - p.
+    head. A thick line marks the sum of the parts, 0.5 - p.
 
     Raises:
         ScannerError: the model, role, layer or stack is unknown, or the matrices have no scale null.
@@ -66,7 +66,7 @@ def decompose(
     what = "head" if heads else "role" if role is None else "layer"
     named = caption(found, *([] if stack_word is None else [stack_word]))
     chart = _chart(rows, what, look, interactive=interactive)
-    return theme.finish(chart, look, title, [named, f"0.5 − mean p and its parts; black line: sum; gray: {_RANDOM}"])
+    return theme.finish(chart, look, title, [named, f"0.5 − mean p and its parts; thick line: sum; gray: {_RANDOM}"])
 
 
 def _bar(row: dict[str, Any], role: str | None, heads: bool) -> str | None:

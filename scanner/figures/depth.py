@@ -294,7 +294,9 @@ def outliers(
         if interactive:
             rect = rect.encode(tooltip=tips)
         # White on the scheme has more contrast than black from here on, where both have 4.6.
-        dark = alt.condition(f"datum.percent > {_DARK * most}", alt.value("white"), alt.value("black"))
+        on_color = alt.when(f"datum.percent > {_DARK * most}").then(alt.value("white"))
+        on_color = on_color.when("isValid(datum.percent)").then(alt.value("black"))
+        dark = on_color.otherwise(alt.value(theme.BLACK))  # on the ground of the theme
         text = base.mark_text(fontSize=look.small).encode(text="text:N", color=dark)
         words = alt.TitleParams(heading, fontSize=look.font, anchor="start", fontWeight="bold", offset=2, frame="group")
         size = {"width": round(cell * len(roles)), "height": round(1.35 * look.font * len(layers))}

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from scanner.errors import ScannerError
+from scanner.figures import FIGURES
 from scanner.figures.activations import activation_overlap, activation_spectrum, overlap_map, overlap_training
+from scanner.figures.sizing import measured
 from scanner.store import Store, open_store
 from tests.figures.stores import tables
+from tests.figures.texts import overlapping
 from tests.store.test_experiment_queries import add_overlaps, add_run, table
 
 
@@ -73,7 +76,7 @@ def test_eigenvalues_that_are_zero_within_rounding_are_counted_and_not_drawn(sto
         rows = [
             {"run_id": "run", "model": "org/model", "tensor": f"t{layer}", "layer": layer, "role": "query"}
             | {"index": i, "eigenvalue": value * (1 + 3 * layer), "centred": True}
-            for i, value in enumerate([10.0, 1.0, 1e-3, 4e-16 if layer else -1e-17])
+            for i, value in enumerate([10.0, 1.0, 1e-3, 4e-16 if layer else 1e-16])
         ]
         store.write_rows("activation_spectra", f"run-{layer}", table("activation_spectra", rows), method={})
     chart = activation_spectrum(store).to_dict()
@@ -99,6 +102,19 @@ def test_vectors_beyond_the_band_are_drawn_however_many_there_are_within(store: 
     assert len(upper) == 3
     assert len(drawn) < 400
     assert "of 3,000 vectors, most of them within the band, are left out" in " ".join(chart["title"]["subtitle"])
+
+
+@pytest.mark.parametrize("name", ["activation_overlap", "overlap_training"])
+def test_figures_of_seven_roles_fit_on_a_page(store: Store, name: str) -> None:
+    roles = ("query", "key", "value", "attn_out", "mlp_up", "mlp_gate", "mlp_down")
+    for model in ("run-step1", "run-step2"):
+        for i, role in enumerate(roles):
+            add_overlaps(store, model, [0.3] * 20, model=model, role=role, tensor=role, layer=i, rows=20, cols=200)
+    given = {"model": "run-step1"} if name == "activation_overlap" else {}
+    chart = FIGURES[name].draw(store, width="85mm", **given)
+    _, tall = measured(chart)
+    assert tall < 240 * 72 / 25.4
+    assert overlapping(chart) == []
 
 
 def test_a_cell_of_a_map_is_the_root_mean_square_in_units_of_random_vectors(store: Store) -> None:
