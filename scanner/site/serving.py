@@ -11,6 +11,7 @@ import errno
 import os
 import signal
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,6 +58,7 @@ def serve(
         signal.signal(signal.SIGTERM, _interrupted)
     with tempfile.TemporaryDirectory(prefix="rmtscan-site-") as folder:
         site = _write(url, folder, tell)
+        assert site is not None  # nothing ends it but an exception
         with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
             asyncio.run(_serve(url, Path(folder), port, interval, lambda address: ready(address, site), tell))
 
@@ -96,11 +98,26 @@ def _interrupted(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _write(url: str, folder: str, tell: Callable[[str], None]) -> Site:
+class _Ended(Exception):
+    """The server ends while its site is written."""
+
+
+def _write(url: str, folder: str, tell: Callable[[str], None], ended: threading.Event | None = None) -> Site | None:
+    """Write the site, in any thread; None if the server has ended before it was whole."""
+
+    def progress(model: str) -> None:
+        # The process waits for this thread: a thread that reads the store while the interpreter ends would have its connection
+        # taken away.
+        if ended is not None and ended.is_set():
+            raise _Ended
+        tell(model)
+
     # A store belongs to one thread, and sites are written in several, one after the other.
     store = open_store(url)
     try:
-        return write_site(store, folder, live=True, progress=tell)
+        return write_site(store, folder, live=True, progress=progress)
+    except _Ended:
+        return None
     finally:
         store.close()
 
@@ -133,16 +150,22 @@ async def _serve(
 
 
 async def _keep_current(url: str, folder: Path, interval: float, tell: Callable[[str], None]) -> None:
-    known = await asyncio.to_thread(_state, url)
-    while True:
-        await asyncio.sleep(interval)
-        try:
-            found = await asyncio.to_thread(_state, url)
-            if found != known:
-                await asyncio.to_thread(_write, url, os.fspath(folder), tell)
-                known = found
-        except ScannerError as error:  # such as a store on a disk that is gone for a moment: the site stays as it is
-            tell(f"the store could not be read: {error}")
+    ended = threading.Event()
+    try:
+        known = await asyncio.to_thread(_state, url)
+        while True:
+            await asyncio.sleep(interval)
+            try:
+                found = await asyncio.to_thread(_state, url)
+                if found != known:
+                    await asyncio.to_thread(_write, url, os.fspath(folder), tell, ended)
+                    known = found
+            except (
+                ScannerError
+            ) as error:  # such as a store on a disk that is gone for a moment: the site stays as it is
+                tell(f"the store could not be read: {error}")
+    finally:
+        ended.set()
 
 
 def _state(url: str) -> str:

@@ -80,7 +80,7 @@ def state_of(store: Store) -> str:
     Raises:
         StoreError: the store cannot be read.
     """
-    versions = {table: repr(listing(store.files, table).version) for table in listed_tables()}
+    versions = {table: repr(listing(store.files, table).version) for table in (*listed_tables(), "controls")}
     begun = [(scan.scan_id, scan.parts) for scan in store.unfinished()]
     return _digest(versions, begun)
 

@@ -8,15 +8,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
 
 import pytest
 
-from scanner.site.content import key_of
+from scanner.site import serving
+from scanner.site.models import key_of
 from scanner.store import open_store
-from tests.store.rows import Matrix, add_scan
+from tests.store.rows import Matrix, add_scan, control
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -79,3 +81,51 @@ def test_a_served_site_follows_its_store(tmp_path: Path, ends: signal.Signals) -
             server.send_signal(ends)
             assert server.wait(30) == 0
     assert not [path for path in temporary.iterdir() if path.name.startswith("rmtscan-site-")]
+
+
+def test_a_server_that_ends_stops_writing_and_closes_the_store(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "store"), create=True)
+    for name in "abc":
+        add_scan(store, name, [Matrix()], model=name)
+    ended = threading.Event()
+    told: list[str] = []
+
+    def tell(model: str) -> None:
+        told.append(model)
+        ended.set()  # while the first model is written
+
+    assert serving._write(store.url, str(tmp_path / "site"), tell, ended) is None
+    assert told == ["a (1 of 3)"]
+    assert not (tmp_path / "site" / "index.html").exists()
+    whole = serving._write(store.url, str(tmp_path / "site"), lambda _: None)
+    assert whole is not None
+    assert whole.models == 3
+
+
+@pytest.mark.parametrize("ends", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_that_is_ended_while_it_writes_ends_without_complaints(tmp_path: Path, ends: signal.Signals) -> None:
+    store = open_store(str(tmp_path / "store"), create=True)
+    for number in range(30):
+        add_scan(store, f"s{number}", [Matrix(layer=layer) for layer in range(3)], model=f"model-{number}")
+    command = [sys.executable, "-m", "scanner.cli.main", "serve", store.url, "--port", "0", "--interval", "0.05"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path) as server:
+        try:
+            assert server.stderr is not None
+            assert any("http://" in line for line in server.stderr)
+            [folder] = tmp_path.glob("rmtscan-site-*")
+            before = {path.name for path in folder.glob("models/*/vectors-*.bin")}
+            # A new control changes the state of every model.
+            values: dict[str, list[float | None]] = {"u_p": [0.5] * 4, "v_p": [0.5] * 4}
+            made = control(4, 4, singular_values=[4.0, 3.0, 2.0, 1.0], u_p=values["u_p"], v_p=values["v_p"])
+            store.write_control(made, 4, 4, "gaussian", 0)
+            end = time.monotonic() + 60
+            while {path.name for path in folder.glob("models/*/vectors-*.bin")} == before:
+                assert time.monotonic() < end, "the site is not written again"
+                time.sleep(0.005)
+        finally:
+            server.send_signal(ends)
+            complaints = server.stderr.read() if server.stderr is not None else ""
+            assert server.wait(60) == 0
+    assert complaints == ""
+    assert not [*tmp_path.glob("rmtscan-site-*")]

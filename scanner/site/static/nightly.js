@@ -9,6 +9,7 @@ const cell = (name, value) => {
   if (["parameters", "bytes"].includes(name)) return size(value);
   if (["share", "relative_change"].includes(name)) return `${Number((100 * value).toPrecision(3))} %`;
   if (["p", "p_scale"].includes(name)) return p(value);
+  if (["measure", "defect"].includes(name)) return String(value).replaceAll("_", " ");
   return typeof value === "number" ? number(value) : String(value);
 };
 const NAMES = ["repository", "model", "other_model", "base_model", "tuned_model"];
