@@ -100,7 +100,7 @@ def _write(url: str, folder: str, tell: Callable[[str], None]) -> Site:
     # A store belongs to one thread, and sites are written in several, one after the other.
     store = open_store(url)
     try:
-        return write_site(store, folder, live=True, progress=tell)
+        return write_site(store, folder, live=True, progress=lambda text: tell(f"writing {text}"))
     finally:
         store.close()
 
