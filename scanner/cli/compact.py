@@ -67,8 +67,8 @@ def compact(
     from scanner.store import open_store
     from scanner.store.compaction import compact as compact_store
 
-    opened = open_store(named or store)
     with steps(sys.stderr, "compacting") as progress:
+        opened = open_store(named or store)
         done = compact_store(
             opened,
             older_than=timedelta(hours=older_than),

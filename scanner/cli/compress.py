@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 
 import typer
@@ -9,6 +10,7 @@ import typer
 from scanner.cli import options
 from scanner.cli.answers import TableOptions, printer
 from scanner.cli.output import note
+from scanner.cli.progress import waiting
 from scanner.cli.run import terminate_like_interrupt
 from scanner.compress import Config
 
@@ -41,7 +43,13 @@ def compress(config: Config, *, table: TableOptions) -> None:
 
     with terminate_like_interrupt():
         try:
-            done = write_compressed(config, tell=note)
+            with waiting(sys.stderr, "loading the model") as say:
+
+                def tell(text: str) -> None:
+                    note(text)
+                    say(text)
+
+                done = write_compressed(config, tell=tell)
         except KeyboardInterrupt:
             note("interrupted: nothing was written")
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from scanner.cli import options
 from scanner.cli.answers import TableOptions, printer
 from scanner.cli.logs import LogFormatOption
 from scanner.cli.output import DEFAULT_STORE, StoreOption, note
+from scanner.cli.progress import waiting
 from scanner.cli.run import run_verb
 from scanner.cli.tables import view_of
 from scanner.engine.options import PoolOptions, ReuseOptions
@@ -50,7 +52,8 @@ def add_experiment(app: typer.Typer, experiment: Experiment[Any], run: Callable[
 
         def show(report: Report) -> None:
             shorter = experiment.table_parameters if table.form == "table" else {}
-            answer = open_store(report.store).query(experiment.query, **{**report.parameters, **shorter})
+            with waiting(sys.stderr, "reading the results"):
+                answer = open_store(report.store).query(experiment.query, **{**report.parameters, **shorter})
             print_rows(answer)
             if shorter:
                 note(f"all results: rmtscan query {experiment.query} --store {report.store}")

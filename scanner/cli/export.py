@@ -163,7 +163,8 @@ def peft(
 
     opened, name = _opened(store, model)
     path = None if output is None else writing.check(output, folder=True, force=force)
-    found = exported(opened, name, roles=only.roles, least=least, most=most, alpha=alpha, init=init)
+    with waiting(sys.stderr, "reading the store"):
+        found = exported(opened, name, roles=only.roles, least=least, most=most, alpha=alpha, init=init)
     files = found.files()
     if path is None:
         print(files["adapter_config.json"], end="")
@@ -409,8 +410,9 @@ def _opened(store: str, model: str) -> tuple[Store, str]:
     from scanner.report.models import choose_models
     from scanner.store import open_store
 
-    opened = open_store(store)
-    return opened, choose_models(opened, [whole_name(opened, model)])[0]
+    with waiting(sys.stderr, "reading the store"):
+        opened = open_store(store)
+        return opened, choose_models(opened, [whole_name(opened, model)])[0]
 
 
 def _write(output: str | None, force: bool, make: Callable[[], tuple[str | bytes, Sequence[str]]]) -> None:

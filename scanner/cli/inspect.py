@@ -83,8 +83,8 @@ def inspect(
     from scanner.checkpoint.names import printable
     from scanner.engine.plan import decomposition_cost
 
-    rate, basis = _speed(store)
     with waiting(sys.stderr, f"reading headers of {reference}"):
+        rate, basis = _speed(store)
         checkpoint = open_checkpoint(reference, identify=False)
         inventory = list_matrices(checkpoint, selection, compare_bytes=False)
     costs = [decomposition_cost(ref.rows, ref.cols) / 1e9 for ref in inventory.matrices]

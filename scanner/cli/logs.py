@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from scanner.cli.loading import loaded
 from scanner.engine.task import Task
 from scanner.engine.work import Observer
 
@@ -50,6 +51,7 @@ def say(text: str, *, event: str = "note", level: Level = "info", **fields: obje
 
     In an object, the text is stripped, and characters that are not ASCII or not printable are escapes.
     """
+    loaded()
     line = _line(event, level, {"message": text.strip(), **fields}) if is_json() else text
     print(line, file=sys.stderr, flush=True)
 

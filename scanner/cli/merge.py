@@ -50,8 +50,9 @@ def merge(
     from scanner.store.merging import Merged
     from scanner.store.merging import merge as merge_stores
 
-    sources = [open_store(one) for one in source]
-    target = open_store(into, create=not dry_run)
+    with waiting(sys.stderr, "opening the stores"):
+        sources = [open_store(one) for one in source]
+        target = open_store(into, create=not dry_run)
     done: list[Merged] = []
     for one in sources:
         with waiting(sys.stderr, f"copying from {one.url}"):

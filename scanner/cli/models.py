@@ -32,8 +32,8 @@ def models(*, store: StoreOption = DEFAULT_STORE, table: AnswerOptions) -> None:
 
     query = find_query("scans")
     show = printer(table, view_of(query), columns=[column.name for column in query.columns])
-    opened = open_store(store)
     with waiting(sys.stderr, "reading the store"):
+        opened = open_store(store)
         answer = opened.query("scans")
     show(answer)
     if not answer.num_rows:

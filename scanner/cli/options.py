@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import typer
 from typer.core import TyperCommand
 
+from scanner.cli.loading import loading
 from scanner.cli.logs import say_error
 from scanner.configuration import Option, declaration, default_of, docstrings
 from scanner.errors import ScannerError
@@ -89,7 +90,8 @@ class _Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with loading():
+                return super().invoke(ctx)
         except ScannerError as error:
             names = {param.name: _shown_name(param) for param in self.params if param.name}
             say_error(_with_flags(str(error), names))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from scanner.cli.loading import loaded
 from scanner.cli.logs import say
 from scanner.cli.tables import View, draw
 
@@ -74,6 +75,7 @@ def write(
         more: how to see the rows that are not shown, for a note.
         wider: how to see the columns for which there is no room, likewise.
     """
+    loaded()
     if form == "table":
         if len({*table.column_names}) < table.num_columns:
             from scanner.export.answers import distinct_names

@@ -10,6 +10,7 @@ import typer
 
 from scanner.cli import options
 from scanner.cli.answers import TableOptions, named, printer
+from scanner.cli.loading import loaded
 from scanner.cli.output import DEFAULT_STORE, StoreOption, note
 from scanner.cli.tables import View
 
@@ -143,6 +144,7 @@ def plot(
         raise typer.BadParameter("give the name of a figure; --list shows all figures", param_hint="FIGURE")
     chosen = find_figure(figure)
     if listed:
+        loaded()
         print(_description(chosen))
         return
     if output is None:
@@ -173,18 +175,20 @@ def plot(
         parameters[name] = chosen.convert(name, value)
     looks = {"width": width, "height": height, "font_size": font_size, "theme": theme}
     appearance: dict[str, Any] = {name: value for name, value in looks.items() if value is not None}
-    opened = open_store(store) if chosen.needs_store else None
-    if opened is not None:
-        models = [name for name in ("model", "base", "tuned") if isinstance(parameters.get(name), str)]
-        parameters |= {name: whole_name(opened, str(parameters[name])) for name in models}
+    opened = None
     with steps(sys.stderr, "drawing") as progress:
+        if chosen.needs_store:
+            opened = open_store(store)
+            models = [name for name in ("model", "base", "tuned") if isinstance(parameters.get(name), str)]
+            parameters |= {name: whole_name(opened, str(parameters[name])) for name in models}
         chart = chosen.draw(
             opened,
             interactive=output.suffix.lower() == ".html",
             progress=progress,
             **appearance | parameters,
         )
-    note(f"{chosen.title}: {save(chart, output, scale=scale)}")
+        written = save(chart, output, scale=scale)
+    note(f"{chosen.title}: {written}")
 
 
 def _description(figure: Figure) -> str:

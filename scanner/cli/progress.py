@@ -9,10 +9,19 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    ProgressColumn,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bar
 
 from scanner.checkpoint.names import printable
+from scanner.cli.loading import loaded
 from scanner.engine.task import Task
 from scanner.engine.work import Observer
 
@@ -21,69 +30,80 @@ if TYPE_CHECKING:
 
 #: Seconds between two plain lines.
 _INTERVAL = 10.0
+_COUNT = TextColumn("{task.fields[count]}", markup=False)
 
 
 @contextmanager
 def steps(stream: TextIO, what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show how many steps of something without workers are done; nothing is printed before the first step, nor within a second.
+    """Show how many steps of something without workers are done; nothing is printed within a second.
 
     Args:
-        stream: where to print; on a terminal a bar, elsewhere plain lines.
+        stream: where to print; on a terminal a bar, elsewhere plain lines, not before the first step.
         what: the work, as a present participle.
     """
-    console = Console(file=stream, highlight=False, markup=False, emoji=False)
-    bar = Bar(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )
-    begun = last = time.monotonic()
-    task: TaskID | None = None
+    last = time.monotonic()
+    with _bar(
+        stream, what, BarColumn(), _COUNT, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
+    ) as shown:
+        console, bar, task = shown
 
-    def report(done: int, total: int) -> None:
-        nonlocal last, task
-        now = time.monotonic()
-        if console.is_terminal:
-            if task is None and now - begun > 1.0:
-                task = bar.add_task(what, total=total)
-                bar.start()
-            if task is not None:
-                bar.update(task, completed=done, total=total)
-        elif now - last > _INTERVAL:
-            last = now
-            console.print(f"{what}: {done} of {total}", soft_wrap=True)
+        def report(done: int, total: int) -> None:
+            nonlocal last
+            if bar is not None:
+                bar.update(task, completed=done, total=total, count=f"{done}/{total}")
+            elif time.monotonic() - last > _INTERVAL:
+                last = time.monotonic()
+                console.print(f"{printable(what)}: {done} of {total}", soft_wrap=True)
 
-    try:
         yield report
-    finally:
-        if task is not None:
-            bar.stop()
 
 
 @contextmanager
-def waiting(stream: TextIO, what: str) -> Iterator[None]:
+def waiting(stream: TextIO, what: str) -> Iterator[Callable[[str], None]]:
     """Show on a terminal that something without steps takes time; nothing is printed within a second, nor elsewhere.
 
     Args:
         stream: where to print.
         what: the work, as a present participle.
+
+    Yields:
+        A function that tells what is done now.
     """
+    with _bar(stream, what, TimeElapsedColumn()) as (_, bar, task):
+
+        def say(what: str) -> None:
+            if bar is not None:
+                bar.update(task, description=printable(what))
+
+        yield say
+
+
+@contextmanager
+def spinner(stream: TextIO, what: str) -> Iterator[None]:
+    """Show a spinner on a terminal after a second; stdout can be used meanwhile."""
+    with _bar(stream, what, TimeElapsedColumn(), first=True):
+        yield
+
+
+@contextmanager
+def _bar(
+    stream: TextIO, what: str, *columns: ProgressColumn, first: bool = False
+) -> Iterator[tuple[Console, Bar | None, TaskID]]:
+    """Show a bar on a terminal after a second: what is done at once needs none."""
+    if not first:
+        loaded()
     console = Console(file=stream, highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
-        yield
+        yield console, None, TaskID(0)
         return
-    bar = Bar(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True)
-    bar.add_task(printable(what), total=None)
-    timer = threading.Timer(1.0, bar.start)  # what is done at once needs no bar
+    name = TextColumn("{task.description}", markup=False)
+    bar = Bar(SpinnerColumn(), name, *columns, console=console, transient=True, redirect_stdout=False)
+    task = bar.add_task(printable(what), total=None, count="")
+    timer = threading.Timer(1.0, bar.start)
     timer.daemon = True
     timer.start()
     try:
-        yield
+        yield console, bar, task
     finally:
         timer.cancel()
         timer.join()
@@ -94,6 +114,7 @@ class Progress(Observer):
     """Prints the progress of a run. The bar advances by cost, so that its estimate of the remaining time is realistic."""
 
     def __init__(self, stream: TextIO) -> None:
+        loaded()
         self._console = Console(file=stream, highlight=False, markup=False, emoji=False)
         self._bar: Bar | None = None
         self._bar_task: TaskID | None = None
@@ -113,7 +134,7 @@ class Progress(Observer):
         """Remove the bar."""
         if self._bar is not None:
             self._bar.stop()
-            self._bar = None
+            self._bar = self._bar_task = None
 
     def _say(self, text: str) -> None:
         (self._bar.console if self._bar is not None else self._console).print(text, soft_wrap=True)
@@ -121,6 +142,11 @@ class Progress(Observer):
     def opening(self, reference: str) -> None:
         """A checkpoint is being opened."""
         self._say(f"reading {printable(reference)}")
+        if self._bar is None and self._console.is_terminal:
+            columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+            self._bar = Bar(*columns, console=self._console, transient=True)
+            self._bar.add_task("preparing", total=None)
+            self._bar.start()
 
     def damaged(self, problem: str) -> None:
         """A committed result is computed again."""

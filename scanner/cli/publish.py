@@ -61,7 +61,8 @@ def publish(
     from scanner.store import open_store
     from scanner.store.publish import publish as publish_store
 
-    opened = open_store(store)
+    with waiting(sys.stderr, "reading the store"):
+        opened = open_store(store)
     if space:
         _publish_space(opened, to, name, license_id, force)
         return
@@ -81,7 +82,8 @@ def publish(
 def _publish_space(store: Store, to: str, name: str | None, license_id: str, force: bool) -> None:
     from scanner.site.space import write_space
 
-    site = write_space(store, to, name=name, license_id=license_id, force=force)
+    with waiting(sys.stderr, "writing the site"):
+        site = write_space(store, to, name=name, license_id=license_id, force=force)
     note(
         f"wrote {site.models} models into {to}, {site.bytes / 1e6:.1f} MB; next: hf upload ORG/NAME {to} . --repo-type space"
     )

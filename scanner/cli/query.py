@@ -9,6 +9,7 @@ import typer
 
 from scanner.cli import options
 from scanner.cli.answers import AnswerOptions, named, printer
+from scanner.cli.loading import loaded
 from scanner.cli.output import DEFAULT_STORE, SHOWN, StoreOption, line_width, note
 from scanner.cli.progress import waiting
 from scanner.cli.tables import View, view_of, wrapped
@@ -127,6 +128,7 @@ def _describe(name: str) -> None:
     from scanner.store.queries import find_query
 
     found, width = find_query(name), line_width()
+    loaded()
 
     def say(text: str, indent: int = 0) -> None:
         lines = [text] if width is None else wrapped(text, width - indent - (4 if indent else 0))

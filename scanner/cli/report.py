@@ -9,6 +9,7 @@ import typer
 
 from scanner.cli import options
 from scanner.cli.output import DEFAULT_STORE, StoreOption, note
+from scanner.cli.progress import waiting
 
 
 def register(app: typer.Typer) -> None:
@@ -43,13 +44,10 @@ def report(
     from scanner.report import write_report
     from scanner.store import open_store
 
-    def tell(text: str) -> None:
-        if sys.stderr.isatty():
-            note(f"reporting on {text}")
-
-    opened = open_store(store)
-    named = [whole_name(opened, reference) for reference in references or []]
-    written = write_report(opened, named, output, progress=tell)
+    with waiting(sys.stderr, "reading the store") as say:
+        opened = open_store(store)
+        named = [whole_name(opened, reference) for reference in references or []]
+        written = write_report(opened, named, output, progress=lambda text: say(f"reporting on {text}"))
     models = "1 model" if len(written.models) == 1 else f"{len(written.models)} models"
     pairs = f", {written.pairs} compared {'pair' if written.pairs == 1 else 'pairs'}" if written.pairs else ""
     note(f"{written.path}: {models}{pairs}, {written.bytes / 1e6:.1f} MB; open it in a browser")

@@ -11,6 +11,7 @@ import typer
 from scanner.cli import options
 from scanner.cli.answers import TableOptions, printer
 from scanner.cli.output import DEFAULT_STORE, StoreOption, note
+from scanner.cli.progress import waiting
 
 if TYPE_CHECKING:
     from scanner.store import Store
@@ -57,12 +58,14 @@ def rm(
     from scanner.store import open_store
     from scanner.store.removal import plan_removal, remove
 
-    opened = open_store(store)
-    named = [_whole(opened, one, whole_name) for one in what]
+    with waiting(sys.stderr, "reading the store"):
+        opened = open_store(store)
+        named = [_whole(opened, one, whole_name) for one in what]
     for one, name in zip(what, named, strict=True):
         if yes and not dry_run and one != name:
             raise ScannerError(f"{printable(one)!r} is a part of {printable(name)!r}: with `yes`, write the whole name")
-    planned = plan_removal(opened, named)
+    with waiting(sys.stderr, "reading the store"):
+        planned = plan_removal(opened, named)
     columns = {
         "table": pa.string(),
         "result": pa.string(),
@@ -86,7 +89,8 @@ def rm(
         typer.confirm(
             f"Remove {count} {'result' if count == 1 else 'results'} from {opened.url}?", abort=True, err=True
         )
-    remove(opened, planned)
+    with waiting(sys.stderr, "removing"):
+        remove(opened, planned)
     note(f"removed: {count}")
 
 

@@ -75,19 +75,21 @@ def show(
 
     query = find_query("role_table")
     print_rows = printer(table, view_of(query), columns=[column.name for column in query.columns], what="the strip")
-    opened = open_store(store)
-    name = _chosen(opened, model)
+    with waiting(sys.stderr, "reading the store") as say:
+        opened = open_store(store)
+        name = _chosen(opened, model)
+        say(f"asking about {name}")
+        if table != AnswerOptions():
+            answer = opened.query("role_table", model=name, revision=revision)
+        else:
+            width = min(line_width() or _WIDTH, _MOST)
+            commands = _next(opened, name, model or name, store)
+            lines = [*_screen(opened, name, revision, width), Text(""), Text("Next", style="bold")]
+            lines += [Text(line) for command in commands for line in _folded(command, width)]
     if table != AnswerOptions():
-        print_rows(opened.query("role_table", model=name, revision=revision))
-        return
-    with waiting(sys.stderr, f"asking about {name}"):
-        lines = _screen(opened, name, revision, min(line_width() or _WIDTH, _MOST))
-        lines += [Text(""), Text("Next", style="bold")]
-        width = min(line_width() or _WIDTH, _MOST)
-        lines += [
-            Text(line) for command in _next(opened, name, model or name, store) for line in _folded(command, width)
-        ]
-    _print(lines)
+        print_rows(answer)
+    else:
+        _print(lines)
 
 
 def _chosen(store: Store, model: str | None) -> str:

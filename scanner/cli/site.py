@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from typing import Annotated
 
 import typer
 
 from scanner.cli import options
 from scanner.cli.output import note
+from scanner.cli.progress import waiting
 
 StoreArgument = Annotated[
     str, typer.Argument(metavar="STORE", help="The store: a folder or any fsspec URL.", show_default=False)
@@ -44,7 +46,9 @@ def site(
     from scanner.site import write_site
     from scanner.store import open_store
 
-    written = write_site(open_store(store), output, force=force, progress=_tell)
+    with waiting(sys.stderr, "reading the store") as say:
+        opened = open_store(store)
+        written = write_site(opened, output, force=force, progress=lambda text: say(f"writing {text}"))
     again = f", {written.models - written.written} unchanged" if written.written < written.models else ""
     nights = f", {written.nights} nights" if written.nights else ""
     models = "1 model" if written.models == 1 else f"{written.models} models"
@@ -70,13 +74,21 @@ def serve(
     from scanner.site.serving import serve as serve_site
     from scanner.site.writing import Site
 
+    served: list[str] = []
+
     def ready(address: str, written: Site) -> None:
+        served.append(address)
+        begin.close()
         models = "1 model" if written.models == 1 else f"{written.models} models"
         note(f"{models} at {address} (Ctrl-C ends)")
 
-    serve_site(store, port=port, interval=interval, ready=ready, tell=_tell)
+    with ExitStack() as begin:  # until the site is written for the first time
+        say = begin.enter_context(waiting(sys.stderr, "reading the store"))
 
+        def tell(text: str) -> None:
+            if served:
+                note(text)
+            else:
+                say(text)
 
-def _tell(text: str) -> None:
-    if sys.stderr.isatty():
-        note(f"writing {text}")
+        serve_site(store, port=port, interval=interval, ready=ready, tell=tell)

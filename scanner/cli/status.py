@@ -68,7 +68,8 @@ def status(
         show = printer(table, _view(), columns=_RUNNING)
     else:
         show = printer(table, View(caption=False, totals=("matrices", "failed")), columns=_SCANS)
-    opened = open_store(store)
+    with waiting(sys.stderr, "reading the store"):
+        opened = open_store(store)
     if watch:
         _watch(opened, table)
         return

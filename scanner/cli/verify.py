@@ -45,8 +45,8 @@ def verify(
 
     from scanner.store import open_store
 
-    opened = open_store(named or store)
-    with waiting(sys.stderr, f"checking the files of {opened.url}"):
+    with waiting(sys.stderr, f"checking the files of {named or store}"):
+        opened = open_store(named or store)
         checked = opened.verify()
     damaged = [found for found in checked if found.state == "damaged"]
     unsure = sum(found.state == "readable" for found in checked)

@@ -110,7 +110,7 @@ def _write(url: str, folder: str, tell: Callable[[str], None], ended: threading.
         # taken away.
         if ended is not None and ended.is_set():
             raise _Ended
-        tell(model)
+        tell(f"writing {model}")
 
     # A store belongs to one thread, and sites are written in several, one after the other.
     store = open_store(url)
