@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from scanner.engine.compare import ComparisonReport as ComparisonReport
     from scanner.engine.method import Method as Method
     from scanner.engine.options import PoolOptions as PoolOptions
-    from scanner.engine.scan import ModelReport as ModelReport
-    from scanner.engine.scan import ScanReport as ScanReport
+    from scanner.engine.report import ModelReport as ModelReport
+    from scanner.engine.report import ScanReport as ScanReport
     from scanner.engine.work import Observer as Observer
 
     ScanObserver = Observer
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 _LAZY = {
     "ComparisonReport": ("scanner.engine.compare", "ComparisonReport"),
     "Method": ("scanner.engine.method", "Method"),
-    "ModelReport": ("scanner.engine.scan", "ModelReport"),
+    "ModelReport": ("scanner.engine.report", "ModelReport"),
     "Observer": ("scanner.engine.work", "Observer"),
     "PoolOptions": ("scanner.engine.options", "PoolOptions"),
     "ScanObserver": ("scanner.engine.work", "Observer"),
-    "ScanReport": ("scanner.engine.scan", "ScanReport"),
+    "ScanReport": ("scanner.engine.report", "ScanReport"),
 }
 
 __all__ = [*_LAZY]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scanner.engine.scan import ModelReport
+    from scanner.engine.report import ModelReport
     from scanner.engine.task import Failure, Task
     from scanner.store import Store
 

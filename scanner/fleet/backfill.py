@@ -9,7 +9,8 @@ from typing import Any
 
 from scanner.engine.method import Method
 from scanner.engine.options import PoolOptions
-from scanner.engine.scan import ModelReport, ScanReport, scan
+from scanner.engine.report import ModelReport, ScanReport
+from scanner.engine.scan import scan
 from scanner.engine.work import Observer
 from scanner.errors import ScannerError
 from scanner.fleet.earlier import earlier_methods

@@ -15,7 +15,7 @@ from typing import Any
 from scanner.checkpoint.names import printable
 from scanner.checkpoint.sources.retry import may_pass
 from scanner.engine.cores import expected_cores
-from scanner.engine.scan import ModelReport
+from scanner.engine.report import ModelReport
 from scanner.engine.task import Task
 from scanner.engine.work import Observer
 from scanner.errors import ChangedError, CheckpointError, GatedError, MissingError, ScannerError

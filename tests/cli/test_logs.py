@@ -13,7 +13,7 @@ import pytest
 from scanner.cli import logs
 from scanner.cli.main import _show_warning, main
 from scanner.cli.run import run_verb
-from scanner.engine.scan import ModelReport
+from scanner.engine.report import ModelReport
 from scanner.engine.work import Observer
 from scanner.errors import StoreWarning
 

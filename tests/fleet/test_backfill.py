@@ -9,7 +9,7 @@ import pytest
 
 from scanner.checkpoint import Selection
 from scanner.engine.method import Method, scan_id
-from scanner.engine.scan import ScanReport
+from scanner.engine.report import ScanReport
 from scanner.fleet.backfill import outdated_scans, upgrade
 from scanner.store import Store, open_store
 from tests.store.rows import Matrix, scan_values
