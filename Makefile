@@ -86,8 +86,8 @@ gallery-experiments: install $(BASE)/model.safetensors $(TUNED)/model.safetensor
 	@$(BIN)/rmtscan lazy-learning --hidden 128,128 --epochs 20 $(SHORT) >/dev/null
 	@$(BIN)/rmtscan finetune $(BASE) --task $(REVIEWS) --where source=rotten_tomatoes --examples 192 --test-share 0.02 --window 32 \
 		--epochs 1 --batch 8 --lr 2e-4 --seeds 2 --deciles 1,10 $(SHORT) >/dev/null
-	@$(BIN)/rmtscan slicing $(LLAMA) --text $(NOVEL) --tokens 256 --window 64 --calibration-tokens 1024 --deciles 1,4,7,10 $(SHORT) >/dev/null
-	@$(BIN)/rmtscan ablate $(LLAMA) --text $(NOVEL) --tokens 256 --window 64 --roles query,mlp_down --random 2 $(SHORT) >/dev/null
+	@$(BIN)/rmtscan slicing $(LLAMA) --text $(NOVEL) --metric kl --tokens 256 --window 64 --calibration-tokens 1024 --deciles 1,4,7,10 $(SHORT) >/dev/null
+	@$(BIN)/rmtscan ablate $(LLAMA) --text $(NOVEL) --metric kl --tokens 256 --window 64 --roles query,mlp_down --random 2 $(SHORT) >/dev/null
 	@echo "Every figure has results now: make docs"
 
 demo: install $(BASE)/model.safetensors $(TUNED)/model.safetensors ## scan two real checkpoints, compare them, write the report

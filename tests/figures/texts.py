@@ -74,7 +74,7 @@ def overlapping(chart: Any, slack: float = 1.0) -> list[str]:
 
 
 def cut(chart: Any, slack: float = 2.0) -> list[str]:
-    """Return texts that reach beyond the border of the figure by more than `slack` points and the error of estimated widths, 3 %."""
+    """Return texts that reach beyond the border of the figure by more than `slack` points and 3 % of estimated widths."""
     found, (width, height) = boxes(chart)
     return [
         box.text
