@@ -24,7 +24,7 @@ NOVEL := $(TEXTS)/moby_dick.txt
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 30
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("rmtscan needs Python 3.11 or newer: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
@@ -78,7 +78,7 @@ causal: install $(LLAMA) $(NOVEL) ## remove singular values from a small Llama, 
 
 # One run of every experiment, each as short as a picture allows. Interrupted, it resumes; what is there is not computed again.
 SHORT := --store $(EXPERIMENTS_STORE)
-gallery-experiments: install $(BASE)/model.safetensors $(TUNED)/model.safetensors $(LLAMA) $(REVIEWS) $(NOVEL) ## a short run of every experiment, for the gallery (4 minutes; resumes)
+gallery-experiments: install $(BASE)/model.safetensors $(TUNED)/model.safetensors $(LLAMA) $(REVIEWS) $(NOVEL) ## a short run of every experiment, for the gallery (about 5 minutes; resumes)
 	@$(BIN)/rmtscan scan $(BASE) --roles query,key,value,attn_out --heads $(SHORT)
 	@$(BIN)/rmtscan scan $(LLAMA) --roles query,mlp_down $(SHORT)
 	@for model in $(BASE) $(TUNED); do \
