@@ -24,7 +24,7 @@ NOVEL := $(TEXTS)/moby_dick.txt
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 30
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("rmtscan needs Python 3.11 or newer: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
@@ -78,7 +78,7 @@ causal: install $(LLAMA) $(NOVEL) ## remove singular values from a small Llama, 
 
 # One run of every experiment, each as short as a picture allows. Interrupted, it resumes; what is there is not computed again.
 SHORT := --store $(EXPERIMENTS_STORE)
-gallery-experiments: install $(BASE)/model.safetensors $(TUNED)/model.safetensors $(LLAMA) $(REVIEWS) $(NOVEL) ## a short run of every experiment, for the gallery (4 minutes; resumes)
+gallery-experiments: install $(BASE)/model.safetensors $(TUNED)/model.safetensors $(LLAMA) $(REVIEWS) $(NOVEL) ## a short run of every experiment, for the gallery (about 5 minutes; resumes)
 	@$(BIN)/rmtscan scan $(BASE) --roles query,key,value,attn_out --heads $(SHORT)
 	@$(BIN)/rmtscan scan $(LLAMA) --roles query,mlp_down $(SHORT)
 	@for model in $(BASE) $(TUNED); do \
@@ -86,8 +86,8 @@ gallery-experiments: install $(BASE)/model.safetensors $(TUNED)/model.safetensor
 	@$(BIN)/rmtscan lazy-learning --hidden 128,128 --epochs 20 $(SHORT) >/dev/null
 	@$(BIN)/rmtscan finetune $(BASE) --task $(REVIEWS) --where source=rotten_tomatoes --examples 192 --test-share 0.02 --window 32 \
 		--epochs 1 --batch 8 --lr 2e-4 --seeds 2 --deciles 1,10 $(SHORT) >/dev/null
-	@$(BIN)/rmtscan slicing $(LLAMA) --text $(NOVEL) --tokens 256 --window 64 --calibration-tokens 1024 --deciles 1,4,7,10 $(SHORT) >/dev/null
-	@$(BIN)/rmtscan ablate $(LLAMA) --text $(NOVEL) --tokens 256 --window 64 --roles query,mlp_down --random 2 $(SHORT) >/dev/null
+	@$(BIN)/rmtscan slicing $(LLAMA) --text $(NOVEL) --metric kl --tokens 256 --window 64 --calibration-tokens 1024 --deciles 1,4,7,10 $(SHORT) >/dev/null
+	@$(BIN)/rmtscan ablate $(LLAMA) --text $(NOVEL) --metric kl --tokens 256 --window 64 --roles query,mlp_down --random 2 $(SHORT) >/dev/null
 	@echo "Every figure has results now: make docs"
 
 demo: install $(BASE)/model.safetensors $(TUNED)/model.safetensors ## scan two real checkpoints, compare them, write the report

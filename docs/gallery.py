@@ -75,13 +75,9 @@ def drawn(figure: Figure, stores: list[Store], folder: Path) -> str:
 
 def _caption(chart: Any) -> str:
     """Return what a figure says about its data, as text: pictures are not read aloud, and not searched."""
-    title = chart.to_dict()["title"]
-    words = " ".join([*_lines(title["text"]), "—", *_lines(title.get("subtitle", []))])
+    title, *details = chart.to_dict()["usermeta"]["caption"]
+    words = f"{title}: {'; '.join(details)}"
     return f"*{_MARKDOWN.sub(_escaped, html.escape(words))}*"
-
-
-def _lines(text: str | list[str]) -> list[str]:
-    return [text] if isinstance(text, str) else text
 
 
 def _escaped(found: re.Match[str]) -> str:

@@ -310,7 +310,12 @@ def damage(
         together: one panel for all, with a legend.
     """
     cap = BEYOND * rows[0]["baseline"] if metric == "perplexity" else math.inf
-    rows = [_capped(row, cap) for row in rows]
+    rows = [_capped(row, cap) | {"part": ""} for row in rows]
+    for name in {row["what"] for row in rows}:
+        mine = [row for row in rows if row["what"] == name and row["kind"] == "decile"]
+        parts = theme.unbroken([int(row["label"]) for row in mine])
+        for row in mine:
+            row["part"] = str(parts[int(row["label"])])
     names = list(dict.fromkeys(row["what"] for row in rows))
     panels = len(names) > 1 and not together
     across = look.across(len(names), 13.5) if panels else 1
@@ -335,7 +340,7 @@ def damage(
         base = base.encode(x=below, color=_color(rows, look, legend=not panels))
         base = base.transform_filter(alt.FieldEqualPredicate(field="what", equal=names[i])) if panels else base
         y = alt.Y("drawn:Q", title=y_title, scale=scale, axis=y_axis)
-        line = base.mark_line(strokeWidth=look.line).encode(y=y, strokeDash=dashes)
+        line = base.mark_line(strokeWidth=look.line).encode(y=y, strokeDash=dashes, detail="part:N")
         shapes = alt.Scale(domain=["within", "beyond"], range=["circle", "triangle-up"])
         dots = base.mark_point(filled=True, opacity=1.0, size=12 * look.line).encode(
             y=y, shape=alt.Shape("beyond:N", legend=None, scale=shapes), tooltip=hover if interactive else alt.Undefined
@@ -430,6 +435,7 @@ def slicing(store: Store, *, interactive: bool = False, model: str | None = None
         row
         | {
             "what": row["place"],
+            "kind": "decile",
             "label": str(row["decile"]),
             "set": f"decile {row['decile']}",
             "low": row["delta"] - (row["stderr"] or 0.0),

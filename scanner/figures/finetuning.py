@@ -118,6 +118,7 @@ def _untouched(look: theme.Style, x: alt.X, row: dict[str, Any] | None) -> list[
 
 
 def _lines(look: theme.Style, x: alt.X, rows: list[dict[str, Any]], interactive: bool) -> list[Any]:
+    parts = {order: theme.unbroken([row["decile"] for row in rows if row["order"] == order]) for order in _ORDERS}
     drawn: list[dict[str, Any]] = []
     for row in sorted(rows, key=lambda row: (row["order"], row["decile"])):
         spread = row["spread"] or 0.0
@@ -125,10 +126,7 @@ def _lines(look: theme.Style, x: alt.X, rows: list[dict[str, Any]], interactive:
         at = row["decile"] + _ASIDE[row["order"]]
         value = {"what": _ORDERS[row["order"]], "decile": row["decile"], "at": at, "accuracy": row["accuracy"]}
         value |= {"low": row["accuracy"] - spread, "high": row["accuracy"] + spread, "seeds": row["seeds"]}
-        # A line that spans deciles between, which nobody removed, would claim their accuracy.
-        before = drawn[-1] if drawn else value
-        follows = before["what"] == value["what"] and before["decile"] == value["decile"] - 1
-        value["part"] = before["part"] if follows else len(drawn)
+        value["part"] = f"{row['order']} {parts[row['order']][row['decile']]}"
         drawn.append(value | {"delta": row["delta"], "delta in sigma": row["delta_sigma"]})
     there = {name: color for name, color in _COLORS.items() if any(row["what"] == name for row in drawn)}
     color = alt.Color(

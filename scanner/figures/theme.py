@@ -182,7 +182,10 @@ def finish(chart: Any, look: Style, title: str, subtitle: Sequence[str]) -> Any:
         offset=look.font,
     )
     return (
-        chart.properties(title=words, padding=look.font // 2, background="white")
+        # The lines as they are said, for those who read them as text.
+        chart.properties(
+            title=words, padding=look.font // 2, background="white", usermeta={"caption": [title, *subtitle]}
+        )
         .configure(font="Liberation Sans, Arial, Helvetica, sans-serif")
         .configure_view(stroke=PALE, strokeWidth=0.5)
         .configure_axis(
@@ -396,6 +399,14 @@ def short(value: object, digits: int = 5) -> object:
 
 def _absent(value: object) -> bool:
     return value is None or (isinstance(value, float) and not math.isfinite(value))
+
+
+def unbroken(deciles: Sequence[int]) -> dict[int, int]:
+    """Return for each decile the first of those without a gap that it belongs to: a line over a gap would claim values there."""
+    first: dict[int, int] = {}
+    for decile in sorted({*deciles}):
+        first[decile] = first.get(decile - 1, decile)
+    return first
 
 
 def thinned(count: int, most: int = MAX_POINTS) -> list[int]:

@@ -177,3 +177,22 @@ def test_checkpoints_are_drawn_in_the_order_of_their_steps_or_in_the_given_one(s
     ]
     with pytest.raises(ScannerError, match=re.escape("one checkpoint, 'm-step20', and a curve needs two")):
         overlap_training(store, models="m-step20")
+
+
+def test_the_spread_over_training_is_that_of_the_means_of_matrices(store: Store) -> None:
+    means = {0: 0.2, 1: 0.3, 2: 0.7}
+    for model in ("m-step1", "m-step2"):
+        for layer, mean in means.items():
+            values = [mean + 0.01 * (k % 2 - 0.5) for k in range(20)]
+            add_overlaps(store, model, values, model=model, rows=20, cols=20, tensor=f"t{layer}", layer=layer)
+    found = store.query("overlap_training").to_pylist()
+    assert {row["vectors"] for row in found if row["part"] != "middle"} == {3 * 2}
+    for row in found:
+        assert row["overlap"] == pytest.approx(np.mean([*means.values()]))
+        assert row["spread"] == pytest.approx(np.std([*means.values()], ddof=1))
+    [alone, *_] = store.query("overlap_training", layer=1).to_pylist()
+    assert (alone["overlap"], alone["spread"]) == (pytest.approx(0.3), None)
+    chart = overlap_training(store)
+    drawn = [row for rows in tables(chart.to_dict()) for row in rows if "part" in row]
+    assert all(row["high"] - row["low"] == pytest.approx(2 * row["spread"], abs=1e-4) for row in drawn)
+    assert "bars: standard deviation over matrices" in " ".join(chart.to_dict()["title"]["subtitle"])

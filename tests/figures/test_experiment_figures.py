@@ -162,3 +162,19 @@ def test_a_run_that_holds_only_its_baseline_is_none(empty_store: Store, name: st
     add_point(empty_store, "one", run_id="good", set=point, roles="query", delta=2.0)
     assert [row["run_id"] for row in rows_of(empty_store, "point_runs", kind=kind)] == ["good"]
     assert FIGURES[name].draw(empty_store).to_dict()["datasets"]
+
+
+@pytest.mark.parametrize(("name", "sets"), [("ablation", "decile"), ("slicing", "slice")])
+def test_no_line_spans_deciles_that_were_not_measured(empty_store: Store, name: str, sets: str) -> None:
+    add_run(empty_store, "run", "ablation" if name == "ablation" else "slicing")
+    for decile in (1, 2, 5, 6, 7, 10):
+        add_point(empty_store, f"d{decile}", set=f"{sets}:{decile}", roles="after norm", delta=1.0 * decile)
+    chart = FIGURES[name].draw(empty_store).to_dict()
+    scene = vl_convert.vegalite_to_scenegraph(json.dumps(chart))["scenegraph"]
+    assert sorted(_lines(scene)) == [1, 2, 3]
+
+
+def _lines(node: dict[str, Any]) -> list[int]:
+    """Return the number of points of every line that is drawn."""
+    own = [len(node["items"])] if node.get("marktype") == "line" and node.get("role") == "mark" else []
+    return own + [count for item in node.get("items", []) for count in _lines(item)]

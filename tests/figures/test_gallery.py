@@ -41,7 +41,7 @@ def test_every_figure_is_shown_in_both_themes_with_what_it_says_about_its_data(
     # The activations are of several models: one was chosen, and the command says which.
     assert re.search(r"    rmtscan plot activation_spectrum --model org/model -o", page)
     assert r"\*" not in page.replace(r"\_", "")
-    assert re.search(r"^\*Spectrum of the activations — org/model @ r1 .*\*$", page, re.M)
+    assert re.search(r"^\*Spectrum of the activations: org/model @ r1; .*\*$", page, re.M)
 
 
 def test_figures_without_results_are_listed_with_the_reason(gallery: ModuleType, pair_url: str, tmp_path: Path) -> None:

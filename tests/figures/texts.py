@@ -74,10 +74,12 @@ def overlapping(chart: Any, slack: float = 1.0) -> list[str]:
 
 
 def cut(chart: Any, slack: float = 2.0) -> list[str]:
-    """Return texts that reach beyond the border of the figure."""
+    """Return texts that reach beyond the border of the figure by more than `slack` points and 3 % of estimated widths."""
     found, (width, height) = boxes(chart)
     return [
         box.text
         for box in found
-        if box.left < -slack or box.top < -slack or box.right > width + slack or box.bottom > height + slack
+        if min(box.left, box.top) < -slack
+        or box.right > width + slack + 0.03 * (box.right - box.left)
+        or box.bottom > height + slack
     ]
