@@ -92,6 +92,7 @@ def test_a_store_is_a_context_that_releases_its_queries(tmp_path: Path) -> None:
 
 def test_a_store_draws_figures(store: Store) -> None:
     chart = store.figure("depth", model="org/one", interactive=False, width="85mm")
+    assert store.figure("depth", model="ONE", interactive=False, width="85mm").to_dict() == chart.to_dict()
     assert chart.to_dict()["title"]["text"] == "Randomness by depth"
     with pytest.raises(scanner.ScannerError, match="unknown figure 'depht': did you mean 'depth'"):
         store.figure("depht")
@@ -208,3 +209,9 @@ def test_the_package_is_a_command() -> None:
     assert (done.returncode, done.stdout) == (0, f"rmtscan {scanner.__version__}\n")
     wrong = subprocess.run([sys.executable, "-m", "scanner", "nothing"], capture_output=True, text=True, check=False)
     assert wrong.returncode == 2
+
+
+def test_the_former_name_of_a_count_still_works_with_a_warning() -> None:
+    report = ModelReport(reference="./m", analyzed=12)
+    with pytest.warns(DeprecationWarning, match="analyzed"):
+        assert report.analysed == report.analyzed == 12

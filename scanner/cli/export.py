@@ -54,7 +54,7 @@ class Only:
 
 def register(app: typer.Typer) -> None:
     """Add the verb and its commands."""
-    group = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+    group = typer.Typer(cls=options.Group, no_args_is_help=True, rich_markup_mode="rich")
     for name, command in (
         ("spectrum", spectrum),
         ("axolotl", axolotl),

@@ -62,7 +62,7 @@ def inspect(
 
     Formats json, csv and parquet, and format table with --all, have one row per matrix and skipped tensor. Cost is that of the
     decomposition, in GFLOP and as a percentage of the total; the time is that of one core, tests of the singular vectors included.
-    Without --store, the core does 2e10 units of cost per second (docs/cluster.md); those of laptops do 2e10 to 4e10.
+    Without --store, the core does 2e10 units of cost per second (docs/cluster.md), which is rather slow.
 
     Examples:
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from scanner.cli import logs
+from scanner.cli import logs, options
 from scanner.errors import ScannerError, StoreWarning
 from scanner.extensions import load_extensions
 from scanner.version import __version__
@@ -55,6 +55,7 @@ def application() -> typer.Typer:
     load_extensions()
     app = typer.Typer(
         name="rmtscan",
+        cls=options.Group,
         no_args_is_help=True,
         rich_markup_mode="rich",
         pretty_exceptions_enable=False,

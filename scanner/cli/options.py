@@ -10,7 +10,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from scanner.cli.loading import loading
 from scanner.cli.logs import say_error
@@ -81,6 +81,9 @@ class _Command(TyperCommand):
 
     aliases: Mapping[str, str] = {}
 
+    def get_params(self, ctx: Any) -> Any:
+        return _without_types_of_flags(super().get_params(ctx))
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, [self._current(argument) for argument in args])
 
@@ -96,6 +99,22 @@ class _Command(TyperCommand):
             names = {param.name: _shown_name(param) for param in self.params if param.name}
             say_error(_with_flags(str(error), names))
             raise typer.Exit(1) from error
+
+
+class Group(TyperGroup):
+    """A group of commands, whose help looks like that of its commands."""
+
+    def get_params(self, ctx: Any) -> Any:
+        """Return the options of the group."""
+        return _without_types_of_flags(super().get_params(ctx))
+
+
+def _without_types_of_flags(params: list[Any]) -> list[Any]:
+    """Let the help show no type beside options without a value, where Typer writes `<bool>`."""
+    for param in params:
+        if getattr(param, "is_flag", False) and param.metavar is None:
+            param.metavar = ""
+    return params
 
 
 def _shown_name(param: Any) -> str:

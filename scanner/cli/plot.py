@@ -29,7 +29,9 @@ def register(app: typer.Typer) -> None:
 
 def plot(
     *,
-    figure: Annotated[str | None, typer.Argument(help="Name of the figure; see --list.", show_default=False)] = None,
+    figure: Annotated[
+        str | None, typer.Argument(metavar="FIGURE", help="Name of the figure; see --list.", show_default=False)
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(

@@ -80,9 +80,9 @@ def publish(
 
 
 def _publish_space(store: Store, to: str, name: str | None, license_id: str, force: bool) -> None:
-    from scanner.site.space import write_space
-
     with waiting(sys.stderr, "writing the site"):
+        from scanner.site.space import write_space
+
         site = write_space(store, to, name=name, license_id=license_id, force=force)
     note(
         f"wrote {site.models} models into {to}, {site.bytes / 1e6:.1f} MB; next: hf upload ORG/NAME {to} . --repo-type space"

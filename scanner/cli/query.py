@@ -31,7 +31,9 @@ def register(app: typer.Typer) -> None:
 
 def query(
     *,
-    name: Annotated[str | None, typer.Argument(help="The query; see --list.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="The query; see --list.", show_default=False)
+    ] = None,
     param: Annotated[
         list[str] | None,
         typer.Option("--param", "-p", metavar="NAME=VALUE", help="A parameter of the query; can be repeated."),

@@ -20,7 +20,9 @@ def register(app: typer.Typer) -> None:
 
 def sql(
     *,
-    statement: Annotated[str, typer.Argument(help="One SELECT statement in DuckDB's SQL.", show_default=False)],
+    statement: Annotated[
+        str, typer.Argument(metavar="STATEMENT", help="One SELECT statement in DuckDB's SQL.", show_default=False)
+    ],
     store: StoreOption = DEFAULT_STORE,
     timeout: Annotated[
         float | None,

@@ -11,6 +11,7 @@ from scanner.cli import options
 from scanner.cli.answers import AnswerOptions, printer
 from scanner.cli.output import DEFAULT_STORE, StoreOption, note
 from scanner.cli.progress import waiting
+from scanner.cli.tables import View
 
 
 def register(app: typer.Typer) -> None:
@@ -39,7 +40,7 @@ def verify(
         rmtscan verify s3://bucket/results --format json
     """
     names = ("file", "result", "state", "problem", "remedy")
-    show = printer(table, columns=names, rows=None)
+    show = printer(table, View(), columns=names, rows=None)
 
     import pyarrow as pa
 

@@ -219,6 +219,9 @@ def find_query(name: str) -> Query:
     """
     queries = load_queries()
     if name not in queries:
+        near = difflib.get_close_matches(name, queries, n=1)
+        if near:  # a list of all would hide the answer
+            raise QueryError(f"there is no query {name!r}; did you mean {near[0]!r}? rmtscan query --list lists all")
         raise QueryError(f"there is no query {_suggest(name, queries)}")
     return queries[name]
 

@@ -532,7 +532,8 @@ class Store:
         Args:
             name: of a figure, such as `depth` or `spectrum`; `rmtscan plot --list` lists them.
             interactive: for a screen, with tooltips and zoom; False: for print.
-            parameters: of the figure, such as `model="org/model", layer=3`, and its appearance: `width="85mm"`, `height`,
+            parameters: of the figure, such as `model="org/model", layer=3` (a name may be shortened to a part that no other
+                name has), and its appearance: `width="85mm"`, `height`,
                 `font_size`, `theme="paper"` (see `scanner.figures.Figure.draw`).
 
         Raises:
@@ -549,7 +550,11 @@ class Store:
         """
         # Found by name when it is called: the figures read stores, so an import of them here would be a circle.
         figures = importlib.import_module("scanner.figures")
-        return figures.find_figure(name).draw(self, interactive=interactive, **parameters)
+        found = figures.find_figure(name)
+        for key in ("model", "base", "tuned"):
+            if key in found.parameters and isinstance(parameters.get(key), str):
+                parameters[key] = self.find_model(parameters[key])
+        return found.draw(self, interactive=interactive, **parameters)
 
     def narrowed(self, scans: Collection[str], comparisons: Collection[str] = ()) -> "Store":
         """Return this store for queries that see some results only: they do not open the files of others.

@@ -244,7 +244,7 @@ def test_a_cluster_that_is_not_there_is_one_line(rmtscan: Run, tmp_path: Path) -
         (["query"], "--list"),
         (["query", "scans", "-p", "model"], "'model' is not NAME=VALUE"),
         (["query", "scans", "-p", "=x"], "'=x' is not NAME=VALUE"),
-        (["sql"], "statement"),
+        (["sql"], "STATEMENT"),
     ],
 )
 def test_wrong_usage_is_status_2(

@@ -199,3 +199,55 @@ def test_reasons_beyond_the_most_frequent_are_counted(capsys: pytest.CaptureFixt
     lines = capsys.readouterr().err.splitlines()
     assert (lines[0], lines[1]) == ("  m: 5 skipped: 1-D\\x1b[2J", "  m: 1 skipped: factor of matrix 0")
     assert lines[12:] == ["  m: 9 skipped for 9 other reasons: rmtscan inspect lists them"]
+
+
+@pytest.mark.parametrize("query", QUERIES, ids=" ".join)
+@pytest.mark.parametrize("form", ["json", "csv", "parquet"])
+def test_stdout_and_a_file_are_the_same_bytes(
+    rmtscan: Run, store: Path, tmp_path: Path, query: list[str], form: str
+) -> None:
+    file = tmp_path / f"answer.{form}"
+    told = rmtscan(*query, "--store", store, "-o", file)
+    assert (told.status, told.out) == (0, b"")
+    assert rmtscan(*query, "--store", store, "--format", form).out == file.read_bytes()
+    again = rmtscan(*query, "--store", store, "-o", file)
+    assert (again.status, "exists: name another one, or overwrite it with --force" in again.err) == (1, True)
+    assert rmtscan(*query, "--store", store, "-o", file, "--force").status == 0
+
+
+PRINTING = {
+    "models": ("model", "scan_id"),
+    "status": ("model", "state"),
+    "status --running": ("running", "pid"),
+    "show": ("role", "d10"),
+    "verify --all": ("file", "state"),
+    "rm abc --dry-run": ("table", "result"),
+    "compact --dry-run": ("table", "files"),
+    "query outliers": ("layer", "query_above"),
+    "sql select:1:as:a,:2:as:b": ("b", "a"),
+}
+
+
+@pytest.mark.parametrize("words", PRINTING)
+def test_all_verbs_with_a_table_share_their_options(rmtscan: Run, store: Path, words: str) -> None:
+    command = [word.replace(":", " ") for word in words.split(" ")]
+    names = PRINTING[words]
+    for form in ("csv", "table"):
+        told = rmtscan(*command, "--columns", ",".join(names), "--store", store, "--format", form)
+        assert told.status == 0
+        head = told.out.decode().splitlines()[0].replace('"', "").replace(",", " ").split()
+        assert head == [*names]
+    wide = rmtscan(*command, "--wide", "--all", "--store", store)
+    assert wide.status == 0
+    few = rmtscan(*command, "--wide", "--rows", "1", "--store", store)
+    rows = json.loads(rmtscan(*command, "--store", store, "--format", "json").out)
+    assert ("more rows" in few.err) == (len(rows) > 1)
+    told = rmtscan(*command, "--columns", names[0] + "x", "--store", store)
+    assert (told.status, told.out) == (2, b"")
+    assert f"has no column '{names[0]}x'" in told.told
+
+
+def test_a_wrong_column_is_said_before_any_work(rmtscan: Run, tmp_path: Path) -> None:
+    told = rmtscan("scan", tmp_path / "nothing", "--columns", "analysed", "--store", tmp_path / "store")
+    assert (told.status, "did you mean 'analyzed'?" in told.told) == (2, True)
+    assert not (tmp_path / "store").exists()

@@ -165,14 +165,15 @@ def test_an_unknown_parameter_names_the_known_and_the_nearest() -> None:
     assert "no parameter 'modle'; did you mean 'model'? known: model, limit, above, heads" in str(refused.value)
 
 
-def test_an_unknown_query_names_the_known_and_the_nearest(store: Store) -> None:
+def test_an_unknown_query_names_the_nearest_or_else_all(store: Store) -> None:
     with pytest.raises(QueryError) as refused:
         store.query("outlier_shares")
     assert "no query 'outlier_shares'; did you mean 'outlier_share'?" in str(refused.value)
+    assert "ablation_controls" not in str(refused.value), "a list of all would hide the answer"
+    with pytest.raises(QueryError, match=r"known: ablation_controls, ablation_curve") as refused:
+        store.query("\x1b[31m")
     for query in store.queries():
         assert query.name in str(refused.value)
-    with pytest.raises(QueryError, match=r"known: ablation_controls, ablation_curve"):
-        store.query("\x1b[31m")
 
 
 @pytest.mark.parametrize("name", ["../queries/scans", "/etc/passwd", "scans.sql", ""])
