@@ -256,7 +256,7 @@ def test_a_job_runs_on_the_cluster_that_it_was_submitted_to(cluster: Cluster, tm
     submit = [BIN / "ray", "job", "submit", "--address", f"http://127.0.0.1:{cluster.dashboard}", "--"]
     done = cluster.run(*submit, *map(shlex.quote, job))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert '"analyzed": 4' in done.stdout
+    assert '"analysed": 4' in done.stdout
     [row] = open_store(str(store)).query("scans").to_pylist()
     assert (row["matrices"], row["failed"]) == (4, 0)
     assert len(cluster.workers()) == before + 1
@@ -268,7 +268,7 @@ def test_a_scan_joins_the_cluster_at_an_address_and_leaves_it_running(cluster: C
     scan = [BIN / "rmtscan", "scan", model, "--store", store, "--format", "json"]
     done = cluster.run(*scan, "--address", f"127.0.0.1:{cluster.port}")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [row["analyzed"] for row in json.loads(done.stdout)] == [4]
+    assert [row["analysed"] for row in json.loads(done.stdout)] == [4]
     workers = cluster.workers()
     assert len(workers) == before + 1
     wait_until(lambda: set(cluster.workers()) == {"DEAD"}, "the end of the workers", seconds=20)

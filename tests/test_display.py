@@ -211,7 +211,6 @@ def test_the_package_is_a_command() -> None:
     assert wrong.returncode == 2
 
 
-def test_the_former_name_of_a_count_still_works_with_a_warning() -> None:
+def test_the_earlier_name_of_a_count_still_works() -> None:
     report = ModelReport(reference="./m", analyzed=12)
-    with pytest.warns(DeprecationWarning, match="analyzed"):
-        assert report.analysed == report.analyzed == 12
+    assert report.analysed == report.analyzed == 12

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 
 #: Columns of the summary that a terminal shows.
-_SHOWN = ("model", "state", "analyzed", "skipped", "failed", "scan_id")
+#: `analysed` is the name of a field of the JSON output, which programs read.
+_SHOWN = ("model", "state", "analysed", "skipped", "failed", "scan_id")
 #: Above this number of models, the tensors that each of them skips are not summed up.
 _MOST_NOTES = 20
 
@@ -108,7 +109,7 @@ def scan(
     if not (upgrade or references or listed is not None):
         raise typer.BadParameter("name a checkpoint, or a file of references with --from", param_hint="REF")
 
-    view = View(shown=named(_SHOWN), totals=("analyzed", "skipped", "failed"))
+    view = View(shown=named(_SHOWN), totals=("analysed", "skipped", "failed"))
     show = printer(table, view, columns=(*_SHOWN, "revision"), rows=None)
 
     def call(observer: Observer) -> ScanReport:
@@ -200,14 +201,14 @@ def _show(report: ScanReport, table: TableOptions, show: Print, name: str | None
     columns: dict[str, list[object]] = {
         "model": [model.model for model in scanned],
         "revision": [model.revision for model in scanned],
-        "analyzed": [model.analyzed for model in scanned],
+        "analysed": [model.analyzed for model in scanned],
         "skipped": [model.skipped_count for model in scanned],
         "failed": [model.failed for model in scanned],
         "scan_id": [model.scan_id for model in scanned],
         "state": ["new" if model.new else "already scanned" for model in scanned],
     }
     schema = pa.schema(
-        [(name, pa.int32() if name in {"analyzed", "skipped", "failed"} else pa.string()) for name in columns]
+        [(name, pa.int32() if name in {"analysed", "skipped", "failed"} else pa.string()) for name in columns]
     )
     show(pa.table(columns, schema=schema))
     for model in scanned:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field
 
 from scanner import display
@@ -39,8 +38,7 @@ class ModelReport:
 
     @property
     def analysed(self) -> int:
-        """Former name of `analyzed`, which will be removed."""
-        warnings.warn("ModelReport.analysed is now called analyzed", DeprecationWarning, stacklevel=2)
+        """The earlier name of `analyzed`."""
         return self.analyzed
 
     @property

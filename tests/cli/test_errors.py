@@ -88,7 +88,7 @@ def test_one_bad_reference_among_good_ones_is_status_1_and_the_good_ones_are_sca
     arguments = ["--store", tmp_path / "store", "--workers", 1, "--format", "json"]
     told = rmtscan("scan", tmp_path / "nowhere", good, *arguments)
     assert told.status == 1
-    assert [(row["model"], row["analyzed"]) for row in json.loads(told.out)] == [("good", 4)]
+    assert [(row["model"], row["analysed"]) for row in json.loads(told.out)] == [("good", 4)]
     assert told.errors[-1].startswith(f"error: cannot scan {tmp_path / 'nowhere'}")
 
 
@@ -199,7 +199,7 @@ def test_a_store_that_is_full_ends_the_scan_and_goes_on_when_there_is_room(
     told = rmtscan(*command)
     assert (told.status, told.errors) == (0, [])
     assert f"{kept} have results from an earlier run" in told.err
-    assert [row["analyzed"] for row in json.loads(told.out)] == [16]
+    assert [row["analysed"] for row in json.loads(told.out)] == [16]
 
 
 # ---- clusters

@@ -77,7 +77,7 @@ def test_an_interrupted_scan_ends_and_keeps_what_is_finished(
     again = rmtscan("scan", model, "--store", store, "--workers", 1, "--format", "json")
     assert again.status == 0
     assert f"({kept} have results from an earlier run)" in again.err
-    assert [row["analyzed"] for row in json.loads(again.out)] == [MATRICES]
+    assert [row["analysed"] for row in json.loads(again.out)] == [MATRICES]
     assert results(open_store(str(store))) == undisturbed
 
 

@@ -248,6 +248,6 @@ def test_all_verbs_with_a_table_share_their_options(rmtscan: Run, store: Path, w
 
 
 def test_a_wrong_column_is_said_before_any_work(rmtscan: Run, tmp_path: Path) -> None:
-    told = rmtscan("scan", tmp_path / "nothing", "--columns", "analysed", "--store", tmp_path / "store")
-    assert (told.status, "did you mean 'analyzed'?" in told.told) == (2, True)
+    told = rmtscan("scan", tmp_path / "nothing", "--columns", "analyzed", "--store", tmp_path / "store")
+    assert (told.status, "did you mean 'analysed'?" in told.told) == (2, True)
     assert not (tmp_path / "store").exists()

@@ -27,7 +27,7 @@ def test_all_analyzed_is_status_0_and_only_the_summary_is_on_stdout(rmtscan: Run
     [row] = json.loads(told.out)
     scan_id = row.pop("scan_id")
     assert row.pop("revision")
-    assert row == {"model": "my-model", "analyzed": 8, "skipped": 2, "failed": 0, "state": "new"}
+    assert row == {"model": "my-model", "analysed": 8, "skipped": 2, "failed": 0, "state": "new"}
     assert "my-model: 2 skipped: 1-D: not a matrix" in told.err
     assert f"store: {store}" in told.err
     assert open_store(str(store)).committed() == [scan_id]
@@ -35,7 +35,7 @@ def test_all_analyzed_is_status_0_and_only_the_summary_is_on_stdout(rmtscan: Run
     again = rmtscan("scan", model, "--store", store, *QUICK, "--format", "csv")
     assert again.status == 0
     [row] = csv.DictReader(io.StringIO(again.out.decode()))
-    assert (row["scan_id"], row["state"], row["analyzed"]) == (scan_id, "already scanned", "8")
+    assert (row["scan_id"], row["state"], row["analysed"]) == (scan_id, "already scanned", "8")
     assert "starting workers" not in again.err
 
     # A name is no part of the identity: the scan is the same under another one.
@@ -78,7 +78,7 @@ def test_some_that_failed_are_status_3_and_listed_now_and_later(rmtscan: Run, tm
         told = rmtscan("scan", model, "--store", store, *QUICK, "--format", "json")
         assert told.status == 3, time
         [row] = json.loads(told.out)
-        assert (row["analyzed"], row["skipped"], row["failed"]) == (3, 1, 1)
+        assert (row["analysed"], row["skipped"], row["failed"]) == (3, 1, 1)
         assert f'1 FAILED; see: rmtscan sql "SELECT * FROM failures" --store {store}' in told.err
         assert (f"FAILED {name}" in told.err) is (time == "first")
     told = rmtscan("sql", "SELECT * FROM failures", "--store", store, "--format", "json")

@@ -32,7 +32,7 @@ def test_references_of_the_command_line_a_file_and_stdin(
     listed.write_text(f"# two models\n\n{two}  # a comment\n{tmp_path / 'missing'}\n{one}\n")
     told = rmtscan("scan", one, "--from", listed, "--store", tmp_path / "store", "--workers", 1, "--format", "json")
     assert told.status == 1, "one of them is missing"
-    assert [(Path(row["model"]).name, row["analyzed"]) for row in json.loads(told.out)] == [("one", 4), ("two", 4)]
+    assert [(Path(row["model"]).name, row["analysed"]) for row in json.loads(told.out)] == [("one", 4), ("two", 4)]
     assert "missing does not exist" in told.err
 
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"{two}\n{one}\n"))
