@@ -1,13 +1,18 @@
 """Figure `spectrum`: its data agrees with the store, and the law and its edges with the formulas."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from scanner.errors import ScannerError
 from scanner.figures import FIGURES
 from scanner.figures.selection import choose_matrix
-from scanner.figures.spectrum import BULK_BINS, MOST_BINS, bins, histogram, law, steps
-from scanner.store import Store
+from scanner.figures.spectrum import BULK_BINS, MOST_BINS, bins, histogram, law, law_of_products, steps
+from scanner.rmt import product_law
+from scanner.store import Store, open_store
+from tests.store.rows import Matrix, add_scan, control
 
 from .stores import BASE, column, named_table
 
@@ -112,3 +117,26 @@ def test_the_words_at_the_lower_edge_stay_inside_the_frame(pair_store: Store) ->
     needed = 0.42 * texts[2]["fontSize"] * len(f"{matrix.outliers_left} below") + 3
     assert side == "left" or (matrix.mp_lower - begin) / (end - begin) * width >= needed
     assert (end - matrix.mp_upper) / (end - begin) * width >= needed
+
+
+def test_a_product_of_a_head_is_compared_with_the_law_of_products(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    values = np.linalg.svd(random.normal(size=(96, 32)) @ random.normal(size=(32, 80)), compute_uv=False)[:32]
+    sigma = product_law.sigma_of_median(values, 96, 80)
+    lower, upper = product_law.singular_value_edges(sigma, 96, 80, 32)
+    more = {"sigma": sigma, "mp_lower": lower, "mp_upper": upper}
+    store = open_store(str(tmp_path / "store"), create=True)
+    product = Matrix(role="qk", head=0, rows=96, cols=80, singular_values=values.tolist(), more=more)
+    add_scan(store, "a", [product])
+    store.write_control(
+        control(96, 80, singular_values=[1.0] * 80, u_p=[0.5] * 80, v_p=[0.5] * 80), 96, 80, "gaussian", 0
+    )
+    drawn = SPECTRUM.draw(store, role="qk", head=0).to_dict()
+    legend = json.dumps(drawn)
+    assert "law of random products" in legend
+    assert "Marchenko" not in legend
+    assert "control" not in legend
+    chosen = choose_matrix(store, model=None, role="qk", head=0)
+    at, density = law_of_products(chosen, 32)
+    assert (at[0], at[-1]) == (pytest.approx(lower), pytest.approx(upper))
+    assert np.trapezoid(density, at) == pytest.approx(1.0, abs=2e-3)

@@ -85,6 +85,18 @@ class Browser:
                 found[url] = found.get(url, 0.0) + event["params"]["encodedDataLength"]
         return found
 
+    def element(self, selector: str) -> Any:
+        """Return the first element of a selector, without a script of the page."""
+        return self.driver.find_element("css selector", selector)
+
+    def elements(self, selector: str) -> list[Any]:
+        """Return all elements of a selector, without a script of the page."""
+        return list(self.driver.find_elements("css selector", selector))
+
+    def press(self, key: str) -> None:
+        """Press a key where the focus is."""
+        self.driver.switch_to.active_element.send_keys(key)
+
     def size(self, width: int, *, dark: bool = False) -> None:
         """Set the width of the window in pixels and the preferred colors; `reset` undoes it."""
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}

@@ -308,3 +308,18 @@ def test_experiments_are_told_of(browser: Browser, page: Path) -> None:
     assert "ablation" in section
     assert "rmtscan query experiments" in section
     assert browser.run("return document.querySelectorAll('#experiments [data-chart]').length") >= 1
+
+
+def test_paper_has_what_is_folded_on_the_screen(browser: Browser, tmp_path: Path) -> None:
+    made = open_store(str(tmp_path / "store"), create=True)
+    for name in "abc":
+        add_scan(made, name, [matrix(layer, "query", 24, 24) for layer in range(3)], model=name)
+    write_report(made, [], tmp_path / "report.html")
+    browser.open(tmp_path / "report.html")
+    folded = "return document.querySelectorAll('.said details:not([open])').length"
+    on_screen = browser.run(folded)
+    assert on_screen > 0
+    browser.run(f"addEventListener('beforeprint', () => {{ window.onPaper = (() => {{ {folded} }})() }})")
+    browser.driver.execute_cdp_cmd("Page.printToPDF", {})
+    assert browser.run("return window.onPaper") == 0
+    assert browser.run(folded) == on_screen

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scanner.rmt.product_law import singular_value_edges
 from scanner.site import write_site
 from scanner.store import Store, open_store
 from tests.report.pair_rows import add_pair
@@ -23,6 +24,37 @@ SHAPES = {"query": (24, 24), "mlp_up": (48, 24)}
 NIGHT = "20261101T120000Z-00aa"
 
 
+def slices() -> list[Matrix]:
+    """Slices of two heads in two layers, and their products, with hostile names."""
+    tensor = f"javascript:document.body.id='broken'//{EVIL}{'x' * 300}"
+    found = []
+    for layer in range(2):
+        for head in range(2):
+            p = [0.1 * (1 + 2 * layer + head)] * 4
+            lower, upper = singular_value_edges(0.05, 24, 20, 4)
+            edges = {"sigma": 0.05, "mp_lower": lower, "mp_upper": upper, "between": EVIL, "kv_head": head}
+            for role, rows, cols, values, more in (
+                ("query", 4, 24, (4.0, 3.0, 2.0, 1.0), {"module": EVIL}),
+                ("qk", 24, 20, (1.4, 0.6, 0.5, 0.4), edges),
+            ):
+                found.append(
+                    Matrix(
+                        tensor=f"{tensor}.{layer}.{role}",
+                        stack=EVIL,
+                        layer=layer,
+                        head=head,
+                        role=role,
+                        rows=rows,
+                        cols=cols,
+                        singular_values=values,
+                        u_p=p,
+                        v_p=p,
+                        more=more,
+                    )
+                )
+    return found
+
+
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A base, a fine-tune with a hostile name, a third model, a comparison, controls, a night, and a scan that is not finished."""
@@ -31,6 +63,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
         matrices = [matrix(layer, role, *shape) for layer in range(3) for role, shape in SHAPES.items()]
         if number == 1:
             matrices.append(Matrix(tensor=f"{EVIL}.weight", layer=7, role="query", rows=4, cols=4))
+            matrices += slices()
         add_scan(made, f"scan{number}", matrices, model=model, hours=number, failed=[EVIL] if number == 1 else [])
     for rows, cols in SHAPES.values():
         values = sorted(np.random.default_rng(0).uniform(0.2, 1.5, min(rows, cols)).tolist(), reverse=True)

@@ -24,6 +24,8 @@ PAGES = {
     "model": f"/models/{BASE}/index.html",
     "hostile model": f"/models/{TUNED}/index.html",
     "matrix": MATRIX,
+    "hostile slice": f"/matrix.html?model={TUNED}&role=query&layer=1&head=1",
+    "hostile product": f"/matrix.html?model={TUNED}&role=qk&layer=0&head=1",
     "compare": f"/compare.html?models={BASE},{TUNED}",
     "compare three": f"/compare.html?models={BASE},{TUNED},{THIRD}&measure=p_scale&side=u",
     "compare nothing": "/compare.html",
@@ -59,7 +61,12 @@ def test_a_page_has_no_error_asks_no_other_host_and_runs_no_name(browser: Browse
     asked = [url for url in browser.requests() if not url.startswith(("data:", "blob:"))]
     assert asked
     assert {url for url in asked if not url.startswith(f"{address}/")} == set()
+    browser.run("document.getElementById('heads')?.scrollIntoView()")
+    if page == "hostile model":
+        browser.wait(lambda: browser.run("return document.getElementById('heads-map').dataset.drawn"))
     assert browser.run("return document.body.id") == ""
+    links = "return [...document.querySelectorAll('a[href]')].map((one) => one.protocol)"
+    assert {*browser.run(links)} <= {"http:", "https:", "blob:"}
     assert browser.run("return document.querySelectorAll('img').length") == 0
     assert not {"\u202e", "\x1b"} & set(browser.run("return document.documentElement.textContent"))
     assert browser.run("return document.querySelectorAll('main h1').length") == 1 or page == "digest"
@@ -72,7 +79,7 @@ def test_a_hostile_name_is_shown_as_text(browser: Browser, address: str, page: s
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("page", ["models", "hostile model", "matrix", "compare", "nightly"])
+@pytest.mark.parametrize("page", ["models", "hostile model", "matrix", "hostile product", "compare", "nightly"])
 def test_a_page_fits_a_narrow_window(browser: Browser, address: str, page: str, dark: bool) -> None:
     browser.size(420, dark=dark)
     try:
@@ -240,6 +247,97 @@ def test_without_javascript_the_findings_are_text(folder: Path) -> None:
     assert findings
     for one in findings:
         assert one["headline"].split("&")[0][:30] in page
+
+
+@pytest.mark.parametrize("page", ["models", "model", "matrix", "compare", "nightly"])
+def test_without_javascript_a_page_says_so_and_leads_to_the_findings(
+    browser: Browser, address: str, folder: Path, page: str
+) -> None:
+    findings = json.loads((folder / "models" / BASE / "model.json").read_text("utf-8"))["findings"]
+    browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        browser.driver.get(address + PAGES[page])
+        assert "runs no JavaScript" in browser.element("main").text
+        for control in ("form", "select", "input"):
+            assert not any(one.is_displayed() for one in browser.elements(f"main {control}"))
+        if page != "model":
+            if page != "models":
+                browser.element("noscript a").click()
+            browser.element(f"noscript a[href='models/{BASE}/index.html']").click()
+        shown = browser.element("main").text
+        assert findings
+        for one in findings:
+            assert one["headline"] in shown
+            assert one["detail"][:60] in shown
+    finally:
+        browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+def test_the_table_of_heads_is_loaded_when_it_is_looked_at_and_leads_to_a_slice(
+    browser: Browser, address: str, folder: Path
+) -> None:
+    browser.size(1400)
+    try:
+        visit(browser, address + PAGES["hostile model"])
+        assert not [url for url in browser.requests() if "heads.json" in url or "slices" in url]
+        browser.run("document.getElementById('heads').scrollIntoView()")
+        browser.wait(lambda: browser.run("return document.getElementById('heads-map').dataset.drawn"))
+        cells = "return [...document.querySelectorAll('#heads-map tbody td')].map((one) => one.innerText)"
+        assert browser.run(cells) == ["0.10", "0.20", "0.30", "0.40"]
+        browser.run(
+            "const one = document.getElementById('head-role'); one.value = 'qk'; one.dispatchEvent(new Event('change'))"
+        )
+        assert browser.run(cells) == ["0.10", "0.20", "0.30", "0.40"]
+        browser.open(browser.run("return document.querySelectorAll('#heads-map tbody td a')[3].href"))
+        settled(browser)
+        assert text(browser, "h1").startswith("qk, evil")
+        assert text(browser, "h1").endswith("layer 1, head 1")
+        [(url, size)] = [(url, size) for url, size in browser.received().items() if "/slices-" in url]
+        assert 4 * len(COLUMNS) * 4 <= size < 4 * len(COLUMNS) * 4 + 600
+        whole = (folder / "models" / TUNED / url.rpartition("/")[2]).stat().st_size
+        assert whole == 8 * 4 * len(COLUMNS) * 4
+        assert "law of random products" in text(browser, "#spectrum")
+        assert "AND head = 1" in text(browser, "#command pre")
+        compile(text(browser, "#python pre"), "snippet", "exec")
+        browser.run("document.getElementById('before').click()")
+        browser.wait(lambda: text(browser, "h1").endswith("layer 1, head 0"))
+    finally:
+        browser.reset()
+
+
+def test_a_command_for_a_whole_matrix_leaves_out_its_slices(browser: Browser, address: str) -> None:
+    visit(browser, address + MATRIX)
+    assert "head IS NULL" in text(browser, "#command pre")
+    assert "head IS NULL" in text(browser, "#python pre")
+
+
+def test_the_keyboard_leads_from_the_models_to_a_matrix(browser: Browser, address: str) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    def tab_to(wanted: str) -> None:
+        """Press the tab key until the focus is where a script says, and see that the focus is visible."""
+        for _ in range(80):
+            browser.press(Keys.TAB)
+            if browser.run(f"const at = document.activeElement; return {wanted}"):
+                assert browser.run("return getComputedStyle(document.activeElement).outlineStyle") != "none"
+                return
+        raise AssertionError(f"the focus never gets there: {wanted}")
+
+    visit(browser, f"{address}/")
+    tab_to("at.classList.contains('skip')")
+    tab_to(f"at.matches('td.name a') && at.href.includes('{BASE}')")
+    browser.press(Keys.ENTER)
+    browser.wait(lambda: f"models/{BASE}/" in browser.driver.current_url)
+    settled(browser)
+    tab_to("at.id === 'measure'")
+    tab_to("at.matches('#map td a')")
+    browser.press(Keys.ENTER)
+    browser.wait(lambda: "matrix.html" in browser.driver.current_url)
+    settled(browser)
+    tab_to("at.id === 'next' && !at.disabled")
+    before = text(browser, "h1")
+    browser.press(Keys.SPACE)
+    browser.wait(lambda: text(browser, "h1") != before)
 
 
 def test_pages_pass_axe(browser: Browser, address: str) -> None:

@@ -170,6 +170,34 @@ def test_a_run_that_was_ended_is_continued(own: Store, tmp_path: Path, monkeypat
     assert write_site(own, tmp_path / "site").written == 0
 
 
+def test_heads_have_files_of_their_own_and_models_without_heads_none(folder: Path, store: Store) -> None:
+    tuned, base = (folder / "models" / key_of(name) for name in (EVIL, "org/base"))
+    assert not [*base.glob("heads.json"), *base.glob("slices*")]
+    heads = read(tuned, "heads.json")
+    assert [(role["role"], role["heads"]) for role in heads["roles"]] == [("query", [0, 1]), ("qk", [0, 1])]
+    rows = store.query("head_trend", model=EVIL).to_pylist()
+    for role in heads["roles"]:
+        for row in (row for row in rows if row["role"] == role["role"]):
+            assert role["means"]["p"][row["layer"]][row["head"]] == pytest.approx(row["p"], rel=1e-3)
+            assert role["means"]["above"][row["layer"]][row["head"]] == row["outliers_above"]
+    listed = read(tuned, "slices.json")
+    assert len(listed["columns"]["offset"]) == len(rows)
+    assert len(read(tuned, "matrices.json")["columns"]["offset"]) == 7
+
+
+def test_the_law_of_products_is_that_of_products_of_random_matrices(folder: Path) -> None:
+    [(shape, (nu, density))] = read(folder / "models" / key_of(EVIL), "slices.json")["laws"].items()
+    rows, cols, width = map(int, shape.split("x"))
+    assert (rows, cols, width) == (24, 20, 4)
+    assert np.trapezoid(density, nu) == pytest.approx(1.0, abs=2e-3)
+    random = np.random.default_rng(0)
+    # At a hundred times the size, the singular values of a product lie where the law says.
+    big = random.normal(size=(2400, 400)) @ random.normal(size=(400, 2000))
+    values = np.linalg.svd(big, compute_uv=False)[:400] / np.sqrt(2400 * 2000)
+    law = np.concatenate([[0.0], np.cumsum(0.5 * (np.add(density[1:], density[:-1])) * np.diff(nu))])
+    assert np.abs(np.interp(np.sort(values), nu, law) - (np.arange(400) + 0.5) / 400).max() < 0.02
+
+
 def test_an_empty_store_has_a_site_that_says_so(own: Store, tmp_path: Path) -> None:
     assert write_site(own, tmp_path / "site").models == 0
     assert "no finished scan" in (tmp_path / "site" / "index.html").read_text("utf-8")

@@ -147,8 +147,8 @@ async function show() {
   byId("model-link").textContent = entry ? entry.name : model;
   byId("model-link").href = modelPage(model);
   byId("view").hidden = false;
-  byId("spectrum-text").hidden = Boolean(law);
-  byId("product-text").hidden = !law;
+  for (const id of ["spectrum-text", "p-text"]) byId(id).hidden = Boolean(law);
+  for (const id of ["product-text", "p-product-text"]) byId(id).hidden = !law;
   choosers(one);
   facts(one);
   snippets(one);
