@@ -68,6 +68,7 @@ def test_without_the_client_one_line_names_the_extra(
     told = [f"error: the client {client} is not installed: run `pip install 'rmtscan[{client}]'`"]
     monkeypatch.setitem(sys.modules, client, None)
     assert rmtscan("export", client, "org/model", "--store", store.url).errors == told
+    assert rmtscan("export", client, "unknown", "--store", store.url).errors == told, "before the store is read"
     # A folder of runs in the working directory is a package for Python, and not the client.
     monkeypatch.delitem(sys.modules, client)
     (tmp_path / client).mkdir()
@@ -128,11 +129,24 @@ def test_an_offline_run_of_wandb_has_the_files_and_the_summary(rmtscan: Run, sto
     assert not [path for path in log.parent.glob("files/**/*") if path.is_file()], "nothing about this machine is in it"
 
 
-def test_nobody_logged_in_to_wandb_is_one_line(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_wandb_that_is_a_file_is_one_line(rmtscan: Run, store: Store, tmp_path: Path) -> None:  # noqa: F811
+    pytest.importorskip("wandb", reason="the client of Weights & Biases is not installed (extra wandb)")
+    (tmp_path / "file").write_text("")
+    told = rmtscan("export", "wandb", "org/model", "--store", store.url, "--offline", tmp_path / "file")
+    assert (told.status, told.errors) == (1, [f"error: `--offline` '{tmp_path}/file' is no folder: File exists"])
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_nobody_logged_in_to_wandb_is_one_line(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
     pytest.importorskip("wandb", reason="the client of Weights & Biases is not installed (extra wandb)")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.chdir(tmp_path)
+    if terminal:  # where wandb would ask for an account
+        for stream in (sys.stdin, sys.stderr):
+            monkeypatch.setattr(stream, "isatty", lambda: True)
     with pytest.raises(ScannerError, match=r"Weights & Biases did not take the run: .*; log in with `wandb login`"):
         tracking.log_to_wandb(tmp_path, {}, "m")
