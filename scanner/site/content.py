@@ -257,7 +257,7 @@ def listed(
     if not slices:
         columns["tensor"] = [printable(str(row["tensor"])) for row in matrices]
     for name in _SLICE_WORDS if slices else _WORDS:
-        texts = [None if row[name] is None else printable(str(row[name])) for row in matrices]
+        texts = [_name(row[name]) for row in matrices]
         words[name] = sorted({text for text in texts if text is not None})
         place = {text: number for number, text in enumerate(words[name])}
         columns[name] = [None if text is None else place[text] for text in texts]
@@ -319,15 +319,15 @@ def heads(slices: Sequence[Row]) -> dict[str, Any]:
         }
         roles.append(
             {
-                "role": _word(role),
-                "module": _word(module),
+                "role": _name(role),
+                "module": _name(module),
                 "between": _word(rows[0]["between"]),
                 "shape": _shapes(rows, role, module),
                 "heads": numbers,
                 "means": means,
             }
         )
-    return {"places": [[_word(stack), layer] for stack, layer in places], "roles": roles}
+    return {"places": [[_name(stack), layer] for stack, layer in places], "roles": roles}
 
 
 def control(store: Store, rows: int, cols: int) -> bytes | None:
@@ -356,7 +356,7 @@ def _map(matrices: Sequence[Row], deciles: Sequence[Row]) -> dict[str, Any]:
             if row[name] is not None:
                 packed[place, role, row["decile"] - 1, number] = round(STEPS * min(1.0, max(0.0, row[name])))
     return {
-        "places": [[_word(stack), layer] for stack, layer in places],
+        "places": [[_name(stack), layer] for stack, layer in places],
         "roles": [
             role if module is None else f"{role} ({printable(str(module)).replace('_', ' ')})" for role, module in roles
         ],
@@ -463,6 +463,11 @@ def _family(row: Row) -> str | None:
     """Return the family of a model: the class of its architecture without the name of the task."""
     architecture = row["architecture"]
     return None if not architecture else _CLASS.sub("", _word(architecture) or "") or _word(architecture)
+
+
+def _name(value: object) -> str | None:
+    """Return a name that pages look up in one another's data: it is the same in all files of a model."""
+    return None if value is None else printable(str(value))
 
 
 def _word(value: object, most: int = _MOST_WORD) -> str | None:

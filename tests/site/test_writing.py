@@ -176,12 +176,18 @@ def test_heads_have_files_of_their_own_and_models_without_heads_none(folder: Pat
     heads = read(tuned, "heads.json")
     assert [(role["role"], role["heads"]) for role in heads["roles"]] == [("query", [0, 1]), ("qk", [0, 1])]
     rows = store.query("head_trend", model=EVIL).to_pylist()
+    at = {layer: number for number, (_, layer) in enumerate(heads["places"])}
     for role in heads["roles"]:
-        for row in (row for row in rows if row["role"] == role["role"]):
-            assert role["means"]["p"][row["layer"]][row["head"]] == pytest.approx(row["p"], rel=1e-3)
-            assert role["means"]["above"][row["layer"]][row["head"]] == row["outliers_above"]
+        for row in (row for row in rows if row["role"] == role["role"] and row["layer"] in at):
+            assert role["means"]["p"][at[row["layer"]]][row["head"]] == pytest.approx(row["p"], rel=1e-3)
+            assert role["means"]["above"][at[row["layer"]]][row["head"]] == row["outliers_above"]
+    assert [*at] == [0, 1, None]
     listed = read(tuned, "slices.json")
-    assert len(listed["columns"]["offset"]) == len(rows)
+    assert len(listed["columns"]["offset"]) == 9
+    # Pages look up the slices by these names, also by long ones.
+    for name in ("role", "module"):
+        assert {role[name] for role in heads["roles"]} - {None} == {*listed["words"][name]}
+    assert {stack for stack, _ in heads["places"]} == {*listed["words"]["stack"]}
     assert len(read(tuned, "matrices.json")["columns"]["offset"]) == 7
 
 
