@@ -148,5 +148,7 @@ def test_nobody_logged_in_to_wandb_is_one_line(
     if terminal:  # where wandb would ask for an account
         for stream in (sys.stdin, sys.stderr):
             monkeypatch.setattr(stream, "isatty", lambda: True)
-    with pytest.raises(ScannerError, match=r"Weights & Biases did not take the run: .*(?i:api.key).*; log in with `wandb login`"):
+    with pytest.raises(
+        ScannerError, match=r"Weights & Biases did not take the run: .*(?i:api.key).*; log in with `wandb login`"
+    ):
         tracking.log_to_wandb(tmp_path, {}, "m")
