@@ -182,10 +182,14 @@ def log_to_mlflow(
         known = tracker.get_experiment_by_name(experiment)
         number = tracker.create_experiment(experiment) if known is None else known.experiment_id
         run = tracker.create_run(number, run_name=safe(model), tags={"rmtscan.model": printable(model)})
-        for name, value in metrics.items():
-            tracker.log_metric(run.info.run_id, name, value)
-        tracker.log_artifacts(run.info.run_id, str(folder))
-        tracker.set_terminated(run.info.run_id)
+        state = "FAILED"
+        try:
+            for name, value in metrics.items():
+                tracker.log_metric(run.info.run_id, name, value)
+            tracker.log_artifacts(run.info.run_id, str(folder))
+            state = "FINISHED"
+        finally:  # a run that was begun is no longer running, also after Ctrl-C
+            tracker.set_terminated(run.info.run_id, state)
     except (mlflow.exceptions.MlflowException, ImportError, OSError) as error:
         raise _refused("MLflow", error, "see `uri` and MLFLOW_TRACKING_URI") from error
     return f"experiment {experiment}, run {run.info.run_id}"

@@ -103,6 +103,16 @@ def test_mlflow_gives_back_what_was_logged(rmtscan: Run, store: Store, tmp_path:
         assert pq.read_table(kept).equals(store.query("scans", model="org/model"))
 
 
+def test_a_run_of_mlflow_that_could_not_be_logged_is_not_left_running(tmp_path: Path) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="the client of MLflow is not installed (extra mlflow)")
+    uri = f"file:{tmp_path}/runs"
+    with pytest.raises(ScannerError, match="MLflow did not take the run: Invalid value"):
+        tracking.log_to_mlflow(tmp_path, {"no name?": 1.0}, "m", uri=uri)
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    [run] = client.search_runs([client.get_experiment_by_name("rmtscan").experiment_id])
+    assert run.info.status == "FAILED"
+
+
 def test_an_unreachable_server_of_mlflow_is_one_line(store: Store, tmp_path: Path) -> None:
     pytest.importorskip("mlflow", reason="the client of MLflow is not installed (extra mlflow)")
     with pytest.MonkeyPatch.context() as patch:
