@@ -37,7 +37,7 @@ COLUMNS = ("singular_value", "u_p", "v_p", "u_p_scale", "v_p_scale", "scale_dens
 STEPS = 250
 """p-values of aggregates are stored as one byte: p times `STEPS`, or `UNKNOWN`."""
 UNKNOWN = 255
-_MOST_WORD = 80
+_MOST_WORD, _MOST_ROLE = 80, 24
 _CLASS = re.compile(r"(For[A-Z]\w*|Model|LMHeadModel)$")
 #: Columns of the list of matrices that are numbers, by their names in the store.
 _NUMBERS = (
@@ -86,7 +86,7 @@ def entry(model: Model, found: Answers, headline: str) -> dict[str, Any]:
         "p": short(row["p"], 3),
         "below": short(row["below_percent"], 3),
         "above": short(row["above_percent"], 3),
-        "learned": row["learned_role"],
+        "learned": _word(row["learned_role"], _MOST_ROLE),
         "heat": heat(found.roles),
         "headline": shown(headline)[:200],
     }
@@ -105,7 +105,7 @@ def heat(rows: Iterable[Row]) -> dict[str, str]:
     """Return the heat strip of a model from the rows of query `role_table`: see `entry`."""
     found: dict[str, list[list[float]]] = {}
     for row in rows:
-        cells = found.setdefault(str(row["role"]), [[] for _ in range(DECILES)])
+        cells = found.setdefault(_word(row["role"], _MOST_ROLE) or "", [[] for _ in range(DECILES)])
         for decile in range(DECILES):
             value = row[f"d{decile + 1}"]
             if value is not None:
@@ -358,7 +358,8 @@ def _map(matrices: Sequence[Row], deciles: Sequence[Row]) -> dict[str, Any]:
     return {
         "places": [[_name(stack), layer] for stack, layer in places],
         "roles": [
-            role if module is None else f"{role} ({printable(str(module)).replace('_', ' ')})" for role, module in roles
+            _name(role) if module is None else f"{_name(role)} ({printable(str(module)).replace('_', ' ')})"
+            for role, module in roles
         ],
         "counts": [[len(cell) for cell in row] for row in cells],
         "means": {
@@ -406,7 +407,7 @@ def _pair(found: Changed) -> dict[str, Any]:
         "command": f"rmtscan compare {in_shell(base)} {in_shell(tuned)}",
         "roles": [
             {
-                "role": row["role"],
+                "role": _name(row["role"]),
                 "matrices": row["matrices"],
                 **{name: _finite(short(row[name], 3)) for name in numbers},
                 "intruders": row["intruders"],

@@ -54,6 +54,23 @@ def test_the_index_has_every_model_in_less_than_two_kilobytes(folder: Path) -> N
     assert index["unfinished"] == [{"name": "org/late<b>", "parts": 1}]
 
 
+def test_no_file_has_a_character_that_steers_what_shows_it_and_entries_stay_small(own: Store, tmp_path: Path) -> None:
+    def name(kind: str) -> str:
+        return f"{kind}\u202e\x1b[2J\x85" + "x" * 10_000
+
+    rows = [Matrix(tensor=name(f"t{i}"), stack=name("stack"), role=name(f"{i} role"), layer=1) for i in range(20)]
+    slices = [Matrix(tensor=name("s"), stack=name("stack"), role=name("role"), more={"module": name("module")}, head=0)]
+    add_scan(own, "odd", [*rows, *slices], model=name("model"), revision=name("revision"), failed=[name("failed")])
+    write_site(own, tmp_path / "site")
+    for file in (tmp_path / "site").rglob("*.json"):
+        if file.name != "rmtscan-site.json":
+            content = file.read_text("utf-8")
+            assert content.isprintable(), file.name
+            assert r"\u001b" not in content, file.name  # as JSON writes it
+    for one in read(tmp_path / "site", "index.json")["models"]:
+        assert len(json.dumps(one)) <= 2048
+
+
 def test_the_heat_strip_is_the_mean_of_both_sides() -> None:
     row = {f"d{decile}": None for decile in range(1, 11)}
     rows = [{**row, "role": "key", "d1": 0.1, "d10": 1.0}, {**row, "role": "key", "d1": 0.3, "d10": 1.0}]
