@@ -111,6 +111,7 @@ def log_to_wandb(
         x_disable_machine_info=True,
         x_disable_stats=True,
         x_save_requirements=False,
+        reinit="create_new",  # beside a run of the same process, which stays open
     )
     where = {} if offline is None else {"dir": str(offline), "mode": "offline"}
     if offline is not None:

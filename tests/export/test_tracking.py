@@ -139,6 +139,16 @@ def test_an_offline_run_of_wandb_has_the_files_and_the_summary(rmtscan: Run, sto
     assert not [path for path in log.parent.glob("files/**/*") if path.is_file()], "nothing about this machine is in it"
 
 
+def test_a_run_of_wandb_that_is_open_stays_open(tmp_path: Path) -> None:
+    wandb = pytest.importorskip("wandb", reason="the client of Weights & Biases is not installed (extra wandb)")
+    (tmp_path / "files").mkdir()
+    with wandb.init(project="own", dir=tmp_path, mode="offline") as own:
+        logged = tracking.log_to_wandb(tmp_path / "files", {"a": 1.0}, "m", offline=tmp_path / "runs")
+        assert Path(logged).is_relative_to(tmp_path / "runs")
+        own.log({"still": 1})
+        assert "a" not in dict(own.summary)
+
+
 def test_a_folder_of_wandb_that_is_a_file_is_one_line(rmtscan: Run, store: Store, tmp_path: Path) -> None:  # noqa: F811
     pytest.importorskip("wandb", reason="the client of Weights & Biases is not installed (extra wandb)")
     (tmp_path / "file").write_text("")
