@@ -41,7 +41,7 @@
 -- column: outside | singular values outside the Marchenko-Pastur bulk at this end of the spectrum; NULL in the middle
 -- column: outside_scale | singular values outside the support of the scale null at this end; NULL in the middle
 -- column: inequality | mean(a²)/mean(a)² of the row (for v: column) variances a, mean over matrices: 1 if all are equal
--- show: model, stack, role, layer, module, head, part, side, p, scale, head_structure, direction, differs_by
+-- show: model, stack, role, layer, module, head, part, side, p, differs_by, scale, direction, head_structure
 with unequal as (
     select
         model,

@@ -35,7 +35,7 @@ class TableOptions:
     wide: bool = option(False, flags=("-w",))
     """All columns, in lines as long as they are, in format table."""
     rows: int | None = option(None, flags=("-n",), metavar="N", min=1)
-    """Rows that format table shows; None: 200, and 10 of a query for charts."""
+    """Rows that format table shows; None: 200, 10 of a query for charts, all of a summary or a list."""
     all_rows: bool = option(False, name="all")
     """Show all rows in format table."""
     form: Format = option("table", name="format", flags=("-f",))

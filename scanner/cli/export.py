@@ -350,8 +350,7 @@ def wandb(
     """
     from scanner.export import tracking
 
-    if offline is not None:
-        offline.mkdir(parents=True, exist_ok=True)
+    tracking.client("wandb")  # before any work
     _track(
         store, model, lambda *logged: tracking.log_to_wandb(*logged, project=project, entity=entity, offline=offline)
     )

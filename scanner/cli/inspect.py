@@ -73,10 +73,11 @@ def inspect(
         rmtscan inspect ./my-model --format csv | grep expert
     """
     listed = all_tensors or table.form != "table" or table.output is not None
-    if listed:
-        show = printer(table, View(shown=named(_SHOWN), caption=False), columns=_COLUMNS, rows=None)
-    else:
-        show = printer(table, View(caption=False, totals=_TOTALS), columns=_SUMMARY, rows=None)
+    # --all has another meaning here, and without --rows all rows are shown.
+    view = View(shown=named(_SHOWN), caption=False) if listed else View(caption=False, totals=_TOTALS)
+    what = "the list of tensors" if listed else "the table of roles (--all: the list of tensors)"
+    columns = _COLUMNS if listed else _SUMMARY
+    show = printer(table, view, columns=columns, rows=None, more="a larger --rows prints them", what=what)
 
     from scanner.checkpoint import list_matrices, open_checkpoint
     from scanner.checkpoint.formats.commands import beside_note

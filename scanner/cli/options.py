@@ -18,6 +18,8 @@ from scanner.configuration import Option, declaration, default_of, docstrings
 from scanner.errors import ScannerError
 
 _MOST = 10_000
+#: Longest summary of a command in lists; its first sentence, which is shorter, would be cut by default.
+_SENTENCE = 200
 _DEFAULT = re.compile(r"[;.,] (?:[Nn]one|[Ee]mpty): (?P<shown>[^;.]+)\.?\s*$")
 _ARGUMENT = re.compile(r"`(\w+)`")
 
@@ -84,6 +86,9 @@ class _Command(TyperCommand):
     def get_params(self, ctx: Any) -> Any:
         return _without_types_of_flags(super().get_params(ctx))
 
+    def get_short_help_str(self, limit: int = _SENTENCE) -> str:
+        return super().get_short_help_str(limit)
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, [self._current(argument) for argument in args])
 
@@ -107,6 +112,10 @@ class Group(TyperGroup):
     def get_params(self, ctx: Any) -> Any:
         """Return the options of the group."""
         return _without_types_of_flags(super().get_params(ctx))
+
+    def get_short_help_str(self, limit: int = _SENTENCE) -> str:
+        """Return the first sentence of the help."""
+        return super().get_short_help_str(limit)
 
 
 def _without_types_of_flags(params: list[Any]) -> list[Any]:

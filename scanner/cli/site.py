@@ -85,10 +85,10 @@ def serve(
     with ExitStack() as begin:  # until the site is written for the first time
         say = begin.enter_context(waiting(sys.stderr, "reading the store"))
 
-        def tell(text: str) -> None:
-            if served:
-                note(text)
-            else:
-                say(text)
+        def progress(model: str) -> None:
+            if not served:
+                say(f"writing {model}")
+            elif sys.stderr.isatty():
+                note(f"writing {model}")
 
-        serve_site(store, port=port, interval=interval, ready=ready, tell=tell)
+        serve_site(store, port=port, interval=interval, ready=ready, progress=progress, tell=note)

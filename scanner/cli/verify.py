@@ -40,7 +40,8 @@ def verify(
         rmtscan verify s3://bucket/results --format json
     """
     names = ("file", "result", "state", "problem", "remedy")
-    show = printer(table, View(), columns=names, rows=None)
+    # --all has another meaning here, and without --rows all files are shown.
+    show = printer(table, View(), columns=names, rows=None, more="a larger --rows prints them")
 
     import pyarrow as pa
 

@@ -335,7 +335,9 @@ EXPERIMENT = register_experiment(
         plan=plan,
         query="lazy_learning",
         table_parameters={"percent": 20.0},
-        help="""Train small networks in the rich and the lazy regime and remove singular values from them (v1, App. A).
+        help="""Train small networks in the rich and the lazy regime and remove singular values from them.
+
+Source: arXiv 2410.17770v1, appendix A.
 
 Removed are the smallest by number, the smallest by their share of the sum, and the same number at random. Each network is
 stored when it is measured (table ablations); existing networks are reused. Prints the rows of query lazy_learning: accuracy by

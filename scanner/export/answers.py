@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
@@ -63,12 +62,12 @@ def write_answer(table: pa.Table, suffix: str, sink: BinaryIO) -> None:
 
 
 def distinct_names(table: pa.Table) -> pa.Table:
-    """Rename columns with the name of an earlier one, which SQL allows and files do not: `a`, `a_2`."""
+    """Rename columns with the name of an earlier one, which SQL allows and files do not: `a`, `a_1`."""
     names: list[str] = []
     for name in table.column_names:
         one, count = name, 1
         while one in names or (count > 1 and one in table.column_names):
-            one, count = f"{name}_{count + 1}", count + 1
+            one, count = f"{name}_{count}", count + 1
         names.append(one)
     return table if names == table.column_names else renamed(table, names)
 
@@ -77,16 +76,6 @@ def renamed(table: pa.Table, names: Sequence[str]) -> pa.Table:
     """Return a table with other names of columns; what its columns are stays in the metadata of the fields."""
     fields = [field.with_name(name) for field, name in zip(table.schema, names, strict=True)]
     return pa.Table.from_arrays(table.columns, schema=pa.schema(fields, metadata=table.schema.metadata))
-
-
-def finite(table: pa.Table) -> pa.Table:
-    """Return a table in which infinite values and NaN are null."""
-    for position, field in enumerate(table.schema):
-        if pa.types.is_floating(field.type):
-            column = table.column(position)
-            kept = pc.if_else(pc.is_finite(column), column, pa.scalar(None, field.type))
-            table = table.set_column(position, field, kept)
-    return table
 
 
 def with_text(table: pa.Table, *, nested: bool) -> pa.Table:
@@ -127,7 +116,7 @@ def _parquet(table: pa.Table, sink: BinaryIO) -> None:
 
 
 def _csv(table: pa.Table, sink: BinaryIO) -> None:
-    pyarrow.csv.write_csv(inert_text(with_text(finite(table), nested=True)), sink)
+    pyarrow.csv.write_csv(inert_text(with_text(table, nested=True)), sink)
 
 
 def _json(table: pa.Table, sink: BinaryIO) -> None:

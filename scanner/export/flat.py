@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from scanner.checkpoint.names import printable
 from scanner.errors import ConfigError, ScannerError
@@ -25,7 +26,7 @@ def flat_csv(store: Store, model: str, *, table: Table = "matrices") -> str:
         ConfigError: there is no such table.
         ScannerError: the model has no rows.
     """
-    return answer_file(_rows(store, model, table), ".csv").decode()
+    return answer_file(_finite(_rows(store, model, table)), ".csv").decode()
 
 
 def flat_json(store: Store, model: str, *, table: Table = "matrices") -> str:
@@ -45,3 +46,13 @@ def _rows(store: Store, model: str, table: Table) -> pa.Table:
     if not found.num_rows:
         raise ScannerError(f"{printable(model)} has no rows in {store.url}")
     return found
+
+
+def _finite(table: pa.Table) -> pa.Table:
+    """Return a table in which infinite values and NaN are null."""
+    for position, field in enumerate(table.schema):
+        if pa.types.is_floating(field.type):
+            column = table.column(position)
+            kept = pc.if_else(pc.is_finite(column), column, pa.scalar(None, field.type))
+            table = table.set_column(position, field, kept)
+    return table

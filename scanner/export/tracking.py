@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from scanner.checkpoint.names import printable
-from scanner.errors import ScannerError
+from scanner.errors import ConfigError, ScannerError
 from scanner.export.answers import answer_file
 from scanner.export.card import model_card
 from scanner.export.matrices import SQL
@@ -96,6 +96,7 @@ def log_to_wandb(
         offline: a folder for an offline run, which `wandb sync` uploads; None: the server that is configured.
 
     Raises:
+        ConfigError: `offline` cannot be a folder.
         ScannerError: wandb is not installed, nobody is logged in, or the server does not answer.
     """
     wandb = client("wandb")
@@ -110,12 +111,14 @@ def log_to_wandb(
         x_disable_machine_info=True,
         x_disable_stats=True,
         x_save_requirements=False,
+        reinit="create_new",  # beside a run of the same process, which stays open
     )
     where = {} if offline is None else {"dir": str(offline), "mode": "offline"}
+    if offline is not None:
+        _folder(offline)
     try:
-        if offline is not None:
-            offline.mkdir(parents=True, exist_ok=True)  # wandb would take another folder
         with _files_in(offline):
+            wandb.setup(settings=settings)  # silent from here on: it would ask a terminal for an account
             run = wandb.init(
                 project=project, entity=entity, name=safe(model), job_type="rmtscan", settings=settings, **where
             )
@@ -129,6 +132,14 @@ def log_to_wandb(
     except (wandb.Error, ValueError, OSError) as error:
         remedy = "log in with `wandb login`, or write a run into a folder with `offline`"
         raise _refused("Weights & Biases", error, remedy) from error
+
+
+def _folder(path: Path) -> None:
+    """Create the folder of an offline run: wandb would take another one."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError("offline", f"{printable(str(path))!r} is no folder: {error.strerror or error}") from error
 
 
 @contextmanager
@@ -172,10 +183,14 @@ def log_to_mlflow(
         known = tracker.get_experiment_by_name(experiment)
         number = tracker.create_experiment(experiment) if known is None else known.experiment_id
         run = tracker.create_run(number, run_name=safe(model), tags={"rmtscan.model": printable(model)})
-        for name, value in metrics.items():
-            tracker.log_metric(run.info.run_id, name, value)
-        tracker.log_artifacts(run.info.run_id, str(folder))
-        tracker.set_terminated(run.info.run_id)
+        state = "FAILED"
+        try:
+            for name, value in metrics.items():
+                tracker.log_metric(run.info.run_id, name, value)
+            tracker.log_artifacts(run.info.run_id, str(folder))
+            state = "FINISHED"
+        finally:  # a run that was begun is no longer running, also after Ctrl-C
+            tracker.set_terminated(run.info.run_id, state)
     except (mlflow.exceptions.MlflowException, ImportError, OSError) as error:
         raise _refused("MLflow", error, "see `uri` and MLFLOW_TRACKING_URI") from error
     return f"experiment {experiment}, run {run.info.run_id}"

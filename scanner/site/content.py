@@ -37,7 +37,7 @@ COLUMNS = ("singular_value", "u_p", "v_p", "u_p_scale", "v_p_scale", "scale_dens
 STEPS = 250
 """p-values of aggregates are stored as one byte: p times `STEPS`, or `UNKNOWN`."""
 UNKNOWN = 255
-_MOST_WORD = 80
+_MOST_WORD, _MOST_ROLE = 80, 24
 _CLASS = re.compile(r"(For[A-Z]\w*|Model|LMHeadModel)$")
 #: Columns of the list of matrices that are numbers, by their names in the store.
 _NUMBERS = (
@@ -86,7 +86,7 @@ def entry(model: Model, found: Answers, headline: str) -> dict[str, Any]:
         "p": short(row["p"], 3),
         "below": short(row["below_percent"], 3),
         "above": short(row["above_percent"], 3),
-        "learned": row["learned_role"],
+        "learned": _word(row["learned_role"], _MOST_ROLE),
         "heat": heat(found.roles),
         "headline": shown(headline)[:200],
     }
@@ -105,7 +105,7 @@ def heat(rows: Iterable[Row]) -> dict[str, str]:
     """Return the heat strip of a model from the rows of query `role_table`: see `entry`."""
     found: dict[str, list[list[float]]] = {}
     for row in rows:
-        cells = found.setdefault(str(row["role"]), [[] for _ in range(DECILES)])
+        cells = found.setdefault(_word(row["role"], _MOST_ROLE) or "", [[] for _ in range(DECILES)])
         for decile in range(DECILES):
             value = row[f"d{decile + 1}"]
             if value is not None:
@@ -257,7 +257,7 @@ def listed(
     if not slices:
         columns["tensor"] = [printable(str(row["tensor"])) for row in matrices]
     for name in _SLICE_WORDS if slices else _WORDS:
-        texts = [None if row[name] is None else printable(str(row[name])) for row in matrices]
+        texts = [_name(row[name]) for row in matrices]
         words[name] = sorted({text for text in texts if text is not None})
         place = {text: number for number, text in enumerate(words[name])}
         columns[name] = [None if text is None else place[text] for text in texts]
@@ -319,15 +319,15 @@ def heads(slices: Sequence[Row]) -> dict[str, Any]:
         }
         roles.append(
             {
-                "role": _word(role),
-                "module": _word(module),
+                "role": _name(role),
+                "module": _name(module),
                 "between": _word(rows[0]["between"]),
                 "shape": _shapes(rows, role, module),
                 "heads": numbers,
                 "means": means,
             }
         )
-    return {"places": [[_word(stack), layer] for stack, layer in places], "roles": roles}
+    return {"places": [[_name(stack), layer] for stack, layer in places], "roles": roles}
 
 
 def control(store: Store, rows: int, cols: int) -> bytes | None:
@@ -356,9 +356,10 @@ def _map(matrices: Sequence[Row], deciles: Sequence[Row]) -> dict[str, Any]:
             if row[name] is not None:
                 packed[place, role, row["decile"] - 1, number] = round(STEPS * min(1.0, max(0.0, row[name])))
     return {
-        "places": [[_word(stack), layer] for stack, layer in places],
+        "places": [[_name(stack), layer] for stack, layer in places],
         "roles": [
-            role if module is None else f"{role} ({printable(str(module)).replace('_', ' ')})" for role, module in roles
+            _name(role) if module is None else f"{_name(role)} ({printable(str(module)).replace('_', ' ')})"
+            for role, module in roles
         ],
         "counts": [[len(cell) for cell in row] for row in cells],
         "means": {
@@ -406,7 +407,7 @@ def _pair(found: Changed) -> dict[str, Any]:
         "command": f"rmtscan compare {in_shell(base)} {in_shell(tuned)}",
         "roles": [
             {
-                "role": row["role"],
+                "role": _name(row["role"]),
                 "matrices": row["matrices"],
                 **{name: _finite(short(row[name], 3)) for name in numbers},
                 "intruders": row["intruders"],
@@ -463,6 +464,11 @@ def _family(row: Row) -> str | None:
     """Return the family of a model: the class of its architecture without the name of the task."""
     architecture = row["architecture"]
     return None if not architecture else _CLASS.sub("", _word(architecture) or "") or _word(architecture)
+
+
+def _name(value: object) -> str | None:
+    """Return a name that pages look up in one another's data: it is the same in all files of a model."""
+    return None if value is None else printable(str(value))
 
 
 def _word(value: object, most: int = _MOST_WORD) -> str | None:

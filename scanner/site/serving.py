@@ -12,9 +12,9 @@ import os
 import signal
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scanner.errors import ConfigError, ScannerError
 from scanner.site.writing import Site, state_of, write_site
@@ -35,6 +35,7 @@ def serve(
     port: int = 8137,
     interval: float = INTERVAL,
     ready: Callable[[str, Site], None] = lambda address, site: None,
+    progress: Callable[[str], None] = lambda model: None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> None:
     """Write the site of a store to a temporary folder and serve it until interrupted.
@@ -44,7 +45,8 @@ def serve(
         port: port on the loopback interface; 0: any free one.
         interval: seconds between two looks at the store; what changed is written again.
         ready: called with the address, when requests are answered.
-        tell: called with what happens: models that are written, and problems of the store.
+        progress: called with the name of each model that is written, at first and later.
+        tell: called with problems of the store, while the site stays as it is.
 
     Raises:
         ScannerError: there is no store, the port is taken, or a package is missing.
@@ -53,14 +55,18 @@ def serve(
         raise ConfigError("port", f"must be between 0 and 65535, got {port}")
     if not interval > 0:
         raise ConfigError("interval", f"must be a positive number of seconds, got {interval:g}")
-    open_store(url)  # errors come before anything is written
+    known = _state(url)  # before the first site: what changes while it is written is written next
     with contextlib.suppress(ValueError):  # in a thread, there are no signals
         signal.signal(signal.SIGTERM, _interrupted)
     with tempfile.TemporaryDirectory(prefix="rmtscan-site-") as folder:
-        site = _write(url, folder, tell)
+        site = _write(url, folder, progress)
         assert site is not None  # nothing ends it but an exception
         with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
-            asyncio.run(_serve(url, Path(folder), port, interval, lambda address: ready(address, site), tell))
+
+            def follow() -> Coroutine[Any, Any, None]:
+                return _keep_current(url, Path(folder), interval, progress, tell, known)
+
+            asyncio.run(_serve(Path(folder), port, lambda address: ready(address, site), follow))
 
 
 def application(folder: Path) -> web.Application:
@@ -102,20 +108,20 @@ class _Ended(Exception):
     """The server ends while its site is written."""
 
 
-def _write(url: str, folder: str, tell: Callable[[str], None], ended: threading.Event | None = None) -> Site | None:
+def _write(url: str, folder: str, progress: Callable[[str], None], ended: threading.Event | None = None) -> Site | None:
     """Write the site, in any thread; None if the server has ended before it was whole."""
 
-    def progress(model: str) -> None:
+    def begun(model: str) -> None:
         # The process waits for this thread: a thread that reads the store while the interpreter ends would have its connection
         # taken away.
         if ended is not None and ended.is_set():
             raise _Ended
-        tell(f"writing {model}")
+        progress(model)
 
     # A store belongs to one thread, and sites are written in several, one after the other.
     store = open_store(url)
     try:
-        return write_site(store, folder, live=True, progress=progress)
+        return write_site(store, folder, live=True, progress=begun)
     except _Ended:
         return None
     finally:
@@ -123,8 +129,9 @@ def _write(url: str, folder: str, tell: Callable[[str], None], ended: threading.
 
 
 async def _serve(
-    url: str, folder: Path, port: int, interval: float, ready: Callable[[str], None], tell: Callable[[str], None]
+    folder: Path, port: int, ready: Callable[[str], None], follow: Callable[[], Coroutine[Any, Any, None]]
 ) -> None:
+    """Serve a folder while `follow` keeps it current."""
     from aiohttp import web
 
     # A service manager ends the server with SIGTERM, a user with Ctrl-C: both end the loop in an orderly way, and the temporary
@@ -144,26 +151,29 @@ async def _serve(
                 raise ConfigError("port", f"{port} is in use: choose another one, or 0 for any") from error
             raise ScannerError(f"{HOST}:{port} cannot be served: {os.strerror(error.errno or 0)}") from error
         ready(f"http://{HOST}:{runner.addresses[0][1]}/")
-        await _keep_current(url, folder, interval, tell)
+        await follow()
     finally:
         await runner.cleanup()
 
 
-async def _keep_current(url: str, folder: Path, interval: float, tell: Callable[[str], None]) -> None:
-    ended = threading.Event()
+async def _keep_current(
+    url: str, folder: Path, interval: float, progress: Callable[[str], None], tell: Callable[[str], None], known: str
+) -> None:
+    """Write the site again whenever the store is in another state than `known`, and then than the one that was written."""
+    ended, problem = threading.Event(), ""
     try:
-        known = await asyncio.to_thread(_state, url)
         while True:
             await asyncio.sleep(interval)
             try:
                 found = await asyncio.to_thread(_state, url)
                 if found != known:
-                    await asyncio.to_thread(_write, url, os.fspath(folder), tell, ended)
+                    await asyncio.to_thread(_write, url, os.fspath(folder), progress, ended)
                     known = found
-            except (
-                ScannerError
-            ) as error:  # such as a store on a disk that is gone for a moment: the site stays as it is
-                tell(f"the store could not be read: {error}")
+                problem = ""
+            except ScannerError as error:  # such as a store on a disk that is gone for a moment
+                if problem != str(error):  # and not again after each interval
+                    problem = str(error)
+                    tell(f"the store could not be read: {problem}")
     finally:
         ended.set()
 

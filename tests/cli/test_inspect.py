@@ -56,6 +56,17 @@ def test_the_table_shows_every_matrix_and_every_skipped_tensor(rmtscan: Run, mod
     assert "123 tensors skipped" in told.err
 
 
+def test_fewer_rows_and_columns_of_the_other_table_say_what_to_do(rmtscan: Run, model: str) -> None:
+    for more in ((), ("--all",)):
+        told = rmtscan("inspect", model, "--rows", 1, *more)
+        assert told.status == 0
+        assert "in all; a larger --rows prints them" in told.err, "--all would list the tensors"
+    told = rmtscan("inspect", model, "--columns", "tensor,rows")
+    shown = " ".join(told.err.replace("│", " ").split())
+    assert (told.status, "the table of roles (--all: the list of tensors) has no column 'tensor'" in shown) == (2, True)
+    assert rmtscan("inspect", model, "--all", "--columns", "tensor,rows").status == 0
+
+
 def test_the_answer_comes_first_by_role_and_by_reason(
     rmtscan: Run, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

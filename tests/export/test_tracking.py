@@ -68,6 +68,7 @@ def test_without_the_client_one_line_names_the_extra(
     told = [f"error: the client {client} is not installed: run `pip install 'rmtscan[{client}]'`"]
     monkeypatch.setitem(sys.modules, client, None)
     assert rmtscan("export", client, "org/model", "--store", store.url).errors == told
+    assert rmtscan("export", client, "unknown", "--store", store.url).errors == told, "before the store is read"
     # A folder of runs in the working directory is a package for Python, and not the client.
     monkeypatch.delitem(sys.modules, client)
     (tmp_path / client).mkdir()
@@ -102,6 +103,16 @@ def test_mlflow_gives_back_what_was_logged(rmtscan: Run, store: Store, tmp_path:
         assert pq.read_table(kept).equals(store.query("scans", model="org/model"))
 
 
+def test_a_run_of_mlflow_that_could_not_be_logged_is_not_left_running(tmp_path: Path) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="the client of MLflow is not installed (extra mlflow)")
+    uri = f"file:{tmp_path}/runs"
+    with pytest.raises(ScannerError, match="MLflow did not take the run: Invalid value"):
+        tracking.log_to_mlflow(tmp_path, {"no name?": 1.0}, "m", uri=uri)
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    [run] = client.search_runs([client.get_experiment_by_name("rmtscan").experiment_id])
+    assert run.info.status == "FAILED"
+
+
 def test_an_unreachable_server_of_mlflow_is_one_line(store: Store, tmp_path: Path) -> None:
     pytest.importorskip("mlflow", reason="the client of MLflow is not installed (extra mlflow)")
     with pytest.MonkeyPatch.context() as patch:
@@ -128,11 +139,36 @@ def test_an_offline_run_of_wandb_has_the_files_and_the_summary(rmtscan: Run, sto
     assert not [path for path in log.parent.glob("files/**/*") if path.is_file()], "nothing about this machine is in it"
 
 
-def test_nobody_logged_in_to_wandb_is_one_line(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_of_wandb_that_is_open_stays_open(tmp_path: Path) -> None:
+    wandb = pytest.importorskip("wandb", reason="the client of Weights & Biases is not installed (extra wandb)")
+    (tmp_path / "files").mkdir()
+    with wandb.init(project="own", dir=tmp_path, mode="offline") as own:
+        logged = tracking.log_to_wandb(tmp_path / "files", {"a": 1.0}, "m", offline=tmp_path / "runs")
+        assert Path(logged).is_relative_to(tmp_path / "runs")
+        own.log({"still": 1})
+        assert "a" not in dict(own.summary)
+
+
+def test_a_folder_of_wandb_that_is_a_file_is_one_line(rmtscan: Run, store: Store, tmp_path: Path) -> None:  # noqa: F811
+    pytest.importorskip("wandb", reason="the client of Weights & Biases is not installed (extra wandb)")
+    (tmp_path / "file").write_text("")
+    told = rmtscan("export", "wandb", "org/model", "--store", store.url, "--offline", tmp_path / "file")
+    assert (told.status, told.errors) == (1, [f"error: --offline '{tmp_path}/file' is no folder: File exists"])
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_nobody_logged_in_to_wandb_is_one_line(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
     pytest.importorskip("wandb", reason="the client of Weights & Biases is not installed (extra wandb)")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ScannerError, match=r"Weights & Biases did not take the run: .*; log in with `wandb login`"):
+    if terminal:  # where wandb would ask for an account
+        for stream in (sys.stdin, sys.stderr):
+            monkeypatch.setattr(stream, "isatty", lambda: True)
+    with pytest.raises(
+        ScannerError, match=r"Weights & Biases did not take the run: .*(?i:api.key).*; log in with `wandb login`"
+    ):
         tracking.log_to_wandb(tmp_path, {}, "m")

@@ -80,6 +80,8 @@ def test_the_verb_lists_damage_and_ends_with_3(store: Store, capsys: pytest.Capt
     assert "vectors/" in shown.out
     assert "--force" in shown.out
     assert "1 missing or damaged" in shown.err
+    assert verb("verify", store.url, "--all", "--rows", "1") == 3
+    assert "in all; a larger --rows prints them" in capsys.readouterr().err, "--all was given"
 
 
 @pytest.mark.parametrize("damage", DAMAGES[:3])

@@ -20,12 +20,13 @@ from tests.store.test_staging_comparisons import METHOD
 
 EVIL = "evil/</script><img src=x onerror=\"document.body.id='broken'\">'\u202e\x1b[2J"
 """A name that wants to be markup, a script and a terminal escape."""
+LONG = EVIL + "m" * 60
 SHAPES = {"query": (24, 24), "mlp_up": (48, 24)}
 NIGHT = "20261101T120000Z-00aa"
 
 
 def slices() -> list[Matrix]:
-    """Slices of two heads in two layers, and their products, with hostile names."""
+    """Slices of two heads in two layers, and their products, and a head outside of the layers, with hostile and long names."""
     tensor = f"javascript:document.body.id='broken'//{EVIL}{'x' * 300}"
     found = []
     for layer in range(2):
@@ -34,7 +35,7 @@ def slices() -> list[Matrix]:
             lower, upper = singular_value_edges(0.05, 24, 20, 4)
             edges = {"sigma": 0.05, "mp_lower": lower, "mp_upper": upper, "between": EVIL, "kv_head": head}
             for role, rows, cols, values, more in (
-                ("query", 4, 24, (4.0, 3.0, 2.0, 1.0), {"module": EVIL}),
+                ("query", 4, 24, (4.0, 3.0, 2.0, 1.0), {"module": LONG}),
                 ("qk", 24, 20, (1.4, 0.6, 0.5, 0.4), edges),
             ):
                 found.append(
@@ -52,6 +53,21 @@ def slices() -> list[Matrix]:
                         more=more,
                     )
                 )
+    p = [0.9] * 4
+    found.append(
+        Matrix(
+            tensor="pool",
+            stack=EVIL,
+            layer=None,
+            head=0,
+            role="query",
+            rows=4,
+            cols=24,
+            u_p=p,
+            v_p=p,
+            more={"module": LONG},
+        )
+    )
     return found
 
 

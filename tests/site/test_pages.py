@@ -283,7 +283,8 @@ def test_the_table_of_heads_is_loaded_when_it_is_looked_at_and_leads_to_a_slice(
         browser.run("document.getElementById('heads').scrollIntoView()")
         browser.wait(lambda: browser.run("return document.getElementById('heads-map').dataset.drawn"))
         cells = "return [...document.querySelectorAll('#heads-map tbody td')].map((one) => one.innerText)"
-        assert browser.run(cells) == ["0.10", "0.20", "0.30", "0.40"]
+        assert browser.run(cells) == ["0.10", "0.20", "0.30", "0.40", "0.90", "–"]
+        pool = browser.run("return document.querySelectorAll('#heads-map tbody td a')[4].href")
         browser.run(
             "const one = document.getElementById('head-role'); one.value = 'qk'; one.dispatchEvent(new Event('change'))"
         )
@@ -295,12 +296,15 @@ def test_the_table_of_heads_is_loaded_when_it_is_looked_at_and_leads_to_a_slice(
         [(url, size)] = [(url, size) for url, size in browser.received().items() if "/slices-" in url]
         assert 4 * len(COLUMNS) * 4 <= size < 4 * len(COLUMNS) * 4 + 600
         whole = (folder / "models" / TUNED / url.rpartition("/")[2]).stat().st_size
-        assert whole == 8 * 4 * len(COLUMNS) * 4
+        assert whole == 9 * 4 * len(COLUMNS) * 4
         assert "law of random products" in text(browser, "#spectrum")
         assert "AND head = 1" in text(browser, "#command pre")
         compile(text(browser, "#python pre"), "snippet", "exec")
         browser.run("document.getElementById('before').click()")
         browser.wait(lambda: text(browser, "h1").endswith("layer 1, head 0"))
+        browser.open(pool)  # of no layer
+        settled(browser)
+        assert text(browser, "h1").endswith("pool, head 0")
     finally:
         browser.reset()
 

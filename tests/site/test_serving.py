@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import http.client
 import json
 import os
@@ -15,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from scanner.errors import StoreError
 from scanner.site import serving
 from scanner.site.models import key_of
 from scanner.store import open_store
@@ -100,6 +103,46 @@ def test_a_server_that_ends_stops_writing_and_closes_the_store(tmp_path: Path) -
     whole = serving._write(store.url, str(tmp_path / "site"), lambda _: None)
     assert whole is not None
     assert whole.models == 3
+
+
+class _Done(Exception):
+    """The last model is being written."""
+
+
+def test_what_changes_while_the_first_site_is_written_is_not_missed_and_problems_are_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(str(tmp_path / "store"), create=True)
+    add_scan(store, "a", [Matrix()], model="first")
+    known, told = serving._state(store.url), list[str]()
+    state, moments = serving._state, iter([StoreError("gone"), StoreError("gone"), StoreError("away")])
+    add_scan(store, "b", [Matrix()], model="second")  # as if that was between the state and the end of writing
+
+    def unsteady(url: str) -> str:
+        for error in moments:
+            raise error
+        return state(url)
+
+    monkeypatch.setattr(serving, "_state", unsteady)
+
+    async def follow() -> None:
+        def progress(model: str) -> None:
+            told.append(model)
+            if model.startswith("second"):
+                raise _Done
+
+        with contextlib.suppress(_Done):
+            await asyncio.wait_for(
+                serving._keep_current(store.url, tmp_path / "site", 0.01, progress, told.append, known), 60
+            )
+
+    asyncio.run(follow())
+    assert told == [
+        "the store could not be read: gone",
+        "the store could not be read: away",
+        "first (1 of 2)",
+        "second (2 of 2)",
+    ]
 
 
 @pytest.mark.parametrize("ends", [signal.SIGTERM, signal.SIGINT])

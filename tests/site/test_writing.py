@@ -54,6 +54,23 @@ def test_the_index_has_every_model_in_less_than_two_kilobytes(folder: Path) -> N
     assert index["unfinished"] == [{"name": "org/late<b>", "parts": 1}]
 
 
+def test_no_file_has_a_character_that_steers_what_shows_it_and_entries_stay_small(own: Store, tmp_path: Path) -> None:
+    def name(kind: str) -> str:
+        return f"{kind}\u202e\x1b[2J\x85" + "x" * 10_000
+
+    rows = [Matrix(tensor=name(f"t{i}"), stack=name("stack"), role=name(f"{i} role"), layer=1) for i in range(20)]
+    slices = [Matrix(tensor=name("s"), stack=name("stack"), role=name("role"), more={"module": name("module")}, head=0)]
+    add_scan(own, "odd", [*rows, *slices], model=name("model"), revision=name("revision"), failed=[name("failed")])
+    write_site(own, tmp_path / "site")
+    for file in (tmp_path / "site").rglob("*.json"):
+        if file.name != "rmtscan-site.json":
+            content = file.read_text("utf-8")
+            assert content.isprintable(), file.name
+            assert r"\u001b" not in content, file.name  # as JSON writes it
+    for one in read(tmp_path / "site", "index.json")["models"]:
+        assert len(json.dumps(one)) <= 2048
+
+
 def test_the_heat_strip_is_the_mean_of_both_sides() -> None:
     row = {f"d{decile}": None for decile in range(1, 11)}
     rows = [{**row, "role": "key", "d1": 0.1, "d10": 1.0}, {**row, "role": "key", "d1": 0.3, "d10": 1.0}]
@@ -176,12 +193,18 @@ def test_heads_have_files_of_their_own_and_models_without_heads_none(folder: Pat
     heads = read(tuned, "heads.json")
     assert [(role["role"], role["heads"]) for role in heads["roles"]] == [("query", [0, 1]), ("qk", [0, 1])]
     rows = store.query("head_trend", model=EVIL).to_pylist()
+    at = {layer: number for number, (_, layer) in enumerate(heads["places"])}
     for role in heads["roles"]:
-        for row in (row for row in rows if row["role"] == role["role"]):
-            assert role["means"]["p"][row["layer"]][row["head"]] == pytest.approx(row["p"], rel=1e-3)
-            assert role["means"]["above"][row["layer"]][row["head"]] == row["outliers_above"]
+        for row in (row for row in rows if row["role"] == role["role"] and row["layer"] in at):
+            assert role["means"]["p"][at[row["layer"]]][row["head"]] == pytest.approx(row["p"], rel=1e-3)
+            assert role["means"]["above"][at[row["layer"]]][row["head"]] == row["outliers_above"]
+    assert [*at] == [0, 1, None]
     listed = read(tuned, "slices.json")
-    assert len(listed["columns"]["offset"]) == len(rows)
+    assert len(listed["columns"]["offset"]) == 9
+    # Pages look up the slices by these names, also by long ones.
+    for name in ("role", "module"):
+        assert {role[name] for role in heads["roles"]} - {None} == {*listed["words"][name]}
+    assert {stack for stack, _ in heads["places"]} == {*listed["words"]["stack"]}
     assert len(read(tuned, "matrices.json")["columns"]["offset"]) == 7
 
 

@@ -172,7 +172,6 @@ export async function table(place, columns, rows, { order = [], search = "", len
       render: (_, kind, row) => {
         const value = column.value(row);
         if (kind === "display") return column.html ? column.html(row) : esc(value);
-        if (kind === "sort" || kind === "type") return value ?? (typeof value === "number" ? Infinity : "");
         return kind === "filter" && column.text ? column.text(row) : value ?? "";
       },
     })),

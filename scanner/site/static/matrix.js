@@ -7,9 +7,13 @@ let model = null, list = null, index = null, shown = null;
 
 const NAMES = ["tensor", "role", "module", "stack", "layer", "head", "expert"];
 const PRODUCTS = ["qk", "ov"];
+const PLACE = ["module", "stack", "layer"];
 const chosen = () => {
   const asked = NAMES.map((name) => [name, state().get(name)]).filter(([, value]) => value);
-  return asked.length ? list.matrices.find((one) => asked.every(([name, value]) => String(one[name] ?? "") === value)) || null : null;
+  if (!asked.length) return null;
+  const found = list.matrices.filter((one) => asked.every(([name, value]) => String(one[name] ?? "") === value));
+  // A link to a slice has what is known of its place: one outside of the blocks has no layer.
+  return found.find((one) => known(one.head) && PLACE.every((name) => known(one[name]) === state().has(name))) || found[0] || null;
 };
 const isProduct = (one) => known(one.head) && PRODUCTS.includes(one.role);
 
@@ -53,11 +57,10 @@ async function read(one) {
 }
 async function controlOf(one, kept) {
   const file = list.controls[`${one.rows}x${one.cols}`];
-  if (!file) return {};
-  const count = Math.min(one.rows, one.cols), content = await bytes(file, 0, 8 * count);
-  if (count !== one.count) return {};  // such as a product of heads, which has fewer values
-  const at = kept;
-  return { [`${one.rows}x${one.cols}`]: { u: thousandths(floats(content, 0, count), at), v: thousandths(floats(content, 4 * count, count), at) } };
+  const count = Math.min(one.rows, one.cols);
+  if (!file || count !== one.count) return {};  // a product of heads has fewer values
+  const content = await bytes(file, 0, 8 * count);
+  return { [`${one.rows}x${one.cols}`]: { u: thousandths(floats(content, 0, count), kept), v: thousandths(floats(content, 4 * count, count), kept) } };
 }
 
 // The law of a product of two random factors: its density is in the list, in units of sigma sqrt(rows cols / rank).
