@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -24,7 +24,7 @@ from scanner.report.statements import rows_of as report_rows
 from scanner.report.wording import Finding, in_shell
 from scanner.rmt import product_law
 from scanner.site.answers import Answers, Changed
-from scanner.site.models import Model, key_of
+from scanner.site.models import Model, Pair, key_of
 from scanner.store import Store
 from scanner.store.publish import without_local_paths
 from scanner.store.tables import json_object
@@ -92,10 +92,10 @@ def entry(model: Model, found: Answers, headline: str) -> dict[str, Any]:
     }
     if model.difference:
         about["difference"] = True
-    tunes = [key_of(pair.tuned) for pair in model.pairs if pair.base == model.name]
+    tunes = [key_of(pair.tuned) for pair in _tunes(model)]
     if tunes:
         about["tunes"] = tunes[:40]
-    bases = [key_of(pair.base) for pair in model.pairs if pair.tuned == model.name]
+    bases = [key_of(pair.base) for pair in model.pairs if pair.tuned == model.name and pair.base not in pair.gone]
     if bases:
         about["bases"] = bases[:5]
     return {name: value for name, value in about.items() if value is not None}
@@ -167,13 +167,14 @@ def aggregates(model: Model, found: Answers, controls: Sequence[Row], unfinished
         "matrices": len(found.matrices),
         "findings": [_finding(one) for _, one in stands_out],
         "map": _map(found.matrices, found.deciles),
-        "pairs": [_pair(one) for one in found.changed],
-        "tunes": [
-            {"key": key_of(pair.tuned), "name": printable(pair.tuned)}
-            for pair in model.pairs
-            if pair.base == model.name
-        ][:100],
+        "pairs": [_pair(one, {name for pair in model.pairs for name in pair.gone}) for one in found.changed],
+        "tunes": [{"key": key_of(pair.tuned), "name": printable(pair.tuned)} for pair in _tunes(model)][:100],
     }
+
+
+def _tunes(model: Model) -> list[Pair]:
+    """Return the comparisons of a model with its fine-tunes that have a page."""
+    return [pair for pair in model.pairs if pair.base == model.name and pair.tuned not in pair.gone]
 
 
 #: Measures of the maps: column of the store, and significant digits.
@@ -383,8 +384,11 @@ def _mean(rows: Sequence[Row], column: str, digits: int) -> Any:
     return short(float(sum(values) / len(values)), digits) if values else None
 
 
-def _pair(found: Changed) -> dict[str, Any]:
-    """Return what fine-tuning changed: by role, and by decile, of the pair that was compared last."""
+def _pair(found: Changed, gone: Collection[str]) -> dict[str, Any]:
+    """Return what fine-tuning changed: by role, and by decile, of the pair that was compared last.
+
+    `base_key` is None if the base has no page.
+    """
     pair = found.comparison
     base, tuned = pair["base_model"], pair["tuned_model"]
     numbers = ("change_median", "change_max", "delta_rank", "delta_above", "delta_p")
@@ -396,7 +400,7 @@ def _pair(found: Changed) -> dict[str, Any]:
             deciles.setdefault(row["decile"], []).append(sum(values) / len(values))
     return {
         "base": printable(base),
-        "base_key": key_of(base),
+        "base_key": None if base in gone else key_of(base),
         "tuned": printable(tuned),
         "tuned_key": key_of(tuned),
         "difference_key": key_of(f"delta:{base}..{tuned}"),

@@ -26,6 +26,8 @@ class Pair(NamedTuple):
     """Scans that were compared."""
     matrices: int
     """Number of pairs of matrices, over these comparisons."""
+    gone: tuple[str, ...] = ()
+    """Which of both have no scan, and so no page: a comparison keeps its rows when a scan is removed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +57,13 @@ def key_of(name: str) -> str:
 
 def models_of(store: Store) -> list[Model]:
     """Return the models of a store, differences last, with the results that each is made from."""
+    found = rows_of(store, _SQL / "models.sql")
+    scanned = {row["model"] for row in found}
     compared: dict[str, list[Pair]] = {}
     for row in rows_of(store, _SQL / "comparisons.sql"):
-        pair = Pair(
-            row["base_model"], row["tuned_model"], tuple(row["pairs"]), tuple(row["scans"]), row["matrices"] or 0
-        )
+        base, tuned = row["base_model"], row["tuned_model"]
+        gone = tuple(name for name in (base, tuned) if name not in scanned)
+        pair = Pair(base, tuned, tuple(row["pairs"]), tuple(row["scans"]), row["matrices"] or 0, gone)
         for name in dict.fromkeys((pair.base, pair.tuned)):
             compared.setdefault(name, []).append(pair)
     return [
@@ -72,5 +76,5 @@ def models_of(store: Store) -> list[Model]:
             matrices=row["matrices"] or 0,
             triplets=row["triplets"] or 0,
         )
-        for row in rows_of(store, _SQL / "models.sql")
+        for row in found
     ]

@@ -126,7 +126,7 @@ def write_site(
         controls = _Controls(store, place, _digest(_FORM, controls_version))
         states = {
             model.key: _digest(
-                (_FORM, __version__, live, model.name, model.scans, [pair[:3] for pair in model.pairs]),
+                (_FORM, __version__, live, model.name, model.scans, [(*pair[:3], pair.gone) for pair in model.pairs]),
                 controls_version,
                 unfinished.get(model.name),
             )

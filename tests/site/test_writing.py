@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -342,6 +343,20 @@ def test_keys_are_safe_and_differ() -> None:
     for key in keys:
         assert set(key) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
         assert 0 < len(key) <= 64
+
+
+@pytest.mark.parametrize(("base", "tuned"), [("org/gone", "org/model"), ("org/model", "org/gone")])
+def test_no_page_links_to_a_model_whose_scan_was_removed(own: Store, tmp_path: Path, base: str, tuned: str) -> None:
+    add_scan(own, "a", [Matrix(rows=24, cols=24)], model="org/model")
+    add_pair(own, base, tuned, [("query", layer, 24, 24) for layer in range(2)], method=METHOD)
+    write_site(own, tmp_path / "site")
+    key = key_of("org/model")
+    page = (tmp_path / "site" / "models" / key / "index.html").read_text("utf-8")
+    assert {*re.findall(r"models/([a-z0-9-]+)/index", page)} <= {key}
+    assert key_of("org/gone") not in page
+    assert ("From org/gone" in page, "no longer has a scan of the base" in page) == (tuned == "org/model",) * 2
+    [entry] = read(tmp_path / "site", "index.json")["models"]
+    assert not {"tunes", "bases"} & {*entry}
 
 
 def test_models_know_their_comparisons(store: Store) -> None:
