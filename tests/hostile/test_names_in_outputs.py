@@ -32,10 +32,11 @@ NAMES = {
 }
 
 
-@pytest.fixture(params=NAMES)
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Store, str]:
+@pytest.fixture(scope="module", params=NAMES)
+def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, str]:
+    """A store in which everything has the name; it is only read."""
     name = NAMES[request.param]
-    made = open_store(str(tmp_path / "store"), create=True)
+    made = open_store(str(tmp_path_factory.mktemp("names") / "store"), create=True)
     rows = [Matrix(tensor=name, stack=name, role=name), Matrix(tensor="plain", layer=1)]
     add_scan(made, "a", rows, model=name, revision=name, failed=[name])
     return made, name
@@ -51,7 +52,6 @@ def test_terminals_get_lines_that_fit_and_nothing_that_steers_them(
     for words in (
         ["models"],
         ["status"],
-        ["show", "-n", "50"],
         ["query", "outliers"],
         ["query", "failures_by_reason"],
         ["query", "most_learned"],
