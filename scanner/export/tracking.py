@@ -114,10 +114,12 @@ def log_to_wandb(
         reinit="create_new",  # beside a run of the same process, which stays open
     )
     where = {} if offline is None else {"dir": str(offline), "mode": "offline"}
+    # An offline run has its files beside it, where wandb would use a folder of the user.
+    beside = {} if offline is None else {"WANDB_DATA_DIR": str(offline.absolute() / "wandb")}
     if offline is not None:
         _folder(offline)
     try:
-        with _files_in(offline):
+        with _environment(**beside):
             wandb.setup(settings=settings)  # silent from here on: it would ask a terminal for an account
             run = wandb.init(
                 project=project, entity=entity, name=safe(model), job_type="rmtscan", settings=settings, **where
@@ -143,19 +145,18 @@ def _folder(path: Path) -> None:
 
 
 @contextmanager
-def _files_in(folder: Path | None) -> Iterator[None]:
-    """Let wandb keep the files of an offline run beside it, where it would else use a folder of the user."""
-    name = "WANDB_DATA_DIR"
-    before = os.environ.get(name)
-    if folder is not None:
-        os.environ[name] = str(folder.absolute() / "wandb")
+def _environment(**values: str) -> Iterator[None]:
+    """Set environment variables that a client reads, as long as it is used."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        if folder is not None and before is None:
-            del os.environ[name]
-        elif before is not None:
-            os.environ[name] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def log_to_mlflow(
@@ -173,26 +174,28 @@ def log_to_mlflow(
     Raises:
         ScannerError: MLflow is not installed, or the server does not answer or refuses the run.
     """
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default waits for minutes
+    retries, asked = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_ALLOW_FILE_STORE"
+    settings = {retries: os.environ.get(retries, "2")}  # the default waits for minutes
     if uri is not None and ("://" not in uri or uri.startswith("file:")):
-        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow asks whether a folder is meant, and it is
-    mlflow = client("mlflow")
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    try:
-        tracker = mlflow.MlflowClient(tracking_uri=uri)
-        known = tracker.get_experiment_by_name(experiment)
-        number = tracker.create_experiment(experiment) if known is None else known.experiment_id
-        run = tracker.create_run(number, run_name=safe(model), tags={"rmtscan.model": printable(model)})
-        state = "FAILED"
+        settings[asked] = os.environ.get(asked, "true")  # MLflow asks whether a folder is meant, and it is
+    with _environment(**settings):
+        mlflow = client("mlflow")
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
         try:
-            for name, value in metrics.items():
-                tracker.log_metric(run.info.run_id, name, value)
-            tracker.log_artifacts(run.info.run_id, str(folder))
-            state = "FINISHED"
-        finally:  # a run that was begun is no longer running, also after Ctrl-C
-            tracker.set_terminated(run.info.run_id, state)
-    except (mlflow.exceptions.MlflowException, ImportError, OSError) as error:
-        raise _refused("MLflow", error, "see `uri` and MLFLOW_TRACKING_URI") from error
+            tracker = mlflow.MlflowClient(tracking_uri=uri)
+            known = tracker.get_experiment_by_name(experiment)
+            number = tracker.create_experiment(experiment) if known is None else known.experiment_id
+            run = tracker.create_run(number, run_name=safe(model), tags={"rmtscan.model": printable(model)})
+            state = "FAILED"
+            try:
+                for name, value in metrics.items():
+                    tracker.log_metric(run.info.run_id, name, value)
+                tracker.log_artifacts(run.info.run_id, str(folder))
+                state = "FINISHED"
+            finally:  # a run that was begun is no longer running, also after Ctrl-C
+                tracker.set_terminated(run.info.run_id, state)
+        except (mlflow.exceptions.MlflowException, ImportError, OSError) as error:
+            raise _refused("MLflow", error, "see `uri` and MLFLOW_TRACKING_URI") from error
     return f"experiment {experiment}, run {run.info.run_id}"
 
 

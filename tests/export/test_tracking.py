@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -90,6 +91,8 @@ def test_mlflow_gives_back_what_was_logged(rmtscan: Run, store: Store, tmp_path:
             told = rmtscan("export", "mlflow", model, "--store", store.url, "--uri", uri)
             assert (told.status, told.out) == (0, b"")
             assert told.err.isascii()
+        assert not {name for name in os.environ if name.startswith("MLFLOW_")}, "settings end with the export"
+        patch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
         client = mlflow.MlflowClient(tracking_uri=uri)
         number = client.get_experiment_by_name("rmtscan").experiment_id
         runs = {run.info.run_name: run for run in client.search_runs([number])}
@@ -103,11 +106,14 @@ def test_mlflow_gives_back_what_was_logged(rmtscan: Run, store: Store, tmp_path:
         assert pq.read_table(kept).equals(store.query("scans", model="org/model"))
 
 
-def test_a_run_of_mlflow_that_could_not_be_logged_is_not_left_running(tmp_path: Path) -> None:
+def test_a_run_of_mlflow_that_could_not_be_logged_is_not_left_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mlflow = pytest.importorskip("mlflow", reason="the client of MLflow is not installed (extra mlflow)")
     uri = f"file:{tmp_path}/runs"
     with pytest.raises(ScannerError, match="MLflow did not take the run: Invalid value"):
         tracking.log_to_mlflow(tmp_path, {"no name?": 1.0}, "m", uri=uri)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     client = mlflow.MlflowClient(tracking_uri=uri)
     [run] = client.search_runs([client.get_experiment_by_name("rmtscan").experiment_id])
     assert run.info.status == "FAILED"
