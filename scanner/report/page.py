@@ -115,7 +115,7 @@ def write_report(
 
 def render(store: Store, models: Sequence[str], *, progress: Callable[[str], None] = lambda _: None) -> tuple[str, int]:
     """Return the page of some models, and the number of pairs in it."""
-    matrices = {model: rows_of(store, "matrices", model=model) for model in models}
+    matrices = {model: rows_of(store, "matrices", model=model, heads=False) for model in models}
     anchors = Anchors()
     for number, model in enumerate(models):
         for row in matrices[model]:

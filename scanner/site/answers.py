@@ -60,9 +60,9 @@ class Answers:
     failures: Sequence[Row]
     """Rows of statement `failures` of the report."""
     matrices: Sequence[Row]
-    """Rows of statement `matrices` of the report: whole matrices in the order of the blocks."""
+    """Rows of statement `matrices` of the report: whole matrices in the order of the forward pass."""
     slices: Sequence[Row]
-    """Rows of statement `slices`: slices and products of attention heads."""
+    """Rows of the same statement: slices and products of attention heads."""
     deciles: Sequence[Row]
     """Rows of statement `deciles`."""
     asked: Mapping[str, Sequence[Row]]
@@ -125,11 +125,10 @@ def _answers(store: Store, models: Sequence[Model], changed: Mapping[Pair, Chang
 
     overview, roles = queried("fleet_overview"), queried("role_table")
     asked = {query: queried(query, **given) for query, given in MODEL_QUERIES.items()}
-    scans, matrices = (split(report_rows(store, statement, model=one)) for statement in ("scans", "matrices"))
+    scans = split(report_rows(store, "scans", model=one))
     failures = split(report_rows(store, "failures", model=one, most=_MOST_FAILURES))
-    slices, deciles = (
-        split(rows_of(store, _SQL / f"{statement}.sql", model=one)) for statement in ("slices", "deciles")
-    )
+    matrices, slices = (split(report_rows(store, "matrices", model=one, heads=heads)) for heads in (False, True))
+    deciles = split(rows_of(store, _SQL / "deciles.sql", model=one))
     vectors = store.sql((_SQL / "vectors.sql").read_text("utf-8"), {"model": one})
     places = _places(vectors, names)
     return {

@@ -247,7 +247,7 @@ def listed(
     With products of heads, `laws` has the density of their law by shape: see `_law`.
 
     Args:
-        matrices: rows of statement `matrices`, or of statement `slices`.
+        matrices: rows of statement `matrices` of the report, of whole matrices or of slices.
         stored: the vectors of these matrices.
         file: name of the file with the vectors.
         controls: files of random controls by shape, as `ROWSxCOLS`.
@@ -299,7 +299,7 @@ def heads(slices: Sequence[Row]) -> dict[str, Any]:
     role has is left out.
 
     Args:
-        slices: rows of statement `slices`.
+        slices: rows of statement `matrices` of the report, of slices and products.
     """
     places = list(dict.fromkeys((row["stack"], row["layer"]) for row in slices))
     at = {place: number for number, place in enumerate(places)}

@@ -1,5 +1,5 @@
--- Whole matrices of one model (null: of all models, except differences) with the columns of the table of matrices, in the order of
--- the forward pass.
+-- Whole matrices of one model (null: of all models, except differences) or, with heads, slices and products of its attention heads, with
+-- the columns of the tables of matrices, in the order of the forward pass.
 select
     scan_id,
     model,
@@ -8,6 +8,9 @@ select
     role,
     module,
     expert,
+    head,
+    kv_head,
+    "between",
     tensor,
     rows,
     cols,
@@ -38,5 +41,5 @@ select
     bulk_failed
 from matrices
 semi join chosen_scans($model, null) using (scan_id)
-where head is null
-order by stack desc nulls first, layer nulls last, role_order(role), role, module nulls first, expert, tensor;
+where (head is not null) = $heads
+order by stack desc nulls first, layer nulls last, role_order(role), role, module nulls first, expert, head, tensor;
