@@ -31,8 +31,8 @@ HEAD = """# Gallery
 Every figure of `rmtscan plot`, drawn from small real models with the defaults. `rmtscan plot FIGURE --list` lists the parameters
 of a figure; `--width 85mm --theme paper -o figure.pdf` makes it fit a column of a paper.
 """
-SHORT = """Runs of experiments are as short as a picture allows (`make gallery-experiments`): the text below a figure says how many
-tokens, draws and seeds there are, and their error bars say what that means. [Findings](../findings.md) rest on longer ones.
+SHORT = """Runs of experiments are as short as a picture allows (`make gallery-experiments`): the text below a figure gives
+its numbers of tokens, draws and seeds. The results in [Findings](../findings.md) come from longer runs.
 """
 MISSING = """## Figures without results
 
